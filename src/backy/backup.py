@@ -1,0 +1,138 @@
+"""Backup: take a snapshot, copy what changed into a draft, publish it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+from backy import disk as disks
+from backy import trash
+from backy.disk import Cache
+from backy.errors import DamagedError, FullError, StoreError, translated
+from backy.image import Image, Progress, copy
+from backy.repository import Repository, RevisionDraft
+from backy.revision import Disk, Revision, Trust, check_disk_name
+from backy.sources import Snapshot, Source
+from backy.units import format_size
+
+Warn = Callable[[str], None]
+
+
+def backup(
+    repository: Repository,
+    source: Source,
+    *,
+    tags: tuple[str, ...] = (),
+    begin: Progress = lambda size: None,
+    progress: Progress = lambda done: None,
+    warn: Warn = lambda warning: None,
+) -> Revision:
+    """Make one revision of all disks of `source` and give it, published.
+
+    `begin` is told the bytes of all disks, `progress` of each part that is dealt with, `warn` of
+    what the user should know; the revision says that, too. Raises BusyError where the job is
+    being backed up, SourceError, StoreError or FullError; the history is then what it was. Where
+    the store is full, what this backup wrote is dropped again.
+    """
+    with repository.exclusive("backup"):
+        try:
+            return _backup(repository, source, tags, begin, progress, warn)
+        except FullError:
+            trash.sweep(repository)
+            raise
+
+
+def _backup(
+    repository: Repository,
+    source: Source,
+    tags: tuple[str, ...],
+    begin: Progress,
+    progress: Progress,
+    warn: Warn,
+) -> Revision:
+    warnings: list[str] = []
+    parent = _usable_parent(repository, warnings)
+    with repository.draft() as draft, source.snapshot(parent) as snapshot:
+        begin(sum(image.size for image in snapshot.disks.values()))
+        made = {}
+        for name, image in snapshot.disks.items():
+            warnings += _size_warnings(parent, check_disk_name(name), image.size)
+            made[name] = _copy_disk(repository, draft, parent, name, image, progress)
+        _write_files(draft, snapshot)
+        warnings += snapshot.warnings()
+        for warning in warnings:
+            warn(warning)
+        revision = draft.publish(
+            Revision(
+                id=draft.id,
+                time=draft.time,
+                parent=parent.id if parent else None,
+                seconds=0,
+                consistency=snapshot.consistency,
+                disks=made,
+                tags=tags,
+                warnings=tuple(warnings),
+            )
+        )
+        snapshot.keep()
+    return revision
+
+
+def _usable_parent(repository: Repository, warnings: list[str]) -> Revision | None:
+    """The newest revision that nobody distrusts and whose index and image are in place."""
+    history = repository.history()
+    warnings += [f"ignored a revision: {error.message}" for error in repository.damaged]
+    for revision in reversed(history):
+        if revision.trust is Trust.DISTRUSTED:
+            warnings.append(f"revision {revision.id} is distrusted; it is not built upon")
+            continue
+        try:
+            with ExitStack() as stack:
+                for name in revision.disks:
+                    stack.enter_context(repository.store.open(revision, name, Cache.USE))
+        except DamagedError as error:
+            warnings.append(f"revision {revision.id} is not built upon: {error.message}")
+        else:
+            return revision
+    return None
+
+
+def _size_warnings(parent: Revision | None, name: str, size: int) -> Iterator[str]:
+    if not parent:
+        return
+    old = parent.disks[name].size if name in parent.disks else None
+    if old is None:
+        yield f"disk {name} is new; all of it was read"
+    elif old != size:
+        change = "grew" if size > old else "shrank"
+        yield f"disk {name} {change} from {format_size(old)} ({old} bytes) to {format_size(size)} ({size} bytes)"
+
+
+def _copy_disk(
+    repository: Repository,
+    draft: RevisionDraft,
+    parent: Revision | None,
+    name: str,
+    image: Image,
+    progress: Progress,
+) -> Disk:
+    base = parent if parent and name in parent.disks else None
+    with repository.store.draft(draft.folder, name, image.size, base) as target:
+        read = copy(image, target, progress=progress)
+        with translated(StoreError, f"{repository.name}: reading the new index of {name}"):
+            index_hash = target.index_hash()
+    return Disk(
+        size=image.size,
+        block_size=target.block_size,
+        index_hash=index_hash,
+        read=read,
+        changed=target.changed,
+        stored=target.stored,
+    )
+
+
+def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:
+    for name, content in snapshot.files.items():
+        path = draft.folder / check_disk_name(name)
+        with translated(StoreError, f"writing {path}"):
+            disks.write_file(path, content)

@@ -1,0 +1,110 @@
+"""tag, remove, undo, purge: the commands that change the history."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
+
+from backy import trash
+from backy.cli.app import AsJson, Context, Job, Spec, app, open_repository
+from backy.cli.output import print_json
+from backy.errors import NotFoundError
+from backy.records import revision_record
+from backy.repository import Repository
+from backy.revision import Revision
+from backy.units import format_size, parse_duration
+from backy.words import select
+
+
+class _TagCommand(TyperCommand):
+    """Takes +TAG and -TAG as arguments: click would see the options -T, -A and -G in the latter."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        options, marks = [], []
+        arguments = iter(args)
+        for argument in arguments:
+            if argument in {"-r", "--revision"}:
+                options += [argument, *[value for value in [next(arguments, None)] if value is not None]]
+            elif argument[:1] in {"+", "-"} and argument[:2] != "--" and argument != "-h":
+                marks.append(argument)
+            else:
+                options.append(argument)
+        return super().parse_args(ctx, [*options, "--", *marks])
+
+
+@app.command(cls=_TagCommand, epilog="Example: backy tag vm1 -r latest +manual:before-upgrade -daily")
+def tag(
+    context: Context,
+    job: Job,
+    marks: Annotated[list[str], typer.Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")],
+    spec: Spec = "latest",
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Add and drop tags of revisions."""
+    if odd := [mark for mark in marks if mark[:1] not in {"+", "-"}]:
+        raise typer.BadParameter(f"write +{odd[0]} or -{odd[0]}")
+    repository = open_repository(context, job)
+    changed = repository.retag(
+        _selected(repository, spec),
+        add={mark[1:] for mark in marks if mark.startswith("+")},
+        drop={mark[1:] for mark in marks if mark.startswith("-")},
+    )
+    if as_json:
+        print_json({"job": job, "revisions": [revision_record(revision) for revision in changed]})
+    for revision in [] if as_json else changed:
+        typer.echo(f"{job}: {revision.id}: {', '.join(revision.tags) or 'no tags'}")
+
+
+def _selected(repository: Repository, spec: str) -> list[Revision]:
+    found = select(spec, repository.history())
+    if not found:
+        raise NotFoundError(f"{repository.name}: {spec!r} names no revision", f"backy list {repository.name}")
+    return found
+
+
+@app.command(epilog="Example: backy remove vm1 -r 20261123T004938Z-x7k2")
+def remove(
+    context: Context,
+    job: Job,
+    spec: Spec,
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Move revisions to the trash. backy undo brings them back, backy purge frees their space."""
+    repository = open_repository(context, job)
+    revisions = _selected(repository, spec)
+    trash.remove(repository, revisions)
+    _say(job, "removed", [revision.id for revision in revisions], f"backy undo {job} brings them back", as_json)
+
+
+@app.command(epilog="Example: backy undo vm1")
+def undo(context: Context, job: Job, as_json: AsJson = False) -> None:  # noqa: FBT002
+    """Bring back what the last backy remove took away."""
+    _say(job, "restored", trash.undo(open_repository(context, job)), "back in the history", as_json)
+
+
+def _say(job: str, action: str, ids: list[str], what_next: str, as_json: bool) -> None:  # noqa: FBT001
+    if as_json:
+        print_json({"job": job, action: ids})
+    else:
+        typer.echo(f"{job}: {action} {', '.join(ids)}; {what_next}")
+
+
+@app.command(epilog="Example: backy purge vm1 --older-than 7d")
+def purge(
+    context: Context,
+    job: Job,
+    older_than: Annotated[
+        str, typer.Option(metavar="DURATION", help="Leave what was removed more recently: 30m, 4h, 7d.")
+    ] = "0s",
+    as_json: AsJson = False,  # noqa: FBT002
+) -> None:
+    """Delete removed revisions for good, and every stored block that no revision names."""
+    purged = trash.purge(open_repository(context, job), parse_duration(older_than))
+    if as_json:
+        kept = {"purged": purged.revisions, "kept": purged.kept}
+        print_json({"job": job, **kept, "freed": purged.freed})
+        return
+    kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
+    typer.echo(f"{job}: purged {len(purged.revisions)} revisions, freed {format_size(purged.freed)} of chunks{kept_note}")

@@ -1,0 +1,132 @@
+"""Progress of a long command: a bar on a terminal, a line a minute elsewhere, JSON lines for programs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from backy.cli.output import print_json
+from backy.units import format_duration, format_rate, format_size
+
+
+class Display(Protocol):
+    """Shows how far a command is, whenever it is asked to."""
+
+    interval_seconds: float
+
+    def show(self, done: int, total: int, seconds: float) -> None:
+        """`done` of `total` bytes were dealt with in so many seconds."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Meter:
+    """Counts bytes from any thread, and asks the display no more often than it wants."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._lock = threading.Lock()
+        self._start = self._shown = time.monotonic()
+        self._total = 0
+        self._done = 0
+
+    def begin(self, total: int) -> None:
+        """So many bytes lie ahead."""
+        self._total = total
+
+    def advance(self, length: int) -> None:
+        """So many more are dealt with."""
+        with self._lock:
+            self._done += length
+            now = time.monotonic()
+            if now - self._shown < self._display.interval_seconds:
+                return
+            self._shown = now
+            self._display.show(self._done, self._total, now - self._start)
+
+    def warn(self, text: str) -> None:
+        """Say it now."""
+        with self._lock:
+            self._display.warn(text)
+
+    @property
+    def seconds(self) -> float:
+        """Since the command began."""
+        return time.monotonic() - self._start
+
+
+@contextmanager
+def meter(title: str, *, as_json: bool) -> Iterator[Meter]:
+    """A Meter with the display that fits where this command's output goes."""
+    if as_json:
+        yield Meter(_Json())
+    elif sys.stderr.isatty():
+        with _bar(title) as display:
+            yield Meter(display)
+    else:
+        yield Meter(_Lines(title))
+
+
+class _Json:
+    interval_seconds = 1.0
+
+    def show(self, done: int, total: int, seconds: float) -> None:
+        rate = done / seconds
+        left = round((total - done) / rate, 1) if rate else None
+        print_json(
+            {"event": "progress", "done": done, "total": total, "rate": round(rate)} | {"eta_seconds": left}
+        )
+
+    def warn(self, text: str) -> None:
+        print_json({"event": "warning", "message": text})
+
+
+class _Lines:
+    interval_seconds = 60.0
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def show(self, done: int, total: int, seconds: float) -> None:
+        left = format_duration((total - done) * seconds / done) if done else "unknown"
+        share = f"{100 * done / max(total, 1):.1f} % of {format_size(total)}"
+        self._write(f"{share}, {format_rate(done, seconds)}, {left} left")
+
+    def warn(self, text: str) -> None:
+        self._write(f"warning: {text}")
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(f"{self._title}: {text}\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Display]:
+    from rich import progress  # noqa: PLC0415 - takes 90 ms, which only a terminal needs
+    from rich.console import Console  # noqa: PLC0415
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        class Bar:
+            interval_seconds = 0.1
+
+            def show(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002 - Display
+                bar.update(task, completed=done, total=total)
+
+            def warn(self, text: str) -> None:
+                bar.console.print(f"{title}: warning: {text}", markup=False, highlight=False)
+
+        yield Bar()

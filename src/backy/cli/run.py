@@ -1,0 +1,37 @@
+"""Run a command and report how it ended."""
+
+from __future__ import annotations
+
+import sys
+
+from backy import process
+from backy.cli import change, history, transfer  # noqa: F401 - importing them adds their commands
+from backy.cli.app import app
+from backy.cli.output import print_json
+from backy.errors import BackyError
+
+
+def run(arguments: list[str]) -> int:
+    """Give the exit code of the command that `arguments` say."""
+    try:
+        with process.cancellable():
+            app(arguments, prog_name="backy")
+    except SystemExit as end:  # typer's: 0 for done, 2 for wrong usage, which it has explained
+        return end.code if isinstance(end.code, int) else 1
+    except BackyError as error:
+        _report(error, as_json="--json" in arguments)
+        return error.exit_code
+    return 0
+
+
+def _report(error: BackyError, *, as_json: bool) -> None:
+    """Say what failed, on which object, and what to do next."""
+    sys.stderr.write(f"backy: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"  {error.hint}\n")
+    if as_json:
+        kind = type(error).__name__
+        print_json(
+            {"event": "error", "error": kind, "exit_code": error.exit_code}
+            | {"message": error.message, "hint": error.hint}
+        )

@@ -1,0 +1,363 @@
+"""The only door to files: whatever backy reads from or writes to a file system goes through here.
+
+That makes it the seam for fault injection and for the power-cut simulation, and the one place
+that knows Linux: O_DIRECT, FICLONE, holes, syncfs, flock. Functions raise OSError; their callers
+know which object failed and say so. Offsets and lengths are bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from backy.extent import Extent, Kind
+
+PAGE = 4096  # bytes; what O_DIRECT offsets, lengths and buffers are multiples of
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_BLKGETSIZE64 = 0x80081272  # linux/fs.h
+_BLKZEROOUT = 0x127F  # linux/fs.h
+_PUNCH_HOLE_KEEP_SIZE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, fallocate(2)
+_NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
+_NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class Cache(Enum):
+    """How a file's bytes go past the page cache.
+
+    USE is for small files. SPARE takes what the cache holds and leaves no more in it than it
+    found, so that a backup does not push out what the machine is working with. AVOID reads the
+    medium itself, which is what a verification has to do.
+    """
+
+    USE = "use"
+    SPARE = "spare"
+    AVOID = "avoid"
+
+
+class File:
+    """An open file or block device.
+
+    Reads and writes at offsets may come from several threads at once. Use it as a context
+    manager; leaving closes it.
+    """
+
+    __slots__ = ("_direct", "cache", "descriptor", "is_device", "path")
+
+    def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o644) -> None:
+        self.path = path
+        self.cache = cache
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+        self.is_device = stat.S_ISBLK(os.fstat(self.descriptor).st_mode)
+        self._direct = -1 if cache is Cache.USE else self._open_direct(flags)
+
+    def _open_direct(self, flags: int) -> int:
+        """Open the same file again for O_DIRECT; -1 where its file system has none (FUSE, some NFS)."""
+        access = flags & os.O_ACCMODE
+        try:
+            same = f"/proc/self/fd/{self.descriptor}"
+            return os.open(same, access | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in _NO_DIRECT | {errno.ENOENT}:
+                raise
+            return -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it; closing again does nothing."""
+        for descriptor in (self.descriptor, self._direct):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.descriptor = self._direct = -1
+
+    def size(self) -> int:
+        """The size in bytes, of a block device too (where stat says 0)."""
+        if not self.is_device:
+            return os.fstat(self.descriptor).st_size
+        answer = fcntl.ioctl(self.descriptor, _BLKGETSIZE64, bytes(8))
+        return int(struct.unpack("Q", answer)[0])
+
+    def status(self) -> os.stat_result:
+        """What stat(2) says now: identity, modification time, allocated blocks."""
+        return os.fstat(self.descriptor)
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` from `offset` on; give the bytes read, fewer only at the end of the file."""
+        done = self._read_some(offset, buffer)
+        while 0 < done < len(buffer):
+            more = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            if not more:
+                break
+            done += more
+        return done
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        if self._direct < 0 or (offset | len(buffer)) % PAGE:
+            return os.preadv(self.descriptor, [buffer], offset)
+        if self.cache is Cache.SPARE:
+            # RWF_NOWAIT answers only from the page cache: a short answer means the rest is not in it.
+            with suppress(BlockingIOError, OSError):
+                if os.preadv(self.descriptor, [buffer], offset, os.RWF_NOWAIT) == len(buffer):
+                    return len(buffer)
+        try:
+            return os.preadv(self._direct, [buffer], offset)
+        except OSError as error:
+            if error.errno not in _NO_DIRECT:
+                raise
+            return os.preadv(self.descriptor, [buffer], offset)  # a buffer or sector it cannot do
+
+    def read_bytes(self, offset: int, length: int) -> bytes:
+        """Give `length` bytes from `offset`; fewer only at the end of the file."""
+        return os.pread(self.descriptor, length, offset)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at `offset`. It is durable after `sync` or a barrier."""
+        view = memoryview(data)
+        direct = self._direct >= 0 and not (offset | len(view)) % PAGE
+        while view:
+            try:
+                done = os.pwrite(self._direct if direct else self.descriptor, view, offset)
+            except OSError as error:
+                if not direct or error.errno not in _NO_DIRECT:
+                    raise
+                direct = False
+                continue
+            view, offset = view[done:], offset + done
+            direct = direct and not done % PAGE
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Write all of `data` where the last write ended; works for pipes."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.descriptor, view) :]
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeroes and, where possible, give its space back."""
+        try:
+            if _libc.fallocate(self.descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length) == 0:
+                return
+            if ctypes.get_errno() not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            fcntl.ioctl(self.descriptor, _BLKZEROOUT, struct.pack("QQ", offset, length))
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}:
+                raise
+            self._write_zeroes(offset, length)
+
+    def _write_zeroes(self, offset: int, length: int) -> None:
+        zeroes = memoryview(bytes(1 << 20))
+        for start in range(offset, offset + length, len(zeroes)):
+            self.write(start, zeroes[: offset + length - start])
+
+    def resize(self, size: int) -> None:
+        """Cut the file, or make it longer with a hole."""
+        os.ftruncate(self.descriptor, size)
+
+    def clone(self, origin: File) -> bool:
+        """Share all of `origin`'s extents (FICLONE); False where the file systems cannot."""
+        try:
+            fcntl.ioctl(self.descriptor, _FICLONE, origin.descriptor)
+        except OSError as error:
+            if error.errno not in _NO_CLONE:
+                raise
+            return False
+        return True
+
+    def copy(self, origin: File, length: int) -> None:
+        """Take the first `length` bytes of `origin`, sharing them where the file system can."""
+        done = 0
+        while done < length:
+            moved = os.copy_file_range(origin.descriptor, self.descriptor, length - done, done, done)
+            if not moved:
+                raise OSError(errno.EIO, f"{origin.path} ends at {done}, not at {length} bytes")
+            done += moved
+
+    def extents(self, size: int) -> Iterator[Extent]:
+        """Where the file system keeps data and where holes, over [0, size); a device is all data."""
+        if self.is_device:
+            yield Extent(0, size, Kind.DATA)
+            return
+        position = 0
+        while position < size:
+            data = self._seek(position, os.SEEK_DATA, size)
+            if data > position:
+                yield Extent(position, data - position, Kind.ZERO)
+            position = self._seek(data, os.SEEK_HOLE, size)
+            if position > data:
+                yield Extent(data, position - data, Kind.DATA)
+
+    def _seek(self, position: int, whence: int, size: int) -> int:
+        if position >= size:
+            return size
+        try:
+            return min(size, os.lseek(self.descriptor, position, whence))
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # "no data beyond this position", lseek(2)
+                raise
+            return size
+
+    def start_writeback(self) -> None:
+        """Have the kernel begin to write it out and keep none of it cached; does not wait.
+
+        Measured with 5,472 chunks of 360 KiB: the barrier at the end takes 0.02 s, not 1.8 s.
+        """
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def protect(self) -> None:
+        """Take everybody's right to write to it."""
+        os.fchmod(self.descriptor, 0o444)
+
+    def sync(self) -> None:
+        """Return when its content and size are durable."""
+        os.fsync(self.descriptor)
+
+    def barrier(self) -> None:
+        """Return when everything written to its file system is durable (syncfs).
+
+        Raises OSError where any write-back failed since this file was opened (Linux 5.8 and
+        later), so open it before the first write that it has to vouch for.
+        """
+        if _libc.syncfs(self.descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def buffer(length: int) -> memoryview:
+    """A writable buffer that starts at a page, as O_DIRECT needs it."""
+    return memoryview(mmap.mmap(-1, -(-length // PAGE) * PAGE))[:length]
+
+
+def open_to_read(path: Path, cache: Cache = Cache.USE) -> File:
+    """Open an existing file or block device."""
+    return File(path, os.O_RDONLY, cache)
+
+
+def open_to_write(path: Path, cache: Cache = Cache.USE) -> File:
+    """Open an existing file or block device; a block device that is mounted or in use is refused."""
+    exclusive = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
+    return File(path, os.O_RDWR | exclusive, cache)
+
+
+def create(path: Path, cache: Cache = Cache.USE) -> File:
+    """Make a file that does not exist; raises FileExistsError where it does."""
+    return File(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, cache)
+
+
+def create_unnamed(folder: Path, cache: Cache = Cache.USE) -> File:
+    """Make a file without a name in `folder`'s file system; it vanishes with its last descriptor."""
+    return File(folder, os.O_RDWR | os.O_TMPFILE, cache, 0o600)
+
+
+def standard_output() -> File:
+    """The stream that a shell gave us."""
+    return File(Path("/dev/stdout"), os.O_WRONLY)
+
+
+def make_folder(path: Path) -> None:
+    """Make `path` and the folders above it; one that exists is fine."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def list_folder(path: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no such folder."""
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a file or folder another name, in one step; durable after `sync_folder` of both parents."""
+    old.rename(new)
+
+
+def remove_file(path: Path) -> int:
+    """Unlink, and give the size that the file had; 0 where it is gone already."""
+    try:
+        size = path.lstat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all that is in it, never following a symbolic link out of it."""
+    shutil.rmtree(path)
+
+
+def remove_empty_folder(path: Path) -> None:
+    """Remove a folder that has nothing in it."""
+    path.rmdir()
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the names in a folder are durable."""
+    with File(path, os.O_RDONLY | os.O_DIRECTORY) as folder:
+        folder.sync()
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """All of a small file. Raises OSError (EFBIG) where it is longer than `limit` bytes."""
+    with open_to_read(path) as file:
+        content = file.read_bytes(0, limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+    return content
+
+
+def write_file(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a small file, replacing one of that name in one step; durable on return."""
+    new = path.with_name(f".{path.name}.new")
+    with File(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=mode) as file:
+        file.append(content)
+        file.sync()
+    rename(new, path)
+    sync_folder(path.parent)
+
+
+def free_space(path: Path) -> int:
+    """Bytes that an ordinary user can still write to the file system of `path`."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0) -> Iterator[File]:
+    """Hold flock(2) on a file (made if missing) or folder; it ends with the process at the latest.
+
+    Raises BlockingIOError where another process still holds it after `patience_seconds`.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    with File(path, flags) as file:
+        deadline = time.monotonic() + patience_seconds
+        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        while True:
+            try:
+                fcntl.flock(file.descriptor, operation)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.02)
+        yield file

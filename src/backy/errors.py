@@ -1,0 +1,104 @@
+"""What can go wrong, with the exit code that a script sees.
+
+    BackyError             1   base of everything that is not a bug
+    ├── ConfigError        3   repository.json or an option is wrong
+    ├── SourceError        4   the source is missing, unreadable or empty
+    ├── StoreError         5   the repository cannot be read or written
+    │   ├── DamagedError   6   stored bytes are not what was stored
+    │   ├── BusyError      7   somebody else holds the lock
+    │   └── FullError      8   no space left on the repository's file system
+    ├── NotFoundError      9   no such job, revision or disk
+    ├── TargetError       10   the restore target cannot take the disk
+    └── CancelledError   130   Ctrl-C or SIGTERM
+
+Exit code 2 is a usage error (wrong options). Anything else that escapes is a bug and keeps its
+traceback, with exit code 70 (EX_SOFTWARE).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class BackyError(Exception):
+    """Something failed that a person can mend: what failed, on which object, and what to do next."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(BackyError):
+    """A setting is wrong; nothing was read or written."""
+
+    exit_code = 3
+
+
+class SourceError(BackyError):
+    """The source cannot be read; no revision was made."""
+
+    exit_code = 4
+
+
+class StoreError(BackyError):
+    """The repository cannot be read or written; what was published before is untouched."""
+
+    exit_code = 5
+
+
+class DamagedError(StoreError):
+    """Stored bytes are missing or are not what was stored."""
+
+    exit_code = 6
+
+
+class BusyError(StoreError):
+    """Another process holds the lock that this command needs; run it again later."""
+
+    exit_code = 7
+
+
+class FullError(StoreError):
+    """No space, or no quota, is left where the repository is; run it again after space was freed."""
+
+    exit_code = 8
+
+
+class NotFoundError(BackyError):
+    """There is no such job, revision or disk."""
+
+    exit_code = 9
+
+
+class TargetError(BackyError):
+    """The restore target cannot take the disk."""
+
+    exit_code = 10
+
+
+class CancelledError(BackyError):
+    """The user or the service manager stopped the command; the history is as it was before."""
+
+    exit_code = 130
+
+
+@contextmanager
+def translated(kind: type[BackyError], what: str, hint: str = "") -> Iterator[None]:
+    """Turn an OSError in the body into `kind`, or into FullError where a store has no space.
+
+    `what` names the action and the object: "vm1: writing chunk ab12…".
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT} and issubclass(kind, StoreError):
+            full_hint = "Free some space (backy purge JOB empties the trash), then run it again."
+            raise FullError(f"{what}: {reason}", full_hint) from error
+        raise kind(f"{what}: {reason}", hint) from error

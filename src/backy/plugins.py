@@ -1,0 +1,25 @@
+"""Find the class behind a plug-in's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from backy.errors import ConfigError
+
+
+def load(group: str, name: str, built_in: Mapping[str, str]) -> Any:  # noqa: ANN401 - the caller says
+    """The object that `built_in` ("module:attribute") or an installed package's entry point names.
+
+    Built-in ones are not asked for by entry point: reading those of all packages takes 30 ms.
+    Raises ConfigError where there is none.
+    """
+    if name in built_in:
+        module, _, attribute = built_in[name].partition(":")
+        return getattr(import_module(module), attribute)
+    for entry_point in entry_points(group=group, name=name):
+        return entry_point.load()
+    kind = group.rpartition(".")[2].rstrip("s")
+    raise ConfigError(f"there is no {kind} {name!r}", f"Built in: {', '.join(built_in)}.")

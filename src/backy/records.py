@@ -1,0 +1,120 @@
+"""The JSON files of a repository: values on one side, checked bytes on the other.
+
+Whatever is read here may be damaged, forged or from the future, so it is bounded and checked
+before anything else sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from backy import disk as disks
+from backy.errors import BackyError, ConfigError, DamagedError, translated
+from backy.revision import Revision, check_disk_name, check_tag, is_id
+from backy.units import KiB, MiB
+
+FORMAT = 1
+SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
+_LARGEST_RECORD = MiB  # bytes
+_LARGEST_DISK = 2**60  # bytes; what an index of 64 KiB blocks can still number
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What repository.json says. The store and the block size hold for the repository's life."""
+
+    store: str
+    block_size: int
+    level: int = 1
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+_SETTINGS = TypeAdapter(Settings)
+_REVISION = TypeAdapter(Revision)
+
+
+def encode_settings(settings: Settings) -> bytes:
+    """The bytes of repository.json."""
+    return _encode(_SETTINGS.dump_python(settings, mode="json"))
+
+
+def encode_revision(revision: Revision) -> bytes:
+    """The bytes of revision.json."""
+    return _encode(revision_record(revision))
+
+
+def revision_record(revision: Revision) -> dict[str, Any]:
+    """What JSON says of a revision, on disk and on the screen."""
+    record: dict[str, Any] = _REVISION.dump_python(revision, mode="json")
+    return record
+
+
+def _encode(record: dict[str, Any]) -> bytes:
+    return (json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_settings(path: Path) -> Settings:
+    """Read repository.json. Raises ConfigError where it is not one that this version can use."""
+    hint = f"Is {path.parent} a repository? restore.sh in it does without this file's settings."
+    settings: Settings = _read(path, _SETTINGS, ConfigError, hint)
+    if not SMALLEST_BLOCK <= settings.block_size <= LARGEST_BLOCK or settings.block_size % SMALLEST_BLOCK:
+        raise ConfigError(f"{path}: a block size of {settings.block_size} is not possible", hint)
+    if not 1 <= settings.level <= 19:
+        raise ConfigError(f"{path}: zstd has no level {settings.level}", "Levels go from 1 to 19.")
+    return settings
+
+
+def read_revision(path: Path, block_size: int) -> Revision:
+    """Read a revision.json in the folder that has the revision's name.
+
+    Raises DamagedError where it is not one, or names what could lead out of its folder.
+    """
+    hint = "Its disks can be restored by restore.sh or by hand; see docs/restore-by-hand.md."
+    revision: Revision = _read(path, _REVISION, DamagedError, hint)
+    try:
+        _check_revision(revision, path.parent.name, block_size)
+    except (BackyError, ValueError) as error:
+        raise DamagedError(f"{path}: {error}", hint) from error
+    return revision
+
+
+def _check_revision(revision: Revision, folder: str, block_size: int) -> None:
+    if revision.id != folder.lstrip(".") or not is_id(revision.id):
+        raise ValueError(f"it says that it is revision {revision.id!r}")
+    if revision.time.tzinfo is None or not revision.disks:
+        raise ValueError("it has no disks, or a time without a time zone")
+    for tag in revision.tags:
+        check_tag(tag)
+    for name, disk in revision.disks.items():
+        check_disk_name(name)
+        if disk.block_size != block_size or not 0 < disk.size <= _LARGEST_DISK:
+            raise ValueError(f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}")
+        if not _HASH.fullmatch(disk.index_hash):
+            raise ValueError(f"disk {name} has no index hash")
+
+
+def _read(path: Path, adapter: TypeAdapter[Any], kind: type[BackyError], hint: str) -> Any:  # noqa: ANN401
+    with translated(kind, f"reading {path}", hint):
+        content = disks.read_file(path, _LARGEST_RECORD)
+    try:
+        record = json.loads(content)
+        version = record.pop("format") if isinstance(record, dict) else None
+    except (ValueError, RecursionError, KeyError) as error:
+        raise kind(f"{path} is cut short or was not written by backy: {error}", hint) from error
+    if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
+        why = f"has format {version!r}; this version of backy knows {FORMAT}"
+        raise kind(f"{path} {why}", "Update backy." if newer else hint)
+    try:
+        return adapter.validate_python(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise kind(f"{path}: {where}: {first['msg']}", hint) from error

@@ -1,0 +1,252 @@
+"""One VM's folder: its settings, its history, its locks, and the one rename that publishes.
+
+Which operations wait for which, and why nothing else is needed, is the locking table in
+ARCHITECTURE.md; the crash rules are there, too.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+
+from backy import disk, process
+from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
+from backy.records import (
+    LARGEST_BLOCK,
+    SMALLEST_BLOCK,
+    Settings,
+    encode_revision,
+    encode_settings,
+    read_revision,
+    read_settings,
+)
+from backy.revision import Revision, check_tag, id_for, is_id, time_for
+from backy.stores import Store, store_class
+from backy.units import MiB
+from backy.words import select_one
+
+DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
+_NAME = re.compile(r"[^\W_][\w.@+-]*")
+_SUFFIX = string.ascii_lowercase + string.digits
+_PATIENCE = 30  # seconds to wait for the history lock, which nobody holds for longer than a moment
+
+
+def check_job(name: str) -> str:
+    """Give `name` back. Raises ConfigError where it cannot safely be the name of a folder."""
+    fine = _NAME.fullmatch(name) and unicodedata.is_normalized("NFC", name)
+    if not fine or len(name.encode(errors="replace")) > 128:
+        raise ConfigError(
+            f"{name!r} cannot be the name of a job",
+            "Use letters, digits and . _ @ + -, a letter or digit first, at most 128 bytes.",
+        )
+    return name
+
+
+def jobs(base: Path) -> list[str]:
+    """The names of all repositories in a base directory, sorted."""
+    with translated(StoreError, f"listing {base}"):
+        return [name for name in disk.list_folder(base) if (base / name / "repository.json").exists()]
+
+
+def create(base: Path, job: str, settings: Settings) -> Repository:
+    """Make the repository of `job`: its folders, restore.sh, and last of all repository.json.
+
+    A store called "auto" becomes images where the file system can share extents, else chunks.
+    Raises ConfigError where a setting is impossible, StoreError where the folder cannot be made.
+    """
+    root = base / check_job(job)
+    block_size = settings.block_size
+    if not SMALLEST_BLOCK <= block_size <= LARGEST_BLOCK or block_size % SMALLEST_BLOCK:
+        raise ConfigError(f"a block size of {block_size} bytes is not possible", "Use 64KiB to 16MiB, in 64KiB.")
+    with translated(StoreError, f"{job}: making {root}", "May you write there?"):
+        disk.make_folder(root / "revisions")
+        if settings.store == "auto":
+            settings = replace(settings, store="images" if _shares_extents(root) else "chunks")
+        store_class(settings.store)
+        script = files("backy").joinpath("restore.sh").read_bytes()
+        disk.write_file(root / "restore.sh", script, mode=0o755)
+        disk.write_file(root / "repository.json", encode_settings(settings))
+        disk.sync_folder(base)
+    return Repository(root)
+
+
+def _shares_extents(folder: Path) -> bool:
+    try:
+        with disk.create_unnamed(folder) as origin, disk.create_unnamed(folder) as clone:
+            origin.write(0, bytes(disk.PAGE))
+            return clone.clone(origin)
+    except OSError:
+        return False
+
+
+class Repository:
+    """The repository in the folder `root`, which exists."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises NotFoundError where there is none, ConfigError where repository.json is unusable."""
+        self.root = root
+        self.name = root.name
+        if not (root / "repository.json").exists():
+            there = ", ".join(jobs(root.parent)[:20]) or "none"
+            raise NotFoundError(f"there is no repository {root}", f"There are: {there}.")
+        self.settings = read_settings(root / "repository.json")
+        make_store = store_class(self.settings.store)
+        self.store: Store = make_store(root, self.settings.block_size, self.settings.level)
+        self.damaged: list[DamagedError] = []
+
+    def remember_source(self, source: dict[str, object]) -> None:
+        """Use this source from now on, when a backup names none."""
+        if source != self.settings.source:
+            self.settings = replace(self.settings, source=source)
+            with translated(StoreError, f"{self.name}: writing repository.json"):
+                disk.write_file(self.root / "repository.json", encode_settings(self.settings))
+
+    def history(self) -> list[Revision]:
+        """All revisions, oldest first. Those whose revision.json is unusable are in `damaged`."""
+        self.damaged = []
+        found = []
+        with translated(StoreError, f"{self.name}: listing revisions"):
+            names = disk.list_folder(self.root / "revisions")
+        for name in filter(is_id, names):
+            try:
+                found.append(self._read(self.root / "revisions" / name))
+            except DamagedError as error:
+                self.damaged.append(error)
+        return found
+
+    def _read(self, folder: Path) -> Revision:
+        return read_revision(folder / "revision.json", self.settings.block_size)
+
+    def find(self, spec: str) -> Revision:
+        """The one revision that a revision word names. Raises NotFoundError."""
+        try:
+            return select_one(spec, self.history())
+        except NotFoundError as error:
+            raise NotFoundError(f"{self.name}: {error.message}", error.hint) from None
+
+    def folder_of(self, revision: Revision) -> Path:
+        """Where a published revision lies."""
+        return self.root / "revisions" / revision.id
+
+    @contextmanager
+    def exclusive(self, verb: str) -> Iterator[None]:
+        """Be the only one that adds or drops stored bytes: backup and purge.
+
+        Raises BusyError that names the holder where somebody else is.
+        """
+        path = self.root / "lock"
+        with ExitStack() as stack:
+            with translated(StoreError, f"{self.name}: locking {path}"):
+                try:
+                    file = stack.enter_context(disk.locked(path))
+                except BlockingIOError:
+                    holder = disk.read_file(path, MiB).decode(errors="replace").strip() or "somebody"
+                    hint = "Wait for it to end; the lock ends with that process at the latest."
+                    raise BusyError(f"{self.name}: {verb} skipped, held by {holder}", hint) from None
+            since = datetime.now(UTC)
+            file.resize(0)
+            file.write(0, f"{process.identity()} ({verb}) since {since:%Y-%m-%d %H:%M:%S} UTC\n".encode())
+            yield
+
+    @contextmanager
+    def history_lock(self) -> Iterator[None]:
+        """Be the only one that changes what revisions there are; held for moments, so others wait."""
+        with ExitStack() as stack:
+            with translated(BusyError, f"{self.name}: waiting for the history", "Try again."):
+                folder = self.root / "revisions"
+                stack.enter_context(disk.locked(folder, patience_seconds=_PATIENCE))
+            yield
+
+    @contextmanager
+    def reading(self, revision: Revision) -> Iterator[None]:
+        """Keep purge away from a revision while it is read, even when somebody removes it."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    disk.locked(self.folder_of(revision), shared=True, patience_seconds=_PATIENCE)
+                )
+            except OSError as error:
+                raise NotFoundError(f"{self.name}: revision {revision.id} is gone: {error}") from error
+            yield
+
+    @contextmanager
+    def draft(self) -> Iterator[RevisionDraft]:
+        """A revision to fill and publish; without `publish` nothing of it remains but unnamed chunks.
+
+        The caller holds `exclusive`. What a killed backup left of a draft is removed first.
+        """
+        revisions = self.root / "revisions"
+        newest = max((name for name in disk.list_folder(revisions) if is_id(name)), default=None)
+        with translated(StoreError, f"{self.name}: making a draft"):
+            for name in disk.list_folder(revisions):
+                if name.startswith("."):
+                    disk.remove_tree(revisions / name)
+            draft = RevisionDraft(self, newest)
+        try:
+            with draft.anchor:
+                yield draft
+        finally:
+            if draft.folder.exists():
+                disk.remove_tree(draft.folder)
+
+    def retag(self, revisions: list[Revision], add: set[str], drop: set[str]) -> list[Revision]:
+        """Add and drop tags; give the revisions as they are now."""
+        for tag in add | drop:
+            check_tag(tag)
+        return [
+            self.change(each, tags=tuple(sorted((set(each.tags) | add) - drop))) for each in revisions
+        ]
+
+    def change(self, revision: Revision, **fields: object) -> Revision:
+        """Write these fields of a revision.json anew, in one step; the others as they are on disk."""
+        path = self.folder_of(revision) / "revision.json"
+        with self.history_lock():
+            try:
+                changed = replace(self._read(path.parent), **fields)  # type: ignore[arg-type]
+            except DamagedError as error:
+                if path.exists():
+                    raise
+                raise NotFoundError(f"{self.name}: revision {revision.id} was removed") from error
+            with translated(StoreError, f"{self.name}: writing {path}"):
+                disk.write_file(path, encode_revision(changed))
+        return changed
+
+
+class RevisionDraft:
+    """A revision while it is written: a hidden folder in revisions/."""
+
+    def __init__(self, repository: Repository, newest: str | None) -> None:
+        self._repository = repository
+        newest_time = newest and datetime.strptime(newest[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        self.time = time_for(datetime.now(UTC), newest_time or None)
+        self.id = id_for(self.time, "".join(secrets.choice(_SUFFIX) for _ in range(4)))
+        self.folder = repository.root / "revisions" / f".{self.id}"
+        self._started = time.monotonic()
+        disk.make_folder(self.folder)
+        # Opened before the first write, so that the barrier hears of every failed write-back.
+        self.anchor = disk.open_to_read(repository.root / "lock")
+
+    def publish(self, revision: Revision) -> Revision:
+        """Make the revision exist, durably: barrier, revision.json, rename, fsync of the parent.
+
+        `revision` has this draft's id; its `seconds` are set to the draft's age. Raises StoreError where a step fails; the history is then
+        the old one, or, where only the last fsync failed, the new one.
+        """
+        revisions = self.folder.parent
+        with translated(StoreError, f"{self._repository.name}: publishing {self.id}"):
+            self.anchor.barrier()
+            revision = replace(revision, seconds=round(time.monotonic() - self._started, 3))
+            disk.write_file(self.folder / "revision.json", encode_revision(revision))
+            with self._repository.history_lock():
+                disk.rename(self.folder, revisions / self.id)
+                disk.sync_folder(revisions)
+        return revision

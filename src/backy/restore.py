@@ -1,0 +1,141 @@
+"""Restore: copy a disk of a revision to a file, a block device or a stream."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backy import disk as disks
+from backy.disk import Cache, File
+from backy.errors import TargetError, translated
+from backy.image import Progress, copy
+from backy.repository import Repository
+from backy.revision import Revision
+from backy.units import MiB, format_size
+
+STREAM = "-"
+
+
+def restore(
+    repository: Repository,
+    revision: Revision,
+    disk: str,
+    target: str,
+    *,
+    over_source: bool = False,
+    progress: Progress = lambda done: None,
+) -> int:
+    """Write a disk to `target`: a path, or "-" for standard output; give the bytes read.
+
+    A new file appears under its name only when it is complete. An existing file is overwritten
+    in place and takes the disk's size; a block device keeps what lies beyond the disk. Zeroes
+    become holes where the target can have them. On return everything is durable.
+
+    Raises TargetError where the target cannot take the disk, before anything was written, and
+    DamagedError where a stored block is not what it was.
+    """
+    size = revision.disks[disk].size
+    with repository.reading(revision), repository.store.open(revision, disk) as image:
+        if target == STREAM:
+            return copy(image, StreamDraft(disks.standard_output()), progress=progress, workers=1)
+        path = Path(target)
+        _check_target(path, repository, over_source=over_source)
+        with _target(path, size) as draft:
+            return copy(image, draft, progress=progress)
+
+
+def _check_target(path: Path, repository: Repository, *, over_source: bool) -> None:
+    """Refuse targets that would destroy what is being restored, or its origin."""
+    with translated(TargetError, f"looking at the target {path}"):
+        resolved = path.resolve()
+        if resolved.is_relative_to(repository.root.parent.resolve()) and any(
+            (folder / "repository.json").exists() for folder in (resolved, *resolved.parents)
+        ):
+            raise TargetError(f"{path} lies inside a repository", "Restore to another place.")
+        if not resolved.parent.is_dir():
+            raise TargetError(f"there is no folder {path.parent}", "Make it first, or name another target.")
+        if resolved.is_dir():
+            raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
+        for name, origin in repository.settings.source.get("disks", {}).items():
+            if path.exists() and Path(origin).exists() and path.samefile(origin) and not over_source:
+                raise TargetError(
+                    f"{path} is the source of disk {name}; a restore would overwrite it",
+                    "If that is what you want, stop the VM and add --over-source.",
+                )
+
+
+@contextmanager
+def _target(path: Path, size: int) -> Iterator[RawDraft]:
+    with translated(TargetError, f"writing {path}", "Free some space or name another target."):
+        if not path.exists():
+            yield from _new_file(path, size)
+            return
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise TargetError(f"{path} is neither a file nor a block device", "Use - for a stream.")
+        with disks.open_to_write(path, Cache.SPARE) as file:
+            if file.is_device and file.size() < size:
+                have, need = format_size(file.size()), format_size(size)
+                raise TargetError(f"{path} has {have}; the disk needs {need}", "Use a larger device.")
+            if not file.is_device:
+                file.resize(size)
+            yield RawDraft(file, is_new=False)
+            file.sync()
+
+
+def _new_file(path: Path, size: int) -> Iterator[RawDraft]:
+    """Fill a file beside `path`, then give it that name: nobody takes half a disk for a whole one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with disks.create(partial, Cache.SPARE) as file:
+            file.resize(size)
+            yield RawDraft(file, is_new=True)
+            file.sync()
+        disks.rename(partial, path)
+        disks.sync_folder(path.parent)
+    finally:
+        disks.remove_file(partial)
+
+
+class RawDraft:
+    """A raw file or block device, as a Draft. What the target is still to get is never read."""
+
+    block_size = MiB
+
+    def __init__(self, file: File, *, is_new: bool) -> None:
+        self._file = file
+        self._is_new = is_new
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write past the page cache: a restored disk would only push out what is in use."""
+        with translated(TargetError, f"writing {self._file.path} at byte {offset}", "Is it full?"):
+            self._file.write(offset, data)
+
+    def zero(self, offset: int, length: int) -> None:
+        """A hole; in a new file there is one already."""
+        if not self._is_new:
+            with translated(TargetError, f"zeroing {self._file.path} at byte {offset}"):
+                self._file.zero(offset, length)
+
+
+class StreamDraft:
+    """A pipe, as a Draft that must be written in ascending order: `copy` with one worker."""
+
+    block_size = MiB
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Append."""
+        with translated(TargetError, f"writing to standard output at byte {offset}"):
+            self._file.append(data)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Append zeroes."""
+        zeroes = memoryview(bytes(min(length, MiB)))
+        for start in range(0, length, MiB):
+            self.write(offset + start, zeroes[: length - start])

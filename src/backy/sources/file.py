@@ -1,0 +1,123 @@
+"""Source "file": disk images in files, sparse or not, and block devices."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from backy import disk
+from backy.disk import Cache, File
+from backy.errors import ConfigError, SourceError, translated
+from backy.extent import Extent
+from backy.revision import Consistency, Revision, check_disk_name
+
+
+class FileSource:
+    """A Source; see there for the contract.
+
+    A regular file on a file system with reflink is cloned first, so that its backup is one point
+    in time. Otherwise it is read as it lies there, and a change while that goes on is reported.
+    """
+
+    def __init__(self, **settings: object) -> None:
+        """Take {"disks": {name: absolute path}}."""
+        disks = settings.get("disks")
+        if settings.keys() != {"disks"} or not isinstance(disks, dict) or not disks:
+            raise ConfigError("a file source needs the paths of its disks", "Add --source PATH.")
+        self.paths = {check_disk_name(str(name)): Path(str(path)) for name, path in disks.items()}
+
+    @contextmanager
+    def snapshot(self, parent: Revision | None) -> Iterator[FileSnapshot]:  # noqa: ARG002 - Source
+        """See Source. Needs no parent: holes and hashes tell what changed."""
+        with ExitStack() as stack:
+            yield FileSnapshot({name: _open(path, stack) for name, path in self.paths.items()})
+
+    def forget(self, keep: Collection[str]) -> None:
+        """Nothing is left behind: the clone has no name and goes with the process."""
+
+
+class FileImage:
+    """One file or block device, as an Image."""
+
+    def __init__(self, file: File, origin: File) -> None:
+        """Read from `file`: `origin` itself, or the clone of it."""
+        self._file = file
+        self._origin = origin
+        self._began = origin.status()
+        self.is_clone = file is not origin
+        self.size = file.size()
+
+    def extents(self) -> Iterator[Extent]:
+        """Holes are ZERO."""
+        with translated(SourceError, f"looking for holes in {self._origin.path}"):
+            yield from self._file.extents(self.size)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """See Image."""
+        with translated(SourceError, f"reading {self._origin.path} at byte {offset}", _READ_HINT):
+            length = self._file.read_into(offset, buffer)
+        if length != len(buffer):
+            raise SourceError(
+                f"{self._origin.path} ended at byte {offset + length} while it was read; it had {self.size}",
+                "Back it up while nobody resizes it, or from a snapshot.",
+            )
+
+    def warnings(self) -> Iterator[str]:
+        """Whether the file was changed while it was read (a clone cannot be)."""
+        now = self._origin.status()
+        can_tell = not (self.is_clone or self._origin.is_device)
+        if can_tell and (now.st_mtime_ns, now.st_size) != (self._began.st_mtime_ns, self._began.st_size):
+            yield f"{self._origin.path} changed while it was read; parts of it are older than others"
+
+
+_READ_HINT = "Check the disk behind it (dmesg); nothing was published, older revisions are intact."
+
+
+class FileSnapshot:
+    """All disks of the source, open for reading."""
+
+    def __init__(self, disks: Mapping[str, FileImage]) -> None:
+        self.disks = disks
+        self.files: Mapping[str, bytes] = {}
+
+    @property
+    def consistency(self) -> Consistency:
+        """CRASH where every disk is a clone and there is only one: two are not cloned at once."""
+        single = len(self.disks) == 1 and all(image.is_clone for image in self.disks.values())
+        return Consistency.CRASH if single else Consistency.NONE
+
+    def warnings(self) -> list[str]:
+        """See Snapshot."""
+        return [warning for image in self.disks.values() for warning in image.warnings()]
+
+    def keep(self) -> None:
+        """See FileSource.forget."""
+
+
+def _open(path: Path, stack: ExitStack) -> FileImage:
+    with translated(SourceError, f"opening the source {path}", "Is the path right, and may you read it?"):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise SourceError(f"{path} is neither a file nor a block device", "Name a disk image.")
+        origin = stack.enter_context(disk.open_to_read(path, Cache.SPARE))
+        image = FileImage(_clone(origin, stack) or origin, origin)
+    if not image.size:
+        raise SourceError(f"{path} is empty", "A disk image has at least one byte; is the path right?")
+    return image
+
+
+def _clone(origin: File, stack: ExitStack) -> File | None:
+    """A clone without a name beside `origin`, or None where the file system or the rights forbid."""
+    if origin.is_device:
+        return None
+    try:
+        clone = disk.create_unnamed(origin.path.resolve().parent, Cache.SPARE)
+    except OSError:
+        return None
+    stack.enter_context(clone)
+    try:
+        return clone if clone.clone(origin) else None
+    except OSError:
+        return None

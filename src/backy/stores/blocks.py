@@ -1,0 +1,171 @@
+"""What all stores do alike: hash a block, compare it with the index, and only then touch the store.
+
+A store itself is three verbs on single blocks: get, put, clear.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from backy import disk as disks
+from backy.errors import DamagedError, StoreError, translated
+from backy.extent import Extent, Kind
+from backy.index import Index, IndexDraft, block_count, digest_of, start_draft
+from backy.revision import Disk, Revision
+
+
+class Blocks(Protocol):
+    """Where the blocks of one image are. Safe to call from several threads, for different blocks."""
+
+    def get(self, number: int, digest: str, block: memoryview) -> None:
+        """Fill `block` with block `number`; whoever calls checks the hash.
+
+        Raises DamagedError where it is missing or no block at all.
+        """
+
+    def put(self, number: int, digest: str, block: memoryview) -> int:
+        """Keep a block; give the bytes that were written for it."""
+
+    def clear(self, first: int, count: int, length: int) -> int:
+        """Keep `count` blocks of `length` bytes each, all zero; give the bytes that were written."""
+
+    def extents(self, index: Index) -> Iterator[Extent]:
+        """What must be read: DATA, or ZERO where nothing is stored that could differ from zero."""
+
+
+class StoredImage:
+    """A disk of a published revision, as an Image. Every byte that it gives has been hashed."""
+
+    def __init__(self, index: Index, blocks: Blocks) -> None:
+        self.index = index
+        self.size = index.size
+        self.block_size = index.block_size
+        self._blocks = blocks
+        self._local = threading.local()
+
+    def extents(self) -> Iterator[Extent]:
+        """DATA and ZERO."""
+        return self._blocks.extents(self.index)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`. Raises DamagedError with the range of the first block that is not whole."""
+        done = 0
+        while done < len(buffer):
+            number, within = divmod(offset + done, self.block_size)
+            length = self.index.length_of(number)
+            part = min(length - within, len(buffer) - done)
+            if part == length:
+                self._read(number, buffer[done : done + part])
+            else:
+                block = self._scratch()[:length]
+                self._read(number, block)
+                buffer[done : done + part] = block[within : within + part]
+            done += part
+
+    def _scratch(self) -> memoryview:
+        if not hasattr(self._local, "block"):
+            self._local.block = disks.buffer(self.block_size)
+        block: memoryview = self._local.block
+        return block
+
+    def _read(self, number: int, block: memoryview) -> None:
+        digest = self.index.digest(number)
+        self._blocks.get(number, digest, block)
+        if digest_of(block) != digest:
+            start = number * self.block_size
+            raise DamagedError(f"bytes {start} to {start + len(block)} do not match hash {digest[:12]}…")
+
+
+class BlockDraft:
+    """A disk of a revision while it is written, as a Draft: only what differs reaches the store."""
+
+    def __init__(self, index: IndexDraft, blocks: Blocks, *, has_parent: bool) -> None:
+        self.block_size = index.block_size
+        self.changed = 0
+        self.stored = 0
+        self._index = index
+        self._blocks = blocks
+        self._has_parent = has_parent
+        self._lock = threading.Lock()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Keep the blocks of `data` whose hash the index does not have in their place."""
+        number = offset // self.block_size
+        for start in range(0, len(data), self.block_size):
+            block = data[start : start + self.block_size]
+            digest = digest_of(block)
+            if self._index.lines(number, 1)[:-1] != digest.encode():
+                stored = self._blocks.put(number, digest, block)
+                self._index.put(number, digest)
+                self._count(len(block), stored)
+            number += 1
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make blocks zero that are not; a range that is costs one comparison per 4 MiB of index."""
+        end = block_count(offset + length, self.block_size)
+        for extent in self._index.extents(first=offset // self.block_size, end=end):
+            if extent.kind is not Kind.ZERO:
+                first = extent.start // self.block_size
+                count = block_count(extent.length, self.block_size)
+                stored = self._blocks.clear(first, count, self._index.length_of(first))
+                self._index.put_zero(first, count)
+                self._count(extent.length if self._has_parent else 0, stored)
+
+    def index_hash(self) -> str:
+        """What revision.json records. Raises DamagedError where a block was never written."""
+        return self._index.hash()
+
+    def _count(self, changed: int, stored: int) -> None:
+        with self._lock:
+            self.changed += changed
+            self.stored += stored
+
+
+@contextmanager
+def index_draft(path: Path, size: int, block_size: int, parent: Index | None) -> Iterator[IndexDraft]:
+    """The index of a draft at `path`, begun with the lines of the parent's, if any."""
+    with translated(StoreError, f"writing {path}"):
+        disks.remove_file(path)
+        draft = start_draft(path, size, block_size, parent)
+    with draft.file:
+        yield draft
+
+
+@contextmanager
+def parent_index(parent: Revision | None, disk: str, root: Path) -> Iterator[Index | None]:
+    """The index that a draft begins with: the parent's, checked as `open_index` does; or none."""
+    if parent:
+        with open_index(root, parent, disk) as index:
+            yield index
+    else:
+        yield None
+
+
+def index_path(root: Path, revision: Revision, disk: str) -> Path:
+    """Where the index of a published revision's disk lies."""
+    return root / "revisions" / revision.id / f"{disk}.blocks"
+
+
+@contextmanager
+def open_index(root: Path, revision: Revision, disk: str) -> Iterator[Index]:
+    """The index of a published disk. Raises DamagedError where it is not what was published."""
+    with checked_index(index_path(root, revision, disk), revision.disks[disk]) as index:
+        yield index
+
+
+@contextmanager
+def checked_index(path: Path, disk: Disk) -> Iterator[Index]:
+    """The index of `disk` at `path`. Raises DamagedError where its hash is not the one recorded."""
+    hint = "Its revision cannot be restored; use another one."
+    with translated(DamagedError, f"opening {path}", hint):
+        file = disks.open_to_read(path)
+    with file:
+        index = Index(file, disk.size, disk.block_size)
+        with translated(DamagedError, f"reading {path}", hint):
+            if index.hash() != disk.index_hash:
+                raise DamagedError(f"{path} is not the index that was published", hint)
+        yield index

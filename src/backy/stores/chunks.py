@@ -1,0 +1,227 @@
+"""Store "chunks": one zstd frame a block, in chunks/ab/abcd….zst, named after the plain block's BLAKE3.
+
+For file systems that cannot share extents. A chunk is only relied on when a published index or
+the draft itself names it, never because its file exists: a file that a crash left may be torn.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import zstandard
+
+from backy import disk as disks
+from backy.disk import Cache
+from backy.errors import DamagedError, StoreError, translated
+from backy.extent import Extent
+from backy.index import LINE, PIECE, Index, zero_digest
+from backy.revision import Revision
+from backy.stores.blocks import (
+    BlockDraft,
+    StoredImage,
+    index_draft,
+    index_path,
+    open_index,
+    parent_index,
+)
+
+_CHUNK = re.compile(r"[0-9a-f]{64}\.zst")
+_REMEMBERED = 1 << 17  # chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again
+_MARK_BITS = 28  # a bit for each value of as many bits of a digest: 32 MiB
+
+
+class ChunkStore:
+    """A Store; see there for the contract."""
+
+    shares_blocks = True
+
+    def __init__(self, root: Path, block_size: int, level: int) -> None:
+        self._root = root
+        self._block_size = block_size
+        self._level = level
+
+    @contextmanager
+    def draft(self, folder: Path, disk: str, size: int, parent: Revision | None) -> Iterator[BlockDraft]:
+        """See Store."""
+        blocks = ChunkBlocks(self._root / "chunks", self._block_size, self._level)
+        with (
+            parent_index(parent, disk, self._root) as old,
+            index_draft(folder / f"{disk}.blocks", size, self._block_size, old) as index,
+        ):
+            yield BlockDraft(index, blocks, has_parent=bool(parent))
+
+    @contextmanager
+    def open(self, revision: Revision, disk: str, cache: Cache = Cache.SPARE) -> Iterator[StoredImage]:
+        """See Store."""
+        blocks = ChunkBlocks(self._root / "chunks", self._block_size, self._level, cache)
+        with open_index(self._root, revision, disk) as index:
+            yield StoredImage(index, blocks)
+
+    def plain_path(self, revision: Revision, disk: str) -> Path:
+        """The index."""
+        return index_path(self._root, revision, disk)
+
+    def collect(self, indexes: Iterable[Index]) -> int:
+        """Remove chunks by mark and sweep; see `_Marks` for what that costs."""
+        marks = _Marks()
+        for index in indexes:
+            marks.add_all(index)
+        freed = 0
+        for name in disks.list_folder(self._root / "chunks"):
+            folder = self._root / "chunks" / name
+            for chunk in disks.list_folder(folder):
+                if not _CHUNK.fullmatch(chunk) or chunk[:-4] not in marks:
+                    with translated(StoreError, f"removing {folder / chunk}"):
+                        freed += disks.remove_file(folder / chunk)
+        return freed
+
+
+class _Tools(threading.local):
+    """What each thread needs of its own: zstd contexts and room for a frame."""
+
+    def __init__(self, block_size: int, level: int) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        self.decompressor = zstandard.ZstdDecompressor()
+        # A frame is hardly larger than its block: ZSTD_COMPRESSBOUND is 1/256 more.
+        self.frame = disks.buffer(block_size + block_size // 256 + 2 * disks.PAGE)
+
+
+class ChunkBlocks:
+    """Blocks as chunks below `folder`."""
+
+    def __init__(self, folder: Path, block_size: int, level: int, cache: Cache = Cache.SPARE) -> None:
+        self._folder = folder
+        self._block_size = block_size
+        self._cache = cache
+        self._tools = _Tools(block_size, level)
+        self._written: dict[str, None] = {}
+
+    def get(self, number: int, digest: str, block: memoryview) -> None:
+        """Decompress a chunk straight into `block`."""
+        path = self._path(digest)
+        where = f"block {number} (byte {number * self._block_size}): {path}"
+        with translated(StoreError, where):
+            frame = self._read(path, where)
+        try:
+            if zstandard.get_frame_parameters(frame).content_size != len(block):
+                raise DamagedError(f"{where} is not {len(block)} bytes long")
+            if _frame_length(frame) != len(frame):
+                raise DamagedError(f"{where} is cut short or has bytes after its end")
+            with self._tools.decompressor.stream_reader(frame) as reader:
+                length = reader.readinto(block)
+        except zstandard.ZstdError as error:
+            raise DamagedError(f"{where}: {error}") from error
+        if length != len(block):
+            raise DamagedError(f"{where} is not {len(block)} bytes long")
+
+    def _read(self, path: Path, where: str) -> memoryview:
+        frame = self._tools.frame
+        try:
+            with disks.open_to_read(path, self._cache) as file:
+                length = file.read_into(0, frame)
+        except FileNotFoundError:
+            raise DamagedError(f"{where} is missing") from None
+        if length == len(frame):
+            raise DamagedError(f"{where} is larger than any chunk of this repository")
+        return frame[:length]
+
+    def put(self, number: int, digest: str, block: memoryview) -> int:
+        """Compress and write a chunk, unless this draft wrote it already."""
+        if digest in self._written:
+            return 0
+        frame = self._tools.compressor.compress(block)
+        with translated(StoreError, f"writing the chunk of block {number}, {self._path(digest)}"):
+            self._write(digest, frame)
+        if len(self._written) < _REMEMBERED:
+            self._written[digest] = None
+        return len(frame)
+
+    def _write(self, digest: str, frame: bytes) -> None:
+        """Write a chunk under its name, or beside it and then rename where that name exists.
+
+        Nobody relies on a name before it is published, so a new one can be filled in place. One
+        that exists may be a published chunk, or torn: it is replaced in one step.
+        """
+        path = self._path(digest)
+        try:
+            file = disks.create(path)
+        except FileNotFoundError:
+            disks.make_folder(path.parent)
+            self._write(digest, frame)
+        except FileExistsError:
+            beside = path.with_name(f".{digest}.{threading.get_native_id()}")
+            disks.remove_file(beside)
+            with disks.create(beside) as file:
+                file.append(frame)
+                file.start_writeback()
+            disks.rename(beside, path)
+        else:
+            with file:
+                file.append(frame)
+                file.start_writeback()
+
+    def clear(self, first: int, count: int, length: int) -> int:
+        """Zero blocks have a chunk like any other; one serves all of a length."""
+        return self.put(first, zero_digest(length), memoryview(bytes(length)))
+
+    def extents(self, index: Index) -> Iterator[Extent]:
+        """What the index says."""
+        return index.extents()
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / digest[:2] / f"{digest}.zst"
+
+
+def _frame_length(frame: memoryview) -> int:
+    """Where the first zstd frame in `frame` ends, or -1: RFC 8878, sections 3.1.1 and 3.1.1.2.
+
+    `zstd -d`, and so restore.sh, fails on bytes after a frame; zstandard's readers ignore them.
+    """
+    has_checksum = frame[4] & 4
+    position, last = zstandard.frame_header_size(frame), 0
+    while not last:
+        header = int.from_bytes(frame[position : position + 3], "little")
+        last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        position += 3 + (1 if kind == 1 else size)
+        if position > len(frame):
+            return -1
+    return position + (4 if has_checksum else 0)
+
+
+class _Marks:
+    """Which digests are in use, in 32 MiB however many there are.
+
+    A bit stands for all digests that are alike in 28 bits, so some chunk in a few hundred of a
+    million is kept though nobody names it; none is dropped that somebody names. Each run looks at
+    other 28 bits, so the next one finds those. A set of digests would need 100 bytes each.
+    """
+
+    def __init__(self) -> None:
+        self._bits = bytearray(1 << (_MARK_BITS - 3))
+        self._start = secrets.randbelow(64 - _MARK_BITS // 4 + 1)
+
+    def _slot(self, digest: bytes | str) -> tuple[int, int]:
+        value = int(digest[self._start : self._start + _MARK_BITS // 4], 16)
+        return value >> 3, 1 << (value & 7)
+
+    def __contains__(self, digest: str) -> bool:
+        byte, bit = self._slot(digest)
+        return bool(self._bits[byte] & bit)
+
+    def add_all(self, index: Index) -> None:
+        """Mark every line of an index. Raises DamagedError where one is no hash."""
+        zeroes = (zero_digest(index.block_size) + "\n").encode() * PIECE
+        for first, count, lines in index.pieces():
+            many = 1 if lines == zeroes[: len(lines)] else count
+            try:
+                for start in range(0, many * LINE, LINE):
+                    byte, bit = self._slot(lines[start : start + LINE])
+                    self._bits[byte] |= bit
+            except ValueError:
+                where = f"{index.file.path}: a line after {first} is not a hash"
+                raise DamagedError(where, "Nothing was purged; remove that revision.") from None

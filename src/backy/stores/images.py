@@ -1,0 +1,151 @@
+"""Store "images": one plain, sparse, read-only raw file a disk and revision, sharing extents.
+
+For XFS, btrfs and other file systems with reflink. A draft begins as a clone of its parent, and
+only the 4 KiB pieces that differ are written, so `cp` is the restore and a delta costs what
+changed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backy import disk as disks
+from backy.disk import PAGE, Cache, File
+from backy.errors import DamagedError, StoreError, translated
+from backy.extent import Extent, Kind, align
+from backy.image import is_zero
+from backy.index import Index, block_count
+from backy.revision import Revision
+from backy.stores.blocks import BlockDraft, StoredImage, index_draft, index_path, open_index, parent_index
+
+
+class ImageStore:
+    """A Store; see there for the contract."""
+
+    shares_blocks = False
+
+    def __init__(self, root: Path, block_size: int, level: int) -> None:  # noqa: ARG002 - StoreClass
+        self._root = root
+        self._block_size = block_size
+
+    @contextmanager
+    def draft(self, folder: Path, disk: str, size: int, parent: Revision | None) -> Iterator[BlockDraft]:
+        """See Store."""
+        with (
+            parent_index(parent, disk, self._root) as old,
+            index_draft(folder / f"{disk}.blocks", size, self._block_size, old) as index,
+            disks.create(folder / f"{disk}.img", Cache.SPARE) as file,
+        ):
+            if parent:
+                self._clone(self.plain_path(parent, disk), file)
+            with translated(StoreError, f"making {file.path} {size} bytes long"):
+                file.resize(size)
+            yield BlockDraft(
+                index, ImageBlocks(file, self._block_size, is_new=not parent), has_parent=bool(parent)
+            )
+            file.protect()
+
+    def _clone(self, path: Path, file: File) -> None:
+        with translated(StoreError, f"cloning {path}"), disks.open_to_read(path) as origin:
+            if not file.clone(origin):
+                raise StoreError(
+                    f"{path} cannot be cloned: its file system does not share extents",
+                    "Was the repository moved? Make a new one with --store chunks.",
+                )
+
+    @contextmanager
+    def open(self, revision: Revision, disk: str, cache: Cache = Cache.SPARE) -> Iterator[StoredImage]:
+        """See Store."""
+        path = self.plain_path(revision, disk)
+        with open_index(self._root, revision, disk) as index:
+            try:
+                file = disks.open_to_read(path, cache)
+            except FileNotFoundError:
+                raise DamagedError(f"{path} is missing", "Restore an older revision.") from None
+            with file:
+                yield StoredImage(index, ImageBlocks(file, self._block_size, is_new=False))
+
+    def plain_path(self, revision: Revision, disk: str) -> Path:
+        """The raw image."""
+        return index_path(self._root, revision, disk).with_suffix(".img")
+
+    def collect(self, indexes: Iterable[Index]) -> int:  # noqa: ARG002 - Store
+        """Nothing to do: the file system frees an extent when the last file that shares it goes."""
+        return 0
+
+
+class ImageBlocks:
+    """Blocks in their place in a raw file. `is_new` means that it holds nothing yet."""
+
+    def __init__(self, file: File, block_size: int, *, is_new: bool) -> None:
+        self._file = file
+        self._block_size = block_size
+        self._is_new = is_new
+        self._local = threading.local()
+
+    def get(self, number: int, digest: str, block: memoryview) -> None:  # noqa: ARG002 - Blocks
+        """Read a block where it lies."""
+        where = f"block {number} (byte {number * self._block_size}) of {self._file.path}"
+        with translated(StoreError, f"reading {where}"):
+            if self._file.read_into(number * self._block_size, block) != len(block):
+                raise DamagedError(f"{where} lies beyond the end of the file")
+
+    def put(self, number: int, digest: str, block: memoryview) -> int:  # noqa: ARG002 - Blocks
+        """Write the 4 KiB pieces that differ from what the file has, and punch those that are zero."""
+        start = number * self._block_size
+        written = 0
+        with translated(StoreError, f"writing block {number} of {self._file.path}"):
+            old = None if self._is_new else self._old(start, len(block))
+            for kind, first, end in _changes(block, old):
+                if kind is Kind.DATA:
+                    self._file.write(start + first, block[first:end])
+                    written += end - first
+                elif kind is Kind.ZERO and not self._is_new:
+                    self._file.zero(start + first, end - first)
+        return written
+
+    def _old(self, start: int, length: int) -> memoryview:
+        if not hasattr(self._local, "block"):
+            self._local.block = disks.buffer(self._block_size)
+        block: memoryview = self._local.block[:length]
+        done = self._file.read_into(start, block)
+        block[done:] = bytes(length - done)
+        return block
+
+    def clear(self, first: int, count: int, length: int) -> int:
+        """Punch a hole."""
+        if not self._is_new:
+            with translated(StoreError, f"punching a hole into {self._file.path}"):
+                self._file.zero(first * self._block_size, (count - 1) * self._block_size + length)
+        return 0
+
+    def extents(self, index: Index) -> Iterator[Extent]:
+        """Holes are ZERO where the index agrees; all that occupies space must be read."""
+        for extent in align(self._file.extents(index.size), index.block_size, index.size):
+            if extent.kind is Kind.DATA:
+                yield extent
+            else:
+                first, end = extent.start // index.block_size, block_count(extent.end, index.block_size)
+                yield from index.extents(first=first, end=end)
+
+
+def _changes(new: memoryview, old: memoryview | None) -> Iterator[tuple[Kind, int, int]]:
+    """Runs of 4 KiB pieces as (kind, start, end): SAME as in `old`, ZERO and not so before, or DATA.
+
+    Without `old` everything is compared with nothing: zero pieces are ZERO.
+    """
+    run, run_start = Kind.SAME, 0
+    for start in range(0, len(new), PAGE):
+        piece = new[start : start + PAGE]
+        if old is not None and bytes(piece) == bytes(old[start : start + PAGE]):
+            kind = Kind.SAME
+        else:
+            kind = Kind.ZERO if is_zero(piece) else Kind.DATA
+        if kind is not run:
+            if start > run_start:
+                yield run, run_start, start
+            run, run_start = kind, start
+    yield run, run_start, len(new)

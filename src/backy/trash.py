@@ -1,0 +1,131 @@
+"""Removing revisions, getting them back, and freeing the space at last.
+
+    remove  renames revisions/REV to trash/BATCH/REV, one batch a command
+    undo    renames the newest batch back
+    purge   renames trash/BATCH/REV to trash/.REV, deletes that, then drops chunks nobody names
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from backy import disk
+from backy.errors import NotFoundError, StoreError, translated
+from backy.index import Index
+from backy.records import read_revision
+from backy.repository import Repository
+from backy.revision import Revision, id_for, is_id, time_for
+from backy.stores.blocks import checked_index
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What a purge did. `kept` are revisions in the trash that somebody is reading, or too young."""
+
+    revisions: tuple[str, ...]
+    kept: tuple[str, ...]
+    freed: int
+
+
+def remove(repository: Repository, revisions: list[Revision]) -> None:
+    """Move revisions to the trash, as one batch. Raises NotFoundError where one is gone already."""
+    trash = repository.root / "trash"
+    with repository.history_lock(), translated(StoreError, f"{repository.name}: removing"):
+        batches = [name for name in disk.list_folder(trash) if is_id(name)]
+        batch = trash / _new_batch(batches)
+        disk.make_folder(batch)
+        for revision in revisions:
+            folder = repository.folder_of(revision)
+            if not folder.exists():
+                raise NotFoundError(f"{repository.name}: revision {revision.id} was removed already")
+            disk.rename(folder, batch / revision.id)
+        _sync(repository, batch)
+
+
+def _new_batch(batches: list[str]) -> str:
+    newest = datetime.strptime(batches[-1][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) if batches else None
+    return id_for(time_for(datetime.now(UTC), newest), secrets.token_hex(2))
+
+
+def _sync(repository: Repository, batch: Path) -> None:
+    for folder in (batch, batch.parent, repository.root / "revisions", repository.root):
+        disk.sync_folder(folder)
+
+
+def undo(repository: Repository) -> list[str]:
+    """Bring the newest batch back; give the ids. Raises NotFoundError where the trash is empty."""
+    trash = repository.root / "trash"
+    with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
+        for name in reversed(disk.list_folder(trash)):
+            ids = [each for each in disk.list_folder(trash / name) if is_id(each)] if is_id(name) else []
+            for each in ids:
+                disk.rename(trash / name / each, repository.root / "revisions" / each)
+            if ids:
+                _sync(repository, trash / name)
+                return ids
+    raise NotFoundError(f"{repository.name}: the trash is empty", "A purge cannot be undone.")
+
+
+def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
+    """Delete what was removed at least so many seconds ago, then every chunk that nobody names.
+
+    Chunks that failed backups left go, too. Raises BusyError while a backup or another purge
+    runs, and DamagedError, before any chunk is touched, where it cannot be sure what is in use.
+    """
+    with repository.exclusive("purge"):
+        with repository.history_lock(), translated(StoreError, f"{repository.name}: emptying the trash"):
+            purged, kept = _empty(repository, datetime.now(UTC) - timedelta(seconds=older_than_seconds))
+        freed = sweep(repository)
+    return Purged(tuple(purged), tuple(kept), freed)
+
+
+def sweep(repository: Repository) -> int:
+    """Drop every chunk that no revision names, in the history or the trash; give the bytes freed.
+
+    The caller holds `exclusive`, so nobody writes a draft; the history lock keeps revisions from
+    moving between history and trash unseen while they are marked.
+    """
+    with repository.history_lock():
+        return repository.store.collect(_indexes(repository))
+
+
+def _empty(repository: Repository, before: datetime) -> tuple[list[str], list[str]]:
+    trash = repository.root / "trash"
+    purged, kept = [], []
+    for name in filter(is_id, disk.list_folder(trash)):
+        for each in filter(is_id, disk.list_folder(trash / name)):
+            is_old = name[:16] <= f"{before:%Y%m%dT%H%M%SZ}"
+            (purged if is_old and _hide(trash / name / each, trash / f".{each}") else kept).append(each)
+        if not disk.list_folder(trash / name):
+            disk.remove_empty_folder(trash / name)
+    for name in disk.list_folder(trash):
+        if name.startswith("."):
+            disk.remove_tree(trash / name)
+    return purged, kept
+
+
+def _hide(folder: Path, hidden: Path) -> bool:
+    """Take a removed revision from undo's reach, unless somebody is still reading it."""
+    try:
+        with disk.locked(folder):
+            disk.rename(folder, hidden)
+            disk.sync_folder(hidden.parent)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _indexes(repository: Repository) -> Iterator[Index]:
+    trash = repository.root / "trash"
+    folders = [repository.root / "revisions" / name for name in disk.list_folder(repository.root / "revisions")]
+    folders += [trash / batch / name for batch in disk.list_folder(trash) for name in disk.list_folder(trash / batch)]
+    for folder in folders:
+        if is_id(folder.name):
+            revision = read_revision(folder / "revision.json", repository.settings.block_size)
+            for name, each in revision.disks.items():
+                with checked_index(folder / f"{name}.blocks", each) as index:
+                    yield index

@@ -1,0 +1,74 @@
+"""Sizes and durations, as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from backy.errors import ConfigError
+
+KiB = 1024
+MiB = 1024 * KiB
+GiB = 1024 * MiB
+TiB = 1024 * GiB
+
+_SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]{1,10})\s*([smhdw]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LARGEST_SIZE = 2**63 - 1
+
+
+def parse_size(text: str) -> int:
+    """Give the bytes that `text` says: "65536", "64KiB", "1.5 GiB"; K, KB and KiB all mean 1024.
+
+    Raises ConfigError where `text` is no size or is larger than any file can be (2^63 - 1).
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if not match or not text.isascii():
+        raise ConfigError(f"{text!r} is not a size", "Write a number and a unit: 512KiB, 4MiB, 1.5GiB.")
+    whole, fraction, unit = match.groups()
+    factor = 1024 ** " KMGTP".index(unit.upper() or " ")
+    size = int(whole) * factor + int(fraction or "0") * factor // 10 ** len(fraction or "")
+    if size > _LARGEST_SIZE:
+        raise ConfigError(f"{text!r} is larger than any disk can be", "The limit is 2^63 - 1 bytes.")
+    return size
+
+
+def format_size(size: float) -> str:
+    """Say a number of bytes with three digits or so: "0 B", "4.0 MiB", "1.2 TiB"."""
+    if size < KiB:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} PiB"
+
+
+def parse_duration(text: str) -> int:
+    """Give the seconds that `text` says: an integer and s, m, h, d or w, as backy 2 wrote them.
+
+    Raises ConfigError where `text` is none.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match or not text.isascii():
+        raise ConfigError(f"{text!r} is not a duration", "Write a number and a unit: 30s, 15m, 4h, 7d, 2w.")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """Say a time span with its two largest units: "0.4 s", "3 min 20 s", "2 d 4 h"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
+
+
+def format_rate(size: float, seconds: float) -> str:
+    """Say how fast `size` bytes in `seconds` are: "812.0 MiB/s"."""
+    return f"{format_size(size / max(seconds, 1e-3))}/s"

@@ -1,0 +1,123 @@
+"""Verify: read every stored byte again, past the page cache, and name what is not what it was."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from backy.disk import Cache
+from backy.errors import DamagedError, StoreError
+from backy.extent import Extent, Kind, chop
+from backy.image import Progress, in_parallel
+from backy.index import Index
+from backy.repository import Repository
+from backy.revision import Revision, Trust
+from backy.stores.blocks import StoredImage
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A range of a disk of a revision that cannot be given back; in bytes, whole blocks."""
+
+    revision: str
+    disk: str
+    start: int
+    length: int
+    reason: str
+
+
+_Bad = list[tuple[int, int, str]]  # damaged ranges of one image: start, end, why; ascending
+
+
+def verify(
+    repository: Repository, revisions: Sequence[Revision], *, progress: Progress = lambda done: None
+) -> Iterator[Damage]:
+    """Read what `revisions` (oldest first) hold and give each damaged range of each, never stopping early.
+
+    What revisions share is read once. Each revision becomes verified or distrusted when all its
+    disks have been read. `progress` is told of the bytes of the images, as `work` sums them.
+    """
+    found: dict[str, list[Damage]] = {revision.id: [] for revision in revisions}
+    names = sorted({name for revision in revisions for name in revision.disks})
+    for name in names:
+        for damage in _verify_disk(repository, [each for each in revisions if name in each.disks], name, progress):
+            found[damage.revision].append(damage)
+            yield damage
+    for revision in revisions:
+        trust = Trust.DISTRUSTED if found[revision.id] else Trust.VERIFIED
+        repository.change(revision, trust=trust, verified=datetime.now(UTC).replace(microsecond=0))
+
+
+def work(revisions: Sequence[Revision]) -> int:
+    """The bytes that `verify` will report as progress."""
+    return sum(disk.size for revision in revisions for disk in revision.disks.values())
+
+
+def _verify_disk(
+    repository: Repository, revisions: Sequence[Revision], name: str, progress: Progress
+) -> Iterator[Damage]:
+    """One disk through its revisions; an index stays open until the next one was compared with it."""
+    previous: Index | None = None
+    bad: _Bad = []
+    with ExitStack() as kept:
+        for revision in revisions:
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(repository.reading(revision))
+                    image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
+                except DamagedError as error:
+                    size = revision.disks[name].size
+                    progress(size)
+                    yield Damage(revision.id, name, 0, size, error.message)
+                    continue
+                since = previous if repository.store.shares_blocks else None
+                bad = _read_all(image, since, bad, progress)
+                yield from (Damage(revision.id, name, start, end - start, why) for start, end, why in bad)
+                kept.pop_all().close()
+                kept.push(stack.pop_all())
+                previous = image.index
+
+
+def _read_all(image: StoredImage, since: Index | None, known: _Bad, progress: Progress) -> _Bad:
+    """Read what `since` does not have in the same place; carry over what is known to be bad there."""
+    bad: _Bad = []
+
+    def take(extent: Extent, buffer: memoryview) -> None:
+        if extent.kind is Kind.SAME:
+            bad.extend(_within(known, extent.start, extent.end))
+        else:
+            # A run of zero blocks is one stored block, if it is any: its first stands for all.
+            length = min(extent.length, image.block_size)
+            try:
+                image.readinto(extent.start, buffer[:length])
+            except StoreError as error:
+                bad.append((extent.start, extent.end, error.message))
+        progress(extent.length)
+
+    extents = image.index.extents(since) if since else image.extents()
+    in_parallel(chop(extents, image.block_size), take, image.block_size)
+    return _joined(sorted(bad))
+
+
+def _within(known: _Bad, start: int, end: int) -> Iterator[tuple[int, int, str]]:
+    """The parts of `known` in [start, end)."""
+    first = max(0, bisect_right(known, start, key=lambda each: each[0]) - 1)
+    for low, high, why in known[first:]:
+        if low >= end:
+            break
+        if high > start:
+            yield max(low, start), min(high, end), why
+
+
+def _joined(bad: _Bad) -> _Bad:
+    """Join ranges that touch; the first one's reason stays."""
+    joined: _Bad = []
+    for start, end, why in bad:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end, joined[-1][2])
+        else:
+            joined.append((start, end, why))
+    return joined
