@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from backy import disk as disks
 from backy import trash
 from backy.disk import Cache
 from backy.errors import DamagedError, FullError, StoreError, translated
-from backy.image import Image, Progress, copy
+from backy.image import SILENCE, Image, Watcher, copy
 from backy.repository import Repository, RevisionDraft
 from backy.revision import Disk, Revision, Trust, check_disk_name
 from backy.sources import Snapshot, Source
 from backy.units import format_size
-
-Warn = Callable[[str], None]
 
 
 def backup(
@@ -23,45 +21,37 @@ def backup(
     source: Source,
     *,
     tags: tuple[str, ...] = (),
-    begin: Progress = lambda size: None,
-    progress: Progress = lambda done: None,
-    warn: Warn = lambda warning: None,
+    watcher: Watcher = SILENCE,
 ) -> Revision:
     """Make one revision of all disks of `source` and give it, published.
 
-    `begin` is told the bytes of all disks, `progress` of each part that is dealt with, `warn` of
-    what the user should know; the revision says that, too. Raises BusyError where the job is
+    What `watcher` is warned of the revision says, too. Raises BusyError where the job is
     being backed up, SourceError, StoreError or FullError; the history is then what it was. Where
     the store is full, what this backup wrote is dropped again.
     """
     with repository.exclusive("backup"):
         try:
-            return _backup(repository, source, tags, begin, progress, warn)
+            return _backup(repository, source, tags, watcher)
         except FullError:
             trash.sweep(repository)
             raise
 
 
 def _backup(
-    repository: Repository,
-    source: Source,
-    tags: tuple[str, ...],
-    begin: Progress,
-    progress: Progress,
-    warn: Warn,
+    repository: Repository, source: Source, tags: tuple[str, ...], watcher: Watcher
 ) -> Revision:
     warnings: list[str] = []
     parent = _usable_parent(repository, warnings)
     with repository.draft() as draft, source.snapshot(parent) as snapshot:
-        begin(sum(image.size for image in snapshot.disks.values()))
+        watcher.begin(sum(image.size for image in snapshot.disks.values()))
         made = {}
         for name, image in snapshot.disks.items():
             warnings += _size_warnings(parent, check_disk_name(name), image.size)
-            made[name] = _copy_disk(repository, draft, parent, name, image, progress)
+            made[name] = _copy_disk(draft, parent, name, image, watcher)
         _write_files(draft, snapshot)
         warnings += snapshot.warnings()
         for warning in warnings:
-            warn(warning)
+            watcher.warn(warning)
         revision = draft.publish(
             Revision(
                 id=draft.id,
@@ -105,20 +95,21 @@ def _size_warnings(parent: Revision | None, name: str, size: int) -> Iterator[st
         yield f"disk {name} is new; all of it was read"
     elif old != size:
         change = "grew" if size > old else "shrank"
-        yield f"disk {name} {change} from {format_size(old)} ({old} bytes) to {format_size(size)} ({size} bytes)"
+        sizes = f"from {format_size(old)} to {format_size(size)} ({old} to {size} bytes)"
+        yield f"disk {name} {change} {sizes}"
 
 
 def _copy_disk(
-    repository: Repository,
     draft: RevisionDraft,
     parent: Revision | None,
     name: str,
     image: Image,
-    progress: Progress,
+    watcher: Watcher,
 ) -> Disk:
+    repository = draft.repository
     base = parent if parent and name in parent.disks else None
     with repository.store.draft(draft.folder, name, image.size, base) as target:
-        read = copy(image, target, progress=progress)
+        read = copy(image, target, watcher=watcher)
         with translated(StoreError, f"{repository.name}: reading the new index of {name}"):
             index_hash = target.index_hash()
     return Disk(

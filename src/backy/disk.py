@@ -66,7 +66,7 @@ class File:
         self._direct = -1 if cache is Cache.USE else self._open_direct(flags)
 
     def _open_direct(self, flags: int) -> int:
-        """Open the same file again for O_DIRECT; -1 where its file system has none (FUSE, some NFS)."""
+        """Open the same file for O_DIRECT; -1 where its file system has none (FUSE, some NFS)."""
         access = flags & os.O_ACCMODE
         try:
             same = f"/proc/self/fd/{self.descriptor}"
@@ -80,7 +80,10 @@ class File:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -103,7 +106,7 @@ class File:
         return os.fstat(self.descriptor)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from `offset` on; give the bytes read, fewer only at the end of the file."""
+        """Fill `buffer` from `offset`; give the bytes read, fewer only at the end of the file."""
         done = self._read_some(offset, buffer)
         while 0 < done < len(buffer):
             more = os.preadv(self.descriptor, [buffer[done:]], offset + done)
@@ -116,7 +119,7 @@ class File:
         if self._direct < 0 or (offset | len(buffer)) % PAGE:
             return os.preadv(self.descriptor, [buffer], offset)
         if self.cache is Cache.SPARE:
-            # RWF_NOWAIT answers only from the page cache: a short answer means the rest is not in it.
+            # RWF_NOWAIT answers only from the page cache; a short answer: the rest is not in it.
             with suppress(BlockingIOError, OSError):
                 if os.preadv(self.descriptor, [buffer], offset, os.RWF_NOWAIT) == len(buffer):
                     return len(buffer)
@@ -154,14 +157,15 @@ class File:
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeroes and, where possible, give its space back."""
+        if not _libc.fallocate(self.descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length):
+            return
+        error = ctypes.get_errno()
+        if error not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+            raise OSError(error, os.strerror(error))
         try:
-            if _libc.fallocate(self.descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length) == 0:
-                return
-            if ctypes.get_errno() not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             fcntl.ioctl(self.descriptor, _BLKZEROOUT, struct.pack("QQ", offset, length))
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}:
+        except OSError as refusal:
+            if refusal.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}:
                 raise
             self._write_zeroes(offset, length)
 
@@ -188,13 +192,15 @@ class File:
         """Take the first `length` bytes of `origin`, sharing them where the file system can."""
         done = 0
         while done < length:
-            moved = os.copy_file_range(origin.descriptor, self.descriptor, length - done, done, done)
+            moved = os.copy_file_range(
+                origin.descriptor, self.descriptor, length - done, done, done
+            )
             if not moved:
                 raise OSError(errno.EIO, f"{origin.path} ends at {done}, not at {length} bytes")
             done += moved
 
     def extents(self, size: int) -> Iterator[Extent]:
-        """Where the file system keeps data and where holes, over [0, size); a device is all data."""
+        """Where the file system has data and where holes, over [0, size); a device is all data."""
         if self.is_device:
             yield Extent(0, size, Kind.DATA)
             return
@@ -253,7 +259,7 @@ def open_to_read(path: Path, cache: Cache = Cache.USE) -> File:
 
 
 def open_to_write(path: Path, cache: Cache = Cache.USE) -> File:
-    """Open an existing file or block device; a block device that is mounted or in use is refused."""
+    """Open an existing file or block device; a device that is mounted or in use is refused."""
     exclusive = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
     return File(path, os.O_RDWR | exclusive, cache)
 
@@ -264,7 +270,7 @@ def create(path: Path, cache: Cache = Cache.USE) -> File:
 
 
 def create_unnamed(folder: Path, cache: Cache = Cache.USE) -> File:
-    """Make a file without a name in `folder`'s file system; it vanishes with its last descriptor."""
+    """Make a file without a name in `folder`'s file system; it vanishes when it is closed."""
     return File(folder, os.O_RDWR | os.O_TMPFILE, cache, 0o600)
 
 
@@ -287,7 +293,7 @@ def list_folder(path: Path) -> list[str]:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file or folder another name, in one step; durable after `sync_folder` of both parents."""
+    """Rename a file or folder, in one step; durable after `sync_folder` of both parents."""
     old.rename(new)
 
 

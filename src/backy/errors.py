@@ -24,7 +24,7 @@ from typing import ClassVar
 
 
 class BackyError(Exception):
-    """Something failed that a person can mend: what failed, on which object, and what to do next."""
+    """Something that a person can mend: what failed, on which object, and what to do next."""
 
     exit_code: ClassVar[int] = 1
 
@@ -65,7 +65,7 @@ class BusyError(StoreError):
 
 
 class FullError(StoreError):
-    """No space, or no quota, is left where the repository is; run it again after space was freed."""
+    """No space, or no quota, is left where the repository is; free some and run it again."""
 
     exit_code = 8
 

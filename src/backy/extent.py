@@ -47,7 +47,7 @@ def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
 
 
 def chop(extents: Iterable[Extent], length: int) -> Iterator[Extent]:
-    """Cut DATA at the multiples of `length` bytes, and the other kinds at those of 65,536 times that.
+    """Cut DATA at the multiples of `length` bytes, the other kinds at those of 65,536 times that.
 
     Those cost next to nothing a byte, but a step must stay short for a cancel to be obeyed.
     """

@@ -1,4 +1,4 @@
-"""Images and drafts: the one shape that sources, stores and targets share, and the one copy loop."""
+"""Images and drafts: the shape that sources, stores and targets share, and the one copy loop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,36 @@ from backy import disk, process
 from backy.extent import Extent, Kind, align, chop
 from backy.units import MiB
 
-Progress = Callable[[int], None]  # told of so many bytes more; called from any thread
 _BUFFERS = 32 * MiB  # bytes that all workers' buffers may take together
+
+
+class Watcher(Protocol):
+    """Hears how far a verb is. `advance` is called from any thread, often, and must be quick."""
+
+    def begin(self, total: int) -> None:
+        """So many bytes of images lie ahead."""
+
+    def advance(self, length: int) -> None:
+        """So many more are dealt with: read, skipped or known."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Silence:
+    """A Watcher that does nothing."""
+
+    def begin(self, total: int) -> None:
+        """See Watcher."""
+
+    def advance(self, length: int) -> None:
+        """See Watcher."""
+
+    def warn(self, text: str) -> None:
+        """See Watcher."""
+
+
+SILENCE = Silence()
 
 
 class Image(Protocol):
@@ -57,7 +85,9 @@ def _zeroes(length: int) -> bytearray:
     return bytearray(length)
 
 
-def copy(image: Image, draft: Draft, *, progress: Progress, workers: int | None = None) -> int:
+def copy(
+    image: Image, draft: Draft, *, watcher: Watcher = SILENCE, workers: int | None = None
+) -> int:
     """Write to `draft` what `image` does not report as unchanged; give the bytes that were read.
 
     Reads and writes one block (or 1 MiB, where blocks are smaller) at a time, as many at once
@@ -87,7 +117,7 @@ def copy(image: Image, draft: Draft, *, progress: Progress, workers: int | None 
                     draft.write(extent.start + start, piece)
             with lock:
                 read += extent.length
-        progress(extent.length)
+        watcher.advance(extent.length)
 
     in_parallel(chop(align(image.extents(), block, image.size), step), take, step, workers)
     return read

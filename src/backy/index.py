@@ -84,7 +84,9 @@ class Index:
         Raises DamagedError where the length is wrong or a line was never written.
         """
         if self.file.size() != self.blocks * LINE:
-            raise DamagedError(f"{self.file.path} has {self.file.size()} bytes, not {self.blocks * LINE}")
+            raise DamagedError(
+                f"{self.file.path} has {self.file.size()} bytes, not {self.blocks * LINE}"
+            )
         hasher = blake3.blake3()
         for first, _, lines in self.pieces():
             if b"\0" in lines:
@@ -96,7 +98,7 @@ class Index:
     def extents(
         self, since: Index | None = None, first: int = 0, end: int | None = None
     ) -> Iterator[Extent]:
-        """What the blocks hold: ZERO by their name, SAME where `since` has the same line, else DATA.
+        """What the blocks hold: SAME where `since` has the same line, ZERO by their name, or DATA.
 
         Covers the blocks from `first` to before `end`. A short last block is an extent of its
         own: the zero block of another length has another name.
@@ -143,7 +145,7 @@ def _runs(lines: bytes, old: bytes, zero: bytes) -> Iterator[tuple[Kind, int, in
 
 
 class IndexDraft(Index):
-    """An index while it is written: the parent's lines, patched. Block numbers may come in any order."""
+    """An index while it is written: the parent's lines, patched, in any order."""
 
     def put(self, number: int, digest: str) -> None:
         """Name block `number`."""
@@ -157,7 +159,7 @@ class IndexDraft(Index):
 
 
 def start_draft(path: Path, size: int, block_size: int, parent: Index | None) -> IndexDraft:
-    """Make the index file of a draft, with those of the parent's lines whose blocks can be the same.
+    """Make a draft's index file, with those of the parent's lines whose blocks can be the same.
 
     Where the disk was resized, a short last block is not one of them. The caller closes `.file`.
     """

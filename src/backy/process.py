@@ -30,7 +30,7 @@ def cancellable() -> Iterator[None]:
     A second signal is ignored while the first is being obeyed: clean-up takes well under a second.
     """
 
-    def cancel(number: int, frame: FrameType | None) -> None:
+    def cancel(number: int, _: FrameType | None) -> None:
         for stopping in _STOPPING:
             signal.signal(stopping, signal.SIG_IGN)
         name = signal.Signals(number).name

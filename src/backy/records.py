@@ -21,6 +21,7 @@ from backy.units import KiB, MiB
 
 FORMAT = 1
 SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
+LEVELS = range(1, 20)  # zstd's, without those that need more memory to decompress
 _LARGEST_RECORD = MiB  # bytes
 _LARGEST_DISK = 2**60  # bytes; what an index of 64 KiB blocks can still number
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -64,9 +65,12 @@ def read_settings(path: Path) -> Settings:
     """Read repository.json. Raises ConfigError where it is not one that this version can use."""
     hint = f"Is {path.parent} a repository? restore.sh in it does without this file's settings."
     settings: Settings = _read(path, _SETTINGS, ConfigError, hint)
-    if not SMALLEST_BLOCK <= settings.block_size <= LARGEST_BLOCK or settings.block_size % SMALLEST_BLOCK:
+    if (
+        not SMALLEST_BLOCK <= settings.block_size <= LARGEST_BLOCK
+        or settings.block_size % SMALLEST_BLOCK
+    ):
         raise ConfigError(f"{path}: a block size of {settings.block_size} is not possible", hint)
-    if not 1 <= settings.level <= 19:
+    if settings.level not in LEVELS:
         raise ConfigError(f"{path}: zstd has no level {settings.level}", "Levels go from 1 to 19.")
     return settings
 
@@ -95,7 +99,9 @@ def _check_revision(revision: Revision, folder: str, block_size: int) -> None:
     for name, disk in revision.disks.items():
         check_disk_name(name)
         if disk.block_size != block_size or not 0 < disk.size <= _LARGEST_DISK:
-            raise ValueError(f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}")
+            raise ValueError(
+                f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
+            )
         if not _HASH.fullmatch(disk.index_hash):
             raise ValueError(f"disk {name} has no index hash")
 

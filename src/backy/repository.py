@@ -35,6 +35,7 @@ from backy.units import MiB
 from backy.words import select_one
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
+_LONGEST_NAME = 128  # bytes; half of what a file system takes, so that a suffix fits
 _NAME = re.compile(r"[^\W_][\w.@+-]*")
 _SUFFIX = string.ascii_lowercase + string.digits
 _PATIENCE = 30  # seconds to wait for the history lock, which nobody holds for longer than a moment
@@ -43,7 +44,7 @@ _PATIENCE = 30  # seconds to wait for the history lock, which nobody holds for l
 def check_job(name: str) -> str:
     """Give `name` back. Raises ConfigError where it cannot safely be the name of a folder."""
     fine = _NAME.fullmatch(name) and unicodedata.is_normalized("NFC", name)
-    if not fine or len(name.encode(errors="replace")) > 128:
+    if not fine or len(name.encode(errors="replace")) > _LONGEST_NAME:
         raise ConfigError(
             f"{name!r} cannot be the name of a job",
             "Use letters, digits and . _ @ + -, a letter or digit first, at most 128 bytes.",
@@ -54,7 +55,9 @@ def check_job(name: str) -> str:
 def jobs(base: Path) -> list[str]:
     """The names of all repositories in a base directory, sorted."""
     with translated(StoreError, f"listing {base}"):
-        return [name for name in disk.list_folder(base) if (base / name / "repository.json").exists()]
+        return [
+            name for name in disk.list_folder(base) if (base / name / "repository.json").exists()
+        ]
 
 
 def create(base: Path, job: str, settings: Settings) -> Repository:
@@ -66,7 +69,9 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
     root = base / check_job(job)
     block_size = settings.block_size
     if not SMALLEST_BLOCK <= block_size <= LARGEST_BLOCK or block_size % SMALLEST_BLOCK:
-        raise ConfigError(f"a block size of {block_size} bytes is not possible", "Use 64KiB to 16MiB, in 64KiB.")
+        raise ConfigError(
+            f"a block size of {block_size} bytes is not possible", "Use 64KiB to 16MiB, in 64KiB."
+        )
     with translated(StoreError, f"{job}: making {root}", "May you write there?"):
         disk.make_folder(root / "revisions")
         if settings.store == "auto":
@@ -92,7 +97,7 @@ class Repository:
     """The repository in the folder `root`, which exists."""
 
     def __init__(self, root: Path) -> None:
-        """Raises NotFoundError where there is none, ConfigError where repository.json is unusable."""
+        """Raises NotFoundError where there is none, ConfigError where its settings are unusable."""
         self.root = root
         self.name = root.name
         if not (root / "repository.json").exists():
@@ -149,17 +154,23 @@ class Repository:
                 try:
                     file = stack.enter_context(disk.locked(path))
                 except BlockingIOError:
-                    holder = disk.read_file(path, MiB).decode(errors="replace").strip() or "somebody"
+                    holder = (
+                        disk.read_file(path, MiB).decode(errors="replace").strip() or "somebody"
+                    )
                     hint = "Wait for it to end; the lock ends with that process at the latest."
-                    raise BusyError(f"{self.name}: {verb} skipped, held by {holder}", hint) from None
+                    raise BusyError(
+                        f"{self.name}: {verb} skipped, held by {holder}", hint
+                    ) from None
             since = datetime.now(UTC)
             file.resize(0)
-            file.write(0, f"{process.identity()} ({verb}) since {since:%Y-%m-%d %H:%M:%S} UTC\n".encode())
+            file.write(
+                0, f"{process.identity()} ({verb}) since {since:%Y-%m-%d %H:%M:%S} UTC\n".encode()
+            )
             yield
 
     @contextmanager
     def history_lock(self) -> Iterator[None]:
-        """Be the only one that changes what revisions there are; held for moments, so others wait."""
+        """Be the only one that changes what revisions there are; others wait for that moment."""
         with ExitStack() as stack:
             with translated(BusyError, f"{self.name}: waiting for the history", "Try again."):
                 folder = self.root / "revisions"
@@ -175,12 +186,14 @@ class Repository:
                     disk.locked(self.folder_of(revision), shared=True, patience_seconds=_PATIENCE)
                 )
             except OSError as error:
-                raise NotFoundError(f"{self.name}: revision {revision.id} is gone: {error}") from error
+                raise NotFoundError(
+                    f"{self.name}: revision {revision.id} is gone: {error}"
+                ) from error
             yield
 
     @contextmanager
     def draft(self) -> Iterator[RevisionDraft]:
-        """A revision to fill and publish; without `publish` nothing of it remains but unnamed chunks.
+        """A revision to fill and publish; unpublished, nothing of it remains but unnamed chunks.
 
         The caller holds `exclusive`. What a killed backup left of a draft is removed first.
         """
@@ -203,11 +216,12 @@ class Repository:
         for tag in add | drop:
             check_tag(tag)
         return [
-            self.change(each, tags=tuple(sorted((set(each.tags) | add) - drop))) for each in revisions
+            self.change(each, tags=tuple(sorted((set(each.tags) | add) - drop)))
+            for each in revisions
         ]
 
     def change(self, revision: Revision, **fields: object) -> Revision:
-        """Write these fields of a revision.json anew, in one step; the others as they are on disk."""
+        """Write these fields of a revision.json anew, in one step; the others stay as on disk."""
         path = self.folder_of(revision) / "revision.json"
         with self.history_lock():
             try:
@@ -225,8 +239,10 @@ class RevisionDraft:
     """A revision while it is written: a hidden folder in revisions/."""
 
     def __init__(self, repository: Repository, newest: str | None) -> None:
-        self._repository = repository
-        newest_time = newest and datetime.strptime(newest[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        self.repository = repository
+        newest_time = newest and datetime.strptime(newest[:16], "%Y%m%dT%H%M%SZ").replace(
+            tzinfo=UTC
+        )
         self.time = time_for(datetime.now(UTC), newest_time or None)
         self.id = id_for(self.time, "".join(secrets.choice(_SUFFIX) for _ in range(4)))
         self.folder = repository.root / "revisions" / f".{self.id}"
@@ -238,15 +254,16 @@ class RevisionDraft:
     def publish(self, revision: Revision) -> Revision:
         """Make the revision exist, durably: barrier, revision.json, rename, fsync of the parent.
 
-        `revision` has this draft's id; its `seconds` are set to the draft's age. Raises StoreError where a step fails; the history is then
-        the old one, or, where only the last fsync failed, the new one.
+        `revision` has this draft's id; its `seconds` become the draft's age. Raises StoreError
+        where a step fails; the history is then the old one, or, where only the last fsync
+        failed, the new one.
         """
         revisions = self.folder.parent
-        with translated(StoreError, f"{self._repository.name}: publishing {self.id}"):
+        with translated(StoreError, f"{self.repository.name}: publishing {self.id}"):
             self.anchor.barrier()
             revision = replace(revision, seconds=round(time.monotonic() - self._started, 3))
             disk.write_file(self.folder / "revision.json", encode_revision(revision))
-            with self._repository.history_lock():
+            with self.repository.history_lock():
                 disk.rename(self.folder, revisions / self.id)
                 disk.sync_folder(revisions)
         return revision

@@ -11,7 +11,7 @@ from pathlib import Path
 from backy import disk as disks
 from backy.disk import Cache, File
 from backy.errors import TargetError, translated
-from backy.image import Progress, copy
+from backy.image import SILENCE, Watcher, copy
 from backy.repository import Repository
 from backy.revision import Revision
 from backy.units import MiB, format_size
@@ -26,7 +26,7 @@ def restore(
     target: str,
     *,
     over_source: bool = False,
-    progress: Progress = lambda done: None,
+    watcher: Watcher = SILENCE,
 ) -> int:
     """Write a disk to `target`: a path, or "-" for standard output; give the bytes read.
 
@@ -38,13 +38,14 @@ def restore(
     DamagedError where a stored block is not what it was.
     """
     size = revision.disks[disk].size
+    watcher.begin(size)
     with repository.reading(revision), repository.store.open(revision, disk) as image:
         if target == STREAM:
-            return copy(image, StreamDraft(disks.standard_output()), progress=progress, workers=1)
+            return copy(image, StreamDraft(disks.standard_output()), watcher=watcher, workers=1)
         path = Path(target)
         _check_target(path, repository, over_source=over_source)
         with _target(path, size) as draft:
-            return copy(image, draft, progress=progress)
+            return copy(image, draft, watcher=watcher)
 
 
 def _check_target(path: Path, repository: Repository, *, over_source: bool) -> None:
@@ -56,11 +57,18 @@ def _check_target(path: Path, repository: Repository, *, over_source: bool) -> N
         ):
             raise TargetError(f"{path} lies inside a repository", "Restore to another place.")
         if not resolved.parent.is_dir():
-            raise TargetError(f"there is no folder {path.parent}", "Make it first, or name another target.")
+            raise TargetError(
+                f"there is no folder {path.parent}", "Make it first, or name another target."
+            )
         if resolved.is_dir():
             raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
         for name, origin in repository.settings.source.get("disks", {}).items():
-            if path.exists() and Path(origin).exists() and path.samefile(origin) and not over_source:
+            if (
+                path.exists()
+                and Path(origin).exists()
+                and path.samefile(origin)
+                and not over_source
+            ):
                 raise TargetError(
                     f"{path} is the source of disk {name}; a restore would overwrite it",
                     "If that is what you want, stop the VM and add --over-source.",
@@ -79,7 +87,9 @@ def _target(path: Path, size: int) -> Iterator[RawDraft]:
         with disks.open_to_write(path, Cache.SPARE) as file:
             if file.is_device and file.size() < size:
                 have, need = format_size(file.size()), format_size(size)
-                raise TargetError(f"{path} has {have}; the disk needs {need}", "Use a larger device.")
+                raise TargetError(
+                    f"{path} has {have}; the disk needs {need}", "Use a larger device."
+                )
             if not file.is_device:
                 file.resize(size)
             yield RawDraft(file, is_new=False)
@@ -87,7 +97,7 @@ def _target(path: Path, size: int) -> Iterator[RawDraft]:
 
 
 def _new_file(path: Path, size: int) -> Iterator[RawDraft]:
-    """Fill a file beside `path`, then give it that name: nobody takes half a disk for a whole one."""
+    """Fill a file beside `path`, then rename it: nobody takes half a disk for a whole one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disks.create(partial, Cache.SPARE) as file:

@@ -1,8 +1,8 @@
 """Removing revisions, getting them back, and freeing the space at last.
 
-    remove  renames revisions/REV to trash/BATCH/REV, one batch a command
-    undo    renames the newest batch back
-    purge   renames trash/BATCH/REV to trash/.REV, deletes that, then drops chunks nobody names
+remove  renames revisions/REV to trash/BATCH/REV, one batch a command
+undo    renames the newest batch back
+purge   renames trash/BATCH/REV to trash/.REV, deletes that, then drops chunks nobody names
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from backy.stores.blocks import checked_index
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What a purge did. `kept` are revisions in the trash that somebody is reading, or too young."""
+    """What a purge did. `kept` are revisions in the trash: too young, or somebody reads them."""
 
     revisions: tuple[str, ...]
     kept: tuple[str, ...]
@@ -41,13 +41,19 @@ def remove(repository: Repository, revisions: list[Revision]) -> None:
         for revision in revisions:
             folder = repository.folder_of(revision)
             if not folder.exists():
-                raise NotFoundError(f"{repository.name}: revision {revision.id} was removed already")
+                raise NotFoundError(
+                    f"{repository.name}: revision {revision.id} was removed already"
+                )
             disk.rename(folder, batch / revision.id)
         _sync(repository, batch)
 
 
 def _new_batch(batches: list[str]) -> str:
-    newest = datetime.strptime(batches[-1][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) if batches else None
+    newest = (
+        datetime.strptime(batches[-1][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        if batches
+        else None
+    )
     return id_for(time_for(datetime.now(UTC), newest), secrets.token_hex(2))
 
 
@@ -61,7 +67,11 @@ def undo(repository: Repository) -> list[str]:
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
         for name in reversed(disk.list_folder(trash)):
-            ids = [each for each in disk.list_folder(trash / name) if is_id(each)] if is_id(name) else []
+            ids = (
+                [each for each in disk.list_folder(trash / name) if is_id(each)]
+                if is_id(name)
+                else []
+            )
             for each in ids:
                 disk.rename(trash / name / each, repository.root / "revisions" / each)
             if ids:
@@ -77,8 +87,13 @@ def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
     runs, and DamagedError, before any chunk is touched, where it cannot be sure what is in use.
     """
     with repository.exclusive("purge"):
-        with repository.history_lock(), translated(StoreError, f"{repository.name}: emptying the trash"):
-            purged, kept = _empty(repository, datetime.now(UTC) - timedelta(seconds=older_than_seconds))
+        with (
+            repository.history_lock(),
+            translated(StoreError, f"{repository.name}: emptying the trash"),
+        ):
+            purged, kept = _empty(
+                repository, datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+            )
         freed = sweep(repository)
     return Purged(tuple(purged), tuple(kept), freed)
 
@@ -95,11 +110,14 @@ def sweep(repository: Repository) -> int:
 
 def _empty(repository: Repository, before: datetime) -> tuple[list[str], list[str]]:
     trash = repository.root / "trash"
-    purged, kept = [], []
+    purged: list[str] = []
+    kept: list[str] = []
     for name in filter(is_id, disk.list_folder(trash)):
         for each in filter(is_id, disk.list_folder(trash / name)):
             is_old = name[:16] <= f"{before:%Y%m%dT%H%M%SZ}"
-            (purged if is_old and _hide(trash / name / each, trash / f".{each}") else kept).append(each)
+            (purged if is_old and _hide(trash / name / each, trash / f".{each}") else kept).append(
+                each
+            )
         if not disk.list_folder(trash / name):
             disk.remove_empty_folder(trash / name)
     for name in disk.list_folder(trash):
@@ -121,8 +139,15 @@ def _hide(folder: Path, hidden: Path) -> bool:
 
 def _indexes(repository: Repository) -> Iterator[Index]:
     trash = repository.root / "trash"
-    folders = [repository.root / "revisions" / name for name in disk.list_folder(repository.root / "revisions")]
-    folders += [trash / batch / name for batch in disk.list_folder(trash) for name in disk.list_folder(trash / batch)]
+    folders = [
+        repository.root / "revisions" / name
+        for name in disk.list_folder(repository.root / "revisions")
+    ]
+    folders += [
+        trash / batch / name
+        for batch in disk.list_folder(trash)
+        for name in disk.list_folder(trash / batch)
+    ]
     for folder in folders:
         if is_id(folder.name):
             revision = read_revision(folder / "revision.json", repository.settings.block_size)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from backy.disk import Cache
 from backy.errors import DamagedError, StoreError
 from backy.extent import Extent, Kind, chop
-from backy.image import Progress, in_parallel
+from backy.image import SILENCE, Watcher, in_parallel
 from backy.index import Index
 from backy.repository import Repository
 from backy.revision import Revision, Trust
@@ -33,17 +33,20 @@ _Bad = list[tuple[int, int, str]]  # damaged ranges of one image: start, end, wh
 
 
 def verify(
-    repository: Repository, revisions: Sequence[Revision], *, progress: Progress = lambda done: None
+    repository: Repository, revisions: Sequence[Revision], *, watcher: Watcher = SILENCE
 ) -> Iterator[Damage]:
-    """Read what `revisions` (oldest first) hold and give each damaged range of each, never stopping early.
+    """Read all that `revisions` (oldest first) hold; give every damaged range of every one.
 
     What revisions share is read once. Each revision becomes verified or distrusted when all its
-    disks have been read. `progress` is told of the bytes of the images, as `work` sums them.
+    disks have been read.
     """
+    watcher.begin(sum(disk.size for each in revisions for disk in each.disks.values()))
     found: dict[str, list[Damage]] = {revision.id: [] for revision in revisions}
     names = sorted({name for revision in revisions for name in revision.disks})
     for name in names:
-        for damage in _verify_disk(repository, [each for each in revisions if name in each.disks], name, progress):
+        for damage in _verify_disk(
+            repository, [each for each in revisions if name in each.disks], name, watcher
+        ):
             found[damage.revision].append(damage)
             yield damage
     for revision in revisions:
@@ -51,15 +54,10 @@ def verify(
         repository.change(revision, trust=trust, verified=datetime.now(UTC).replace(microsecond=0))
 
 
-def work(revisions: Sequence[Revision]) -> int:
-    """The bytes that `verify` will report as progress."""
-    return sum(disk.size for revision in revisions for disk in revision.disks.values())
-
-
 def _verify_disk(
-    repository: Repository, revisions: Sequence[Revision], name: str, progress: Progress
+    repository: Repository, revisions: Sequence[Revision], name: str, watcher: Watcher
 ) -> Iterator[Damage]:
-    """One disk through its revisions; an index stays open until the next one was compared with it."""
+    """One disk through its revisions; an index stays open until the next is compared with it."""
     previous: Index | None = None
     bad: _Bad = []
     with ExitStack() as kept:
@@ -70,19 +68,21 @@ def _verify_disk(
                     image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
                 except DamagedError as error:
                     size = revision.disks[name].size
-                    progress(size)
+                    watcher.advance(size)
                     yield Damage(revision.id, name, 0, size, error.message)
                     continue
                 since = previous if repository.store.shares_blocks else None
-                bad = _read_all(image, since, bad, progress)
-                yield from (Damage(revision.id, name, start, end - start, why) for start, end, why in bad)
+                bad = _read_all(image, since, bad, watcher)
+                yield from (
+                    Damage(revision.id, name, start, end - start, why) for start, end, why in bad
+                )
                 kept.pop_all().close()
                 kept.push(stack.pop_all())
                 previous = image.index
 
 
-def _read_all(image: StoredImage, since: Index | None, known: _Bad, progress: Progress) -> _Bad:
-    """Read what `since` does not have in the same place; carry over what is known to be bad there."""
+def _read_all(image: StoredImage, since: Index | None, known: _Bad, watcher: Watcher) -> _Bad:
+    """Read what `since` does not have in the same place; carry over what is known as bad there."""
     bad: _Bad = []
 
     def take(extent: Extent, buffer: memoryview) -> None:
@@ -95,7 +95,7 @@ def _read_all(image: StoredImage, since: Index | None, known: _Bad, progress: Pr
                 image.readinto(extent.start, buffer[:length])
             except StoreError as error:
                 bad.append((extent.start, extent.end, error.message))
-        progress(extent.length)
+        watcher.advance(extent.length)
 
     extents = image.index.extents(since) if since else image.extents()
     in_parallel(chop(extents, image.block_size), take, image.block_size)

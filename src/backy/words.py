@@ -32,8 +32,15 @@ _DEEPEST = 64
 _LISTED = 20  # revisions that an error shows
 
 _Revisions = list[Revision]
+
+
+def _without(revisions: _Revisions, others: _Revisions) -> _Revisions:
+    ids = {revision.id for revision in others}
+    return [revision for revision in revisions if revision.id not in ids]
+
+
 _FUNCTIONS: dict[str, Callable[[_Revisions, _Revisions], _Revisions]] = {
-    "not": lambda history, found: _without(history, found),
+    "not": _without,
     "first": lambda _, found: found[:1],
     "last": lambda _, found: found[-1:],
     "reverse": lambda _, found: found[::-1],
@@ -72,11 +79,6 @@ def _there(history: Sequence[Revision]) -> str:
     return f"There are: {', '.join(shown)}{older}."
 
 
-def _without(revisions: _Revisions, others: _Revisions) -> _Revisions:
-    ids = {revision.id for revision in others}
-    return [revision for revision in revisions if revision.id not in ids]
-
-
 class _Parser:
     """Recursive descent over the tokens of one spec."""
 
@@ -85,7 +87,9 @@ class _Parser:
         self._history = history
         self._depth = 0
         if len(spec) > _LONGEST:
-            raise NotFoundError(f"a revision word of {len(spec)} characters", f"{_LONGEST} is the limit.")
+            raise NotFoundError(
+                f"a revision word of {len(spec)} characters", f"{_LONGEST} is the limit."
+            )
         self._tokens = _TOKEN.findall(spec)
 
     def parse(self) -> _Revisions:
@@ -146,7 +150,9 @@ class _Parser:
         if word == "(" or (name and self._peek() == "("):
             return None, self._call(name, opened=word == "(")
         if word in {"", ")", ",", "&", ".."}:
-            raise self._malformed(f"{word!r} stands where a word should" if word else "it ends too early")
+            raise self._malformed(
+                f"{word!r} stands where a word should" if word else "it ends too early"
+            )
         if span := _span(word):
             return span, [each for each in self._history if span[0] <= each.time <= span[1]]
         return None, self._named(word)
@@ -174,7 +180,9 @@ class _Parser:
             return [revision for revision in history if value in revision.tags]
         if kind == "trust":
             if value not in {trust.value for trust in Trust}:
-                raise self._unknown(word, "is none of trust:trusted, trust:verified, trust:distrusted")
+                raise self._unknown(
+                    word, "is none of trust:trusted, trust:verified, trust:distrusted"
+                )
             return [revision for revision in history if revision.trust.value == value]
         return [self._single(word)]
 
@@ -210,13 +218,15 @@ def _span(word: str) -> _Span | None:
     match = _DATE.fullmatch(word)
     if not match:
         return None
-    day, minute, second, _ = match.groups()
+    minute, second = match[2], match[3]
     try:
         start = datetime.fromisoformat(word)
     except ValueError:
         return None
     start = start.astimezone(UTC) if start.tzinfo else start.replace(tzinfo=UTC)
-    length = timedelta(seconds=1) if second else timedelta(minutes=1) if minute else timedelta(days=1)
+    length = (
+        timedelta(seconds=1) if second else timedelta(minutes=1) if minute else timedelta(days=1)
+    )
     try:
         return start, start + length - timedelta(microseconds=1)
     except OverflowError:

@@ -22,27 +22,34 @@ app = typer.Typer(
 )
 
 Context = typer.Context
-Job = Annotated[str, typer.Argument(metavar="JOB", help="The name of the job, and of its repository.")]
+Job = Annotated[
+    str, typer.Argument(metavar="JOB", help="The name of the job, and of its repository.")
+]
 Spec = Annotated[
     str,
     typer.Option(
         "-r",
         "--revision",
         metavar="SPEC",
-        help="Revision words: latest, 1, 2026-11-23, tag:daily, an id or its beginning, a..b, a & b, a, b.",
+        help="Revision words: latest, 1, 2026-11-23, tag:daily, an id or its beginning, a..b.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-DiskName = Annotated[str | None, typer.Option("--disk", metavar="NAME", help="Which disk, if there are several.")]
+DiskName = Annotated[
+    str | None, typer.Option("--disk", metavar="NAME", help="Which disk, if there are several.")
+]
 
 
 @app.callback()
 def _globals(
     context: Context,
     base_dir: Annotated[
-        Path, typer.Option(envvar="BACKY_BASE_DIR", help="The folder that has a repository for each job.")
+        Path,
+        typer.Option(
+            envvar="BACKY_BASE_DIR", help="The folder that has a repository for each job."
+        ),
     ] = Path("/srv/backy"),
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,  # noqa: FBT002
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         typer.echo(f"backy {__version__}")

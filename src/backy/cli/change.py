@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -21,12 +21,15 @@ from backy.words import select
 class _TagCommand(TyperCommand):
     """Takes +TAG and -TAG as arguments: click would see the options -T, -A and -G in the latter."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own click
         options, marks = [], []
         arguments = iter(args)
         for argument in arguments:
             if argument in {"-r", "--revision"}:
-                options += [argument, *[value for value in [next(arguments, None)] if value is not None]]
+                options += [
+                    argument,
+                    *[value for value in [next(arguments, None)] if value is not None],
+                ]
             elif argument[:1] in {"+", "-"} and argument[:2] != "--" and argument != "-h":
                 marks.append(argument)
             else:
@@ -34,13 +37,17 @@ class _TagCommand(TyperCommand):
         return super().parse_args(ctx, [*options, "--", *marks])
 
 
-@app.command(cls=_TagCommand, epilog="Example: backy tag vm1 -r latest +manual:before-upgrade -daily")
+@app.command(
+    cls=_TagCommand, epilog="Example: backy tag vm1 -r latest +manual:before-upgrade -daily"
+)
 def tag(
     context: Context,
     job: Job,
-    marks: Annotated[list[str], typer.Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")],
+    marks: Annotated[
+        list[str], typer.Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")
+    ],
     spec: Spec = "latest",
-    as_json: AsJson = False,  # noqa: FBT002
+    as_json: AsJson = False,
 ) -> None:
     """Add and drop tags of revisions."""
     if odd := [mark for mark in marks if mark[:1] not in {"+", "-"}]:
@@ -60,7 +67,9 @@ def tag(
 def _selected(repository: Repository, spec: str) -> list[Revision]:
     found = select(spec, repository.history())
     if not found:
-        raise NotFoundError(f"{repository.name}: {spec!r} names no revision", f"backy list {repository.name}")
+        raise NotFoundError(
+            f"{repository.name}: {spec!r} names no revision", f"backy list {repository.name}"
+        )
     return found
 
 
@@ -69,22 +78,28 @@ def remove(
     context: Context,
     job: Job,
     spec: Spec,
-    as_json: AsJson = False,  # noqa: FBT002
+    as_json: AsJson = False,
 ) -> None:
     """Move revisions to the trash. backy undo brings them back, backy purge frees their space."""
     repository = open_repository(context, job)
     revisions = _selected(repository, spec)
     trash.remove(repository, revisions)
-    _say(job, "removed", [revision.id for revision in revisions], f"backy undo {job} brings them back", as_json)
+    _say(
+        job,
+        "removed",
+        [revision.id for revision in revisions],
+        f"backy undo {job} brings them back",
+        as_json,
+    )
 
 
 @app.command(epilog="Example: backy undo vm1")
-def undo(context: Context, job: Job, as_json: AsJson = False) -> None:  # noqa: FBT002
+def undo(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Bring back what the last backy remove took away."""
     _say(job, "restored", trash.undo(open_repository(context, job)), "back in the history", as_json)
 
 
-def _say(job: str, action: str, ids: list[str], what_next: str, as_json: bool) -> None:  # noqa: FBT001
+def _say(job: str, action: str, ids: list[str], what_next: str, as_json: bool) -> None:
     if as_json:
         print_json({"job": job, action: ids})
     else:
@@ -96,9 +111,10 @@ def purge(
     context: Context,
     job: Job,
     older_than: Annotated[
-        str, typer.Option(metavar="DURATION", help="Leave what was removed more recently: 30m, 4h, 7d.")
+        str,
+        typer.Option(metavar="DURATION", help="Leave what was removed more recently: 30m, 4h, 7d."),
     ] = "0s",
-    as_json: AsJson = False,  # noqa: FBT002
+    as_json: AsJson = False,
 ) -> None:
     """Delete removed revisions for good, and every stored block that no revision names."""
     purged = trash.purge(open_repository(context, job), parse_duration(older_than))
@@ -107,4 +123,5 @@ def purge(
         print_json({"job": job, **kept, "freed": purged.freed})
         return
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
-    typer.echo(f"{job}: purged {len(purged.revisions)} revisions, freed {format_size(purged.freed)} of chunks{kept_note}")
+    freed = f"freed {format_size(purged.freed)} of chunks"
+    typer.echo(f"{job}: purged {len(purged.revisions)} revisions, {freed}{kept_note}")

@@ -18,8 +18,10 @@ from backy.units import format_size
 @app.command("list", epilog="Example: backy list vm1")
 def list_(
     context: Context,
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this job, with its revisions.")] = None,
-    as_json: AsJson = False,  # noqa: FBT002
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Only this job, with its revisions.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the revisions of a job, or all jobs."""
     names = [job] if job else jobs(context.obj)
@@ -29,7 +31,9 @@ def list_(
     elif job:
         print_table(REVISION_HEADINGS, map(revision_row, repositories[0].history()))
     else:
-        print_table(("job", "store", "revisions", "newest (UTC)", "size"), map(_job_row, repositories))
+        print_table(
+            ("job", "store", "revisions", "newest (UTC)", "size"), map(_job_row, repositories)
+        )
     for repository in repositories:
         for error in repository.damaged:
             typer.echo(f"{repository.name}: warning: {error.message}", err=True)
@@ -48,7 +52,13 @@ def _job_row(repository: Repository) -> list[str]:
         return [repository.name, repository.settings.store, "0", "never", "-"]
     size = sum(disk.size for disk in history[-1].disks.values())
     newest = f"{history[-1].time:%Y-%m-%d %H:%M:%S}"
-    return [repository.name, repository.settings.store, str(len(history)), newest, format_size(size)]
+    return [
+        repository.name,
+        repository.settings.store,
+        str(len(history)),
+        newest,
+        format_size(size),
+    ]
 
 
 @app.command(epilog="Example: backy diff vm1 1 latest")
@@ -57,22 +67,29 @@ def diff(
     job: Job,
     old: Annotated[str, typer.Argument(metavar="REV", help="Revision words for the older one.")],
     new: Annotated[str, typer.Argument(metavar="REV", help="Revision words for the newer one.")],
-    as_json: AsJson = False,  # noqa: FBT002
+    as_json: AsJson = False,
 ) -> None:
     """Show which ranges of its disks changed between two revisions, in whole blocks."""
-    from backy.diff import diff as run  # noqa: PLC0415
+    from backy.diff import diff as run
 
     repository = open_repository(context, job)
     before, after = repository.find(old), repository.find(new)
     changes = run(repository, before, after)
     if as_json:
         extents = [
-            {"disk": name, "start": extent.start, "length": extent.length, "kind": extent.kind.value}
+            {
+                "disk": name,
+                "start": extent.start,
+                "length": extent.length,
+                "kind": extent.kind.value,
+            }
             for name, extent in changes
         ]
         print_json({"job": job, "old": before.id, "new": after.id, "extents": extents})
         return
-    rows = [(name, str(extent.start), str(extent.length), extent.kind.value) for name, extent in changes]
+    rows = [
+        (name, str(extent.start), str(extent.length), extent.kind.value) for name, extent in changes
+    ]
     print_table(("disk", "start", "length", "kind"), rows)
 
 
@@ -82,9 +99,9 @@ def find(
     job: Job,
     spec: Spec = "latest",
     disk: DiskName = None,
-    as_json: AsJson = False,  # noqa: FBT002
+    as_json: AsJson = False,
 ) -> None:
-    """Print the path of a disk's plain image (store images) or index (store chunks), for scripts."""
+    """Print where a disk's plain image (store images) or index (store chunks) is, for scripts."""
     repository = open_repository(context, job)
     revision = repository.find(spec)
     name = disk_of(revision, disk)
@@ -93,6 +110,8 @@ def find(
         raise NotFoundError(f"{job}: {path} is missing", f"Run backy verify {job}.")
     if as_json:
         store = repository.settings.store
-        print_json({"job": job, "revision": revision.id, "disk": name, "store": store, "path": str(path)})
+        print_json(
+            {"job": job, "revision": revision.id, "disk": name, "store": store, "path": str(path)}
+        )
     else:
         typer.echo(path)

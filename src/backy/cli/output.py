@@ -41,11 +41,27 @@ def revision_row(revision: Revision) -> list[str]:
     ]
 
 
-REVISION_HEADINGS = ("revision", "time (UTC)", "size", "changed", "stored", "took", "consistency", "trust", "tags")
+REVISION_HEADINGS = (
+    "revision",
+    "time (UTC)",
+    "size",
+    "changed",
+    "stored",
+    "took",
+    "consistency",
+    "trust",
+    "tags",
+)
 
 
-def summary(read: int, changed: int, stored: int, seconds: float) -> str:
+def summary(revision: Revision, seconds: float) -> str:
     """The line at the end of a backup: read, changed, stored, ratio, seconds, rate."""
+    disks = revision.disks.values()
+    read, changed, stored = (
+        sum(disk.read for disk in disks),
+        sum(disk.changed for disk in disks),
+        sum(disk.stored for disk in disks),
+    )
     ratio = f"{changed / stored:.1f}:1" if stored else "-"
     return (
         f"read {format_size(read)}, changed {format_size(changed)}, stored {format_size(stored)} "

@@ -1,4 +1,4 @@
-"""Progress of a long command: a bar on a terminal, a line a minute elsewhere, JSON lines for programs."""
+"""Progress of a long command: a bar on a terminal, else a line a minute, or JSON for programs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class _Json:
         rate = done / seconds
         left = round((total - done) / rate, 1) if rate else None
         print_json(
-            {"event": "progress", "done": done, "total": total, "rate": round(rate)} | {"eta_seconds": left}
+            {"event": "progress", "done": done, "total": total, "rate": round(rate)}
+            | {"eta_seconds": left}
         )
 
     def warn(self, text: str) -> None:
@@ -107,8 +108,8 @@ class _Lines:
 
 @contextmanager
 def _bar(title: str) -> Iterator[Display]:
-    from rich import progress  # noqa: PLC0415 - takes 90 ms, which only a terminal needs
-    from rich.console import Console  # noqa: PLC0415
+    from rich import progress
+    from rich.console import Console
 
     columns = (
         progress.TextColumn("{task.description}"),
@@ -123,7 +124,7 @@ def _bar(title: str) -> Iterator[Display]:
         class Bar:
             interval_seconds = 0.1
 
-            def show(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002 - Display
+            def show(self, done: int, total: int, seconds: float) -> None:
                 bar.update(task, completed=done, total=total)
 
             def warn(self, text: str) -> None:

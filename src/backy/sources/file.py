@@ -29,7 +29,7 @@ class FileSource:
         self.paths = {check_disk_name(str(name)): Path(str(path)) for name, path in disks.items()}
 
     @contextmanager
-    def snapshot(self, parent: Revision | None) -> Iterator[FileSnapshot]:  # noqa: ARG002 - Source
+    def snapshot(self, parent: Revision | None) -> Iterator[FileSnapshot]:
         """See Source. Needs no parent: holes and hashes tell what changed."""
         with ExitStack() as stack:
             yield FileSnapshot({name: _open(path, stack) for name, path in self.paths.items()})
@@ -60,7 +60,7 @@ class FileImage:
             length = self._file.read_into(offset, buffer)
         if length != len(buffer):
             raise SourceError(
-                f"{self._origin.path} ended at byte {offset + length} while it was read; it had {self.size}",
+                f"{self._origin.path} ended at byte {offset + length} while it was read",
                 "Back it up while nobody resizes it, or from a snapshot.",
             )
 
@@ -68,8 +68,11 @@ class FileImage:
         """Whether the file was changed while it was read (a clone cannot be)."""
         now = self._origin.status()
         can_tell = not (self.is_clone or self._origin.is_device)
-        if can_tell and (now.st_mtime_ns, now.st_size) != (self._began.st_mtime_ns, self._began.st_size):
-            yield f"{self._origin.path} changed while it was read; parts of it are older than others"
+        if can_tell and (now.st_mtime_ns, now.st_size) != (
+            self._began.st_mtime_ns,
+            self._began.st_size,
+        ):
+            yield f"{self._origin.path} changed while it was read; parts of it are older"
 
 
 _READ_HINT = "Check the disk behind it (dmesg); nothing was published, older revisions are intact."
@@ -97,19 +100,23 @@ class FileSnapshot:
 
 
 def _open(path: Path, stack: ExitStack) -> FileImage:
-    with translated(SourceError, f"opening the source {path}", "Is the path right, and may you read it?"):
+    with translated(
+        SourceError, f"opening the source {path}", "Is the path right, and may you read it?"
+    ):
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise SourceError(f"{path} is neither a file nor a block device", "Name a disk image.")
         origin = stack.enter_context(disk.open_to_read(path, Cache.SPARE))
         image = FileImage(_clone(origin, stack) or origin, origin)
     if not image.size:
-        raise SourceError(f"{path} is empty", "A disk image has at least one byte; is the path right?")
+        raise SourceError(
+            f"{path} is empty", "A disk image has at least one byte; is the path right?"
+        )
     return image
 
 
 def _clone(origin: File, stack: ExitStack) -> File | None:
-    """A clone without a name beside `origin`, or None where the file system or the rights forbid."""
+    """A clone without a name beside `origin`; None where the file system or the rights forbid."""
     if origin.is_device:
         return None
     try:

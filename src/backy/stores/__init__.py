@@ -1,4 +1,4 @@
-"""Stores: how a repository keeps the blocks of its images. A plug-in is a class that is a `Store`."""
+"""Stores: how a repository keeps the blocks of its images. A plug-in is a class like `Store`."""
 
 from __future__ import annotations
 

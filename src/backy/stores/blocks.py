@@ -19,7 +19,7 @@ from backy.revision import Disk, Revision
 
 
 class Blocks(Protocol):
-    """Where the blocks of one image are. Safe to call from several threads, for different blocks."""
+    """Where the blocks of one image are. Safe for several threads, each at another block."""
 
     def get(self, number: int, digest: str, block: memoryview) -> None:
         """Fill `block` with block `number`; whoever calls checks the hash.
@@ -31,7 +31,7 @@ class Blocks(Protocol):
         """Keep a block; give the bytes that were written for it."""
 
     def clear(self, first: int, count: int, length: int) -> int:
-        """Keep `count` blocks of `length` bytes each, all zero; give the bytes that were written."""
+        """Keep `count` blocks of `length` zero bytes each; give the bytes that were written."""
 
     def extents(self, index: Index) -> Iterator[Extent]:
         """What must be read: DATA, or ZERO where nothing is stored that could differ from zero."""
@@ -52,7 +52,7 @@ class StoredImage:
         return self._blocks.extents(self.index)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer`. Raises DamagedError with the range of the first block that is not whole."""
+        """Fill `buffer`. Raises DamagedError that names the first block that is not whole."""
         done = 0
         while done < len(buffer):
             number, within = divmod(offset + done, self.block_size)
@@ -77,7 +77,9 @@ class StoredImage:
         self._blocks.get(number, digest, block)
         if digest_of(block) != digest:
             start = number * self.block_size
-            raise DamagedError(f"bytes {start} to {start + len(block)} do not match hash {digest[:12]}…")
+            raise DamagedError(
+                f"bytes {start} to {start + len(block)} do not match hash {digest[:12]}…"
+            )
 
 
 class BlockDraft:
@@ -105,7 +107,7 @@ class BlockDraft:
             number += 1
 
     def zero(self, offset: int, length: int) -> None:
-        """Make blocks zero that are not; a range that is costs one comparison per 4 MiB of index."""
+        """Make blocks zero that are not; what is costs one comparison for 4 MiB of index."""
         end = block_count(offset + length, self.block_size)
         for extent in self._index.extents(first=offset // self.block_size, end=end):
             if extent.kind is not Kind.ZERO:
@@ -126,7 +128,9 @@ class BlockDraft:
 
 
 @contextmanager
-def index_draft(path: Path, size: int, block_size: int, parent: Index | None) -> Iterator[IndexDraft]:
+def index_draft(
+    path: Path, size: int, block_size: int, parent: Index | None
+) -> Iterator[IndexDraft]:
     """The index of a draft at `path`, begun with the lines of the parent's, if any."""
     with translated(StoreError, f"writing {path}"):
         disks.remove_file(path)

@@ -1,4 +1,4 @@
-"""Store "chunks": one zstd frame a block, in chunks/ab/abcd….zst, named after the plain block's BLAKE3.
+"""Store "chunks": a zstd frame a block, in chunks/ab/abcd….zst, named by the plain block's hash.
 
 For file systems that cannot share extents. A chunk is only relied on when a published index or
 the draft itself names it, never because its file exists: a file that a crash left may be torn.
@@ -31,7 +31,9 @@ from backy.stores.blocks import (
 )
 
 _CHUNK = re.compile(r"[0-9a-f]{64}\.zst")
-_REMEMBERED = 1 << 17  # chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again
+_REMEMBERED = (
+    1 << 17
+)  # chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again
 _MARK_BITS = 28  # a bit for each value of as many bits of a digest: 32 MiB
 
 
@@ -46,7 +48,9 @@ class ChunkStore:
         self._level = level
 
     @contextmanager
-    def draft(self, folder: Path, disk: str, size: int, parent: Revision | None) -> Iterator[BlockDraft]:
+    def draft(
+        self, folder: Path, disk: str, size: int, parent: Revision | None
+    ) -> Iterator[BlockDraft]:
         """See Store."""
         blocks = ChunkBlocks(self._root / "chunks", self._block_size, self._level)
         with (
@@ -56,7 +60,9 @@ class ChunkStore:
             yield BlockDraft(index, blocks, has_parent=bool(parent))
 
     @contextmanager
-    def open(self, revision: Revision, disk: str, cache: Cache = Cache.SPARE) -> Iterator[StoredImage]:
+    def open(
+        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE
+    ) -> Iterator[StoredImage]:
         """See Store."""
         blocks = ChunkBlocks(self._root / "chunks", self._block_size, self._level, cache)
         with open_index(self._root, revision, disk) as index:
@@ -94,7 +100,9 @@ class _Tools(threading.local):
 class ChunkBlocks:
     """Blocks as chunks below `folder`."""
 
-    def __init__(self, folder: Path, block_size: int, level: int, cache: Cache = Cache.SPARE) -> None:
+    def __init__(
+        self, folder: Path, block_size: int, level: int, cache: Cache = Cache.SPARE
+    ) -> None:
         self._folder = folder
         self._block_size = block_size
         self._cache = cache

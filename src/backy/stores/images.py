@@ -19,7 +19,14 @@ from backy.extent import Extent, Kind, align
 from backy.image import is_zero
 from backy.index import Index, block_count
 from backy.revision import Revision
-from backy.stores.blocks import BlockDraft, StoredImage, index_draft, index_path, open_index, parent_index
+from backy.stores.blocks import (
+    BlockDraft,
+    StoredImage,
+    index_draft,
+    index_path,
+    open_index,
+    parent_index,
+)
 
 
 class ImageStore:
@@ -27,12 +34,14 @@ class ImageStore:
 
     shares_blocks = False
 
-    def __init__(self, root: Path, block_size: int, level: int) -> None:  # noqa: ARG002 - StoreClass
+    def __init__(self, root: Path, block_size: int, level: int) -> None:
         self._root = root
         self._block_size = block_size
 
     @contextmanager
-    def draft(self, folder: Path, disk: str, size: int, parent: Revision | None) -> Iterator[BlockDraft]:
+    def draft(
+        self, folder: Path, disk: str, size: int, parent: Revision | None
+    ) -> Iterator[BlockDraft]:
         """See Store."""
         with (
             parent_index(parent, disk, self._root) as old,
@@ -44,7 +53,9 @@ class ImageStore:
             with translated(StoreError, f"making {file.path} {size} bytes long"):
                 file.resize(size)
             yield BlockDraft(
-                index, ImageBlocks(file, self._block_size, is_new=not parent), has_parent=bool(parent)
+                index,
+                ImageBlocks(file, self._block_size, is_new=not parent),
+                has_parent=bool(parent),
             )
             file.protect()
 
@@ -57,7 +68,9 @@ class ImageStore:
                 )
 
     @contextmanager
-    def open(self, revision: Revision, disk: str, cache: Cache = Cache.SPARE) -> Iterator[StoredImage]:
+    def open(
+        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE
+    ) -> Iterator[StoredImage]:
         """See Store."""
         path = self.plain_path(revision, disk)
         with open_index(self._root, revision, disk) as index:
@@ -72,7 +85,7 @@ class ImageStore:
         """The raw image."""
         return index_path(self._root, revision, disk).with_suffix(".img")
 
-    def collect(self, indexes: Iterable[Index]) -> int:  # noqa: ARG002 - Store
+    def collect(self, indexes: Iterable[Index]) -> int:
         """Nothing to do: the file system frees an extent when the last file that shares it goes."""
         return 0
 
@@ -86,15 +99,15 @@ class ImageBlocks:
         self._is_new = is_new
         self._local = threading.local()
 
-    def get(self, number: int, digest: str, block: memoryview) -> None:  # noqa: ARG002 - Blocks
+    def get(self, number: int, digest: str, block: memoryview) -> None:
         """Read a block where it lies."""
         where = f"block {number} (byte {number * self._block_size}) of {self._file.path}"
         with translated(StoreError, f"reading {where}"):
             if self._file.read_into(number * self._block_size, block) != len(block):
                 raise DamagedError(f"{where} lies beyond the end of the file")
 
-    def put(self, number: int, digest: str, block: memoryview) -> int:  # noqa: ARG002 - Blocks
-        """Write the 4 KiB pieces that differ from what the file has, and punch those that are zero."""
+    def put(self, number: int, digest: str, block: memoryview) -> int:
+        """Write the 4 KiB pieces that differ from what the file has; punch those that are zero."""
         start = number * self._block_size
         written = 0
         with translated(StoreError, f"writing block {number} of {self._file.path}"):
@@ -128,12 +141,15 @@ class ImageBlocks:
             if extent.kind is Kind.DATA:
                 yield extent
             else:
-                first, end = extent.start // index.block_size, block_count(extent.end, index.block_size)
+                first, end = (
+                    extent.start // index.block_size,
+                    block_count(extent.end, index.block_size),
+                )
                 yield from index.extents(first=first, end=end)
 
 
 def _changes(new: memoryview, old: memoryview | None) -> Iterator[tuple[Kind, int, int]]:
-    """Runs of 4 KiB pieces as (kind, start, end): SAME as in `old`, ZERO and not so before, or DATA.
+    """Runs of 4 KiB pieces as (kind, start, end): SAME as in `old`, else ZERO or DATA.
 
     Without `old` everything is compared with nothing: zero pieces are ZERO.
     """

@@ -1,0 +1,7 @@
+"""`python -m backy` is `backy`."""
+
+import sys
+
+from backy.cli import main
+
+sys.exit(main())
