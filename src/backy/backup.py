@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from backy import disk as disks
 from backy import trash
 from backy.disk import Cache
-from backy.errors import DamagedError, FullError, StoreError, translated
+from backy.errors import BackyError, DamagedError, FullError, StoreError, translated
 from backy.image import SILENCE, Image, Watcher, copy
 from backy.repository import Repository, RevisionDraft
 from backy.revision import Disk, Revision, Trust, check_disk_name
@@ -33,7 +33,8 @@ def backup(
         try:
             return _backup(repository, source, tags, watcher)
         except FullError:
-            trash.sweep(repository)
+            with suppress(BackyError):  # that the store is full is what the user must hear
+                trash.sweep(repository)
             raise
 
 
@@ -108,10 +109,12 @@ def _copy_disk(
 ) -> Disk:
     repository = draft.repository
     base = parent if parent and name in parent.disks else None
-    with repository.store.draft(draft.folder, name, image.size, base) as target:
+    with (
+        translated(StoreError, f"{repository.name}: writing the draft of {name}"),
+        repository.store.draft(draft.folder, name, image.size, base) as target,
+    ):
         read = copy(image, target, watcher=watcher)
-        with translated(StoreError, f"{repository.name}: reading the new index of {name}"):
-            index_hash = target.index_hash()
+        index_hash = target.index_hash()
     return Disk(
         size=image.size,
         block_size=target.block_size,

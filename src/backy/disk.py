@@ -58,10 +58,11 @@ class File:
 
     __slots__ = ("_direct", "cache", "descriptor", "is_device", "path")
 
-    def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o644) -> None:
+    def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600) -> None:
         self.path = path
         self.cache = cache
-        self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+        # O_NONBLOCK: a FIFO in the place of a file must not hang us.
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
         self.is_device = stat.S_ISBLK(os.fstat(self.descriptor).st_mode)
         self._direct = -1 if cache is Cache.USE else self._open_direct(flags)
 
@@ -116,13 +117,15 @@ class File:
         return done
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
-        if self._direct < 0 or (offset | len(buffer)) % PAGE:
+        whole = len(buffer) - len(buffer) % PAGE
+        if self._direct < 0 or offset % PAGE or not whole:
             return os.preadv(self.descriptor, [buffer], offset)
+        buffer = buffer[:whole]
         if self.cache is Cache.SPARE:
             # RWF_NOWAIT answers only from the page cache; a short answer: the rest is not in it.
             with suppress(BlockingIOError, OSError):
-                if os.preadv(self.descriptor, [buffer], offset, os.RWF_NOWAIT) == len(buffer):
-                    return len(buffer)
+                if os.preadv(self.descriptor, [buffer], offset, os.RWF_NOWAIT) == whole:
+                    return whole
         try:
             return os.preadv(self._direct, [buffer], offset)
         except OSError as error:
@@ -148,12 +151,6 @@ class File:
                 continue
             view, offset = view[done:], offset + done
             direct = direct and not done % PAGE
-
-    def append(self, data: bytes | memoryview) -> None:
-        """Write all of `data` where the last write ended; works for pipes."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self.descriptor, view) :]
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeroes and, where possible, give its space back."""
@@ -274,14 +271,16 @@ def create_unnamed(folder: Path, cache: Cache = Cache.USE) -> File:
     return File(folder, os.O_RDWR | os.O_TMPFILE, cache, 0o600)
 
 
-def standard_output() -> File:
-    """The stream that a shell gave us."""
-    return File(Path("/dev/stdout"), os.O_WRONLY)
+def append_to_standard_output(data: bytes | memoryview) -> None:
+    """Write all of `data` to the stream that a shell gave us."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
 
 
 def make_folder(path: Path) -> None:
-    """Make `path` and the folders above it; one that exists is fine."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Make `path`, for its owner only, and the folders above it; one that exists is fine."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def list_folder(path: Path) -> list[str]:
@@ -332,11 +331,11 @@ def read_file(path: Path, limit: int) -> bytes:
     return content
 
 
-def write_file(path: Path, content: bytes, mode: int = 0o644) -> None:
+def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a small file, replacing one of that name in one step; durable on return."""
     new = path.with_name(f".{path.name}.new")
     with File(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=mode) as file:
-        file.append(content)
+        file.write(0, content)
         file.sync()
     rename(new, path)
     sync_folder(path.parent)

@@ -145,7 +145,8 @@ def in_parallel(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(timeout=0.1)  # a join without end is deaf to signals in some Pythons
     finally:
         pool.stopped = True
         for thread in threads:

@@ -55,8 +55,11 @@ class Index:
         return min(self.block_size, self.size - number * self.block_size)
 
     def lines(self, first: int, count: int) -> bytes:
-        """`count` raw lines. Raises DamagedError where the file ends before."""
-        lines = self.file.read_bytes(first * LINE, count * LINE)
+        """`count` raw lines. Raises DamagedError where the file ends before or is unreadable."""
+        try:
+            lines = self.file.read_bytes(first * LINE, count * LINE)
+        except OSError as error:
+            raise DamagedError(f"reading {self.file.path}: {error.strerror}") from error
         if len(lines) != count * LINE:
             raise DamagedError(f"{self.file.path} ends within line {first + len(lines) // LINE}")
         return lines

@@ -41,7 +41,7 @@ def restore(
     watcher.begin(size)
     with repository.reading(revision), repository.store.open(revision, disk) as image:
         if target == STREAM:
-            return copy(image, StreamDraft(disks.standard_output()), watcher=watcher, workers=1)
+            return copy(image, StreamDraft(), watcher=watcher, workers=1)
         path = Path(target)
         _check_target(path, repository, over_source=over_source)
         with _target(path, size) as draft:
@@ -63,16 +63,20 @@ def _check_target(path: Path, repository: Repository, *, over_source: bool) -> N
         if resolved.is_dir():
             raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
         for name, origin in repository.settings.source.get("disks", {}).items():
-            if (
-                path.exists()
-                and Path(origin).exists()
-                and path.samefile(origin)
-                and not over_source
-            ):
+            if _is_same(path, Path(str(origin))) and not over_source:
                 raise TargetError(
                     f"{path} is the source of disk {name}; a restore would overwrite it",
                     "If that is what you want, stop the VM and add --over-source.",
                 )
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two names mean one file, or one block device."""
+    if not path.exists() or not other.exists():
+        return False
+    status, others = path.stat(), other.stat()
+    is_device = stat.S_ISBLK(status.st_mode) and stat.S_ISBLK(others.st_mode)
+    return path.samefile(other) or (is_device and status.st_rdev == others.st_rdev)
 
 
 @contextmanager
@@ -136,13 +140,10 @@ class StreamDraft:
 
     block_size = MiB
 
-    def __init__(self, file: File) -> None:
-        self._file = file
-
     def write(self, offset: int, data: memoryview) -> None:
         """Append."""
         with translated(TargetError, f"writing to standard output at byte {offset}"):
-            self._file.append(data)
+            disks.append_to_standard_output(data)
 
     def zero(self, offset: int, length: int) -> None:
         """Append zeroes."""

@@ -136,8 +136,8 @@ name_bad_blocks() {
     say "the head of this script tells how to take all the other blocks"
 }
 
-position() { # How far the target has been written. Nothing, or nothing new, if it is a pipe.
-    sed -n 's/^pos:[^0-9]*//p' "/proc/$$/fdinfo/3" 2>/dev/null
+position() { # How far the target has been written. This stays 0 for a pipe, and without /proc.
+    echo $(($(sed -n 's/^pos:[^0-9]*//p' "/proc/$$/fdinfo/3" 2>/dev/null) + 0))
 }
 
 give_up() { # Leaves nothing that could be taken for a whole disk.
@@ -172,7 +172,7 @@ disk=$2 revision=revisions/$id
 case $disk in '' | *[!A-Za-z0-9._-]*) die "$disk is not the name of a disk" ;; esac
 index=$revision/$disk.blocks image=$revision/$disk.img
 size=$(of_disk size) block_size=$(of_disk block_size)
-[ -n "$size" ] || die "there is no disk $disk in $id. See: $repository/restore.sh"
+[ -n "${size:+$block_size}" ] || die "there is no disk $disk in $id. See: $repository/restore.sh"
 [ -z "$(sed -n '/^  "trust": "distrusted"/p' "$revision/revision.json")" ] ||
     say "warning: $id is distrusted: something was found wrong with it. Prefer another one"
 
@@ -187,6 +187,8 @@ elif [ -e "$target" ]; then
     [ ! -d "$target" ] || die "$target is a folder. Name a file in it: $3/$disk.img"
     [ -f "$target" ] || kind=stream
     [ ! -b "$target" ] || kind=device
+elif [ -L "$target" ]; then
+    die "$target is a link to a file that does not exist"
 else
     resolved=$(cd "$(dirname "$target")" && pwd -P)/$(basename "$target")
     case $resolved in /dev/shm/*) ;; /dev/*) die "there is no device $target" ;; esac
@@ -207,14 +209,14 @@ fi
 
 # What can be checked fast is checked before the target is touched.
 if [ -e "$image" ]; then
-    got=$(stat -c %s "$image")
+    got=$(stat -Lc %s "$image")
     [ "$got" -eq "$size" ] || die "$image is damaged: it has $got bytes instead of $size"
 else
     command -v zstd >/dev/null || die "zstd is not installed, and the chunks need it"
     [ -e "$index" ] || die "there is neither $repository/$image nor $repository/$index"
     blocks=$(((size + block_size - 1) / block_size))
     last_size=$((size - (blocks - 1) * block_size))
-    got=$(stat -c %s "$index")
+    got=$(stat -Lc %s "$index")
     [ "$got" -eq $((65 * blocks)) ] ||
         die "$index is damaged: it has $got bytes instead of 65 for each of $blocks blocks"
     line=$(sed -n '/^[0-9a-f]\{64\}$/!{ =; q; }' "$index") || die "cannot read $index"
@@ -250,7 +252,7 @@ fi
 [ "$kind" = regular ] && written=$(stat -c %s "$resolved") || written=$(($(position) - start))
 case $kind:$written in
 *:"$size") ;;
-stream:0) say "a pipe does not tell how much arrived: make sure that it is $size bytes" ;;
+device:0 | stream:0) say "nothing tells how much arrived: make sure that it is $size bytes" ;;
 *)
     [ -e "$image" ] || name_bad_blocks
     give_up "$disk has $size bytes, but $written bytes were restored"

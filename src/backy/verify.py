@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from backy.disk import Cache
-from backy.errors import DamagedError, StoreError
+from backy.errors import DamagedError, NotFoundError, StoreError
 from backy.extent import Extent, Kind, chop
 from backy.image import SILENCE, Watcher, in_parallel
 from backy.index import Index
@@ -51,7 +51,10 @@ def verify(
             yield damage
     for revision in revisions:
         trust = Trust.DISTRUSTED if found[revision.id] else Trust.VERIFIED
-        repository.change(revision, trust=trust, verified=datetime.now(UTC).replace(microsecond=0))
+        with suppress(NotFoundError):  # removed while it was read
+            repository.change(
+                revision, trust=trust, verified=datetime.now(UTC).replace(microsecond=0)
+            )
 
 
 def _verify_disk(

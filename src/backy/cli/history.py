@@ -8,7 +8,7 @@ import typer
 
 from backy.cli.app import AsJson, Context, DiskName, Job, Spec, app, open_repository
 from backy.cli.output import REVISION_HEADINGS, print_json, print_table, revision_row
-from backy.errors import NotFoundError
+from backy.errors import BackyError, NotFoundError
 from backy.records import revision_record
 from backy.repository import Repository, jobs
 from backy.revision import disk_of
@@ -24,10 +24,15 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Show the revisions of a job, or all jobs."""
-    names = [job] if job else jobs(context.obj)
-    repositories = [open_repository(context, name) for name in names]
+    unusable: dict[str, BackyError] = {}
+    if job:
+        repositories = [open_repository(context, job)]
+    else:
+        repositories, unusable = _all(context)
     if as_json:
-        print_json({"jobs": [_job_json(repository) for repository in repositories]})
+        listed = [_job_json(repository) for repository in repositories]
+        errors = [{"job": name, "error": error.message} for name, error in unusable.items()]
+        print_json({"jobs": listed, "unusable": errors})
     elif job:
         print_table(REVISION_HEADINGS, map(revision_row, repositories[0].history()))
     else:
@@ -37,6 +42,20 @@ def list_(
     for repository in repositories:
         for error in repository.damaged:
             typer.echo(f"{repository.name}: warning: {error.message}", err=True)
+    for reason in unusable.values():
+        raise reason
+
+
+def _all(context: Context) -> tuple[list[Repository], dict[str, BackyError]]:
+    """Every repository in the base directory, and why those that cannot be opened cannot."""
+    usable: list[Repository] = []
+    unusable: dict[str, BackyError] = {}
+    for name in jobs(context.obj):
+        try:
+            usable.append(open_repository(context, name))
+        except BackyError as error:
+            unusable[name] = error
+    return usable, unusable
 
 
 def _job_json(repository: Repository) -> dict[str, object]:

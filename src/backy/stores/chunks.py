@@ -165,12 +165,12 @@ class ChunkBlocks:
             beside = path.with_name(f".{digest}.{threading.get_native_id()}")
             disks.remove_file(beside)
             with disks.create(beside) as file:
-                file.append(frame)
+                file.write(0, frame)
                 file.start_writeback()
             disks.rename(beside, path)
         else:
             with file:
-                file.append(frame)
+                file.write(0, frame)
                 file.start_writeback()
 
     def clear(self, first: int, count: int, length: int) -> int:
