@@ -1,0 +1,74 @@
+# Every target works on a fresh clone, and does only what is still to be done.
+
+# Tried in this order; the oldest Python that we support comes first, so that nobody develops on a newer one by accident.
+PYTHON ?= python3.11 python3.12 python3.13 python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Only errors are shown, such as a hash that differs.
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip -qq install
+UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
+# Two workers even on a larger machine: the tests on real file systems and programs share one kernel.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test check bench demo format lock clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+install: $(VENV)/.installed ## make .venv/bin/backy
+
+test: $(VENV)/.dev ## run all tests, on real file systems and programs where root
+	@tools/apt-install tests/lab/apt-packages.txt
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/.dev ## format, lint, types, layers, doors and sizes
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m tools.check_doors
+	@$(BIN)/python -m tools.check_sizes
+
+bench: $(VENV)/.installed ## measure backy beside restic, borg and qemu-img
+	@echo restic borgbackup qemu-utils zstd xfsprogs mount | tools/apt-install -
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+demo: $(VENV)/.installed ## back up, damage, heal and restore a disk image, to watch
+	@./demo.sh
+
+format: $(VENV)/.dev ## bring the code into its form
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+# Old versions are kept where they still fit; `make lock ARGS=--upgrade` takes the newest.
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock" $(ARGS)
+lock: $(VENV)/.uv ## write requirements/ from pyproject.toml
+	@$(LOCK) pyproject.toml --group dev --output-file requirements/dev.txt
+	@$(LOCK) pyproject.toml --constraints requirements/dev.txt --output-file requirements/run.txt
+	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
+	@$(LOCK) --group lock --output-file requirements/uv.txt
+
+clean: ## remove what the tools made
+	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find src tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(VENV)/.made: tools/make-venv
+	@tools/make-venv $(VENV) $(PYTHON)
+	@touch $@
+
+# The package is built with the locked hatchling of the .venv itself, so that nothing comes in unchecked.
+$(VENV)/.installed: $(VENV)/.made requirements/run.txt requirements/build.txt pyproject.toml src/backy/__init__.py
+	@$(PIP) --require-hashes -r requirements/run.txt -r requirements/build.txt
+	@$(PIP) --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.uv: $(VENV)/.made requirements/uv.txt
+	@$(PIP) --require-hashes -r requirements/uv.txt
+	@touch $@

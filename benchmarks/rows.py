@@ -1,0 +1,119 @@
+"""The rows of the table: how each is called, what it needs, and the function that runs it."""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks import ours, peers
+from benchmarks.measure import Run, output_of
+from benchmarks.space import show_size
+from benchmarks.trial import Settings, Trial
+
+PACKAGES = {
+    "restic": "restic",
+    "borg": "borgbackup",
+    "qemu-img": "qemu-utils",
+    "zstd": "zstd",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.ext4": "e2fsprogs",
+    "losetup": "mount",
+}
+XFS_PROGRAMS = ("mkfs.xfs", "losetup")
+OURS = ("chunks", "images", "sparse-chunks", "sparse-images", "version")
+PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
+KEYS = (*OURS, *PEERS, "floor")
+GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
+FLOOR_MODES = ("full", "unchanged", "changed", "verify")
+FLOOR_PROGRAM = Path(__file__).with_name("floor.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`key` is the word of --only, `name` the heading in the tables."""
+
+    key: str
+    name: str
+    run: Callable[[Trial], None]
+    programs: tuple[str, ...] = ()
+    on_xfs: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it runs backy."""
+        return self.key in OURS
+
+
+def all_rows(settings: Settings) -> list[Row]:
+    """Every row there is, in the order of the tables."""
+    chunk_rows = [
+        Row("chunks", f"backy chunks {show_size(size)}", partial(ours.chunks, block_bytes=size))
+        for size in settings.block_sizes_bytes
+    ]
+    return [
+        *chunk_rows,
+        Row("images", "backy images", ours.images, XFS_PROGRAMS, on_xfs=True),
+        Row("restic", "restic", peers.restic, ("restic",)),
+        Row("borg", "borg zstd,1 fixed 4 MiB", peers.borg, ("borg",)),
+        Row("qemu-img", "qemu-img qcow2 zstd", peers.qemu_img, ("qemu-img",)),
+        Row("zstd", f"zstd -1 -T{settings.cores}", peers.zstd, ("zstd",)),
+        Row("cp", "cp --sparse=always", peers.cp),
+        Row("dd", "dd oflag=direct conv=sparse", peers.dd),
+        Row("cp-xfs", "cp --sparse=always on XFS", peers.cp_xfs, XFS_PROGRAMS, on_xfs=True),
+        Row("sparse-chunks", "backy chunks, 1 TiB sparse", ours.sparse_chunks),
+        Row(
+            "sparse-images",
+            "backy images, 1 TiB sparse",
+            ours.sparse_images,
+            XFS_PROGRAMS,
+            on_xfs=True,
+        ),
+        Row("version", "backy --version", ours.version),
+        Row("floor", f"arithmetic on {settings.cores} cores", floor),
+    ]
+
+
+def choose(rows: list[Row], words: list[str]) -> list[Row]:
+    """The rows that the words of --only name. Raises ValueError for a word that names none."""
+    keys: set[str] = set()
+    for word in words:
+        if word not in GROUPS and word not in KEYS:
+            raise ValueError(f"{word!r} is no row; there are {', '.join((*GROUPS, *KEYS))}")
+        keys.update(GROUPS.get(word, (word,)))
+    return [row for row in rows if row.key in keys]
+
+
+def missing(row: Row, settings: Settings) -> str | None:
+    """Why a row cannot run here, with what to do about it; None where it can."""
+    if row.is_ours and shutil.which(settings.backy) is None:
+        return "backy is not installed: run `make install` or give --backy"
+    if row.key == "floor":
+        absent = [name for name in ("blake3", "zstandard") if not importlib.util.find_spec(name)]
+        if absent:
+            return f"{' and '.join(absent)} missing: run with the Python of .venv"
+    for program in row.programs:
+        if shutil.which(program) is None:
+            return f"{program} is not installed: apt-get install {PACKAGES[program]}"
+    if row.on_xfs and os.geteuid() != 0:
+        return "only root can mount the XFS file system"
+    return None
+
+
+def floor(trial: Trial) -> None:
+    """Hash and compress what the other rows store, and store nothing."""
+    scratch = trial.folder / "frames"
+    for mode in FLOOR_MODES:
+        words = [sys.executable, "-P", str(FLOOR_PROGRAM), mode, "--scratch", str(scratch)]
+        words += ["--image", str(trial.workload.image)]
+        words += ["--changed", str(trial.workload.changed_image)]
+        words += ["--block-size", str(trial.settings.block_sizes_bytes[0])]
+        cost = json.loads(output_of([*words, "--threads", str(trial.settings.cores)]))
+        run = Run(cost["seconds"], cost["cpu_seconds"], cost["peak_rss_bytes"])
+        trial.results.add_run(trial.row, mode, run)
+        trial.say(f"{mode} {run.seconds:.2f} s")
+    trial.drop(scratch)

@@ -1,0 +1,86 @@
+"""What backy promises to reach, as ratios to other tools in the same run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.results import Results
+from benchmarks.rows import Row
+from benchmarks.space import MIB
+from benchmarks.workload import Workload
+
+PEAK_LIMIT_BYTES = 200 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """At most `limit` times what the row of `reference` needs for the same or another step."""
+
+    key: str
+    step: str
+    limit: float
+    reference: str
+    reference_step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One line of the table of targets. `measured` is None where it could not be told."""
+
+    subject: str
+    compared_with: str
+    measured: float | None
+    limit: float
+    unit: str = ""
+
+    @property
+    def result(self) -> str:
+        """Words for the last column."""
+        if self.measured is None:
+            return "not measured"
+        return "met" if self.measured <= self.limit else "not met"
+
+
+RATIOS = (
+    Target("chunks", "full", 0.30, "restic", "full"),
+    Target("chunks", "unchanged", 0.13, "restic", "unchanged"),
+    Target("chunks", "changed", 0.22, "restic", "changed"),
+    Target("chunks", "restore", 0.22, "restic", "restore"),
+    Target("chunks", "verify", 0.35, "restic", "verify"),
+    Target("chunks", "size", 1.0, "restic", "size"),
+    Target("images", "full", 1.0, "cp --sparse=always on XFS", "full"),
+    Target("images", "changed", 0.15, "restic", "changed"),
+)
+GROWTH_LIMIT = 1.1
+SPARSE_LIMIT_SECONDS = 1.5
+VERSION_LIMIT_SECONDS = 0.150
+
+
+def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Verdict]:
+    """A verdict for every target of every row of backy that was run, in the order of `rows`."""
+    for row in rows:
+        for target in RATIOS:
+            if target.key == row.key:
+                yield _ratio(results, row, target)
+        if row.key == "images":
+            growth = results.median(row.name, "growth")
+            share = None if growth is None else growth / workload.changed_bytes
+            yield Verdict(f"{row.name}: growth", "bytes that changed", share, GROWTH_LIMIT)
+        if row.key in ("sparse-chunks", "sparse-images"):
+            seconds = results.median(row.name, "unchanged")
+            yield Verdict(f"{row.name}: unchanged", "-", seconds, SPARSE_LIMIT_SECONDS, "s")
+        if row.key == "version":
+            seconds = results.median(row.name, "version")
+            yield Verdict(row.name, "-", seconds, VERSION_LIMIT_SECONDS, "s")
+        elif row.is_ours:
+            peak = results.peak_rss_bytes(row.name)
+            share = None if peak is None else peak / MIB
+            limit = PEAK_LIMIT_BYTES / MIB
+            yield Verdict(f"{row.name}: peak memory", "-", share, limit, "MiB")
+
+
+def _ratio(results: Results, row: Row, target: Target) -> Verdict:
+    ours = results.median(row.name, target.step)
+    theirs = results.median(target.reference, target.reference_step)
+    ratio = None if ours is None or not theirs else ours / theirs
+    subject = f"{row.name}: {target.step}"
+    return Verdict(subject, f"{target.reference}: {target.reference_step}", ratio, target.limit)
