@@ -29,6 +29,9 @@ PAGE = 4096  # bytes; what O_DIRECT offsets, lengths and buffers are multiples o
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _BLKZEROOUT = 0x127F  # linux/fs.h
+_FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820  # linux/fs.h, on struct fsxattr
+_FSXATTR = struct.Struct("=5I8x")  # flags, extent size, extents, project, copy-on-write extent size
+_COWEXTSIZE = 0x10000  # FS_XFLAG_COWEXTSIZE
 _PUNCH_HOLE_KEEP_SIZE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
@@ -184,6 +187,18 @@ class File:
                 raise
             return False
         return True
+
+    def unshare_only_what_is_written(self) -> None:
+        """Have XFS allocate no more than a write needs where it parts from a shared extent.
+
+        By default it takes 128 KiB and gives the rest back minutes later: a delta of 288 MiB in
+        64 KiB writes then costs 325 MiB. Other file systems do not do that, or do not listen.
+        """
+        with suppress(OSError):
+            state = fcntl.ioctl(self.descriptor, _FSGETXATTR, bytes(_FSXATTR.size))
+            flags, extent_size, extents, project, _ = _FSXATTR.unpack(state)
+            wanted = _FSXATTR.pack(flags | _COWEXTSIZE, extent_size, extents, project, PAGE)
+            fcntl.ioctl(self.descriptor, _FSSETXATTR, wanted)
 
     def copy(self, origin: File, length: int) -> None:
         """Take the first `length` bytes of `origin`, sharing them where the file system can."""

@@ -48,6 +48,7 @@ class ImageStore:
             index_draft(folder / f"{disk}.blocks", size, self._block_size, old) as index,
             disks.create(folder / f"{disk}.img", Cache.SPARE) as file,
         ):
+            file.unshare_only_what_is_written()
             if parent:
                 self._clone(self.plain_path(parent, disk), file)
             with translated(StoreError, f"making {file.path} {size} bytes long"):

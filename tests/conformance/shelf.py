@@ -1,0 +1,106 @@
+"""A store with published revisions and no repository around them: what the suites work on."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from backy.image import Image, copy
+from backy.revision import Consistency, Disk, Revision, id_for
+from backy.stores import Store, StoreClass
+from backy.stores.blocks import BlockDraft, StoredImage, open_index
+from tests.memory_source import BytesImage
+
+DISK = "vda"
+_EPOCH = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+@dataclass
+class Shelf:
+    """A new, empty store below `root`, and what was published in it."""
+
+    root: Path
+    store: Store
+    block_size: int
+    revisions: list[Revision] = field(default_factory=list)
+
+    @classmethod
+    def new(cls, root: Path, make_store: StoreClass, block_size: int) -> "Shelf":
+        (root / "revisions").mkdir(parents=True)
+        return cls(root, make_store(root, block_size, 1), block_size)
+
+    @contextmanager
+    def draft(self, size: int, parent: Revision | None = None) -> Iterator[BlockDraft]:
+        """A draft in a folder of its own, which stays there."""
+        with self.store.draft(self.new_folder(), DISK, size, parent) as draft:
+            yield draft
+
+    def new_folder(self) -> Path:
+        folder = self.root / "revisions" / f".{self.next_id()}"
+        folder.mkdir()
+        return folder
+
+    def next_id(self) -> str:
+        count = len(os.listdir(self.root / "revisions"))
+        return id_for(_EPOCH + timedelta(seconds=count), "test")
+
+    def publish(self, content: bytes | Image, parent: Revision | None = None) -> Revision:
+        """A revision whose only disk is `content`."""
+        image = BytesImage(content) if isinstance(content, bytes) else content
+        folder = self.new_folder()
+        with self.store.draft(folder, DISK, image.size, parent) as draft:
+            read = copy(image, draft)
+            disk = Disk(
+                size=image.size,
+                block_size=self.block_size,
+                index_hash=draft.index_hash(),
+                read=read,
+                changed=draft.changed,
+                stored=draft.stored,
+            )
+        return self.rename(folder, disk, parent)
+
+    def rename(self, folder: Path, disk: Disk, parent: Revision | None = None) -> Revision:
+        """Publish what lies in a draft's folder."""
+        revision = Revision(
+            id=folder.name.lstrip("."),
+            time=_EPOCH,
+            parent=parent.id if parent else None,
+            seconds=0,
+            consistency=Consistency.CRASH,
+            disks={DISK: disk},
+        )
+        folder.rename(self.folder(revision))
+        self.revisions.append(revision)
+        return revision
+
+    def folder(self, revision: Revision) -> Path:
+        return self.root / "revisions" / revision.id
+
+    def index(self, revision: Revision) -> Path:
+        return self.folder(revision) / f"{DISK}.blocks"
+
+    @contextmanager
+    def open(self, revision: Revision) -> Iterator[StoredImage]:
+        with self.store.open(revision, DISK) as image:
+            yield image
+
+    def read(self, revision: Revision, offset: int = 0, length: int | None = None) -> bytes:
+        size = revision.disks[DISK].size
+        content = bytearray(size - offset if length is None else length)
+        with self.open(revision) as image:
+            image.readinto(offset, memoryview(content))
+        return bytes(content)
+
+    def collect(self, *keep: Revision) -> int:
+        """Drop what none of `keep` names; what is not kept needs no folder any more."""
+        with ExitStack() as stack:
+            indexes = [stack.enter_context(open_index(self.root, each, DISK)) for each in keep]
+            return self.store.collect(indexes)
+
+
+def digests(shelf: Shelf, revision: Revision) -> list[str]:
+    """The lines of an index."""
+    return shelf.index(revision).read_text().splitlines()

@@ -1,0 +1,103 @@
+"""What every Source promises.  A source joins with a class of its own in a test module:
+
+class TestMySource(SourceSuite):
+    @contextmanager
+    def open(self, disks: Mapping[str, bytes], folder: Path) -> Iterator[Source]:
+        yield MySource(...)  # a VM with these disks
+
+A source that cannot read while its disks are written to sets `is_one_point_in_time` to False.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from backy.extent import Kind
+from backy.revision import Consistency, check_disk_name
+from backy.sources import Source
+from tests.conformance.image import read
+from tests.memory_source import sample
+
+DISKS = {"vda": sample(300_032), "vdb": sample(70_144, seed=1)}
+
+
+class SourceSuite:
+    """One kind of source, with a VM of one disk and one of two."""
+
+    consistency: ClassVar[Consistency]
+    """What it promises for a VM of one disk."""
+
+    @abstractmethod
+    def open(self, disks: Mapping[str, bytes], folder: Path) -> AbstractContextManager[Source]:
+        """A source of a VM that has these disks; `folder` is empty and may be used for it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """An empty folder on the file system that the source is for."""
+        return tmp_path
+
+    def test_a_snapshot_has_each_disk_with_its_content(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source, source.snapshot(None) as snapshot:
+            assert set(snapshot.disks) == set(DISKS)
+            for name, content in DISKS.items():
+                image = snapshot.disks[name]
+                assert image.size == len(content)
+                assert read(image, 0, image.size) == content
+
+    def test_without_a_parent_nothing_is_the_same(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source, source.snapshot(None) as snapshot:
+            for image in snapshot.disks.values():
+                assert Kind.SAME not in {extent.kind for extent in image.extents()}
+
+    def test_says_how_consistent_it_is(self, folder: Path) -> None:
+        disks = {"vda": DISKS["vda"]}
+        with self.open(disks, folder) as source, source.snapshot(None) as snapshot:
+            assert snapshot.consistency is self.consistency
+
+    def test_names_can_be_those_of_files(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source, source.snapshot(None) as snapshot:
+            for name in [*snapshot.disks, *snapshot.files]:
+                assert check_disk_name(name) == name
+
+    def test_a_quiet_disk_gives_no_warnings(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source, source.snapshot(None) as snapshot:
+            for image in snapshot.disks.values():
+                read(image, 0, image.size)
+            assert list(snapshot.warnings()) == []
+
+    def test_gives_a_snapshot_after_a_snapshot(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source:
+            for _ in range(3):
+                with source.snapshot(None) as snapshot:
+                    assert read(snapshot.disks["vda"], 0, 1000) == DISKS["vda"][:1000]
+                    snapshot.keep()
+                source.forget(keep=[])
+
+    def test_gives_a_snapshot_after_one_that_failed(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source:
+            with pytest.raises(KeyboardInterrupt), source.snapshot(None):
+                raise KeyboardInterrupt
+            with source.snapshot(None) as snapshot:
+                assert set(snapshot.disks) == set(DISKS)
+
+    def test_leaves_its_disks_as_they_are(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source:
+            before = files(folder)
+            with source.snapshot(None) as snapshot:
+                snapshot.keep()
+            source.forget(keep=[])
+            assert files(folder) == before
+
+    def test_forgetting_what_was_never_there_is_fine(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source:
+            source.forget(keep=["20261123T004938Z-x7k2"])
+            source.forget(keep=[])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All regular files in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -1,0 +1,94 @@
+"""Every image, of a source or of a store, keeps the promises of an image."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from backy.image import Image
+from backy.sources.file import FileSource
+from backy.stores import StoreClass
+from backy.stores.chunks import ChunkStore
+from backy.stores.images import ImageStore
+from tests.conformance.image import STEP, ImageSuite
+from tests.conformance.shelf import Shelf
+from tests.lab.devices import loop_device, needs_loop_devices
+from tests.lab.handmade import write_sparse
+from tests.memory_source import BytesImage
+from tests.memory_store import MemoryStore
+
+
+class TestMemory(ImageSuite):
+    @contextmanager
+    def open(self, content: bytes, folder: Path) -> Iterator[Image]:
+        yield BytesImage(content)
+
+
+class TestChunks(ImageSuite):
+    make_store: ClassVar[StoreClass] = ChunkStore
+
+    @contextmanager
+    def open(self, content: bytes, folder: Path) -> Iterator[Image]:
+        shelf = Shelf.new(folder, type(self).make_store, STEP)
+        with shelf.open(shelf.publish(content)) as image:
+            yield image
+
+
+class TestMemoryStore(TestChunks):
+    make_store = MemoryStore
+
+
+class TestImagesOnXfs(TestChunks):
+    make_store = ImageStore
+
+    @pytest.fixture
+    def folder(self, xfs: Path) -> Path:
+        return xfs
+
+
+class TestImagesOnBtrfs(TestImagesOnXfs):
+    @pytest.fixture
+    def folder(self, btrfs: Path) -> Path:
+        return btrfs
+
+
+class TestRegularFile(ImageSuite):
+    @contextmanager
+    def open(self, content: bytes, folder: Path) -> Iterator[Image]:
+        path = folder / "disk.img"
+        path.write_bytes(content)
+        yield from from_source(path)
+
+
+class TestSparseFile(ImageSuite):
+    @contextmanager
+    def open(self, content: bytes, folder: Path) -> Iterator[Image]:
+        path = folder / "disk.img"
+        write_sparse(path, content)
+        yield from from_source(path)
+
+
+class TestCloneOnXfs(TestSparseFile):
+    @pytest.fixture
+    def folder(self, xfs: Path) -> Path:
+        return xfs
+
+
+@needs_loop_devices
+class TestBlockDevice(ImageSuite):
+    sizes: ClassVar = [
+        pytest.param(5 * STEP, id="whole-blocks"),
+        pytest.param(4 * STEP + 512 * 7, id="whole-sectors"),
+    ]
+
+    @contextmanager
+    def open(self, content: bytes, folder: Path) -> Iterator[Image]:
+        with loop_device(content, folder) as device:
+            yield from from_source(device)
+
+
+def from_source(path: Path) -> Iterator[Image]:
+    with FileSource(disks={"vda": str(path)}).snapshot(None) as snapshot:
+        yield snapshot.disks["vda"]

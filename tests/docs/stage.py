@@ -1,0 +1,130 @@
+"""The stage on which the commands of the documentation run, and how their output is compared.
+
+The pages speak of /srv/backy and /images as an operator would; on the stage these are folders of
+the test, REV is the newest revision, and `backy` is the backy under test.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import backy
+from tests.docs.markdown import PROJECT, Block
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MARK = "@@@ next command @@@"
+_ID = re.compile(r"\b\d{8}T\d{6}Z-[a-z0-9]{4}\b")
+_HASH = re.compile(r"\b(?:[0-9a-f]{2}/)?[0-9a-f]{64}\b")
+_NUMBER = re.compile(r"\d+(?:[.:T-]+\d+)*Z?")
+_UNIT = re.compile(r"# [KMGT]?i?B\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A folder with `images` and `srv/backy` in it, and a `backy` in the path."""
+
+    root: Path
+
+    def make(self) -> None:
+        """Make the folders, the program, and a disk of 64 MiB with a real file system."""
+        for name in ("bin", "images", "srv/backy"):
+            (self.root / name).mkdir(parents=True)
+        program = self.root / "bin" / "backy"
+        source = Path(backy.__file__).parents[1]
+        call = "import sys; from backy.cli import main; sys.exit(main())"
+        program.write_text(
+            f'#!/bin/sh\nPYTHONPATH="{source}" exec "{sys.executable}" -c "{call}" "$@"\n'
+        )
+        program.chmod(0o755)
+        self.sh(f"mkfs.ext4 -q -d '{PROJECT}/src' /images/vm1.img 64M")
+
+    def prepare(self, wanted: str) -> None:
+        """Do what a stage comment asks for, such as "chunks, change"."""
+        for word in wanted.split(", "):
+            self.sh(_ACTIONS[word])
+
+    def sh(self, script: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a script; output and error messages come together, with the pages' paths in them."""
+        ids = sorted(path.name for path in self.root.glob("srv/backy/vm1/revisions/2*"))
+        script = script.replace("REV", ids[-1]) if ids else script
+        script = re.sub(r"(?<![\w/.])/(images|srv)\b", rf"{self.root}/\1", script)
+        result = subprocess.run(
+            ["bash", "-c", script],
+            cwd=self.root,
+            env={
+                "PATH": f"{self.root}/bin:{SYSTEM_PATH}",
+                "BACKY_BASE_DIR": f"{self.root}/srv/backy",
+                "LC_ALL": "C.UTF-8",
+                "HOME": os.environ.get("HOME", "/"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        said = result.stdout.replace(f"{self.root}/", "/")
+        if check and result.returncode:
+            raise AssertionError(f"exit code {result.returncode}:\n{script}\n{said}")
+        return subprocess.CompletedProcess(script, result.returncode, said)
+
+    def play(self, block: Block) -> tuple[str, str]:
+        """Run a block; give what it promises and what came, both without what differs each time."""
+        if block.language == "stage":
+            self.prepare(block.text)
+            return "", ""
+        if block.language == "sh":
+            self.sh(f"set -eo pipefail\n{block.text}")
+            return "", ""
+        steps = session(block.text)
+        lines = [f"mark() {{ local code=$?; echo '{_MARK}'; return $code; }}"]
+        for command, _ in steps:
+            lines += ["mark", command]
+        outputs = self.sh("\n".join(lines), check=False).stdout.split(f"{_MARK}\n")[1:]
+        came = zip((command for command, _ in steps), outputs, strict=True)
+        return _transcript(steps), _transcript(list(came))
+
+
+def session(text: str) -> list[tuple[str, str]]:
+    """The commands of a console block, each with the output that it shows."""
+    steps: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        if line.startswith("$ "):
+            steps.append((line[2:], ""))
+        elif steps and steps[-1][0].endswith("\\"):
+            steps[-1] = (f"{steps[-1][0]}\n{line}", "")
+        else:
+            command, output = steps[-1]
+            steps[-1] = (command, f"{output}{line}\n")
+    return steps
+
+
+def _transcript(steps: list[tuple[str, str]]) -> str:
+    return "".join(f"$ {command}\n{steady(output)}" for command, output in steps)
+
+
+def steady(output: str) -> str:
+    """`output` without what differs from run to run: ids, hashes, numbers, units, widths."""
+    for pattern, name in ((_ID, "ID"), (_HASH, "HASH"), (_NUMBER, "#"), (_UNIT, "# B")):
+        output = pattern.sub(name, output)
+    output = re.sub(r"\b(none|crash)\b", "CONSISTENCY", output)
+    lines = (" ".join(line.split()) for line in output.splitlines())
+    return "".join(f"{line}\n" for line in lines if line)
+
+
+_ACTIONS = {
+    "empty": "true",
+    "change": "head -c 3000000 /dev/urandom >report.pdf;"
+    " debugfs -w -R 'write report.pdf report.pdf' /images/vm1.img",
+    **{
+        store: f"""set -e
+        backy backup vm1 --source /images/vm1.img --store {store} --tag daily
+        debugfs -w -R 'write {PROJECT}/LICENSE license.txt' /images/vm1.img
+        backy backup vm1 --tag daily"""
+        for store in ("chunks", "images")
+    },
+    "damage": """chunk=$(find /srv/backy/vm1/chunks -size +8k -name '*.zst' | sort | head -n 1)
+        printf rot | dd of="$chunk" bs=1 seek=5000 conv=notrunc""",
+}

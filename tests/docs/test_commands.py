@@ -1,0 +1,89 @@
+"""docs/commands.md and the program know the same commands, options and revision words."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import typer.main
+
+from backy.cli import change, history, transfer
+from backy.cli.app import app
+from backy.revision import Consistency, Disk, Revision, Trust
+from backy.words import select
+from tests.docs import markdown
+
+TEXT = (markdown.PROJECT / "docs" / "commands.md").read_text()
+# Importing these added their commands to the application.
+MODULES = (change, history, transfer)
+GROUP: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = {"backy": GROUP} | {
+    f"backy {name}": command for name, command in GROUP.commands.items()
+}
+
+
+def documented(heading: str) -> set[str]:
+    """The options, and the arguments, in the first column of a command's table."""
+    rows = markdown.table(markdown.section(TEXT, heading))
+    cells = [cell for row in rows for cell in next(iter(row.values())).split(", ")]
+    return {cell.strip("`") for cell in cells}
+
+
+def offered(name: str) -> set[str]:
+    """The same, asked of the program. --help is explained once, for all."""
+    names: set[str] = set()
+    for parameter in COMMANDS[name].params:
+        if parameter.param_type_name == "argument":
+            names.add(parameter.metavar)
+        else:
+            names |= {*parameter.opts, *parameter.secondary_opts}
+    return names - {"-h", "--help", "--install-completion", "--show-completion"}
+
+
+def test_every_command_has_a_section_and_every_section_a_command() -> None:
+    sections = {text for text in markdown.headings(TEXT) if text.split()[0] == "backy"}
+    assert sections == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_and_option_is_documented_and_no_other(name: str) -> None:
+    assert documented(name) == offered(name)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "backy"])
+def test_every_command_is_in_the_table_of_the_readme(name: str) -> None:
+    readme = (markdown.PROJECT / "README.md").read_text()
+    rows = markdown.table(markdown.section(readme, "Commands"))
+    assert any(row["command"].startswith(f"{name} ") for row in rows)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "backy"])
+def test_every_command_has_an_example_in_its_help(name: str) -> None:
+    assert str(COMMANDS[name].epilog).startswith("Example: ")
+
+
+def revisions() -> list[Revision]:
+    """The history of the page's table."""
+    disk = Disk(size=1, block_size=65536, index_hash="0" * 64, read=1, changed=1, stored=1)
+    words = markdown.section(TEXT, "Revision words").split("With this history:")[1]
+    return [
+        Revision(
+            id=row["id"],
+            time=datetime.strptime(row["id"][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC),
+            parent=None,
+            seconds=0,
+            consistency=Consistency.NONE,
+            disks={"vda": disk},
+            tags=tuple(row["tags"].split()),
+            trust=Trust(row["trust"]),
+        )
+        for row in markdown.table(words)
+    ]
+
+
+EXAMPLES = markdown.table(TEXT.split("these words name these revisions")[1])
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[example["words"] for example in EXAMPLES])
+def test_revision_words_name_what_the_page_says(example: dict[str, str]) -> None:
+    named = [revision.id.rpartition("-")[2] for revision in select(example["words"], revisions())]
+    assert " ".join(named) == example["revisions"].replace("none", "")

@@ -1,0 +1,141 @@
+"""docs/formats.md describes every file and field that backy writes, and no other."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.docs import markdown
+from tests.docs.stage import Stage
+from tests.lab.reflink import missing, reflink_file_system
+
+TEXT = (markdown.PROJECT / "docs" / "formats.md").read_text()
+NAMES = markdown.table(markdown.section(TEXT, "Names"))
+ID = r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}"
+PARTS = {"REV": ID, "BATCH": ID, "DISK": r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "AB": "[0-9a-f]{2}"}
+PARTS |= {"HASH": "[0-9a-f]{64}"}
+TYPES: dict[str, Callable[[object], bool]] = {
+    "integer": lambda value: type(value) is int and value >= 0,
+    "number": lambda value: type(value) in {int, float},
+    "string": lambda value: isinstance(value, str),
+    "object": lambda value: isinstance(value, dict),
+    "null": lambda value: value is None,
+    "list of strings": lambda value: (
+        isinstance(value, list) and all(isinstance(i, str) for i in value)
+    ),
+    "time": lambda value: isinstance(value, str) and is_time(value),
+}
+
+
+def is_time(text: str) -> bool:
+    """Whether `text` is in UTC and whole seconds, as the page says."""
+    return f"{datetime.fromisoformat(text):%Y-%m-%dT%H:%M:%SZ}" == text
+
+
+@pytest.fixture(scope="module", params=["chunks", "images"])
+def repository(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A repository of each store with all it can have: two disks, tags, a verification, trash."""
+    if request.param == "chunks":
+        yield filled(tmp_path_factory.mktemp("formats"), "chunks")
+        return
+    if reason := missing("xfs"):
+        pytest.skip(reason)
+    with reflink_file_system("xfs") as folder:
+        yield filled(folder, "images")
+
+
+def filled(folder: Path, store: str) -> Path:
+    stage = Stage(folder / "stage")
+    stage.make()
+    stage.sh(f"""set -e
+        head -c 100000 /images/vm1.img >/images/second.img
+        backy backup vm1 --source /images/vm1.img --source second=/images/second.img \\
+            --store {store} --tag daily
+        backy backup vm1 --tag daily --tag weekly
+        backy backup vm1
+        backy verify vm1 -r first
+        backy remove vm1 -r latest""")
+    return stage.root / "srv" / "backy" / "vm1"
+
+
+def documented_files(store: str) -> dict[str, re.Pattern[str]]:
+    """The paths of the table that a repository with this store has, as patterns."""
+    patterns = {}
+    for row in NAMES:
+        if row["store"] in {"both", store}:
+            pattern = re.escape(row["path"])
+            for part, meaning in PARTS.items():
+                pattern = re.sub(rf"\b{part}\b", meaning.replace("\\", "\\\\"), pattern)
+            patterns[row["path"]] = re.compile(pattern)
+    return patterns
+
+
+def test_every_file_is_documented_and_every_documented_file_is_written(repository: Path) -> None:
+    files = {str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()}
+    store = json.loads((repository / "repository.json").read_text())["store"]
+    patterns = documented_files(store)
+    unknown = {
+        name for name in files if not any(each.fullmatch(name) for each in patterns.values())
+    }
+    unwritten = {path for path, each in patterns.items() if not any(map(each.fullmatch, files))}
+    assert (unknown, unwritten) == (set(), set())
+
+
+def fields(record: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Each field with its path; the names of disks become DISK, as on the page."""
+    for key, value in record.items():
+        name = f"{prefix}{'DISK' if prefix.endswith('disks.') else key}"
+        yield name, value
+        if isinstance(value, dict):
+            yield from fields(value, f"{name}.")
+
+
+def rows(heading: str) -> dict[str, str]:
+    """The type of each field of a table."""
+    return {row["field"]: row["type"] for row in markdown.table(markdown.section(TEXT, heading))}
+
+
+def check(record: dict[str, object], types: dict[str, str]) -> None:
+    written = list(fields(record))
+    assert {name for name, _ in written} | {"disks.DISK"} == set(types) | {"disks.DISK"}
+    for name, value in written:
+        wanted = types.get(name, "object")
+        assert any(TYPES[kind](value) for kind in wanted.split(" or ")), f"{name} is no {wanted}"
+
+
+def test_the_fields_of_repository_json_are_those_of_the_page(repository: Path) -> None:
+    check(json.loads((repository / "repository.json").read_text()), rows("repository.json"))
+
+
+def test_the_fields_of_revision_json_are_those_of_the_page(repository: Path) -> None:
+    paths = [
+        *repository.glob("revisions/*/revision.json"),
+        *repository.glob("trash/*/*/revision.json"),
+    ]
+    assert len(paths) == 3
+    for path in paths:
+        check(json.loads(path.read_text()), rows("revision.json"))
+
+
+def test_json_files_have_one_key_a_line_and_two_spaces_a_level(repository: Path) -> None:
+    for path in [repository / "repository.json", *repository.glob("revisions/*/revision.json")]:
+        text = path.read_text()
+        assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+
+
+def test_nobody_but_the_owner_can_read_what_is_stored(repository: Path) -> None:
+    for path in repository.rglob("*"):
+        if path.is_file() and path.name != "restore.sh":
+            way = [each for each in (path, *path.parents) if repository in each.parents]
+            assert any(each.stat().st_mode & 0o077 == 0 for each in way), path
+    assert (repository / "restore.sh").stat().st_mode & 0o777 == 0o755
+
+
+def test_images_are_read_only(repository: Path) -> None:
+    for image in repository.glob("revisions/*/*.img"):
+        assert image.stat().st_mode & 0o222 == 0

@@ -1,0 +1,87 @@
+"""What the pages tell an operator to type works, and prints what they say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs import markdown
+from tests.docs.stage import Stage, session, steady
+from tests.lab.reflink import missing, reflink_file_system
+
+PAGES = ["README.md", "docs/commands.md", "docs/formats.md"]
+SCENES = [
+    pytest.param(scene, id=f"{page}:{scene.line}")
+    for page in PAGES
+    for scene in markdown.scenes((markdown.PROJECT / page).read_text())
+]
+
+
+@pytest.fixture(scope="module")
+def shared_extents() -> Iterator[Path]:
+    """One XFS for all stages with the store images."""
+    if reason := missing("xfs"):
+        pytest.skip(reason)
+    with reflink_file_system("xfs") as folder:
+        yield folder
+
+
+@pytest.fixture
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Stage:
+    scene = request.getfixturevalue("scene")
+    root = tmp_path
+    if "images" in scene.stage:
+        root = request.getfixturevalue("shared_extents") / tmp_path.name
+    made = Stage(root)
+    made.make()
+    made.prepare(scene.stage)
+    return made
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_commands_of_a_page_work_and_print_what_it_shows(
+    scene: markdown.Scene, stage: Stage
+) -> None:
+    for block in scene.blocks:
+        promised, came = stage.play(block)
+        assert came == promised, f"the block in line {block.line}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_shell_block_of_a_page_is_run(page: str) -> None:
+    text = (markdown.PROJECT / page).read_text()
+    shell = [block for block in markdown.blocks(text) if block.language in {"sh", "console"}]
+    played = [block for scene in markdown.scenes(text) for block in scene.blocks]
+    run = [block for block in played if block.language != "stage"]
+    assert shell == run
+    assert run
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param("20261123T004938Z-x7k2", "20270101T000000Z-0000", id="ids"),
+        pytest.param("12.5 MiB in 0.1 s", "900 KiB in 12.0 s", id="sizes-and-times"),
+        pytest.param("ab/" + "ab" * 32, "00/" + "00" * 32, id="chunks"),
+        pytest.param("a  b", "a    b", id="widths"),
+    ],
+)
+def test_output_is_compared_without_what_differs_from_run_to_run(one: str, other: str) -> None:
+    assert steady(one) == steady(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param("trusted", "distrusted", id="words"),
+        pytest.param("1 2", "1", id="how-many-numbers"),
+        pytest.param("a\nb", "a b", id="lines"),
+    ],
+)
+def test_all_else_in_the_output_is_compared(one: str, other: str) -> None:
+    assert steady(one) != steady(other)
+
+
+def test_a_session_is_commands_with_their_output() -> None:
+    text = "$ one \\\n    two\nsaid\n$ three\n"
+    assert session(text) == [("one \\\n    two", "said\n"), ("three", "")]

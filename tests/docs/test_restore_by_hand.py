@@ -1,0 +1,144 @@
+"""Every command in docs/restore-by-hand.md works as it is written there."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.handmade import MIB, Handmade
+
+PAGE = Path(__file__).parents[2] / "docs" / "restore-by-hand.md"
+REV = "20261123T004938Z-x7k2"
+PROGRAMS = ["b3sum", "debugfs", "losetup", "mkfs.ext4", "zstd"]
+BLOCK = re.compile(r"^```sh *(?P<cases>.*)\n(?P<commands>(?:.*\n)*?)```$", re.MULTILINE)
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can use loop devices and mount"),
+    *(
+        pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+        for program in PROGRAMS
+    ),
+]
+
+
+def commands(case: str) -> Iterator[str]:
+    """The blocks that the page marks for a case; without a mark, for both healthy stores."""
+    for block in BLOCK.finditer(PAGE.read_text()):
+        if case in (block["cases"].split() or ["chunks", "images"]):
+            yield block["commands"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> bytes:
+    """A real file system, on a disk that is no multiple of a block."""
+    tree, image = tmp_path / "tree", tmp_path / "ext4"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc" / "hostname").write_text("vm1\n")
+    (tree / "etc" / "big").write_bytes(random.Random(0).randbytes(5 * MIB))
+    image.touch()
+    os.truncate(image, 16 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-d", tree, image], check=True)
+    return image.read_bytes() + b"tail" * 128
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the page calls /mnt/rescue."""
+    folder = tmp_path / "rescue"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Path]:
+    """What the page calls /dev/vg0/restored."""
+    file = tmp_path / "device"
+    file.touch()
+    os.truncate(file, 20 * MIB)
+    command = ["losetup", "--find", "--show", str(file)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip(f"there are no loop devices: {found.stderr}")
+    device = Path(found.stdout.strip())
+    yield device
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.fixture
+def repository(request: pytest.FixtureRequest, tmp_path: Path, disk: bytes) -> Handmade:
+    repository = Handmade(tmp_path / "vm1", request.param)
+    repository.make()
+    repository.add("20261122T004938Z-a1b2", {"vda": disk[:MIB]})
+    repository.add(REV, {"vda": disk})
+    return repository
+
+
+def with_places(text: str, repository: Handmade, folder: Path, device: Path, disk: bytes) -> str:
+    """Replace the example values that the page names in its first lines."""
+    places = {
+        "/srv/backy/vm1": str(repository.path),
+        "/mnt/rescue": str(folder),
+        "/dev/vg0/restored": str(device),
+        "8589934592": str(len(disk)),
+    }
+    for example, value in places.items():
+        text = text.replace(example, value)
+    return text
+
+
+def checked(block: str) -> str:
+    """The block; where it restores, then onto other bytes, and with a comparison behind it."""
+    restores = re.search(r'(restore\.sh|cp|xargs|dd) .*("\$(NEW/\$DISK\.img|DEVICE)")\n$', block)
+    if restores is None:
+        return block
+    size = '"$(stat -c %s "$EXPECTED")"'
+    fill = f"yes | head -c {size} > {restores[2]}\n"
+    return f'{fill}{block}cmp -n {size} {restores[2]} "$EXPECTED"\n'
+
+
+@pytest.mark.parametrize("repository", ["chunks", "images"], indirect=True)
+def test_each_way_of_restoring_gives_the_disk(
+    repository: Handmade, folder: Path, device: Path, disk: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "expected").write_bytes(disk)
+    blocks = [checked(block) for block in commands(repository.store)]
+    assert sum("$EXPECTED" in block for block in blocks) == 4
+    result = subprocess.run(
+        ["sh", "-eu"],
+        env={**os.environ, "EXPECTED": str(tmp_path / "expected")},
+        input=with_places("\n".join(blocks), repository, folder, device, disk),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "every block is right" in result.stdout
+    for way in ("from-mount", "from-debugfs/etc"):
+        assert (folder / way / "hostname").read_text() == "vm1\n"
+        assert (folder / way / "big").stat().st_size == 5 * MIB
+
+
+@pytest.mark.parametrize("repository", ["chunks"], indirect=True)
+def test_all_that_is_not_damaged_can_be_saved(
+    repository: Handmade, folder: Path, device: Path, disk: bytes
+) -> None:
+    damaged = repository.chunk(REV, "vda", 5)
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    repository.chunk(REV, "vda", 16).unlink()
+    result = subprocess.run(
+        ["sh", "-u"],
+        input=with_places("\n".join(commands("damaged")), repository, folder, device, disk),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"block 5 at byte {5 * MIB}: chunks/" in result.stderr
+    assert f"block 16 at byte {16 * MIB}: chunks/" in result.stderr
+    expected = disk[: 5 * MIB] + bytes(MIB) + disk[6 * MIB : 16 * MIB] + bytes(512)
+    assert (folder / "vda.img").read_bytes() == expected

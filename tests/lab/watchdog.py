@@ -1,0 +1,22 @@
+"""An end to a test that would otherwise hang the whole run."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def ends(seconds: float = 5) -> Iterator[None]:
+    """Fail where the body, in the main thread, is still running after so long."""
+
+    def fail(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"still running after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

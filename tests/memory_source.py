@@ -1,0 +1,106 @@
+"""A second implementation of Source and Image, in memory: the double for tests, and the smallest example."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from random import Random
+
+from backy.errors import SourceError
+from backy.extent import Extent, Kind, merge
+from backy.revision import Consistency, Revision
+
+PIECE = 512  # bytes; extents are told in these, so they hardly ever end where a block does
+
+
+class BytesImage:
+    """An Image of `content`; SAME is what `parent` has in the same place, if a parent is given."""
+
+    def __init__(self, content: bytes, parent: bytes | None = None) -> None:
+        self.content = content
+        self.size = len(content)
+        self._parent = parent
+
+    def extents(self) -> Iterator[Extent]:
+        return merge(self._pieces())
+
+    def _pieces(self) -> Iterator[Extent]:
+        for start in range(0, self.size, PIECE):
+            piece = self.content[start : start + PIECE]
+            if self._parent is not None and piece == self._parent[start : start + len(piece)]:
+                kind = Kind.SAME
+            else:
+                kind = Kind.ZERO if piece == bytes(len(piece)) else Kind.DATA
+            yield Extent(start, len(piece), kind)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        if offset + len(buffer) > self.size:
+            raise SourceError(f"the image ends at byte {self.size}")
+        buffer[:] = self.content[offset : offset + len(buffer)]
+
+
+class MemorySource:
+    """A Source of disks in memory, which tells what changed since the revisions that it knows."""
+
+    def __init__(
+        self,
+        disks: Mapping[str, bytes],
+        known: Mapping[str, Mapping[str, bytes]] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """`known` has the disks of earlier revisions by id; without them, all is DATA or ZERO."""
+        self.disks = disks
+        self.known = known or {}
+        self.files = files or {}
+        self.kept = 0
+
+    @contextmanager
+    def snapshot(self, parent: Revision | None) -> Iterator["MemorySnapshot"]:
+        before = self.known.get(parent.id, {}) if parent else {}
+        yield MemorySnapshot(self, before)
+
+    def forget(self, keep: Collection[str]) -> None:
+        """Nothing is left behind."""
+
+
+class MemorySnapshot:
+    """Bytes do not change, so all disks are of one point in time."""
+
+    consistency = Consistency.CRASH
+
+    def __init__(self, source: MemorySource, before: Mapping[str, bytes]) -> None:
+        # A disk that was resized has no usable change information, as with every real source.
+        self.disks = {
+            name: BytesImage(content, old if len(old) == len(content) else None)
+            for name, content in source.disks.items()
+            for old in [before.get(name, b"")]
+        }
+        self.files = source.files
+        self._source = source
+
+    def warnings(self) -> Sequence[str]:
+        return []
+
+    def keep(self) -> None:
+        self._source.kept += 1
+
+
+@lru_cache(maxsize=64)
+def sample(size: int, seed: int = 0) -> bytes:
+    """`size` bytes that do not compress, with zeroes from a quarter to a half and near the end.
+
+    Where these zeroes begin and end follows no boundary of any kind.
+    """
+    content = bytearray(Random(seed).randbytes(size))
+    for start, end in ((size // 4, size // 2), (size - size // 9, size - size // 11)):
+        content[start:end] = bytes(end - start)
+    return bytes(content)
+
+
+def changed(content: bytes, *offsets: int, length: int = 100, seed: int = 1) -> bytes:
+    """`content` with `length` other bytes at each of `offsets`, none of which is what was there."""
+    new = bytearray(content)
+    noise = Random(seed)
+    for offset in offsets:
+        for position in range(offset, min(offset + length, len(content))):
+            new[position] ^= noise.randrange(1, 256)
+    return bytes(new)

@@ -1,0 +1,772 @@
+"""restore.sh gets every disk back, in any POSIX shell, without backy and without Python."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from tests.lab.handmade import MIB, RESTORE_SH, Handmade, compressed
+
+OLD, REV = "20261122T004938Z-a1b2", "20261123T004938Z-x7k2"
+BLOCK = 4096
+# All that the script may use of a system with GNU tools. Busybox comes with all of its applets.
+GNU = {"sed", "xargs", "zstd"} | {"basename", "cat", "cp", "dd", "dirname", "ls", "readlink"}
+GNU |= {"sort", "stat", "tail", "wc"}
+NEEDS_ROOT = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can use loop devices and mount"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One shell, and a PATH with no programs but those linked into `tools`."""
+
+    name: str
+    tools: Path
+
+    def install(self, program: str) -> None:
+        """Make an installed program available."""
+        found = shutil.which(program)
+        if found is None:
+            pytest.skip(f"{program} is not installed")
+        (self.tools / program).symlink_to(Path(found).resolve())
+
+    def run(
+        self, repository: Handmade, *arguments: str | Path, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            self.command(repository, *arguments),
+            cwd=cwd or repository.path.parent,
+            env=self.environment,
+            capture_output=True,
+            check=False,
+        )
+
+    def restore(
+        self, repository: Handmade, target: Path | str, revision: str = REV, disk: str = "vda"
+    ) -> str:
+        """Restore, and return what was said about it."""
+        result = self.run(repository, revision, disk, target)
+        assert result.returncode == 0, result.stderr.decode()
+        assert result.stdout == b""
+        return result.stderr.decode()
+
+    def refuse(
+        self, repository: Handmade, target: Path | str, revision: str = REV, disk: str = "vda"
+    ) -> str:
+        """Restore in vain, and return what was said about it."""
+        result = self.run(repository, revision, disk, target)
+        assert result.returncode == 1, result.stderr.decode()
+        return result.stderr.decode()
+
+    def command(self, repository: Handmade, *arguments: str | Path) -> list[str | Path]:
+        return [self.tools / "sh", repository.path / "restore.sh", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        # An operator may have set these two, and they must not get in the way.
+        return {"PATH": str(self.tools), "LC_ALL": "C.UTF-8", "CDPATH": "/tmp:/"}
+
+
+@pytest.fixture(params=["dash", "bash", "busybox"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    machine = Machine(request.param, tmp_path / "tools")
+    machine.tools.mkdir()
+    if machine.name == "busybox":
+        machine.install("busybox")
+        subprocess.run([machine.tools / "busybox", "--install", "-s", machine.tools], check=True)
+        machine.install("zstd")
+    else:
+        machine.install(machine.name)
+        (machine.tools / "sh").symlink_to(machine.name)
+        for program in GNU:
+            machine.install(program)
+    return machine
+
+
+def handmade(folder: Path, store: Literal["chunks", "images"], block_size: int = BLOCK) -> Handmade:
+    """An empty repository, at a path that a careless script would split."""
+    repository = Handmade(folder / "a server" / "vm 1", store, block_size)
+    repository.make()
+    return repository
+
+
+def content(blocks: int, tail: int = 0, seed: int = 0) -> bytes:
+    """Data of so many blocks and bytes: random, zero and repeated blocks in turn."""
+    source = random.Random(seed)
+    same = source.randbytes(BLOCK)
+    kinds: list[Callable[[], bytes]] = [lambda: source.randbytes(BLOCK), lambda: bytes(BLOCK)]
+    kinds.append(lambda: same)
+    return b"".join(kinds[n % 3]() for n in range(blocks)) + source.randbytes(tail)
+
+
+VDA, VDB, OLD_VDA = content(60, 1000), content(3, seed=1), content(20, seed=2)
+
+
+@pytest.fixture(params=["chunks", "images"])
+def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Handmade:
+    repository = handmade(tmp_path, request.param)
+    repository.add(REV, {"vda": VDA, "vdb": VDB}, tags=["daily", "manual:before upgrade"])
+    repository.add(OLD, {"vda": OLD_VDA}, tags=[], trust="distrusted")
+    return repository
+
+
+@pytest.fixture
+def chunked(tmp_path: Path) -> Handmade:
+    repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vda": VDA, "vdb": VDB})
+    return repository
+
+
+@contextmanager
+def loop_device(file: Path) -> Iterator[Path]:
+    """A block device that is this file."""
+    command = ["losetup", "--find", "--show", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        pytest.skip(f"there are no loop devices: {result.stderr}")
+    device = Path(result.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
+def tmpfs(folder: Path, size: int) -> Iterator[Path]:
+    """A file system that is full after `size` bytes."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def flip_a_bit(chunk: Path) -> None:
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+
+
+# The list.
+
+
+def test_without_arguments_it_lists_revisions_and_disks_with_the_oldest_first(
+    machine: Machine, repository: Handmade
+) -> None:
+    result = machine.run(repository)
+    assert result.stderr.decode() == ""
+    assert result.stdout.decode().splitlines() == [
+        f"{OLD}  2026-11-22T00:49:38Z  distrusted",
+        "    vda  80.0 KiB  81920 bytes",
+        f"{REV}  2026-11-23T00:49:38Z  trusted  daily, manual:before upgrade",
+        "    vda  240.9 KiB  246760 bytes",
+        "    vdb  12.0 KiB  12288 bytes",
+    ]
+    assert result.returncode == 0
+
+
+def test_an_empty_repository_has_an_empty_list(machine: Machine, tmp_path: Path) -> None:
+    result = machine.run(handmade(tmp_path, "chunks"))
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_a_backup_that_never_finished_is_no_revision(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    draft = repository.path / "revisions" / ".20261124T004938Z-n2n2"
+    draft.mkdir()
+    (draft / "revision.json").write_text("{}")
+    assert b"n2n2" not in machine.run(repository).stdout
+    assert REV in machine.restore(repository, tmp_path / "new", revision="latest")
+
+
+# The arguments.
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--help"]])
+def test_help_goes_to_stdout(machine: Machine, repository: Handmade, arguments: list[str]) -> None:
+    result = machine.run(repository, *arguments)
+    assert result.returncode == 0
+    assert result.stdout.startswith(b"usage: ./restore.sh")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["latest"], ["latest", "vda"], ["latest", "vda", "x", "y"], ["", "vda", "x"], ["--list"]],
+)
+def test_wrong_usage_ends_with_status_2_and_the_right_usage(
+    machine: Machine, repository: Handmade, arguments: list[str]
+) -> None:
+    result = machine.run(repository, *arguments)
+    assert result.returncode == 2
+    assert result.stdout == b""
+    assert result.stderr.startswith(b"usage: ./restore.sh")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param(REV, VDA, id="whole-id"),
+        pytest.param(OLD, OLD_VDA, id="an-older-one"),
+        pytest.param("latest", VDA, id="latest"),
+        pytest.param("20261123", VDA, id="beginning-that-is-unique"),
+    ],
+)
+def test_a_revision_has_several_names(
+    machine: Machine, repository: Handmade, tmp_path: Path, name: str, expected: bytes
+) -> None:
+    machine.restore(repository, tmp_path / "new", revision=name)
+    assert (tmp_path / "new").read_bytes() == expected
+
+
+def test_a_beginning_that_two_revisions_share_is_refused_and_both_are_named(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    said = machine.refuse(repository, tmp_path / "new", revision="202611")
+    assert "more than one revision begins with 202611" in said
+    assert OLD in said
+    assert REV in said
+
+
+@pytest.mark.parametrize("name", ["20261124", "vda", "*", "../revisions", REV + "x"])
+def test_an_unknown_revision_is_refused(
+    machine: Machine, repository: Handmade, tmp_path: Path, name: str
+) -> None:
+    said = machine.refuse(repository, tmp_path / "new", revision=name)
+    assert f"there is no revision {name}" in said
+
+
+@pytest.mark.parametrize("name", ["vdc", "vd.", "", "../vda", "vd*", "-n"])
+def test_an_unknown_disk_is_refused(
+    machine: Machine, repository: Handmade, tmp_path: Path, name: str
+) -> None:
+    said = machine.refuse(repository, tmp_path / "new", disk=name)
+    assert "there is no disk" in said or "is not the name of a disk" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_with_a_dot_means_only_itself(machine: Machine, tmp_path: Path) -> None:
+    repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vdxa": VDA, "vd.a": VDB, "vd.a.1": OLD_VDA})
+    machine.restore(repository, tmp_path / "new", disk="vd.a")
+    assert (tmp_path / "new").read_bytes() == VDB
+
+
+def test_a_distrusted_revision_is_restored_with_a_warning(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    assert "is distrusted" in machine.restore(repository, tmp_path / "new", revision=OLD)
+    assert "is distrusted" not in machine.restore(repository, tmp_path / "new")
+
+
+# What a restore gives.
+
+
+def test_each_disk_is_restored_and_reported_in_one_line(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    machine.install("b3sum")
+    for disk, data, human in (("vda", VDA, "240.9 KiB"), ("vdb", VDB, "12.0 KiB")):
+        target = tmp_path / disk
+        assert machine.restore(repository, target, disk=disk) == (
+            f"restore.sh: restored {disk} of {REV}: {len(data)} bytes ({human}) to {target}\n"
+        )
+        assert target.read_bytes() == data
+        assert os.access(target, os.W_OK)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 10 * BLOCK])
+@pytest.mark.parametrize("data", [b"x", b"\0"], ids=["data", "zeroes"])
+@pytest.mark.parametrize("store", ["chunks", "images"])
+def test_a_disk_may_have_any_size(
+    machine: Machine,
+    tmp_path: Path,
+    store: Literal["chunks", "images"],
+    data: bytes,
+    size: int,
+) -> None:
+    repository = handmade(tmp_path, store)
+    repository.add(REV, {"vda": data * size})
+    machine.restore(repository, tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == data * size
+
+
+@pytest.mark.parametrize("size", [1, len(VDA) - 1, len(VDA), 2 * len(VDA)])
+def test_nothing_is_left_of_a_file_that_was_there_before(
+    machine: Machine, repository: Handmade, tmp_path: Path, size: int
+) -> None:
+    target = tmp_path / "existing"
+    target.write_bytes(b"\xff" * size)
+    machine.restore(repository, target)
+    assert target.read_bytes() == VDA
+
+
+@pytest.mark.parametrize("store", ["chunks", "images"])
+def test_zeroes_take_no_space(
+    machine: Machine, tmp_path: Path, store: Literal["chunks", "images"]
+) -> None:
+    data = bytes(9 * MIB) + content(16) + bytes(9 * MIB) + b"end" + bytes(MIB)
+    # zstd ends each chunk with a byte of its own, so that a block of zeroes costs 4 KiB.
+    repository = handmade(tmp_path, store, MIB)
+    repository.add(REV, {"vda": data})
+    target = tmp_path / "new"
+    target.write_bytes(b"\xff" * (4 * MIB))
+    machine.restore(repository, target)
+    assert target.read_bytes() == data
+    assert target.stat().st_blocks * 512 < MIB
+
+
+def test_twenty_thousand_blocks_are_more_than_one_command_line_can_hold(
+    machine: Machine, tmp_path: Path
+) -> None:
+    data = bytearray(20_000 * BLOCK)
+    for block in range(0, 20_000, 500):
+        data[block * BLOCK] = 1 + block // 500
+    repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vda": bytes(data)})
+    machine.restore(repository, tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == data
+
+
+# Where it can be started, and where it can write to.
+
+
+@pytest.mark.parametrize("name", ["new file", "-n", "--help", "$(false)"])
+def test_a_target_is_seen_from_the_folder_of_the_caller(
+    machine: Machine, repository: Handmade, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    result = machine.run(repository, REV, "vda", name, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert (folder / name).read_bytes() == VDA
+
+
+@pytest.mark.parametrize("script", ["./restore.sh", "restore.sh", "../vm 1/restore.sh"])
+def test_it_runs_in_its_own_folder(
+    machine: Machine, repository: Handmade, tmp_path: Path, script: str
+) -> None:
+    command = [str(machine.tools / "sh"), script, REV, "vda", "../../new"]
+    subprocess.run(command, cwd=repository.path, env=machine.environment, check=True)
+    assert (tmp_path / "new").read_bytes() == VDA
+
+
+def test_it_can_be_called_through_a_link(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(repository.path / "restore.sh")
+    command = [str(machine.tools / "sh"), "link", REV, "vda", "new"]
+    subprocess.run(command, cwd=tmp_path, env=machine.environment, check=True)
+    assert (tmp_path / "new").read_bytes() == VDA
+
+
+def test_a_target_may_be_a_link_to_a_file(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    machine.restore(repository, tmp_path / "link")
+    assert (tmp_path / "file").read_bytes() == VDA
+
+
+def test_stdout_gets_the_disk_and_nothing_else(machine: Machine, repository: Handmade) -> None:
+    result = machine.run(repository, REV, "vda", "-")
+    assert result.returncode == 0
+    assert result.stdout == VDA
+    assert f"make sure that it is {len(VDA)} bytes" in result.stderr.decode()
+
+
+def test_stdout_may_be_a_file_that_has_something_in_it_already(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "new").write_bytes(b"head")
+    with (tmp_path / "new").open("ab") as file:
+        command = machine.command(repository, REV, "vda", "-")
+        result = subprocess.run(
+            command, env=machine.environment, stdout=file, stderr=subprocess.PIPE, check=True
+        )
+    assert (tmp_path / "new").read_bytes() == b"head" + VDA
+    assert b"make sure" not in result.stderr
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("blockdev", [True, False], ids=["blockdev", "no-blockdev"])
+def test_a_block_device_gets_every_byte_and_keeps_what_is_behind_the_disk(
+    machine: Machine, repository: Handmade, tmp_path: Path, blockdev: bool
+) -> None:
+    if blockdev and machine.name != "busybox":
+        machine.install("blockdev")
+    elif not blockdev and machine.name == "busybox":
+        (machine.tools / "blockdev").unlink()
+    (tmp_path / "disk").write_bytes(b"\xff" * MIB)
+    with loop_device(tmp_path / "disk") as device:
+        machine.restore(repository, device)
+        assert device.read_bytes() == VDA + b"\xff" * (MIB - len(VDA))
+
+
+@NEEDS_ROOT
+def test_a_block_device_that_is_too_small_is_not_touched(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").write_bytes(b"\xff" * (len(VDA) - len(VDA) % 512))
+    with loop_device(tmp_path / "disk") as device:
+        assert "is too small" in machine.refuse(repository, device)
+        assert set(device.read_bytes()) == {0xFF}
+
+
+@NEEDS_ROOT
+def test_a_mounted_block_device_is_not_touched(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    subprocess.run(["mkfs.ext4", "-q", tmp_path / "disk"], check=True)
+    (tmp_path / "mounted").mkdir()
+    with loop_device(tmp_path / "disk") as device:
+        subprocess.run(["mount", device, tmp_path / "mounted"], check=True)
+        try:
+            before = device.read_bytes()
+            assert f"{device} is mounted" in machine.refuse(repository, device)
+            assert device.read_bytes() == before
+        finally:
+            subprocess.run(["umount", tmp_path / "mounted"], check=True)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "restore.sh",
+        "new",
+        f"revisions/{REV}/vda.blocks",
+        f"revisions/{REV}/../new",
+        "../vm 1/new",
+        "../link/new",
+        "../image",
+    ],
+)
+def test_a_target_inside_the_repository_is_refused(
+    machine: Machine, repository: Handmade, target: str
+) -> None:
+    (repository.path / ".." / "link").symlink_to(repository.path)
+    (repository.path / ".." / "image").symlink_to(repository.index(REV, "vda"))
+    before = repository.index(REV, "vda").read_bytes()
+    result = machine.run(repository, REV, "vda", target, cwd=repository.path)
+    assert result.returncode == 1
+    assert b"is inside the repository" in result.stderr
+    assert repository.index(REV, "vda").read_bytes() == before
+    assert (repository.path / "restore.sh").read_bytes() == RESTORE_SH.read_bytes()
+    assert not list(repository.path.rglob("new"))
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("/dev/no-such-device", "there is no device /dev/no-such-device"),
+        ("/", "/ is a folder. Name a file in it"),
+        ("no-such-folder/new", "cannot write"),
+        ("link-to-nothing", "is a link to a file that does not exist"),
+    ],
+)
+def test_a_mistyped_target_is_refused(
+    machine: Machine, repository: Handmade, target: str, reason: str
+) -> None:
+    (repository.path.parent / "link-to-nothing").symlink_to(repository.path / "new")
+    assert reason in machine.refuse(repository, target)
+    assert not Path("/dev/no-such-device").exists()
+
+
+def test_a_program_that_is_missing_is_named(
+    machine: Machine, chunked: Handmade, tmp_path: Path
+) -> None:
+    (machine.tools / "zstd").unlink()
+    assert "zstd is not installed" in machine.refuse(chunked, tmp_path / "new")
+
+
+# Damage.
+
+
+def test_every_block_whose_chunk_is_missing_is_named_and_the_target_is_not_touched(
+    machine: Machine, chunked: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "existing").write_bytes(b"precious")
+    missing = {block: chunked.chunk(REV, "vda", block) for block in (3, 5, 60)}
+    for chunk in missing.values():
+        chunk.unlink()
+    said = machine.refuse(chunked, tmp_path / "existing")
+    # Block 5 is one of the blocks that repeat, so its chunk is missing from all of them.
+    lost = {3: missing[3], **dict.fromkeys(range(2, 60, 3), missing[5]), 60: missing[60]}
+    lines = [line for line in said.splitlines() if " at byte " in line]
+    assert sorted(lines) == sorted(
+        f"restore.sh: block {block} at byte {block * BLOCK}: "
+        f"{chunk.relative_to(chunked.path)} is missing"
+        for block, chunk in lost.items()
+    )
+    assert (tmp_path / "existing").read_bytes() == b"precious"
+    assert "has not been touched" in said
+
+
+def put_a_folder_there(chunk: Path) -> None:
+    chunk.unlink()
+    chunk.mkdir()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped-bit": flip_a_bit,
+    "truncated": lambda chunk: os.truncate(chunk, chunk.stat().st_size - 1),
+    "empty": lambda chunk: os.truncate(chunk, 0),
+    "not-compressed": lambda chunk: chunk.write_bytes(bytes(BLOCK)),
+    "too-short": lambda chunk: chunk.write_bytes(compressed(b"other")),
+    "too-long": lambda chunk: chunk.write_bytes(compressed(bytes(BLOCK + 1))),
+    "a-folder": put_a_folder_there,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_every_damaged_block_is_named_and_no_half_restored_file_is_left(
+    machine: Machine, chunked: Handmade, tmp_path: Path, damage: str
+) -> None:
+    for block in (30, 60):
+        DAMAGE[damage](chunked.chunk(REV, "vda", block))
+    said = machine.refuse(chunked, tmp_path / "new")
+    lines = [line for line in said.splitlines() if " at byte " in line]
+    for line, block in zip(lines, (30, 60), strict=True):
+        chunk = chunked.chunk(REV, "vda", block).relative_to(chunked.path)
+        assert f"block {block} at byte {block * BLOCK}: {chunk} " in line
+    assert "FAILED" in said
+    assert (tmp_path / "new").read_bytes() == b""
+    assert "restored" not in said.splitlines()[-1]
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_block_is_noticed_on_a_block_device_too(
+    machine: Machine, chunked: Handmade, tmp_path: Path, damage: str
+) -> None:
+    DAMAGE[damage](chunked.chunk(REV, "vda", 30))
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    with loop_device(tmp_path / "disk") as device:
+        said = machine.refuse(chunked, device)
+    assert f"block 30 at byte {30 * BLOCK}: " in said
+    assert "do not use it" in said
+
+
+@pytest.mark.parametrize("damage", ["flipped-bit", "truncated", "empty", "not-compressed"])
+def test_a_damaged_block_is_noticed_on_stdout_too(
+    machine: Machine, chunked: Handmade, damage: str
+) -> None:
+    DAMAGE[damage](chunked.chunk(REV, "vda", 30))
+    assert f"block 30 at byte {30 * BLOCK}: " in machine.refuse(chunked, "-")
+
+
+def test_only_the_disk_with_the_damage_cannot_be_restored(
+    machine: Machine, chunked: Handmade, tmp_path: Path
+) -> None:
+    flip_a_bit(chunked.chunk(REV, "vda", 30))
+    machine.restore(chunked, tmp_path / "new", disk="vdb")
+    assert (tmp_path / "new").read_bytes() == VDB
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda index: index[65:], id="a-line-is-missing"),
+        pytest.param(lambda index: index + index[:65], id="a-line-too-much"),
+        pytest.param(lambda index: index[:-1], id="no-newline-at-the-end"),
+        pytest.param(lambda _: b"", id="empty"),
+        pytest.param(lambda index: bytes(len(index)), id="zeroes"),
+        pytest.param(lambda index: index[:130] + b"G" + index[131:], id="no-hex-digit"),
+        pytest.param(lambda index: index[:64] + b"a" + index[65:], id="two-lines-joined"),
+        pytest.param(lambda index: index[:65] + index[65:130].upper() + index[130:], id="upper"),
+    ],
+)
+def test_a_damaged_index_is_found_before_the_target_is_touched(
+    machine: Machine, chunked: Handmade, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / "existing").write_bytes(b"precious")
+    index = chunked.index(REV, "vda")
+    index.write_bytes(damage(index.read_bytes()))
+    assert "vda.blocks is damaged" in machine.refuse(chunked, tmp_path / "existing")
+    assert (tmp_path / "existing").read_bytes() == b"precious"
+
+
+def test_an_index_with_other_hashes_is_found_with_b3sum(
+    machine: Machine, chunked: Handmade, tmp_path: Path
+) -> None:
+    lines = chunked.index(REV, "vda").read_text().splitlines(keepends=True)
+    chunked.index(REV, "vda").write_text("".join([lines[3], *lines[1:]]))
+    assert "b3sum is not installed, so" in machine.restore(chunked, tmp_path / "new")
+    machine.install("b3sum")
+    assert "another index_hash" in machine.refuse(chunked, tmp_path / "new")
+
+
+def test_a_missing_index_is_named(machine: Machine, chunked: Handmade, tmp_path: Path) -> None:
+    chunked.index(REV, "vda").unlink()
+    said = machine.refuse(chunked, tmp_path / "new")
+    assert f"neither {chunked.image(REV, 'vda')} nor {chunked.index(REV, 'vda')}" in said
+
+
+def test_an_image_of_the_wrong_size_is_found_before_the_target_is_touched(
+    machine: Machine, tmp_path: Path
+) -> None:
+    repository = handmade(tmp_path, "images")
+    repository.add(REV, {"vda": VDA})
+    os.truncate(repository.image(REV, "vda"), len(VDA) - 1)
+    assert "vda.img is damaged" in machine.refuse(repository, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+# Other failures.
+
+
+@NEEDS_ROOT
+def test_a_full_disk_is_reported_and_the_space_given_back(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    with tmpfs(tmp_path / "small", 100 * 1024) as folder:
+        said = machine.refuse(repository, folder / "new")
+        assert (folder / "new").stat().st_size == 0
+    assert "Is it full?" in said
+    assert "FAILED" in said
+
+
+def test_a_full_device_is_reported(machine: Machine, repository: Handmade) -> None:
+    said = machine.refuse(repository, "/dev/full")
+    assert "Is it full?" in said
+    assert "do not use it" in said
+
+
+def test_it_stops_at_the_first_write_that_fails(machine: Machine, tmp_path: Path) -> None:
+    repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vda": bytes(20_000 * BLOCK)})
+    assert machine.refuse(repository, "/dev/full").count("zstd: error") == 1
+
+
+def test_a_reader_that_goes_away_is_a_failure(machine: Machine, repository: Handmade) -> None:
+    command = machine.command(repository, REV, "vda", "-")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=machine.environment, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait() == 1
+    assert "FAILED" in said
+
+
+@pytest.mark.parametrize(
+    ("program", "breaks_off", "blocks"),
+    [
+        pytest.param("sed", 'real 9q "$2" | real "$1"', 9, id="the-list-of-chunks"),
+        pytest.param("xargs", "cat >/dev/null", 0, id="what-starts-zstd"),
+    ],
+)
+def test_a_part_of_the_pipeline_that_breaks_off_is_a_failure(
+    machine: Machine, chunked: Handmade, program: str, breaks_off: str, blocks: int
+) -> None:
+    path = machine.tools / program
+    path.rename(machine.tools / "real")
+    if machine.name == "busybox":
+        # It knows what it is by its name.
+        (machine.tools / "real").unlink()
+        (machine.tools / "real").write_text(f'#!/bin/sh\nexec busybox {program} "$@"\n')
+        (machine.tools / "real").chmod(0o755)
+    # The first time, the chunks are only looked at. The second time, they are to be restored.
+    path.write_text(
+        "#!/bin/sh\n"
+        f'case $* in *zst*) [ -e "$0.used" ] && {breaks_off} && exit 4; esac\n'
+        'case $* in *zst* | ls*) : >"$0.used"; esac\n'
+        'exec real "$@"\n'
+    )
+    path.chmod(0o755)
+    # The size of a file would show it too, but nothing tells what went through a pipe.
+    result = machine.run(chunked, REV, "vda", "-")
+    assert result.returncode == 1
+    assert result.stdout == VDA[: blocks * BLOCK]
+    assert b"FAILED" in result.stderr
+
+
+def test_an_interrupted_restore_says_that_the_target_is_not_the_disk(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    # Nothing more is read from the pipe, so once it is full the restore has to wait.
+    with (
+        subprocess.Popen(
+            machine.command(repository, REV, "vda", tmp_path / "pipe"),
+            env=machine.environment,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process,
+        (tmp_path / "pipe").open("rb", buffering=0) as pipe,
+    ):
+        assert pipe.read(1) == VDA[:1]
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode != 0
+    assert "FAILED" in said
+
+
+# The script itself.
+
+
+def test_shellcheck_finds_nothing() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run(["shellcheck", "--shell=sh", RESTORE_SH], check=True)
+
+
+def at_head(folder: Path) -> list[str]:
+    """The commands in the comment at the head of the script, for targets in `folder`.
+
+    First those that restore, then the one that checks, then the one that goes around damage.
+    """
+    comment = RESTORE_SH.read_text().split("\nset -u")[0].splitlines()
+    lines = [line.removeprefix("#   ") if line.startswith("#   ") else "" for line in comment]
+    parts = "\n".join(lines).split("\n\n")
+    commands = [part.strip() for part in parts if part.strip()]
+    places = {"REV": REV, "/new/": f"{folder}/", "1048576": str(BLOCK)}
+    for name, value in places.items():
+        commands = [command.replace(name, value) for command in commands]
+    return commands
+
+
+def shell(repository: Handmade, command: str) -> int:
+    """Run a command as a person would in the folder of the repository."""
+    return subprocess.run(["sh", "-c", command], cwd=repository.path, check=False).returncode
+
+
+def test_the_commands_at_its_head_restore_and_check_without_it(
+    repository: Handmade, tmp_path: Path
+) -> None:
+    if shutil.which("b3sum") is None:
+        pytest.skip("b3sum is not installed")
+    restore, check, _ = at_head(tmp_path)
+    if repository.store == "images":
+        restore = restore[: restore.index("sed ")]
+    assert shell(repository, restore) == 0
+    assert (tmp_path / "disk.img").read_bytes() == VDA
+    assert shell(repository, check) == 0
+    (tmp_path / "disk.img").chmod(0o600)
+    flip_a_bit(tmp_path / "disk.img")
+    assert shell(repository, check) == 1
+
+
+def test_the_commands_at_its_head_save_all_that_is_not_damaged(
+    chunked: Handmade, tmp_path: Path
+) -> None:
+    _, _, salvage = at_head(tmp_path)
+    flip_a_bit(chunked.chunk(REV, "vda", 3))
+    chunked.chunk(REV, "vda", 6).unlink()
+    assert shell(chunked, salvage) == 0
+    lost = VDA[: 3 * BLOCK] + bytes(BLOCK) + VDA[4 * BLOCK : 6 * BLOCK] + bytes(BLOCK)
+    assert (tmp_path / "disk.img").read_bytes() == lost + VDA[7 * BLOCK :]

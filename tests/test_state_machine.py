@@ -1,0 +1,298 @@
+"""Any order of commands leaves a repository with exactly what a bytearray a revision says.
+
+The model knows nothing of blocks, indexes or files: a revision is the bytes of its disks.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from backy import trash
+from backy.backup import backup
+from backy.errors import NotFoundError
+from backy.records import Settings
+from backy.repository import Repository, create
+from backy.restore import restore
+from backy.revision import Revision, Trust
+from backy.units import KiB
+from backy.verify import Damage, verify
+from tests.lab.reflink import missing, reflink_file_system
+from tests.memory_source import MemorySource, changed, sample
+
+BLOCK = 64 * KiB
+SIZES = st.sampled_from([1, 511, 4096, BLOCK - 1, BLOCK, 3 * BLOCK, 3 * BLOCK + 12_345]) | st.integers(
+    1, 6 * BLOCK
+)
+FRACTIONS = st.floats(0, 1, exclude_max=True)
+DISKS = st.sampled_from(["vda", "vdb"])
+SEEDS = st.integers(0, 5)  # few, so that content that was stored once comes back
+
+
+@dataclass
+class Kept:
+    """What the model knows of a revision."""
+
+    disks: dict[str, bytes]
+    tags: tuple[str, ...]
+    trust: Trust = Trust.TRUSTED
+
+
+class Commands(RuleBasedStateMachine):
+    """One repository in a new folder, and a model of it."""
+
+    store: ClassVar[str]
+    base: ClassVar[Path]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resources = ExitStack()
+        folder = self.resources.enter_context(tempfile.TemporaryDirectory(dir=self.base))
+        self.folder = Path(folder)
+        self.repository: Repository = create(self.folder / "base", "vm", Settings(self.store, BLOCK))
+        self.now: dict[str, bytearray] = {}
+        self.history: dict[str, Kept] = {}
+        self.removed: list[dict[str, Kept]] = []
+
+    def teardown(self) -> None:
+        self.resources.close()
+
+    # What happens to the virtual machine.
+
+    @initialize(size=SIZES, seed=SEEDS)
+    def has_a_disk(self, size: int, seed: int) -> None:
+        self.now["vda"] = bytearray(sample(size, seed))
+
+    @rule(disk=DISKS, size=SIZES, seed=SEEDS)
+    def gets_a_disk(self, disk: str, size: int, seed: int) -> None:
+        self.now[disk] = bytearray(sample(size, seed))
+
+    @precondition(lambda self: len(self.now) > 1)
+    @rule()
+    def loses_a_disk(self) -> None:
+        self.now.popitem()
+
+    @rule(disk=DISKS, place=FRACTIONS, length=st.integers(1, 2 * BLOCK), seed=SEEDS)
+    def changes_a_part(self, disk: str, place: float, length: int, seed: int) -> None:
+        content = self.disk(disk)
+        offset = int(place * len(content))
+        content[:] = changed(bytes(content), offset, length=length, seed=seed)
+
+    @rule(disk=DISKS, place=FRACTIONS, length=st.integers(1, 4 * BLOCK))
+    def zeroes_a_part(self, disk: str, place: float, length: int) -> None:
+        content = self.disk(disk)
+        offset = int(place * len(content))
+        length = min(length, len(content) - offset)
+        content[offset : offset + length] = bytes(length)
+
+    @rule(disk=DISKS, size=SIZES, seed=SEEDS)
+    def resizes(self, disk: str, size: int, seed: int) -> None:
+        content = self.disk(disk)
+        content[:] = (content + sample(size, seed))[:size]
+
+    def disk(self, name: str) -> bytearray:
+        assume(name in self.now)
+        return self.now[name]
+
+    # What happens to the repository.
+
+    @rule(tags=st.sets(st.sampled_from(["daily", "manual:a"])), knows=st.booleans())
+    def backs_up(self, tags: set[str], knows: bool) -> None:
+        disks = {name: bytes(content) for name, content in self.now.items()}
+        known = {each: kept.disks for each, kept in self.history.items()} if knows else {}
+        source = MemorySource(disks, known)
+        revision = backup(self.repository, source, tags=tuple(sorted(tags)))
+        assert source.kept == 1
+        assert revision.id > max(self.history, default="")
+        assert revision.parent == max(self.trusted(), default=None)
+        self.history[revision.id] = Kept(disks, tuple(sorted(tags)))
+
+    def trusted(self) -> list[str]:
+        return [each for each, kept in self.history.items() if kept.trust is not Trust.DISTRUSTED]
+
+    @precondition(lambda self: self.history)
+    @rule(data=st.data())
+    def fails_to_back_up(self, data: st.DataObject) -> None:
+        """The source fails after a part of it was read."""
+        disks = {name: bytes(content[::-1]) for name, content in self.now.items()}
+        with pytest.raises(KeyboardInterrupt):
+            backup(self.repository, InterruptedSource(disks))
+
+    @precondition(lambda self: self.history)
+    @rule(data=st.data(), add=st.booleans())
+    def tags(self, data: st.DataObject, add: bool) -> None:
+        revision = data.draw(self.one())
+        self.repository.retag([revision], {"x"} if add else set(), set() if add else {"x"})
+        kept = self.history[revision.id]
+        kept.tags = tuple(sorted(({"x"} if add else set()) | (set(kept.tags) - {"x"})))
+
+    @precondition(lambda self: self.history)
+    @rule(data=st.data())
+    def removes(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.lists(self.one(), min_size=1, max_size=3, unique_by=lambda r: r.id))
+        trash.remove(self.repository, chosen)
+        self.removed.append({each.id: self.history.pop(each.id) for each in chosen})
+
+    @rule()
+    def undoes(self) -> None:
+        if not self.removed:
+            with pytest.raises(NotFoundError, match="trash is empty"):
+                trash.undo(self.repository)
+            return
+        assert set(trash.undo(self.repository)) == set(self.removed[-1])
+        self.history |= self.removed.pop()
+
+    @rule()
+    def purges(self) -> None:
+        purged = trash.purge(self.repository)
+        gone = {each for batch in self.removed for each in batch}
+        assert set(purged.revisions) | set(purged.kept) == gone
+        kept = [{i: batch[i] for i in batch if i in purged.kept} for batch in self.removed]
+        self.removed = [batch for batch in kept if batch]
+        if self.store == "chunks":
+            assert self.chunks() == self.named()
+
+    @precondition(lambda self: self.history)
+    @rule(data=st.data())
+    def restores(self, data: st.DataObject) -> None:
+        revision = data.draw(self.one())
+        name = data.draw(st.sampled_from(sorted(revision.disks)))
+        target = self.folder / "target"
+        restore(self.repository, revision, name, str(target))
+        assert target.read_bytes() == self.history[revision.id].disks[name]
+
+    @rule()
+    def verifies(self) -> None:
+        assert list(verify(self.repository, self.repository.history())) == []
+        for kept in self.history.values():
+            kept.trust = Trust.VERIFIED
+
+    @precondition(lambda self: self.history)
+    @rule(data=st.data())
+    def verifies_a_damaged_block(self, data: st.DataObject) -> None:
+        """Exactly those revisions are named that have the block, and it is mended afterwards."""
+        revision = data.draw(self.one())
+        name = data.draw(st.sampled_from(sorted(revision.disks)))
+        number = data.draw(st.integers(0, (revision.disks[name].size - 1) // BLOCK))
+        path, offset = self.place_of(revision, name, number)
+        before = path.read_bytes()
+        with path.open("r+b") as file:
+            os.pwrite(file.fileno(), bytes([before[offset] ^ 1]), offset)
+        found = list(verify(self.repository, self.repository.history()))
+        assert {self.block_of(each) for each in found} == {self.lines(revision, name)[number]}
+        for each, kept in self.history.items():
+            damaged = any(damage.revision == each for damage in found)
+            kept.trust = Trust.DISTRUSTED if damaged else Trust.VERIFIED
+        assert revision.id in {damage.revision for damage in found}
+        with path.open("r+b") as file:
+            os.pwrite(file.fileno(), before[offset : offset + 1], offset)
+
+    def one(self) -> st.SearchStrategy[Revision]:
+        return st.sampled_from(self.repository.history())
+
+    def lines(self, revision: Revision, name: str) -> list[str]:
+        index = self.repository.folder_of(revision) / f"{name}.blocks"
+        return index.read_text().splitlines()
+
+    def block_of(self, damage: Damage) -> str:
+        """The hash of the damaged block; there may be several alike in a row, but not others."""
+        revision = next(each for each in self.repository.history() if each.id == damage.revision)
+        end = damage.start + damage.length
+        [digest] = set(self.lines(revision, damage.disk)[damage.start // BLOCK : -(-end // BLOCK)])
+        return digest
+
+    def place_of(self, revision: Revision, name: str, number: int) -> tuple[Path, int]:
+        path = self.repository.store.plain_path(revision, name)
+        if self.store == "images":
+            return path, number * BLOCK
+        digest = self.lines(revision, name)[number]
+        path = self.repository.root / "chunks" / digest[:2] / f"{digest}.zst"
+        return path, path.stat().st_size - 1
+
+    def chunks(self) -> set[str]:
+        return {path.name for path in self.repository.root.glob("chunks/*/*")}
+
+    def named(self) -> set[str]:
+        root = self.repository.root
+        indexes = [*root.glob("revisions/*/*.blocks"), *root.glob("trash/*/*/*.blocks")]
+        return {f"{line}.zst" for index in indexes for line in index.read_text().splitlines()}
+
+    # What holds after every step.
+
+    @invariant()
+    def history_is_the_model(self) -> None:
+        history = self.repository.history()
+        assert self.repository.damaged == []
+        assert [each.id for each in history] == sorted(self.history)
+        for each in history:
+            kept = self.history[each.id]
+            assert (each.tags, each.trust) == (kept.tags, kept.trust)
+            assert {name: disk.size for name, disk in each.disks.items()} == {
+                name: len(content) for name, content in kept.disks.items()
+            }
+
+    @invariant()
+    def the_oldest_and_the_newest_revision_read_as_they_were_backed_up(self) -> None:
+        history = self.repository.history()
+        for each in {revision.id: revision for revision in history[:1] + history[-1:]}.values():
+            self.reads(each)
+
+    def reads(self, revision: Revision) -> None:
+        for name, content in self.history[revision.id].disks.items():
+            read = bytearray(len(content))
+            with self.repository.store.open(revision, name) as image:
+                image.readinto(0, memoryview(read))
+            assert read == content
+
+    @invariant()
+    def nothing_lies_about_but_revisions(self) -> None:
+        names = os.listdir(self.repository.root / "revisions")
+        assert sorted(names) == sorted(self.history)
+
+
+class InterruptedSource(MemorySource):
+    """Its last disk cannot be read to the end."""
+
+    def __init__(self, disks: dict[str, bytes]) -> None:
+        super().__init__(disks)
+
+    def snapshot(self, parent: Revision | None) -> Any:  # noqa: ANN401 - as in MemorySource
+        return super().snapshot(parent)
+
+
+@pytest.fixture(scope="module")
+def xfs() -> Iterator[Path]:
+    if reason := missing("xfs"):
+        pytest.skip(reason)
+    with reflink_file_system("xfs") as folder:
+        yield folder
+
+
+def run(store: str, base: Path) -> None:
+    """As many examples as the profile says, shared by both stores."""
+    machine = type("Commands", (Commands,), {"store": store, "base": base})
+    examples = max(1, settings().max_examples // 2)
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=25))
+
+
+def test_any_order_of_commands_leaves_what_the_model_says_in_chunks(tmp_path: Path) -> None:
+    run("chunks", tmp_path)
+
+
+def test_any_order_of_commands_leaves_what_the_model_says_in_images(xfs: Path) -> None:
+    run("images", xfs)
