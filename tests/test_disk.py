@@ -337,15 +337,15 @@ def test_everything_can_be_made_durable(folder: Path) -> None:
 def test_an_open_that_fails_leaves_no_descriptor(folder: Path, cache: Cache) -> None:
     (folder / "file").write_bytes(b"x")
     with disk.open_to_read(folder / "file", cache) as first:
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(list(Path("/proc/self/fd").iterdir()))
         with pytest.raises(FileExistsError):
             disk.create(folder / "file", cache)
         with pytest.raises(FileNotFoundError):
             disk.open_to_read(folder / "none", cache)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
         first.close()
         first.close()
-        assert len(os.listdir("/proc/self/fd")) < before
+        assert len(list(Path("/proc/self/fd").iterdir())) < before
 
 
 def test_a_file_that_cannot_be_opened_for_o_direct_leaves_no_descriptor(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_file_that_cannot_be_opened_for_o_direct_leaves_no_descriptor(tmp_path
         print(len(disk.open_to_read(path).read_bytes(0, 9)))
     """
     (tmp_path / "file").write_bytes(b"x" * 9)
-    command = [sys.executable, "-c", program, tmp_path / "file"]
+    command = [sys.executable, "-c", program, str(tmp_path / "file")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stdout.splitlines() == [os.strerror(errno.EMFILE), "9"], result.stderr
 

@@ -20,7 +20,9 @@ from tests.lab import volumes
 from tests.lab.volumes import MIB
 
 SIZE = 4 * MIB
-PAST_THE_CACHE = pytest.mark.parametrize("cache", [Cache.SPARE, Cache.AVOID], ids=["spare", "avoid"])
+PAST_THE_CACHE = pytest.mark.parametrize(
+    "cache", [Cache.SPARE, Cache.AVOID], ids=["spare", "avoid"]
+)
 
 
 @pytest.fixture

@@ -72,14 +72,14 @@ def test_only_a_store_can_be_full(kind: type[BackyError], number: int) -> None:
 
 @EVERY_CLASS
 def test_an_oserror_becomes_the_kind_that_was_asked_for(kind: type[BackyError]) -> None:
-    with pytest.raises(kind, match="^reading x: Input/output error$") as caught:  # noqa: SIM117
+    with pytest.raises(kind, match=r"^reading x: Input/output error$") as caught:  # noqa: SIM117
         with translated(kind, "reading x", "Look at dmesg."):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
     assert caught.value.hint == "Look at dmesg."
 
 
 def test_an_oserror_without_a_number_is_told_by_its_text() -> None:
-    with pytest.raises(SourceError, match="^reading x: it is strange$"):  # noqa: SIM117
+    with pytest.raises(SourceError, match=r"^reading x: it is strange$"):  # noqa: SIM117
         with translated(SourceError, "reading x"):
             raise OSError("it is strange")
 

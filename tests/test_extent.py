@@ -33,9 +33,9 @@ def model(extents: Iterable[Extent]) -> dict[int, Kind]:
 
 kinds = st.sampled_from(Kind)
 covers = st.lists(st.tuples(st.integers(1, 40), kinds), min_size=1, max_size=12).map(laid_out)
-gappy = st.lists(
-    st.tuples(st.integers(0, 10), st.integers(1, 20), kinds), max_size=12
-).map(lambda parts: list(with_gaps(parts)))
+gappy = st.lists(st.tuples(st.integers(0, 10), st.integers(1, 20), kinds), max_size=12).map(
+    lambda parts: list(with_gaps(parts))
+)
 
 
 def with_gaps(parts: Iterable[tuple[int, int, Kind]]) -> Iterator[Extent]:
@@ -112,9 +112,7 @@ def test_a_block_has_the_kind_that_all_its_bytes_have_or_is_data(
             [(16, ZERO), (16, DATA), (32, ZERO)],
             id="a-little-data-in-a-hole",
         ),
-        pytest.param(
-            [(32, SAME), (5, ZERO)], 37, [(32, SAME), (5, ZERO)], id="a-short-last-block"
-        ),
+        pytest.param([(32, SAME), (5, ZERO)], 37, [(32, SAME), (5, ZERO)], id="a-short-last-block"),
         pytest.param(
             [(34, SAME), (3, ZERO)], 37, [(32, SAME), (5, DATA)], id="a-mixed-short-last-block"
         ),

@@ -1,4 +1,4 @@
-"""An index is one hash a line; what it says of an image is what a naive reading of the lines says."""
+"""An index is one hash a line; what it says is what a naive reading of the lines says."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +108,7 @@ def test_the_hash_of_nothing_is_the_one_that_blake3_publishes() -> None:
     ("size", "blocks", "last"),
     [(1, 1, 1), (15, 1, 15), (16, 1, 16), (17, 2, 1), (160, 10, 16), (2**60, 2**56, 16)],
 )
-def test_the_last_block_may_be_short(size: int, blocks: int, last: int, tmp_path: Path) -> None:
+def test_the_last_block_may_be_short(size: int, blocks: int, last: int) -> None:
     assert block_count(size, BLOCK) == blocks
     with index_of(b"", size) as index:
         assert index.blocks == blocks
@@ -119,7 +119,9 @@ def test_the_last_block_may_be_short(size: int, blocks: int, last: int, tmp_path
 images = st.lists(st.sampled_from([bytes(16), b"a" * 16, b"b" * 16]), min_size=1, max_size=12).map(
     b"".join
 )
-cut_images = st.tuples(images, st.integers(0, 15)).map(lambda pair: pair[0][: len(pair[0]) - pair[1]])
+cut_images = st.tuples(images, st.integers(0, 15)).map(
+    lambda pair: pair[0][: len(pair[0]) - pair[1]]
+)
 
 
 @given(new=cut_images, old=st.none() | cut_images)

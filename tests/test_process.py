@@ -53,7 +53,7 @@ def started(program: str, ignoring: signal.Signals | None = None) -> subprocess.
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=ignore,
+        preexec_fn=ignore,  # noqa: PLW1509 - we have no other thread here
     )
     assert child.stdout
     assert child.stdout.readline() == "ready\n"
@@ -98,8 +98,7 @@ def test_the_handlers_of_before_are_back_after_the_body(number: signal.Signals) 
 @STOPPING
 def test_a_signal_of_our_own_is_obeyed_too(number: signal.Signals) -> None:
     with pytest.raises(CancelledError, match=number.name) as caught, process.cancellable():
-        os.kill(os.getpid(), number)
-        signal.pause()
+        signal.raise_signal(number)
     assert caught.value.exit_code == 130
 
 

@@ -125,8 +125,10 @@ def test_what_older_versions_did_not_write_has_a_default(repository: Path) -> No
 
 
 sizes = st.integers(0, 2**60)
-times = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
-    lambda time: time.replace(microsecond=0)
+times = (
+    st.integers(631152000, 29000000000)
+    .map(lambda second: datetime.fromtimestamp(second, UTC))
+    .map(lambda time: time.replace(microsecond=0))
 )
 disks = st.builds(
     Disk,
@@ -144,8 +146,9 @@ revisions = st.builds(
     parent=st.none() | st.just("20261122T004938Z-a1b2"),
     seconds=st.floats(0, 1e6),
     consistency=st.sampled_from(Consistency),
-    disks=st.dictionaries(st.from_regex(r"[a-z][a-z0-9._-]{0,9}", fullmatch=True), disks)
-    .filter(bool),
+    disks=st.dictionaries(st.from_regex(r"[a-z][a-z0-9._-]{0,9}", fullmatch=True), disks).filter(
+        bool
+    ),
     tags=st.lists(st.from_regex(r"[a-zäöü0-9][a-z:@]{0,9}", fullmatch=True), max_size=3).map(tuple),
     trust=st.sampled_from(Trust),
     verified=st.none() | times,
@@ -205,9 +208,7 @@ def test_a_newer_format_says_to_update(repository: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, None, "1", "2", [1], {"major": 2}, 1.5])
-def test_a_format_that_never_was_does_not_say_to_update(
-    repository: Path, version: object
-) -> None:
+def test_a_format_that_never_was_does_not_say_to_update(repository: Path, version: object) -> None:
     content = changed(encode_settings(SETTINGS), "format", value=version)
     with pytest.raises(ConfigError, match="has format") as caught:
         read_settings_from(repository, content)
@@ -246,9 +247,15 @@ json_values = st.recursive(
     | st.sampled_from([10**400, -1, 2**60, 2**60 + 1])
     | st.floats()
     | st.text(st.characters(), max_size=20)
-    | st.sampled_from([ID, "../../etc/passwd", "a\0b", "..", "2026-11-23T00:00:00", "0" * 64, "\x1b"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=8) | st.sampled_from(["vda", "../vda"]), inner, max_size=3),
+    | st.sampled_from(
+        [ID, "../../etc/passwd", "a\0b", "..", "2026-11-23T00:00:00", "0" * 64, "\x1b"]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=8) | st.sampled_from(["vda", "../vda"]), inner, max_size=3
+        )
+    ),
     max_leaves=5,
 )
 PLACES = [
@@ -327,9 +334,7 @@ def test_a_forged_repository_json_is_refused_or_harmless(
         ("source", "file"),
     ],
 )
-def test_a_setting_that_is_impossible_is_refused(
-    repository: Path, key: str, value: object
-) -> None:
+def test_a_setting_that_is_impossible_is_refused(repository: Path, key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=r"repository\.json"):
         read_settings_from(repository, changed(encode_settings(SETTINGS), key, value=value))
 

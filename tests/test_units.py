@@ -87,7 +87,23 @@ def test_a_size_is_printed(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
-BAD_SIZES = ["", "-1", "MiB", "1.MiB", ".5M", "1,5M", "1e6", "1 2", "4 MiBs", "4Q", "0x10", "٤", "1K\u212a", "nan", "1\0"]  # fmt: skip
+BAD_SIZES = [
+    "",
+    "-1",
+    "MiB",
+    "1.MiB",
+    ".5M",
+    "1,5M",
+    "1e6",
+    "1 2",
+    "4 MiBs",
+    "4Q",
+    "0x10",
+    "٤",
+    "1K\u212a",
+    "nan",
+    "1\0",
+]
 
 
 @pytest.mark.parametrize("text", [*BAD_SIZES, "1" * 16, "9999P"])
@@ -100,8 +116,15 @@ def test_what_is_no_size_is_quoted_with_examples(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0), ("30", 30), ("30s", 30), ("15m", 900), (" 4 h ", 14400), ("7d", 604800)]
-    + [("2w", 1209600)],
+    [
+        ("0", 0),
+        ("30", 30),
+        ("30s", 30),
+        ("15m", 900),
+        (" 4 h ", 14400),
+        ("7d", 604800),
+        ("2w", 1209600),
+    ],
 )
 def test_a_duration_is_read(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
@@ -165,14 +188,21 @@ def test_a_duration_is_printed(seconds: float, text: str) -> None:
 @given(st.integers(60, 10**9))
 def test_a_printed_duration_tells_all_but_what_is_less_than_its_smaller_unit(seconds: int) -> None:
     words = format_duration(seconds).replace("min", "m").split()
-    told = sum(parse_duration(f"{n}{unit}") for n, unit in zip(words[::2], words[1::2], strict=True))
+    told = sum(
+        parse_duration(f"{n}{unit}") for n, unit in zip(words[::2], words[1::2], strict=True)
+    )
     assert told <= seconds < told + parse_duration(f"1{words[3]}")
 
 
 @pytest.mark.parametrize(
     ("size", "seconds", "text"),
-    [(0, 1, "0 B/s"), (812 * MiB, 1, "812.0 MiB/s"), (MiB, 0, "1000.0 MiB/s"), (GiB, 4, "256.0 MiB/s")],
-)  # fmt: skip
+    [
+        (0, 1, "0 B/s"),
+        (812 * MiB, 1, "812.0 MiB/s"),
+        (MiB, 0, "1000.0 MiB/s"),
+        (GiB, 4, "256.0 MiB/s"),
+    ],
+)
 def test_a_rate_is_printed_and_no_time_is_a_thousandth_second(
     size: int, seconds: float, text: str
 ) -> None:

@@ -45,7 +45,7 @@ def file_system(kind: str, size: int = 64 * MIB) -> Iterator[Path]:
             (base / "device").touch()
             os.truncate(base / "device", size)
             subprocess.run(["mkfs.ext4", "-q", base / "device"], check=True)
-            mount = ["mount", "-o", "loop", base / "device", folder]
+            mount: list[str | Path] = ["mount", "-o", "loop", base / "device", folder]
         else:
             mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
         subprocess.run(mount, check=True)
@@ -60,7 +60,7 @@ def file_system(kind: str, size: int = 64 * MIB) -> Iterator[Path]:
 @contextmanager
 def loop_device(file: Path) -> Iterator[Path]:
     """A block device whose bytes are those of `file`, while the context lasts."""
-    command = ["losetup", "--find", "--show", file]
+    command: list[str | Path] = ["losetup", "--find", "--show", file]
     made = subprocess.run(command, check=True, capture_output=True, text=True)
     device = Path(made.stdout.strip())
     try:

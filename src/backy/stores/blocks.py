@@ -53,6 +53,8 @@ class StoredImage:
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`. Raises DamagedError that names the first block that is not whole."""
+        if offset < 0 or offset + len(buffer) > self.size:
+            raise StoreError(f"there is no byte {offset + len(buffer) - 1} in {self.size} bytes")
         done = 0
         while done < len(buffer):
             number, within = divmod(offset + done, self.block_size)

@@ -1,7 +1,8 @@
 """Store "chunks": a zstd frame a block, in chunks/ab/abcd….zst, named by the plain block's hash.
 
 For file systems that cannot share extents. A chunk is only relied on when a published index or
-the draft itself names it, never because its file exists: a file that a crash left may be torn.
+the draft itself names it, or when it was read and has the right hash; never because its file
+exists: a file that a crash left may be torn.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from backy import disk as disks
 from backy.disk import Cache
 from backy.errors import DamagedError, StoreError, translated
 from backy.extent import Extent
-from backy.index import LINE, PIECE, Index, zero_digest
+from backy.index import LINE, PIECE, Index, digest_of, zero_digest
 from backy.revision import Revision
 from backy.stores.blocks import (
     BlockDraft,
@@ -94,6 +95,7 @@ class _Tools(threading.local):
         self.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
         self.decompressor = zstandard.ZstdDecompressor()
         # A frame is hardly larger than its block: ZSTD_COMPRESSBOUND is 1/256 more.
+        self.block = disks.buffer(block_size)
         self.frame = disks.buffer(block_size + block_size // 256 + 2 * disks.PAGE)
 
 
@@ -139,39 +141,52 @@ class ChunkBlocks:
         return frame[:length]
 
     def put(self, number: int, digest: str, block: memoryview) -> int:
-        """Compress and write a chunk, unless this draft wrote it already."""
+        """Compress and write a chunk, unless this draft wrote it or it is there and whole."""
         if digest in self._written:
             return 0
-        frame = self._tools.compressor.compress(block)
-        with translated(StoreError, f"writing the chunk of block {number}, {self._path(digest)}"):
-            self._write(digest, frame)
+        path = self._path(digest)
+        stored = 0
+        with translated(StoreError, f"writing the chunk of block {number}, {path}"):
+            is_there = path.exists()
+            if not (is_there and self._is_whole(number, digest, len(block))):
+                frame = self._tools.compressor.compress(block)
+                stored = len(frame)
+                (self._replace if is_there else self._make)(path, frame)
         if len(self._written) < _REMEMBERED:
             self._written[digest] = None
-        return len(frame)
+        return stored
 
-    def _write(self, digest: str, frame: bytes) -> None:
-        """Write a chunk under its name, or beside it and then rename where that name exists.
+    def _is_whole(self, number: int, digest: str, length: int) -> bool:
+        """Whether a chunk that nobody vouches for holds its block; reading it is what tells."""
+        block = self._tools.block[:length]
+        try:
+            self.get(number, digest, block)
+        except StoreError:
+            return False
+        return digest_of(block) == digest
 
-        Nobody relies on a name before it is published, so a new one can be filled in place. One
-        that exists may be a published chunk, or torn: it is replaced in one step.
-        """
-        path = self._path(digest)
+    def _make(self, path: Path, frame: bytes) -> None:
+        """Write a chunk under its name: nobody relies on that before it is published."""
         try:
             file = disks.create(path)
         except FileNotFoundError:
             disks.make_folder(path.parent)
-            self._write(digest, frame)
-        except FileExistsError:
-            beside = path.with_name(f".{digest}.{threading.get_native_id()}")
-            disks.remove_file(beside)
-            with disks.create(beside) as file:
-                file.write(0, frame)
-                file.start_writeback()
-            disks.rename(beside, path)
+            self._make(path, frame)
+        except FileExistsError:  # another thread has the same block
+            self._replace(path, frame)
         else:
             with file:
                 file.write(0, frame)
                 file.start_writeback()
+
+    def _replace(self, path: Path, frame: bytes) -> None:
+        """Put a chunk in the place of one that may be published: whole and durable, then renamed."""
+        beside = path.with_name(f".{path.name}.{threading.get_native_id()}")
+        disks.remove_file(beside)
+        with disks.create(beside) as file:
+            file.write(0, frame)
+            file.sync()
+        disks.rename(beside, path)
 
     def clear(self, first: int, count: int, length: int) -> int:
         """Zero blocks have a chunk like any other; one serves all of a length."""
