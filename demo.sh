@@ -78,7 +78,8 @@ run "cmp report.pdf found.pdf"
 # Only the store "chunks" has chunks; on XFS or btrfs the demo ends here.
 if [ -d backups/vm1/chunks ]; then
     say "A disk of the backup server rots: three bytes of one chunk change. verify names the blocks."
-    chunk=$(find backups/vm1/chunks -name '*.zst' -size +100k | sort | head -n 1)
+    chunk=$(sed 's|^..|backups/vm1/chunks/&/&|; s|$|.zst|' "$(backy find vm1)" |
+        xargs ls -S | sed -n 1p) # The largest chunk of the newest revision.
     run "printf 'rot' | dd of=$chunk bs=1 seek=50000 conv=notrunc status=none"
     run_to_fail 6 "backy verify vm1"
 

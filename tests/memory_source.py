@@ -1,4 +1,4 @@
-"""A second implementation of Source and Image, in memory: the double for tests, and the smallest example."""
+"""A second implementation of Source and Image, in memory: the double, and the smallest example."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,6 +82,25 @@ class MemorySnapshot:
 
     def keep(self) -> None:
         self._source.kept += 1
+
+
+class FailingSource(MemorySource):
+    """The last of its disks cannot be read."""
+
+    @contextmanager
+    def snapshot(self, parent: Revision | None) -> Iterator[MemorySnapshot]:
+        with super().snapshot(parent) as snapshot:
+            name, content = list(self.disks.items())[-1]
+            snapshot.disks[name] = UnreadableImage(content)
+            yield snapshot
+
+
+class UnreadableImage(BytesImage):
+    def extents(self) -> Iterator[Extent]:
+        yield Extent(0, self.size, Kind.DATA)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        raise SourceError("input/output error")
 
 
 @lru_cache(maxsize=64)

@@ -231,7 +231,7 @@ def test_a_medium_that_rotted_under_the_cache_is_seen_by_avoid_only(
         with (tmp_path / "backing").open("r+b", buffering=0) as backing:
             backing.write(b"y" * SIZE)
             os.fsync(backing.fileno())
+        assert cached.read_bytes(0, SIZE) == b"x" * SIZE
         with disk.open_to_read(device, cache) as file:
             assert file.read_into(0, buffer) == length
-        assert cached.read_bytes(0, SIZE) == b"x" * SIZE
     assert bytes(buffer) == seen * length

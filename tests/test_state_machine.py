@@ -6,7 +6,7 @@ The model knows nothing of blocks, indexes or files: a revision is the bytes of 
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +26,6 @@ from hypothesis.stateful import (
 from backy import trash
 from backy.backup import backup
 from backy.errors import NotFoundError, SourceError
-from backy.extent import Extent, Kind
 from backy.records import Settings
 from backy.repository import Repository, create
 from backy.restore import restore
@@ -34,12 +33,13 @@ from backy.revision import Revision, Trust
 from backy.units import KiB
 from backy.verify import Damage, verify
 from tests.lab.reflink import missing, reflink_file_system
-from tests.memory_source import BytesImage, MemorySnapshot, MemorySource, changed, sample
+from tests.lab.repositories import names
+from tests.memory_source import FailingSource, MemorySource, changed, sample
 
 BLOCK = 64 * KiB
-SIZES = st.sampled_from([1, 511, 4096, BLOCK - 1, BLOCK, 3 * BLOCK, 3 * BLOCK + 12_345]) | st.integers(
-    1, 6 * BLOCK
-)
+SIZES = st.sampled_from(
+    [1, 511, 4096, BLOCK - 1, BLOCK, 3 * BLOCK, 3 * BLOCK + 12_345]
+) | st.integers(1, 6 * BLOCK)
 FRACTIONS = st.floats(0, 1, exclude_max=True)
 DISKS = st.sampled_from(["vda", "vdb"])
 SEEDS = st.integers(0, 5)  # few, so that content that was stored once comes back
@@ -65,7 +65,9 @@ class Commands(RuleBasedStateMachine):
         self.resources = ExitStack()
         folder = self.resources.enter_context(tempfile.TemporaryDirectory(dir=self.base))
         self.folder = Path(folder)
-        self.repository: Repository = create(self.folder / "base", "vm", Settings(self.store, BLOCK))
+        self.repository: Repository = create(
+            self.folder / "base", "vm", Settings(self.store, BLOCK)
+        )
         self.now: dict[str, bytearray] = {}
         self.history: dict[str, Kept] = {}
         self.removed: list[dict[str, Kept]] = []
@@ -214,7 +216,9 @@ class Commands(RuleBasedStateMachine):
         if self.store == "images":
             return {revision.id}
         history = self.repository.history()
-        return {each.id for each in history for name in each.disks if digest in self.lines(each, name)}
+        return {
+            each.id for each in history for name in each.disks if digest in self.lines(each, name)
+        }
 
     def block_of(self, damage: Damage) -> str:
         """The hash of the damaged block; there may be several alike in a row, but not others."""
@@ -268,27 +272,7 @@ class Commands(RuleBasedStateMachine):
 
     @invariant()
     def nothing_lies_about_but_revisions(self) -> None:
-        names = os.listdir(self.repository.root / "revisions")
-        assert sorted(names) == sorted(self.history)
-
-
-class FailingSource(MemorySource):
-    """The last of its disks cannot be read."""
-
-    @contextmanager
-    def snapshot(self, parent: Revision | None) -> Iterator[MemorySnapshot]:
-        with super().snapshot(parent) as snapshot:
-            name, content = list(self.disks.items())[-1]
-            snapshot.disks[name] = UnreadableImage(content)
-            yield snapshot
-
-
-class UnreadableImage(BytesImage):
-    def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, Kind.DATA)
-
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        raise SourceError("input/output error")
+        assert names(self.repository.root / "revisions") == sorted(self.history)
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +287,9 @@ def run(store: str, base: Path) -> None:
     """As many examples as the profile says, shared by both stores."""
     machine = type("Commands", (Commands,), {"store": store, "base": base})
     examples = max(1, settings().max_examples // 2)
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=25))
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples, stateful_step_count=25)
+    )
 
 
 def test_any_order_of_commands_leaves_what_the_model_says_in_chunks(tmp_path: Path) -> None:

@@ -186,7 +186,20 @@ def test_a_full_target_is_named_and_no_part_of_the_disk_is_left(
 
 @pytest.mark.parametrize(
     "name",
-    ["a/b", "/etc", "..", ".", ".hidden", "", "two words", "a\nb", "x" * 129, "-x", "a\u0308", "a\\b"],
+    [
+        "a/b",
+        "/etc",
+        "..",
+        ".",
+        ".hidden",
+        "",
+        "two words",
+        "a\nb",
+        "x" * 129,
+        "-x",
+        "a\u0308",
+        "a\\b",
+    ],
     ids=["slash", "root", "dots", "dot", "hidden", "empty", "space", "newline", "long", "dash"]
     + ["decomposed", "backslash"],
 )
@@ -201,7 +214,9 @@ def test_a_name_that_could_be_mistaken_is_refused_and_makes_nothing(
     assert not backy.base.exists()
 
 
-@pytest.mark.parametrize("command", [["list"], ["restore", "x.img"], ["remove", "-r", "all"]], ids=str)
+@pytest.mark.parametrize(
+    "command", [["list"], ["restore", "x.img"], ["remove", "-r", "all"]], ids=str
+)
 def test_no_command_follows_a_name_out_of_the_base_directory(
     aged: Backy, command: list[str]
 ) -> None:

@@ -87,9 +87,7 @@ def wait_for_its_record(backy: Backy) -> None:
     wait_for(lambda: bool(list(revisions.glob(".*/revision.json"))), "all data were written")
 
 
-def test_what_a_killed_backup_left_is_gone_after_the_next(
-    either: Backy, tmp_path: Path
-) -> None:
+def test_what_a_killed_backup_left_is_gone_after_the_next(either: Backy, tmp_path: Path) -> None:
     source = image(tmp_path / "vm1.img", DISK)
     old = either.backup("vm1", source)
     source.write_bytes(DISK[::-1])
@@ -99,12 +97,16 @@ def test_what_a_killed_backup_left_is_gone_after_the_next(
         assert running.end().code == -signal.SIGKILL
     assert either.revisions("vm1") == [old]
     assert len(either.drafts("vm1")) == 1
-    assert [each["id"] for each in either.ok("list", "vm1", "--json").record()["jobs"][0]["revisions"]] == [old]
+    assert [
+        each["id"] for each in either.ok("list", "vm1", "--json").record()["jobs"][0]["revisions"]
+    ] == [old]
     source.write_bytes(SMALL[1])
     either.ok("backup", "vm1")
     assert either.drafts("vm1") == []
     either.quiet("purge", "vm1")
-    assert either.chunks_of("vm1") == (either.chunks_named("vm1") if either.store == "chunks" else set())
+    assert either.chunks_of("vm1") == (
+        either.chunks_named("vm1") if either.store == "chunks" else set()
+    )
     assert (either.content("vm1"), either.content("vm1", 1)) == (SMALL[1], DISK)
     either.quiet("verify", "vm1")
 
@@ -160,7 +162,10 @@ def test_a_verification_can_be_stopped_and_marks_nothing(
     backy: Backy, tmp_path: Path, number: signal.Signals
 ) -> None:
     revision = backy.backup("vm1", image(tmp_path / "vm1.img", DISK))
-    with leased(backy.chunk("vm1", revision, 4)) as lease, backy.started("verify", "vm1") as running:
+    with (
+        leased(backy.chunk("vm1", revision, 4)) as lease,
+        backy.started("verify", "vm1") as running,
+    ):
         lease.wait()
         running.signal(number)
         running.obeys()

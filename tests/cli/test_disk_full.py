@@ -64,7 +64,7 @@ def test_a_delta_that_does_not_fit_costs_no_older_revision(small: Backy, tmp_pat
 
 
 @pytest.mark.parametrize("command", [["remove", "vm1", "-r", "1"], ["purge", "vm1"]], ids=str)
-def test_space_can_be_freed_when_there_is_next_to_none(
+def test_space_can_be_freed_when_next_to_none_is_left(
     small: Backy, tmp_path: Path, command: list[str]
 ) -> None:
     source = image(tmp_path / "vm1.img", DISK[: 4 * MIB])
@@ -74,7 +74,7 @@ def test_space_can_be_freed_when_there_is_next_to_none(
     if command[0] == "purge":
         small.quiet("remove", "vm1", "-r", "1")
     folder = small.base.parent
-    with ballast(folder, 64 * 1024):
+    with ballast(folder, MIB):
         small.quiet(*command)
     assert small.content("vm1") == DISK[4 * MIB : 8 * MIB]
     assert len(small.revisions("vm1")) == 1

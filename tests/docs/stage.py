@@ -125,6 +125,9 @@ _ACTIONS = {
         backy backup vm1 --tag daily"""
         for store in ("chunks", "images")
     },
-    "damage": """chunk=$(find /srv/backy/vm1/chunks -size +8k -name '*.zst' | sort | head -n 1)
+    "damage": """cd /srv/backy/vm1
+        # Of the newest revision, so that the disk still has the block and can heal it.
+        chunk=$(sed 's|^..|chunks/&/&|; s|$|.zst|' revisions/REV/vda.blocks |
+            xargs ls -S | sed -n 1p)
         printf rot | dd of="$chunk" bs=1 seek=5000 conv=notrunc""",
 }

@@ -10,7 +10,7 @@ from types import FrameType
 def ends(seconds: float = 5) -> Iterator[None]:
     """Fail where the body, in the main thread, is still running after so long."""
 
-    def fail(number: int, frame: FrameType | None) -> None:
+    def fail(_number: int, _frame: FrameType | None) -> None:
         raise AssertionError(f"still running after {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, fail)

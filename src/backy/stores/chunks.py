@@ -180,7 +180,7 @@ class ChunkBlocks:
                 file.start_writeback()
 
     def _replace(self, path: Path, frame: bytes) -> None:
-        """Put a chunk in the place of one that may be published: whole and durable, then renamed."""
+        """Replace a chunk that may be published: whole and durable first, then renamed."""
         beside = path.with_name(f".{path.name}.{threading.get_native_id()}")
         disks.remove_file(beside)
         with disks.create(beside) as file:

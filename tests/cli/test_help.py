@@ -1,0 +1,101 @@
+"""Whoever asks for help gets it: every command, every option, an example."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+
+import backy as package
+from backy.cli.run import app
+from tests.cli.runner import PROGRAM, Backy, environment
+
+COMMANDS = sorted(typer.main.get_group(app).commands)
+
+
+def said(*arguments: str) -> str:
+    done = subprocess.run(
+        [*PROGRAM, *arguments],
+        env=environment(COLUMNS="100"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def options_of(command: str) -> list[str]:
+    """Every way to write every option."""
+    parameters = typer.main.get_group(app).commands[command].params
+    return [name for each in parameters for name in [*each.opts, *each.secondary_opts]]
+
+
+def test_the_commands_are_those_that_were_promised() -> None:
+    promised = {"backup", "diff", "find", "list", "purge", "remove", "restore", "tag", "undo"}
+    assert set(COMMANDS) >= promised | {"verify"}
+
+
+@pytest.fixture(scope="module")
+def overview() -> str:
+    return said("--help")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_overview_says_what_each_command_does(overview: str, command: str) -> None:
+    assert re.search(rf"^  {command}  +\w.{{10}}", overview, re.MULTILINE)
+
+
+def test_the_overview_has_the_exit_codes_and_the_global_options(overview: str) -> None:
+    for word in ("--base-dir", "--version", "--help", "7 busy", "130 stopped"):
+        assert word in overview
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_explains_each_option_and_has_an_example(command: str) -> None:
+    text = said(command, "--help")
+    listed = text[text.index("Options:") : text.index("Example:")]
+    for option in options_of(command):
+        if option.startswith("-"):
+            assert re.search(rf"(^|\s){option}[ ,]", listed), option
+    example = text[text.index("Example:") :]
+    assert f"backy {command} " in example
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_option_and_no_argument_is_left_unexplained(command: str) -> None:
+    for parameter in typer.main.get_group(app).commands[command].params:
+        assert getattr(parameter, "help", None), parameter.name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_example_uses_only_what_there_is(command: str) -> None:
+    epilog = str(typer.main.get_group(app).commands[command].epilog)
+    known = {"-daily", *options_of(command)}
+    assert set(re.findall(r"(?<=\s)-{1,2}[a-z][\w-]*", epilog)) <= known | {"--sparse"}
+
+
+def test_without_a_command_there_is_help(backy: Backy) -> None:
+    result = subprocess.run(PROGRAM, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode in {0, 2}
+    assert "Usage: backy" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_has_a_short_name(flag: str) -> None:
+    assert said("list", flag).startswith("Usage: backy list")
+
+
+def test_the_version_is_told_without_loading_what_it_does_not_need() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "backy", "--version"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == f"backy {package.__version__}\n"
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "backy.cli" in loaded
+    heavy = {"typer", "click", "pydantic", "rich", "zstandard", "blake3", "ctypes", "json"}
+    assert loaded & heavy == set()
+
+
+def test_the_version_is_the_same_beside_other_options() -> None:
+    assert said("--base-dir", "/nowhere", "--version") == f"backy {package.__version__}\n"

@@ -1,0 +1,237 @@
+"""What commands print for programs is what docs/schemas/ says, to the last key."""
+
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from jsonschema import Draft202012Validator, ValidationError
+from referencing import Registry, Resource
+
+from backy import errors
+from backy.cli.run import app
+from tests.cli.runner import MIB, SMALL, Backy, Result, data, image, leased, wait_for
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
+COMMANDS = sorted(typer.main.get_group(app).commands)
+
+
+@cache
+def schema(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text())
+    return content
+
+
+@cache
+def validator(name: str) -> Draft202012Validator:
+    every = [schema(path.stem) for path in SCHEMAS.glob("*.json")]
+    resources = [(each["$id"], Resource.from_contents(each)) for each in every]
+    registry: Registry[Any] = Registry().with_resources(resources)
+    checker = Draft202012Validator.FORMAT_CHECKER
+    return Draft202012Validator(schema(name), registry=registry, format_checker=checker)
+
+
+def valid(name: str, result: Result) -> list[dict[str, Any]]:
+    """Every line, checked; those of `event` fields in their order."""
+    records = result.records()
+    assert records
+    for record in records:
+        validator(name).validate(record)
+    return records
+
+
+def events(name: str, result: Result) -> list[str]:
+    return [record["event"] for record in valid(name, result)]
+
+
+def parts(node: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
+    """Every schema within a schema."""
+    if isinstance(node, dict):
+        yield node
+        for child in node.values():
+            yield from parts(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from parts(child)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_schema(command: str) -> None:
+    assert f"backy {command} --json" in schema(command)["title"]
+
+
+def test_every_schema_belongs_to_a_command_or_to_several() -> None:
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == {*COMMANDS, "error", "revision"}
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "error", "revision"])
+def test_a_schema_is_strict_and_explains_each_field(name: str) -> None:
+    Draft202012Validator.check_schema(schema(name))
+    assert schema(name)["$schema"] == Draft202012Validator.META_SCHEMA["$schema"]
+    for part in parts(schema(name)):
+        if part.get("type") == "object":
+            assert part["additionalProperties"] is not True
+            assert part["description"]
+        fields = part.get("properties", {})
+        assert fields.keys() == set(part.get("required", []))
+        for field, content in fields.items():
+            assert content.get("description") or "$ref" in content, field
+            if content.get("type") in {"integer", "number"}:
+                unit = ("bytes", "seconds", "How many")
+                assert any(word in content["description"] for word in unit), field
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"new": 1}, id="one-field-more"),
+        pytest.param({"job": 5}, id="wrong-type"),
+        pytest.param({"seconds": -1}, id="out-of-range"),
+        pytest.param({"event": "done"}, id="unknown-event"),
+    ],
+)
+def test_the_schemas_refuse_what_is_not_in_them(
+    first_backup: dict[str, Any], change: dict[str, Any]
+) -> None:
+    with pytest.raises(ValidationError):
+        validator("backup").validate(first_backup | change)
+
+
+@pytest.fixture
+def first_backup(backy: Backy, tmp_path: Path) -> dict[str, Any]:
+    source = image(tmp_path / "vm1.img", SMALL[1])
+    (record,) = valid("backup", backy.ok("backup", "vm1", "--source", source, "--json"))
+    return record
+
+
+def test_a_backup_tells_progress_warnings_and_the_revision(either: Backy, tmp_path: Path) -> None:
+    source = image(tmp_path / "vm1.img", data(1))
+    either.backup("vm1", source, "--tag", "daily")
+    source.write_bytes(data(1, 8 * MIB))
+    with leased(source) as lease, either.started("backup", "vm1", "--json") as running:
+        lease.wait()
+        pause(1.1)
+        lease.release()
+        result = running.end()
+    said = valid("backup", result)
+    assert {each["event"] for each in said} == {"progress", "warning", "finished"}
+    stored = either.said_of("vm1", either.revisions("vm1")[-1])
+    assert stored == {"format": 1} | said[-1]["revision"]
+
+
+def pause(seconds: float) -> None:
+    """Let time pass for the program, whose events are a second apart."""
+    begun = os.times().elapsed
+    wait_for(lambda: os.times().elapsed > begun + seconds, "time passes")
+
+
+def test_a_restore_tells_what_was_read(aged: Backy, tmp_path: Path) -> None:
+    result = aged.quiet("restore", "vm1", tmp_path / "new.img", "--json")
+    finished = valid("restore", result)[-1]
+    assert (finished["size"], finished["read"]) == (200_000, 200_000)
+    assert finished["target"] == str(tmp_path / "new.img")
+
+
+def test_json_and_a_disk_do_not_share_standard_output(aged: Backy) -> None:
+    result = aged.run("restore", "vm1", "-", "--json")
+    assert events("restore", result) == ["error"]
+    assert result.code == 3
+
+
+def test_a_verification_tells_each_damage_and_then_fails(aged: Backy) -> None:
+    sound = valid("verify", aged.quiet("verify", "vm1", "--json"))
+    assert sound[-1]["revisions"] == aged.revisions("vm1")
+    old, middle, new = aged.revisions("vm1")
+    for block in (0, 3):
+        aged.chunk("vm1", middle, block).unlink()
+    (aged.base / "vm1" / "revisions" / old / "revision.json").unlink()
+    result = aged.run("verify", "vm1", "--json")
+    said = valid("verify", result)
+    assert [each["event"] for each in said if each["event"] != "progress"] == [
+        "warning",
+        "damage",
+        "damage",
+        "finished",
+        "error",
+    ]
+    damages = [(each["start"], each["length"]) for each in said if each["event"] == "damage"]
+    assert damages == [(0, 65536), (196608, 200_000 - 196608)]
+    assert (said[-2]["damaged"], said[-2]["revisions"]) == (3, [middle, new])
+    assert (said[-1]["exit_code"], result.code) == (6, 6)
+
+
+def test_a_list_has_all_jobs_and_what_is_wrong_with_them(aged: Backy, tmp_path: Path) -> None:
+    (record,) = valid("list", aged.quiet("list", "--json"))
+    assert [len(job["revisions"]) for job in record["jobs"]] == [3]
+    aged.backup("vm2", image(tmp_path / "vm2.img", SMALL[1]))
+    (aged.base / "vm2" / "repository.json").write_text("{")
+    (aged.base / "vm1" / "revisions" / aged.revisions("vm1")[0] / "revision.json").unlink()
+    result = aged.run("list", "--json")
+    listed, error = valid("list", result)
+    assert [job["job"] for job in listed["jobs"]] == ["vm1"]
+    assert len(listed["jobs"][0]["damaged"]) == 1
+    assert [job["job"] for job in listed["unusable"]] == ["vm2"]
+    assert error["exit_code"] == result.code == 3
+
+
+def test_commands_of_one_value_print_just_that(aged: Backy) -> None:
+    old, middle, new = aged.revisions("vm1")
+    (diff,) = valid("diff", aged.quiet("diff", "vm1", "1", "0", "--json"))
+    assert (diff["old"], diff["new"]) == (middle, new)
+    assert sum(extent["length"] for extent in diff["extents"]) == 200_000
+    (find,) = valid("find", aged.quiet("find", "vm1", "--json"))
+    assert find["path"].endswith(f"{new}/vda.blocks")
+    (tag,) = valid("tag", aged.quiet("tag", "vm1", "-daily", "--json", "-r", "all"))
+    assert [each["tags"] for each in tag["revisions"]] == [[], ["upgrade"], []]
+    (remove,) = valid("remove", aged.quiet("remove", "vm1", "-r", "first", "--json"))
+    assert remove["removed"] == [old]
+    (undo,) = valid("undo", aged.quiet("undo", "vm1", "--json"))
+    assert undo["restored"] == [old]
+    aged.quiet("remove", "vm1", "-r", "first")
+    young = ["purge", "vm1", "--older-than", "1h", "--json"]
+    assert valid("purge", aged.quiet(*young))[0]["kept"] == [old]
+    (purge,) = valid("purge", aged.quiet("purge", "vm1", "--json"))
+    assert purge["purged"] == [old]
+    assert purge["freed"] > 190_000
+
+
+FAILING = {
+    "backup": ["vm1", "--source", "/nowhere"],
+    "restore": ["vm2", "x.img"],
+    "verify": ["vm2"],
+    "list": ["vm2"],
+    "diff": ["vm1", "9", "0"],
+    "find": ["vm1", "-r", "9"],
+    "tag": ["vm1", "+a", "-r", "9"],
+    "remove": ["vm1", "-r", "9"],
+    "undo": ["vm1"],
+    "purge": ["vm2"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_error_of_every_command_is_told_to_people_and_programs(
+    aged: Backy, command: str
+) -> None:
+    result = aged.run(command, *FAILING[command], "--json")
+    (error,) = valid(command, result)
+    assert error["event"] == "error"
+    assert error["exit_code"] == result.code
+    assert result.err == f"backy: {error['message']}\n  {error['hint']}\n"
+
+
+def subclasses(kind: type[errors.BackyError]) -> Iterator[type[errors.BackyError]]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from subclasses(each)
+
+
+def test_the_schema_has_every_kind_of_error() -> None:
+    kinds = {each.__name__: each.exit_code for each in subclasses(errors.BackyError)}
+    fields = schema("error")["properties"]
+    assert set(fields["error"]["enum"]) == set(kinds)
+    assert set(fields["exit_code"]["enum"]) == set(kinds.values())

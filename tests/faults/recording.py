@@ -1,0 +1,128 @@
+"""The disk door, with a journal: works on a real file system and records every effect."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import ClassVar
+from unittest.mock import patch
+
+from backy import disk
+from backy.disk import Cache
+from tests.faults.journal import Effect, Journal
+
+
+class RecordingFile(disk.File):
+    """A File that tells the journal what it did, once it has done it."""
+
+    __slots__ = ("_node",)
+    journal: ClassVar[Journal]
+
+    def __init__(
+        self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600
+    ) -> None:
+        super().__init__(path, flags, cache, mode)
+        journal = self.journal
+        self._node = None if flags & os.O_TMPFILE == os.O_TMPFILE else journal.find(path)
+        folder = journal.find(path.parent)
+        if self._node is None and flags & os.O_CREAT and folder is not None:
+            self._node = journal.new_node(is_folder=False)
+            journal.record(Effect(links=((folder, path.name, self._node),)))
+        elif flags & os.O_TRUNC:
+            self._changed(size=0)
+
+    def _changed(self, offset: int = 0, content: bytes = b"", size: int | None = None) -> None:
+        if self._node is not None:
+            self.journal.record(Effect(self._node, offset, content, size))
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        super().write(offset, data)
+        self._changed(offset, bytes(data))
+
+    def zero(self, offset: int, length: int) -> None:
+        super().zero(offset, length)
+        self._changed(offset, bytes(length))
+
+    def resize(self, size: int) -> None:
+        super().resize(size)
+        self._changed(size=size)
+
+    def clone(self, origin: disk.File) -> bool:
+        done = super().clone(origin)
+        if done:
+            self._changed(content=os.pread(origin.descriptor, origin.size(), 0))
+        return done
+
+    def copy(self, origin: disk.File, length: int) -> None:
+        super().copy(origin, length)
+        self._changed(content=os.pread(origin.descriptor, length, 0))
+
+    def sync(self) -> None:
+        super().sync()
+        if self._node is not None:
+            self.journal.sync(self._node)
+
+    def barrier(self) -> None:
+        super().barrier()
+        self.journal.sync(None)
+
+
+@contextmanager
+def recording(root: Path) -> Iterator[Journal]:
+    """In the body everything that backy does below `root` goes into the journal."""
+    journal = Journal(root)
+    RecordingFile.journal = journal
+    doors = {
+        "make_folder": disk.make_folder,
+        "rename": disk.rename,
+        "remove_file": disk.remove_file,
+        "remove_tree": disk.remove_tree,
+        "remove_empty_folder": disk.remove_empty_folder,
+    }
+
+    def make_folder(path: Path) -> None:
+        missing = [each for each in (path, *path.parents) if not each.exists()]
+        doors["make_folder"](path)
+        for each in reversed(missing):
+            node = journal.new_node(is_folder=True)
+            journal.record(Effect(links=((_there(journal, each.parent), each.name, node),)))
+
+    def rename(old: Path, new: Path) -> None:
+        doors["rename"](old, new)
+        node = _there(journal, old)
+        gone = (_there(journal, old.parent), old.name, None)
+        journal.record(Effect(links=(gone, (_there(journal, new.parent), new.name, node))))
+
+    def remove_file(path: Path) -> object:
+        size = doors["remove_file"](path)
+        _forget(journal, path)
+        return size
+
+    def remove_empty_folder(path: Path) -> None:
+        doors["remove_empty_folder"](path)
+        _forget(journal, path)
+
+    def remove_tree(path: Path) -> None:
+        inside = sorted(path.rglob("*"), reverse=True)
+        doors["remove_tree"](path)
+        for each in (*inside, path):
+            _forget(journal, each)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(disk, "File", RecordingFile))
+        for door in (make_folder, rename, remove_file, remove_tree, remove_empty_folder):
+            stack.enter_context(patch.object(disk, door.__name__, door))
+        yield journal
+
+
+def _there(journal: Journal, path: Path) -> int:
+    node = journal.find(path)
+    assert node is not None, path
+    return node
+
+
+def _forget(journal: Journal, path: Path) -> None:
+    if journal.find(path) is not None:
+        journal.record(Effect(links=((_there(journal, path.parent), path.name, None),)))

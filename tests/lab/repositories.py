@@ -1,0 +1,75 @@
+"""A repository with revisions of disks in memory, for tests of what is done with those."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backy.backup import backup
+from backy.records import Settings
+from backy.repository import Repository, create
+from backy.revision import Revision
+from backy.units import KiB
+from tests.memory_source import MemorySource
+
+BLOCK = 64 * KiB
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@dataclass
+class Made:
+    """A repository "vm1" in `base`, and what was backed up to it."""
+
+    base: Path
+    store: str = "chunks"
+    contents: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
+    repository: Repository = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.repository = create(self.base, "vm1", Settings(self.store, BLOCK))
+
+    @property
+    def root(self) -> Path:
+        return self.repository.root
+
+    def backup(self, content: bytes = b"disk", **disks: bytes) -> Revision:
+        """A revision of these disks, or of one called vda."""
+        made = disks or {"vda": content}
+        revision = backup(self.repository, MemorySource(made))
+        self.contents[revision.id] = made
+        return revision
+
+    def ids(self) -> list[str]:
+        return [each.id for each in self.repository.history()]
+
+    def again(self, revision: Revision) -> Revision:
+        """The revision as it is now on disk."""
+        return self.repository.find(revision.id)
+
+    def read(self, revision: Revision, disk: str = "vda") -> bytes:
+        content = bytearray(revision.disks[disk].size)
+        with self.repository.store.open(revision, disk) as image:
+            image.readinto(0, memoryview(content))
+        return bytes(content)
+
+    def intact(self) -> bool:
+        """Whether every revision of the history gives back what was backed up."""
+        return all(
+            self.read(revision, name) == content
+            for revision in self.repository.history()
+            for name, content in self.contents[revision.id].items()
+        )
+
+    def lines(self, revision: Revision, disk: str = "vda") -> list[str]:
+        return (self.repository.folder_of(revision) / f"{disk}.blocks").read_text().splitlines()
+
+    def chunk(self, revision: Revision, number: int, disk: str = "vda") -> Path:
+        """The file with a block, in the store "chunks"."""
+        digest = self.lines(revision, disk)[number]
+        return self.root / "chunks" / digest[:2] / f"{digest}.zst"
+
+    def chunks(self) -> set[str]:
+        return {path.name for path in self.root.glob("chunks/*/*")}

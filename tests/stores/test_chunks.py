@@ -1,0 +1,212 @@
+"""Chunks are zstd frames that `zstd -d` reads, and no file is trusted because it exists."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import zstandard
+from blake3 import blake3
+
+from backy.errors import DamagedError
+from backy.revision import Revision
+from backy.stores.chunks import ChunkStore
+from backy.units import KiB
+from tests.conformance.shelf import Shelf, digests
+from tests.lab.handmade import compressed
+from tests.memory_source import BytesImage, changed, sample
+
+BLOCK = 64 * KiB
+DISK = sample(BLOCK) + sample(BLOCK, seed=1) + bytes(BLOCK) + sample(12_345, seed=2)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf.new(tmp_path / "store", ChunkStore, BLOCK)
+
+
+def chunk(shelf: Shelf, revision: Revision, number: int) -> Path:
+    digest = digests(shelf, revision)[number]
+    return shelf.root / "chunks" / digest[:2] / f"{digest}.zst"
+
+
+def chunks(shelf: Shelf) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in shelf.root.glob("chunks/*/*")}
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """What stands where a good chunk stood, and what is said of it."""
+
+    make: Callable[[bytes], bytes]
+    why: str = ""
+
+
+def lying(_good: bytes) -> bytes:
+    """A frame that says 64 KiB and holds a hundred times that; the four bytes are the size."""
+    honest = compressed(bytes(100 * BLOCK))
+    descriptor = honest[4]
+    assert descriptor >> 6 == 2  # the content size has four bytes, RFC 8878 section 3.1.1.1
+    at = 5 if descriptor & 0x20 else 6
+    return honest[:at] + BLOCK.to_bytes(4, "little") + honest[at + 4 :]
+
+
+BAD = {
+    "empty": Bad(lambda good: b""),
+    "zeroes": Bad(lambda good: bytes(len(good))),
+    "header-only": Bad(lambda good: good[:12], "cut short"),
+    "cut-short": Bad(lambda good: good[:-1], "cut short"),
+    "torn-at-a-page": Bad(lambda good: good[:4096] + bytes(len(good) - 4096)),
+    "a-byte-flipped": Bad(lambda good: good[:500] + bytes([good[500] ^ 1]) + good[501:]),
+    "checksum-flipped": Bad(lambda good: good[:-1] + bytes([good[-1] ^ 1])),
+    "trailing-byte": Bad(lambda good: good + b"\0", "after its end"),
+    "trailing-frame": Bad(lambda good: good + compressed(b""), "after its end"),
+    "no-frame": Bad(lambda good: b"not zstd" * 100),
+    "other-content": Bad(lambda good: compressed(sample(BLOCK, seed=9)), "do not match"),
+    "content-too-short": Bad(lambda good: compressed(sample(BLOCK - 1)), "not 65536 bytes long"),
+    "content-too-long": Bad(lambda good: compressed(sample(BLOCK + 1)), "not 65536 bytes long"),
+    "content-of-a-bomb": Bad(lambda good: compressed(bytes(1 << 26)), "not 65536 bytes long"),
+    "content-size-a-lie": Bad(lying),
+    "no-content-size": Bad(
+        lambda good: zstandard.ZstdCompressor(write_content_size=False).compress(bytes(BLOCK))
+    ),
+    "larger-than-any-chunk": Bad(lambda good: good + bytes(2 * BLOCK), "larger than any chunk"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_a_chunk_that_is_not_what_was_stored_is_named_with_its_block(
+    shelf: Shelf, bad: Bad
+) -> None:
+    revision = shelf.publish(DISK)
+    path = chunk(shelf, revision, 1)
+    path.write_bytes(bad.make(path.read_bytes()))
+    with pytest.raises(DamagedError, match=rf"(?s)\b{BLOCK}\b.*{bad.why}"):
+        shelf.read(revision)
+    assert shelf.read(revision, 0, BLOCK) == DISK[:BLOCK]
+    assert shelf.read(revision, 2 * BLOCK) == DISK[2 * BLOCK :]
+
+
+def test_a_missing_chunk_is_named_with_its_block_and_its_path(shelf: Shelf) -> None:
+    revision = shelf.publish(DISK)
+    path = chunk(shelf, revision, 1)
+    path.unlink()
+    with pytest.raises(DamagedError, match=rf"block 1 \(byte {BLOCK}\): {path} is missing"):
+        shelf.read(revision)
+
+
+def test_a_chunk_is_one_frame_with_content_size_and_checksum(shelf: Shelf) -> None:
+    shelf.publish(DISK)
+    assert len(chunks(shelf)) == 4
+    for path, frame in chunks(shelf).items():
+        parameters = zstandard.get_frame_parameters(frame)
+        assert parameters.has_checksum
+        plain = subprocess.run(["zstd", "-dcq", path], check=True, capture_output=True).stdout
+        assert parameters.content_size == len(plain)
+        assert path.name == f"{blake3(plain).hexdigest()}.zst"
+        assert path.parent.name == path.name[:2]
+
+
+def test_a_block_that_repeats_is_stored_once(shelf: Shelf) -> None:
+    revision = shelf.publish(sample(BLOCK) * 20)
+    [path] = chunks(shelf)
+    assert revision.disks["vda"].stored == path.stat().st_size
+
+
+def test_zero_blocks_cost_one_small_chunk(shelf: Shelf) -> None:
+    with shelf.draft(70_000 * BLOCK) as draft:
+        draft.zero(0, 70_000 * BLOCK)
+        assert 0 < draft.stored < 100
+    assert len(chunks(shelf)) == 1
+
+
+@pytest.mark.parametrize("torn", [b"", b"torn", bytes(5000)], ids=["empty", "short", "zeroes"])
+@pytest.mark.parametrize("number", [1, 2, 3], ids=["data", "zeroes", "short-last-block"])
+def test_a_torn_chunk_that_no_published_index_names_is_replaced(
+    shelf: Shelf, torn: bytes, number: int
+) -> None:
+    block = DISK[number * BLOCK : (number + 1) * BLOCK]
+    digest = blake3(block).hexdigest()
+    path = shelf.root / "chunks" / digest[:2] / f"{digest}.zst"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(torn)
+    revision = shelf.publish(DISK)
+    assert path == chunk(shelf, revision, number)
+    assert shelf.read(revision) == DISK
+
+
+def test_a_chunk_that_only_another_place_of_the_parent_names_is_written_again(
+    shelf: Shelf,
+) -> None:
+    """The parent's line in the same place is relied on, nothing else."""
+    parent = shelf.publish(DISK)
+    chunk(shelf, parent, 0).write_bytes(b"torn")
+    revision = shelf.publish(DISK[BLOCK : 2 * BLOCK] + DISK[:BLOCK] + DISK[2 * BLOCK :], parent)
+    assert shelf.read(revision)[BLOCK : 2 * BLOCK] == DISK[:BLOCK]
+
+
+def test_a_chunk_that_is_not_whole_is_replaced_in_one_step(shelf: Shelf) -> None:
+    """Who has the old one open keeps all of it: a new file took its name."""
+    path = chunk(shelf, shelf.publish(DISK), 0)
+    path.write_bytes(b"torn")
+    with path.open("rb") as old:
+        assert shelf.read(shelf.publish(DISK)) == DISK
+        assert os.fstat(old.fileno()).st_nlink == 0
+        assert old.read() == b"torn"
+    assert len(chunks(shelf)) == 4
+
+
+def test_a_chunk_that_was_read_and_is_whole_is_not_written_again(shelf: Shelf) -> None:
+    shelf.publish(DISK)
+    before = {path: path.stat().st_ino for path in chunks(shelf)}
+    revision = shelf.publish(DISK)
+    assert revision.disks["vda"].stored == 0
+    assert {path: path.stat().st_ino for path in chunks(shelf)} == before
+
+
+def test_what_is_the_same_makes_and_touches_no_chunk(shelf: Shelf) -> None:
+    parent = shelf.publish(DISK)
+    before = {path: path.stat().st_ino for path in chunks(shelf)}
+    shelf.publish(BytesImage(DISK, parent=DISK), parent)
+    shelf.publish(DISK, parent)
+    assert {path: path.stat().st_ino for path in chunks(shelf)} == before
+
+
+def test_a_change_makes_one_chunk_a_block(shelf: Shelf) -> None:
+    parent = shelf.publish(DISK)
+    before = chunks(shelf).keys()
+    revision = shelf.publish(changed(DISK, BLOCK + 7), parent)
+    assert chunks(shelf).keys() - before == {chunk(shelf, revision, 1)}
+
+
+def test_collect_drops_exactly_what_none_names(shelf: Shelf) -> None:
+    first = shelf.publish(DISK)
+    second = shelf.publish(changed(DISK, 5, 3 * BLOCK), first)
+    third = shelf.publish(changed(DISK, BLOCK), second)
+    kept = {f"{digest}.zst" for each in (first, third) for digest in digests(shelf, each)}
+    sizes = {path.name: len(frame) for path, frame in chunks(shelf).items()}
+    unnamed = sizes.keys() - kept
+    assert len(unnamed) == 2
+    assert shelf.collect(first, third) == sum(sizes[name] for name in unnamed)
+    assert {path.name for path in chunks(shelf)} == kept
+    assert shelf.read(first) == DISK
+    assert shelf.read(third) == changed(DISK, BLOCK)
+
+
+def test_collect_drops_stray_files_and_everything_where_nothing_is_named(shelf: Shelf) -> None:
+    revision = shelf.publish(DISK)
+    folder = chunk(shelf, revision, 0).parent
+    for name in (f".{'0' * 64}.4711", "0" * 64, f"{'G' * 64}.zst", "x"):
+        (folder / name).write_bytes(b"stray")
+    assert shelf.collect(revision) == 20
+    assert len(chunks(shelf)) == 4
+    shelf.collect()
+    assert chunks(shelf) == {}
+
+
+def test_collect_keeps_the_zero_chunk_of_a_disk_that_is_all_zero(shelf: Shelf) -> None:
+    revision = shelf.publish(bytes(3 * BLOCK))
+    assert shelf.collect(revision) == 0
+    assert shelf.read(revision) == bytes(3 * BLOCK)
