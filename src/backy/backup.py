@@ -8,7 +8,14 @@ from contextlib import ExitStack, suppress
 from backy import disk as disks
 from backy import trash
 from backy.disk import Cache
-from backy.errors import BackyError, DamagedError, FullError, StoreError, translated
+from backy.errors import (
+    BackyError,
+    DamagedError,
+    FullError,
+    SourceError,
+    StoreError,
+    translated,
+)
 from backy.image import SILENCE, Image, Watcher, copy
 from backy.repository import Repository, RevisionDraft
 from backy.revision import Disk, Revision, Trust, check_disk_name
@@ -128,5 +135,7 @@ def _copy_disk(
 def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:
     for name, content in snapshot.files.items():
         path = draft.folder / check_disk_name(name)
+        if path.exists() or path.name == "revision.json":
+            raise SourceError(f"the source has a file {name!r}, which is a name of backy's own")
         with translated(StoreError, f"writing {path}"):
             disks.write_file(path, content)

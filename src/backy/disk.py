@@ -35,6 +35,7 @@ _COWEXTSIZE = 0x10000  # FS_XFLAG_COWEXTSIZE
 _PUNCH_HOLE_KEEP_SIZE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+_CACHESTAT = ctypes.c_long(451)  # the same number on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -67,7 +68,13 @@ class File:
         # O_NONBLOCK: a FIFO in the place of a file must not hang us.
         self.descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
         self.is_device = stat.S_ISBLK(os.fstat(self.descriptor).st_mode)
-        self._direct = -1 if cache is Cache.USE else self._open_direct(flags)
+        self._direct = -1
+        if cache is not Cache.USE:
+            try:
+                self._direct = self._open_direct(flags)
+            except OSError:
+                self.close()
+                raise
 
     def _open_direct(self, flags: int) -> int:
         """Open the same file for O_DIRECT; -1 where its file system has none (FUSE, some NFS)."""
@@ -113,6 +120,8 @@ class File:
         """Fill `buffer` from `offset`; give the bytes read, fewer only at the end of the file."""
         done = self._read_some(offset, buffer)
         while 0 < done < len(buffer):
+            if self.cache is Cache.AVOID:
+                os.posix_fadvise(self.descriptor, offset + done, PAGE, os.POSIX_FADV_DONTNEED)
             more = os.preadv(self.descriptor, [buffer[done:]], offset + done)
             if not more:
                 break
@@ -125,16 +134,29 @@ class File:
             return os.preadv(self.descriptor, [buffer], offset)
         buffer = buffer[:whole]
         if self.cache is Cache.SPARE:
-            # RWF_NOWAIT answers only from the page cache; a short answer: the rest is not in it.
-            with suppress(BlockingIOError, OSError):
-                if os.preadv(self.descriptor, [buffer], offset, os.RWF_NOWAIT) == whole:
-                    return whole
+            with suppress(OSError):
+                if self._is_cached(offset, whole):
+                    return os.preadv(self.descriptor, [buffer], offset)
         try:
             return os.preadv(self._direct, [buffer], offset)
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
             return os.preadv(self.descriptor, [buffer], offset)  # a buffer or sector it cannot do
+
+    def _is_cached(self, offset: int, length: int) -> bool:
+        """Whether the page cache has all of it, by cachestat(2), which Linux 6.5 brought.
+
+        Older kernels are asked for the first page by RWF_NOWAIT. That is no more than a guess,
+        and since Linux 5.12 a miss starts a read-ahead, so it does not serve where there is better.
+        """
+        found = (ctypes.c_uint64 * 5)()
+        wanted = (ctypes.c_uint64 * 2)(offset, length)
+        if _libc.syscall(
+            _CACHESTAT, ctypes.c_uint(self.descriptor), wanted, found, ctypes.c_uint(0)
+        ):
+            return os.preadv(self.descriptor, [bytearray(PAGE)], offset, os.RWF_NOWAIT) == PAGE
+        return int(found[0]) * PAGE >= length
 
     def read_bytes(self, offset: int, length: int) -> bytes:
         """Give `length` bytes from `offset`; fewer only at the end of the file."""
@@ -157,7 +179,13 @@ class File:
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeroes and, where possible, give its space back."""
-        if not _libc.fallocate(self.descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length):
+        if self.is_device and (rest := length % PAGE):
+            # One odd sector would make the kernel refuse the whole range.
+            self._write_zeroes(offset + length - rest, rest)
+            length -= rest
+        if not length or not _libc.fallocate(
+            self.descriptor, _PUNCH_HOLE_KEEP_SIZE, offset, length
+        ):
             return
         error = ctypes.get_errno()
         if error not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
@@ -349,10 +377,14 @@ def read_file(path: Path, limit: int) -> bytes:
 def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a small file, replacing one of that name in one step; durable on return."""
     new = path.with_name(f".{path.name}.new")
-    with File(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=mode) as file:
-        file.write(0, content)
-        file.sync()
-    rename(new, path)
+    try:
+        with File(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=mode) as file:
+            file.write(0, content)
+            file.sync()
+        rename(new, path)
+    except OSError:
+        remove_file(new)
+        raise
     sync_folder(path.parent)
 
 
@@ -363,13 +395,14 @@ def free_space(path: Path) -> int:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0) -> Iterator[File]:
-    """Hold flock(2) on a file (made if missing) or folder; it ends with the process at the latest.
+def locked(
+    path: Path, *, make: bool = False, shared: bool = False, patience_seconds: float = 0
+) -> Iterator[File]:
+    """Hold flock(2) on a folder, or on a file that `make` makes; it ends with the process.
 
     Raises BlockingIOError where another process still holds it after `patience_seconds`.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    with File(path, flags) as file:
+    with File(path, os.O_RDWR | os.O_CREAT if make else os.O_RDONLY) as file:
         deadline = time.monotonic() + patience_seconds
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         while True:

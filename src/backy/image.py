@@ -137,20 +137,22 @@ def in_parallel(
     """
     wanted = workers or min(8, process.processors() + 2)
     pool = _Pool(steps, take, buffer_size)
+    ended = [threading.Event() for _ in range(max(1, min(wanted, _BUFFERS // buffer_size)))]
     threads = [
-        threading.Thread(target=pool.work, name=f"worker-{number}", daemon=True)
-        for number in range(max(1, min(wanted, _BUFFERS // buffer_size)))
+        threading.Thread(target=pool.work, args=(event,), name=f"worker-{number}", daemon=True)
+        for number, event in enumerate(ended)
     ]
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(timeout=0.1)  # a join without end is deaf to signals in some Pythons
+        for event in ended:
+            while not event.wait(0.1):  # a wait without end is deaf to signals in some Pythons
+                pass
     finally:
         pool.stopped = True
-        for thread in threads:
+        for thread, event in zip(threads, ended, strict=True):
             if thread.ident:
+                event.wait()  # a `join` that a signal interrupted takes its thread for ended
                 thread.join()
     if pool.error:
         raise pool.error
@@ -169,14 +171,16 @@ class _Pool:
         self.error: BaseException | None = None
         self.stopped = False
 
-    def work(self) -> None:
-        buffer = disk.buffer(self._buffer_size)
+    def work(self, ended: threading.Event) -> None:
         try:
+            buffer = disk.buffer(self._buffer_size)
             while not self.stopped and (step := self._next()):
                 self._take(step, buffer)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             self.error = self.error or error
             self.stopped = True
+        finally:
+            ended.set()
 
     def _next(self) -> Extent | None:
         with self._lock:

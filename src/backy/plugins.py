@@ -20,6 +20,10 @@ def load(group: str, name: str, built_in: Mapping[str, str]) -> Any:  # noqa: AN
         module, _, attribute = built_in[name].partition(":")
         return getattr(import_module(module), attribute)
     for entry_point in entry_points(group=group, name=name):
-        return entry_point.load()
+        try:
+            return entry_point.load()
+        except (ImportError, AttributeError) as error:
+            why = f"plug-in {name!r} ({entry_point.value}) cannot be loaded: {error}"
+            raise ConfigError(why, "Install it again.") from error
     kind = group.rpartition(".")[2].rstrip("s")
     raise ConfigError(f"there is no {kind} {name!r}", f"Built in: {', '.join(built_in)}.")

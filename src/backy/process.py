@@ -36,7 +36,9 @@ def cancellable() -> Iterator[None]:
         name = signal.Signals(number).name
         raise CancelledError(f"stopped by {name}", "Nothing was published; run it again.")
 
-    before = {stopping: signal.signal(stopping, cancel) for stopping in _STOPPING}
+    # What our parent ignores we ignore, too: nohup, and jobs that a script put into the background.
+    wanted = [each for each in _STOPPING if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {stopping: signal.signal(stopping, cancel) for stopping in wanted}
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,12 @@ def read_revision(path: Path, block_size: int) -> Revision:
 def _check_revision(revision: Revision, folder: str, block_size: int) -> None:
     if revision.id != folder.lstrip(".") or not is_id(revision.id):
         raise ValueError(f"it says that it is revision {revision.id!r}")
-    if revision.time.tzinfo is None or not revision.disks:
-        raise ValueError("it has no disks, or a time without a time zone")
+    if f"{revision.time:%Y%m%dT%H%M%S%z}" != f"{revision.id[:15]}+0000" or not revision.disks:
+        raise ValueError("it has no disks, or another time than its id says")
+    if revision.verified and revision.verified.utcoffset() != timedelta(0):
+        raise ValueError("it was verified at a time that is not UTC")
+    if not 0 <= revision.seconds <= _LARGEST_DISK:
+        raise ValueError(f"it cannot have taken {revision.seconds} seconds")
     for tag in revision.tags:
         check_tag(tag)
     for name, disk in revision.disks.items():
@@ -102,6 +107,8 @@ def _check_revision(revision: Revision, folder: str, block_size: int) -> None:
             raise ValueError(
                 f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
             )
+        if not all(0 <= each <= _LARGEST_DISK for each in (disk.read, disk.changed, disk.stored)):
+            raise ValueError(f"disk {name} says of itself what cannot be")
         if not _HASH.fullmatch(disk.index_hash):
             raise ValueError(f"disk {name} has no index hash")
 
@@ -116,7 +123,7 @@ def _read(path: Path, adapter: TypeAdapter[Any], kind: type[BackyError], hint: s
         raise kind(f"{path} is cut short or was not written by backy: {error}", hint) from error
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT
-        why = f"has format {version!r}; this version of backy knows {FORMAT}"
+        why = f"has format {version!r:.40}; this version of backy knows {FORMAT}"
         raise kind(f"{path} {why}", "Update backy." if newer else hint)
     try:
         return adapter.validate_python(record)

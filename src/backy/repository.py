@@ -73,14 +73,17 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
             f"a block size of {block_size} bytes is not possible", "Use 64KiB to 16MiB, in 64KiB."
         )
     with translated(StoreError, f"{job}: making {root}", "May you write there?"):
+        disk.make_folder(root)
         disk.make_folder(root / "revisions")
         if settings.store == "auto":
             settings = replace(settings, store="images" if _shares_extents(root) else "chunks")
         store_class(settings.store)
-        script = files("backy").joinpath("restore.sh").read_bytes()
-        disk.write_file(root / "restore.sh", script, mode=0o755)
-        disk.write_file(root / "repository.json", encode_settings(settings))
-        disk.sync_folder(base)
+        with disk.locked(root / "revisions", patience_seconds=_PATIENCE):
+            if not (root / "repository.json").exists():  # somebody else may have been faster
+                script = files("backy").joinpath("restore.sh").read_bytes()
+                disk.write_file(root / "restore.sh", script, mode=0o755)
+                disk.write_file(root / "repository.json", encode_settings(settings))
+                disk.sync_folder(base)
     return Repository(root)
 
 
@@ -100,7 +103,9 @@ class Repository:
         """Raises NotFoundError where there is none, ConfigError where its settings are unusable."""
         self.root = root
         self.name = root.name
-        if not (root / "repository.json").exists():
+        with translated(StoreError, f"opening {root}", "May you read it?"):
+            is_there = (root / "repository.json").exists()
+        if not is_there:
             there = ", ".join(jobs(root.parent)[:20]) or "none"
             raise NotFoundError(f"there is no repository {root}", f"There are: {there}.")
         self.settings = read_settings(root / "repository.json")
@@ -152,7 +157,7 @@ class Repository:
         with ExitStack() as stack:
             with translated(StoreError, f"{self.name}: locking {path}"):
                 try:
-                    file = stack.enter_context(disk.locked(path))
+                    file = stack.enter_context(disk.locked(path, make=True))
                 except BlockingIOError:
                     holder = (
                         disk.read_file(path, MiB).decode(errors="replace").strip() or "somebody"
@@ -240,10 +245,7 @@ class RevisionDraft:
 
     def __init__(self, repository: Repository, newest: str | None) -> None:
         self.repository = repository
-        newest_time = newest and datetime.strptime(newest[:16], "%Y%m%dT%H%M%SZ").replace(
-            tzinfo=UTC
-        )
-        self.time = time_for(datetime.now(UTC), newest_time or None)
+        self.time = time_for(datetime.now(UTC), time_of(newest) if newest else None)
         self.id = id_for(self.time, "".join(secrets.choice(_SUFFIX) for _ in range(4)))
         self.folder = repository.root / "revisions" / f".{self.id}"
         self._started = time.monotonic()

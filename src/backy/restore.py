@@ -62,8 +62,9 @@ def _check_target(path: Path, repository: Repository, *, over_source: bool) -> N
             )
         if resolved.is_dir():
             raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
-        for name, origin in repository.settings.source.get("disks", {}).items():
-            if _is_same(path, Path(str(origin))) and not over_source:
+        origins = repository.settings.source.get("disks")
+        for name, origin in origins.items() if isinstance(origins, dict) else ():
+            if not over_source and _is_same(path, Path(str(origin))):
                 raise TargetError(
                     f"{path} is the source of disk {name}; a restore would overwrite it",
                     "If that is what you want, stop the VM and add --over-source.",

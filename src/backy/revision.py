@@ -13,7 +13,7 @@ from backy.errors import ConfigError, NotFoundError
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}")
 _DISK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAG = re.compile(r"[^\W_][\w.:@-]{0,63}")
-_ID_TIME = "%Y%m%dT%H%M%SZ"
+ID_TIME = "%Y%m%dT%H%M%SZ"
 
 
 class Trust(Enum):
@@ -72,7 +72,15 @@ class Revision:
 
 def is_id(text: str) -> bool:
     """Whether `text` is the form of a revision's id; all others in revisions/ are drafts."""
-    return bool(_ID.fullmatch(text))
+    try:
+        return bool(_ID.fullmatch(text) and time_of(text))
+    except ValueError:
+        return False
+
+
+def time_of(revision_id: str) -> datetime:
+    """The time that an id begins with. Raises ValueError where there is no such time."""
+    return datetime.strptime(revision_id.partition("-")[0], ID_TIME).replace(tzinfo=UTC)
 
 
 def time_for(now: datetime, newest: datetime | None) -> datetime:
@@ -87,7 +95,7 @@ def time_for(now: datetime, newest: datetime | None) -> datetime:
 
 def id_for(time: datetime, suffix: str) -> str:
     """The id: the time for people, four random characters so that no two servers make the same."""
-    return f"{time:{_ID_TIME}}-{suffix}"
+    return f"{time:{ID_TIME}}-{suffix}"
 
 
 def check_disk_name(name: str) -> str:

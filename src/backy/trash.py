@@ -18,7 +18,7 @@ from backy.errors import NotFoundError, StoreError, translated
 from backy.index import Index
 from backy.records import read_revision
 from backy.repository import Repository
-from backy.revision import Revision, id_for, is_id, time_for
+from backy.revision import ID_TIME, Revision, id_for, is_id, time_for, time_of
 from backy.stores.blocks import checked_index
 
 
@@ -49,11 +49,7 @@ def remove(repository: Repository, revisions: list[Revision]) -> None:
 
 
 def _new_batch(batches: list[str]) -> str:
-    newest = (
-        datetime.strptime(batches[-1][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        if batches
-        else None
-    )
+    newest = time_of(batches[-1]) if batches else None
     return id_for(time_for(datetime.now(UTC), newest), secrets.token_hex(2))
 
 
@@ -87,13 +83,12 @@ def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
     runs, and DamagedError, before any chunk is touched, where it cannot be sure what is in use.
     """
     with repository.exclusive("purge"):
-        with (
-            repository.history_lock(),
-            translated(StoreError, f"{repository.name}: emptying the trash"),
-        ):
-            purged, kept = _empty(
-                repository, datetime.now(UTC) - timedelta(seconds=older_than_seconds)
-            )
+        with translated(StoreError, f"{repository.name}: emptying the trash"):
+            with repository.history_lock():
+                purged, kept = _hide_old(repository, older_than_seconds)
+            for name in disk.list_folder(repository.root / "trash"):
+                if name.startswith("."):
+                    disk.remove_tree(repository.root / "trash" / name)
         freed = sweep(repository)
     return Purged(tuple(purged), tuple(kept), freed)
 
@@ -101,28 +96,25 @@ def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
 def sweep(repository: Repository) -> int:
     """Drop every chunk that no revision names, in the history or the trash; give the bytes freed.
 
-    The caller holds `exclusive`, so nobody writes a draft; the history lock keeps revisions from
+    The caller holds `exclusive`, so nobody publishes; the history lock keeps revisions from
     moving between history and trash unseen while they are marked.
     """
-    with repository.history_lock():
-        return repository.store.collect(_indexes(repository))
+    return repository.store.collect(_indexes(repository))
 
 
-def _empty(repository: Repository, before: datetime) -> tuple[list[str], list[str]]:
+def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str], list[str]]:
     trash = repository.root / "trash"
+    # Batches are at least a second apart, so that one may bear a time that has yet to come.
+    before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+    newest = f"{before:{ID_TIME}}" if older_than_seconds else "a"
     purged: list[str] = []
     kept: list[str] = []
     for name in filter(is_id, disk.list_folder(trash)):
         for each in filter(is_id, disk.list_folder(trash / name)):
-            is_old = name[:16] <= f"{before:%Y%m%dT%H%M%SZ}"
-            (purged if is_old and _hide(trash / name / each, trash / f".{each}") else kept).append(
-                each
-            )
+            is_hidden = name < newest and _hide(trash / name / each, trash / f".{each}")
+            (purged if is_hidden else kept).append(each)
         if not disk.list_folder(trash / name):
             disk.remove_empty_folder(trash / name)
-    for name in disk.list_folder(trash):
-        if name.startswith("."):
-            disk.remove_tree(trash / name)
     return purged, kept
 
 
@@ -138,19 +130,21 @@ def _hide(folder: Path, hidden: Path) -> bool:
 
 
 def _indexes(repository: Repository) -> Iterator[Index]:
+    """Every index there is; the history stands still until the last one was taken."""
     trash = repository.root / "trash"
-    folders = [
-        repository.root / "revisions" / name
-        for name in disk.list_folder(repository.root / "revisions")
-    ]
-    folders += [
-        trash / batch / name
-        for batch in disk.list_folder(trash)
-        for name in disk.list_folder(trash / batch)
-    ]
-    for folder in folders:
-        if is_id(folder.name):
-            revision = read_revision(folder / "revision.json", repository.settings.block_size)
-            for name, each in revision.disks.items():
-                with checked_index(folder / f"{name}.blocks", each) as index:
-                    yield index
+    with repository.history_lock():
+        folders = [
+            repository.root / "revisions" / name
+            for name in disk.list_folder(repository.root / "revisions")
+        ]
+        folders += [
+            trash / batch / name
+            for batch in disk.list_folder(trash)
+            for name in disk.list_folder(trash / batch)
+        ]
+        for folder in folders:
+            if is_id(folder.name):
+                revision = read_revision(folder / "revision.json", repository.settings.block_size)
+                for name, each in revision.disks.items():
+                    with checked_index(folder / f"{name}.blocks", each) as index:
+                        yield index

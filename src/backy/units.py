@@ -15,6 +15,7 @@ _SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?\s*([KMGTP]?)(?:i?B)?", re.
 _DURATION = re.compile(r"([0-9]{1,10})\s*([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LARGEST_SIZE = 2**63 - 1
+_LONGEST_DURATION = 1000 * 366 * 86400
 
 
 def parse_size(text: str) -> int:
@@ -58,12 +59,15 @@ def parse_duration(text: str) -> int:
         raise ConfigError(
             f"{text!r} is not a duration", "Write a number and a unit: 30s, 15m, 4h, 7d, 2w."
         )
-    return int(match[1]) * _SECONDS[match[2]]
+    seconds = int(match[1]) * _SECONDS[match[2]]
+    if seconds > _LONGEST_DURATION:
+        raise ConfigError(f"{text!r} is longer than backy counts", "The limit is 1000 years.")
+    return seconds
 
 
 def format_duration(seconds: float) -> str:
     """Say a time span with its two largest units: "0.4 s", "3 min 20 s", "2 d 4 h"."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -135,8 +135,8 @@ class _Parser:
         right = _bounds(ends[-1]) if len(ends) > len(start) else None
         if (start and not left) or (len(ends) > len(start) and not right):
             return []
-        if left and right and left[0] > right[0]:
-            left, right = right, left
+        if left and right:
+            left = right = min(left[0], right[0]), max(left[1], right[1])
         return [
             revision
             for revision in self._history
@@ -221,9 +221,9 @@ def _span(word: str) -> _Span | None:
     minute, second = match[2], match[3]
     try:
         start = datetime.fromisoformat(word)
-    except ValueError:
+        start = start.astimezone(UTC) if start.tzinfo else start.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    start = start.astimezone(UTC) if start.tzinfo else start.replace(tzinfo=UTC)
     length = (
         timedelta(seconds=1) if second else timedelta(minutes=1) if minute else timedelta(days=1)
     )

@@ -1,4 +1,4 @@
-"""Pieces of a machine for tests of the program: small file systems, block devices, defective disks."""
+"""Pieces of a machine: small file systems, block devices, a user without rights."""
 
 import os
 import shutil
@@ -63,7 +63,7 @@ def used(folder: Path) -> int:
 
 @contextmanager
 def ballast(folder: Path, leave: int) -> Iterator[None]:
-    """Take all space on the file system of `folder` but `leave` bytes, give or take its metadata."""
+    """Take all space on the file system of `folder` but `leave` bytes, or a little less."""
     os.sync()
     path = folder / "ballast"
     status = os.statvfs(folder)

@@ -1,4 +1,4 @@
-"""Runs backy as a user does: as a program, in a process of its own, judged by what it leaves behind."""
+"""Runs backy as a user does: as a program, judged by what it says and leaves behind."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Backy:
 
     def _entries(self, job: str) -> list[str]:
         folder = self.base / job / "revisions"
-        return sorted(os.listdir(folder)) if folder.exists() else []
+        return sorted(path.name for path in folder.glob("*"))
 
     def content(self, job: str, back: int = 0, disk: str = "vda") -> bytes:
         """A disk of the newest revision, or of one so many steps `back`: what anybody can read."""
@@ -215,7 +215,7 @@ def refusal(result: Result, code: int) -> Refusal:
 
 
 def wait_for(is_so: Callable[[], bool], what: str) -> None:
-    """Return when it is so. Fails after a time that only matters to whoever waits for a broken test."""
+    """Return when it is so. Fails after a time that matters only where a test is broken."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not is_so():
         assert time.monotonic() < deadline, f"it never came to this: {what}"

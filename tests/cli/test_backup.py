@@ -120,7 +120,8 @@ def test_a_disk_that_is_one_point_in_time_says_so(plain: Backy, shared_xfs: Path
 
 def test_a_machine_with_several_disks_is_one_revision(either: Backy, tmp_path: Path) -> None:
     paths = [image(tmp_path / f"{name}.img", data(ord(name))) for name in "abc"]
-    options = ["--source", paths[0], "--source", paths[1], "--source", f"log.1={paths[2]}"]
+    sources = [str(paths[0]), str(paths[1]), f"log.1={paths[2]}"]
+    options = [f"--source={each}" for each in sources]
     either.ok("backup", "vm1", "--store", either.store, *options)
     (revision,) = either.revisions("vm1")
     assert list(either.said_of("vm1", revision)["disks"]) == ["vda", "vdb", "log.1"]

@@ -1,4 +1,4 @@
-"""What is wrong with a source, a target, a name or a repository is said, and nothing is lost by it."""
+"""What is wrong with a source, a target, a name or a repository is said; nothing is lost."""
 
 import json
 import os
@@ -200,8 +200,20 @@ def test_a_full_target_is_named_and_no_part_of_the_disk_is_left(
         "a\u0308",
         "a\\b",
     ],
-    ids=["slash", "root", "dots", "dot", "hidden", "empty", "space", "newline", "long", "dash"]
-    + ["decomposed", "backslash"],
+    ids=[
+        "slash",
+        "root",
+        "dots",
+        "dot",
+        "hidden",
+        "empty",
+        "space",
+        "newline",
+        "long",
+        "dash",
+        "decomposed",
+        "backslash",
+    ],
 )
 def test_a_name_that_could_be_mistaken_is_refused_and_makes_nothing(
     backy: Backy, tmp_path: Path, name: str

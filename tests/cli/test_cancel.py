@@ -39,7 +39,7 @@ def test_a_backup_that_waits_for_its_source_can_be_stopped(
     either: Backy, tmp_path: Path, number: signal.Signals
 ) -> None:
     source = image(tmp_path / "vm1.img", SMALL[1])
-    command = ["backup", "vm1", "--source", source, "--store", either.store]
+    command = ["backup", "vm1", "--source", str(source), "--store", either.store]
     with leased(source) as lease, either.started(*command) as running:
         lease.wait()
         running.signal(number)
@@ -52,7 +52,7 @@ def test_a_backup_that_reads_can_be_stopped(
     backy: Backy, tmp_path: Path, number: signal.Signals
 ) -> None:
     source = image(tmp_path / "vm1.img", SLOW)
-    command = ["backup", "vm1", "--source", source, "--store", "chunks", "--level", "19"]
+    command = ["backup", "vm1", "--source", str(source), "--store", "chunks", "--level", "19"]
     with backy.started(*command) as running:
         wait_for(lambda: bool(backy.chunks_of("vm1")), "a chunk was written")
         running.signal(number)

@@ -129,9 +129,7 @@ def test_removing_frees_nothing_and_purging_frees_what_only_the_removed_had(aged
     assert "cannot be undone" in aged.refuses(9, "undo", "vm1").hint
 
 
-def test_purging_frees_the_space_of_plain_images(
-    plain: Backy, shared_xfs: Path, tmp_path: Path
-) -> None:
+def test_purging_frees_the_space_of_plain_images(plain: Backy, tmp_path: Path) -> None:
     for seed in (1, 2):
         plain.backup("vm1", image(tmp_path / "vm1.img", data(seed)))
     plain.quiet("remove", "vm1", "-r", "first")

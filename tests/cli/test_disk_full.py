@@ -1,4 +1,4 @@
-"""A full disk fails the backup, costs nothing that was there, and gives back what the backup took."""
+"""A full disk fails the backup, costs nothing that was there, and is then as full as before."""
 
 from collections.abc import Iterator
 from pathlib import Path

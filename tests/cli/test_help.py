@@ -8,8 +8,9 @@ import pytest
 import typer
 
 import backy as package
-from backy.cli.run import app
-from tests.cli.runner import PROGRAM, Backy, environment
+import backy.cli.run
+from backy.cli.app import app
+from tests.cli.runner import PROGRAM, environment
 
 COMMANDS = sorted(typer.main.get_group(app).commands)
 
@@ -76,7 +77,7 @@ def test_an_example_uses_only_what_there_is(command: str) -> None:
     assert set(re.findall(r"(?<=\s)-{1,2}[a-z][\w-]*", epilog)) <= known | {"--sparse"}
 
 
-def test_without_a_command_there_is_help(backy: Backy) -> None:
+def test_without_a_command_there_is_help() -> None:
     result = subprocess.run(PROGRAM, env=environment(), capture_output=True, text=True, check=False)
     assert result.returncode in {0, 2}
     assert "Usage: backy" in result.stdout + result.stderr

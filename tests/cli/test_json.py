@@ -12,8 +12,9 @@ import typer
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
+import backy.cli.run  # noqa: F401 - importing it adds the commands
 from backy import errors
-from backy.cli.run import app
+from backy.cli.app import app
 from tests.cli.runner import MIB, SMALL, Backy, Result, data, image, leased, wait_for
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"

@@ -28,7 +28,7 @@ DISK = data(1, 5 * MIB)
 @contextmanager
 def backing_up(backy: Backy, source: Path) -> Iterator[tuple[Running, Lease]]:
     """A backup of vm1 that holds its lock and stands still while it opens its source."""
-    command = ["backup", "vm1", "--source", source, "--store", backy.store]
+    command = ["backup", "vm1", "--source", str(source), "--store", backy.store]
     with leased(source) as lease, backy.started(*command) as running:
         lease.wait()
         yield running, lease

@@ -47,7 +47,7 @@ def test_a_disk_of_a_tebibyte_is_handled_in_bounded_memory(
     either: Backy, tmp_path: Path, block_size: str
 ) -> None:
     source = scattered(tmp_path / "vm1.img", TIB - 5000)
-    options = ["--source", source, "--store", either.store, "--block-size", block_size]
+    options = ["--source", str(source), "--store", either.store, "--block-size", block_size]
     peaks = {
         "full": peak_kib(either, "backup", "vm1", *options),
         "unchanged": peak_kib(either, "backup", "vm1"),
@@ -71,7 +71,7 @@ def head_and_tail(path: Path) -> tuple[bytes, bytes]:
 def test_a_disk_full_of_data_is_handled_in_bounded_memory(either: Backy, tmp_path: Path) -> None:
     source = tmp_path / "vm1.img"
     source.write_bytes(random.Random(1).randbytes(MIB) * 112)
-    options = ["--source", source, "--store", either.store, "--block-size", "16MiB"]
+    options = ["--source", str(source), "--store", either.store, "--block-size", "16MiB"]
     peaks = {
         "full": peak_kib(either, "backup", "vm1", *options),
         "restore": peak_kib(either, "restore", "vm1", tmp_path / "new.img"),

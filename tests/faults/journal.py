@@ -37,7 +37,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Effect:
-    """One thing that changed. `content` belongs to a file, `links` to folders: (folder, name, node).
+    """One change. `content` belongs to a file, `links` to folders: (folder, name, node).
 
     A node of None means that the name went. A rename is one effect with two links, so that both
     happen or neither.
@@ -58,7 +58,7 @@ class Sync:
 
 
 class Journal:
-    """The effects on the tree below `root`, in order, and the tree as the running system sees it."""
+    """The effects on the tree below `root`, in order, and the tree as it looks to the system."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

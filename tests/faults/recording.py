@@ -20,9 +20,7 @@ class RecordingFile(disk.File):
     __slots__ = ("_node",)
     journal: ClassVar[Journal]
 
-    def __init__(
-        self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600
-    ) -> None:
+    def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600) -> None:
         super().__init__(path, flags, cache, mode)
         journal = self.journal
         self._node = None if flags & os.O_TMPFILE == os.O_TMPFILE else journal.find(path)
@@ -74,39 +72,35 @@ def recording(root: Path) -> Iterator[Journal]:
     """In the body everything that backy does below `root` goes into the journal."""
     journal = Journal(root)
     RecordingFile.journal = journal
-    doors = {
-        "make_folder": disk.make_folder,
-        "rename": disk.rename,
-        "remove_file": disk.remove_file,
-        "remove_tree": disk.remove_tree,
-        "remove_empty_folder": disk.remove_empty_folder,
-    }
+    real_make_folder, real_rename = disk.make_folder, disk.rename
+    real_remove_file, real_remove_tree = disk.remove_file, disk.remove_tree
+    real_remove_empty_folder = disk.remove_empty_folder
 
     def make_folder(path: Path) -> None:
         missing = [each for each in (path, *path.parents) if not each.exists()]
-        doors["make_folder"](path)
+        real_make_folder(path)
         for each in reversed(missing):
             node = journal.new_node(is_folder=True)
             journal.record(Effect(links=((_there(journal, each.parent), each.name, node),)))
 
     def rename(old: Path, new: Path) -> None:
-        doors["rename"](old, new)
+        real_rename(old, new)
         node = _there(journal, old)
         gone = (_there(journal, old.parent), old.name, None)
         journal.record(Effect(links=(gone, (_there(journal, new.parent), new.name, node))))
 
-    def remove_file(path: Path) -> object:
-        size = doors["remove_file"](path)
+    def remove_file(path: Path) -> int:
+        size = real_remove_file(path)
         _forget(journal, path)
         return size
 
     def remove_empty_folder(path: Path) -> None:
-        doors["remove_empty_folder"](path)
+        real_remove_empty_folder(path)
         _forget(journal, path)
 
     def remove_tree(path: Path) -> None:
         inside = sorted(path.rglob("*"), reverse=True)
-        doors["remove_tree"](path)
+        real_remove_tree(path)
         for each in (*inside, path):
             _forget(journal, each)
 

@@ -50,5 +50,7 @@ def test_a_power_cut_at_any_operation_leaves_the_old_or_the_new_history(
                     check(after, workload, known, store)
                 except Exception as error:
                     case = f"{store} {workload.name}, cut after {moment} operations"
-                    raise AssertionError(f"{case}, {survival.value} survive, seed {seed}") from error
+                    raise AssertionError(
+                        f"{case}, {survival.value} survive, seed {seed}"
+                    ) from error
                 shutil.rmtree(after)

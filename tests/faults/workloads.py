@@ -95,9 +95,7 @@ WORKLOADS = (
         lambda b, s: run_backup(b, THIRD, s),
         adds=THIRD,
     ),
-    Workload(
-        "remove", (FIRST, SECOND), lambda b, _: _remove_oldest(_opened(b)), removes=1
-    ),
+    Workload("remove", (FIRST, SECOND), lambda b, _: _remove_oldest(_opened(b)), removes=1),
     Workload(
         "undo",
         (FIRST, SECOND),
@@ -106,7 +104,10 @@ WORKLOADS = (
         returns=1,
     ),
     Workload(
-        "purge", (FIRST, SECOND, THIRD), lambda b, _: trash.purge(_opened(b)), prepare=_remove_oldest
+        "purge",
+        (FIRST, SECOND, THIRD),
+        lambda b, _: trash.purge(_opened(b)),
+        prepare=_remove_oldest,
     ),
     Workload(
         "tag-change",
@@ -157,6 +158,8 @@ def _check_history(repository: Repository, workload: Workload, known: Disks) -> 
     new = old if workload.name == "purge" else new
     added = held.keys() - known.keys()
     assert held.keys() - added in (old, new)
-    assert not added or (workload.adds is not None and [held[each] for each in added] == [workload.adds])
+    assert not added or (
+        workload.adds is not None and [held[each] for each in added] == [workload.adds]
+    )
     assert all(held[each] == known[each] for each in held.keys() & known.keys())
     assert list(verify(repository, repository.history())) == []

@@ -16,6 +16,11 @@ def print_json(record: object) -> None:
     sys.stdout.flush()
 
 
+def printable(text: str) -> str:
+    """Without control characters: names in a forged repository must not steer a terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table as wide as its content: cut at no terminal's edge, so that it can be piped."""
     table = [list(headings), *(list(row) for row in rows)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from backy.cli.output import print_json
+from backy.cli.output import print_json, printable
 from backy.units import format_duration, format_rate, format_size
 
 
@@ -99,7 +99,7 @@ class _Lines:
         self._write(f"{share}, {format_rate(done, seconds)}, {left} left")
 
     def warn(self, text: str) -> None:
-        self._write(f"warning: {text}")
+        self._write(f"warning: {printable(text)}")
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f"{self._title}: {text}\n")
@@ -128,6 +128,8 @@ def _bar(title: str) -> Iterator[Display]:
                 bar.update(task, completed=done, total=total)
 
             def warn(self, text: str) -> None:
-                bar.console.print(f"{title}: warning: {text}", markup=False, highlight=False)
+                bar.console.print(
+                    f"{title}: warning: {printable(text)}", markup=False, highlight=False
+                )
 
         yield Bar()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from backy import process
 from backy.cli import change, history, transfer  # noqa: F401 - importing them adds their commands
 from backy.cli.app import app
-from backy.cli.output import print_json
+from backy.cli.output import print_json, printable
 from backy.errors import BackyError
+
+_BUG = 70  # EX_SOFTWARE, sysexits.h
 
 
 def run(arguments: list[str]) -> int:
@@ -21,14 +24,17 @@ def run(arguments: list[str]) -> int:
     except BackyError as error:
         _report(error, as_json="--json" in arguments)
         return error.exit_code
+    except Exception:  # noqa: BLE001 - a bug: whoever mends it needs the traceback, a script the code
+        traceback.print_exc()
+        return _BUG
     return 0
 
 
 def _report(error: BackyError, *, as_json: bool) -> None:
     """Say what failed, on which object, and what to do next."""
-    sys.stderr.write(f"backy: {error.message}\n")
+    sys.stderr.write(f"backy: {printable(error.message)}\n")
     if error.hint:
-        sys.stderr.write(f"  {error.hint}\n")
+        sys.stderr.write(f"  {printable(error.hint)}\n")
     if as_json:
         kind = type(error).__name__
         print_json(

@@ -26,7 +26,7 @@ class FileSource:
         disks = settings.get("disks")
         if settings.keys() != {"disks"} or not isinstance(disks, dict) or not disks:
             raise ConfigError("a file source needs the paths of its disks", "Add --source PATH.")
-        self.paths = {check_disk_name(str(name)): Path(str(path)) for name, path in disks.items()}
+        self.paths = {check_disk_name(str(name)): _path(path) for name, path in disks.items()}
 
     @contextmanager
     def snapshot(self, parent: Revision | None) -> Iterator[FileSnapshot]:
@@ -97,6 +97,13 @@ class FileSnapshot:
 
     def keep(self) -> None:
         """See FileSource.forget."""
+
+
+def _path(path: object) -> Path:
+    """A path that the system can be asked for. Raises ConfigError where it is none."""
+    if not isinstance(path, str) or not path.isprintable() or not path:
+        raise ConfigError(f"{path!r} cannot be the path of a source", "Name it with --source.")
+    return Path(path)
 
 
 def _open(path: Path, stack: ExitStack) -> FileImage:
