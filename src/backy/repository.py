@@ -29,7 +29,7 @@ from backy.records import (
     read_revision,
     read_settings,
 )
-from backy.revision import Revision, check_tag, id_for, is_id, time_for
+from backy.revision import Revision, check_tag, id_for, is_id, time_for, time_of
 from backy.stores import Store, store_class
 from backy.units import MiB
 from backy.words import select_one

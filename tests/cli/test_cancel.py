@@ -21,7 +21,7 @@ from tests.cli.runner import (
 )
 
 DISK = data(1, 6 * MIB)
-# It takes a second to compress a block of this by level 19, so there is time to interrupt that.
+# This takes many seconds to compress by level 19, so there is time to interrupt that.
 SLOW = (data(2, 3 * MIB).hex().encode() * 8)[: 40 * MIB]
 SIGNALS = pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"]
@@ -36,15 +36,15 @@ def stopped(result: Result, number: signal.Signals) -> None:
 
 @SIGNALS
 def test_a_backup_that_waits_for_its_source_can_be_stopped(
-    either: Backy, tmp_path: Path, number: signal.Signals
+    backy: Backy, tmp_path: Path, number: signal.Signals
 ) -> None:
     source = image(tmp_path / "vm1.img", SMALL[1])
-    command = ["backup", "vm1", "--source", str(source), "--store", either.store]
-    with leased(source) as lease, either.started(*command) as running:
+    command = ["backup", "vm1", "--source", str(source), "--store", backy.store]
+    with leased(source) as lease, backy.started(*command) as running:
         lease.wait()
         running.signal(number)
         stopped(running.end(), number)
-    assert either.revisions("vm1") == either.drafts("vm1") == []
+    assert backy.revisions("vm1") == backy.drafts("vm1") == []
 
 
 @TWO
@@ -52,7 +52,18 @@ def test_a_backup_that_reads_can_be_stopped(
     backy: Backy, tmp_path: Path, number: signal.Signals
 ) -> None:
     source = image(tmp_path / "vm1.img", SLOW)
-    command = ["backup", "vm1", "--source", str(source), "--store", "chunks", "--level", "19"]
+    command = [
+        "backup",
+        "vm1",
+        "--source",
+        str(source),
+        "--store",
+        "chunks",
+        "--block-size",
+        "64KiB",
+        "--level",
+        "19",
+    ]
     with backy.started(*command) as running:
         wait_for(lambda: bool(backy.chunks_of("vm1")), "a chunk was written")
         running.signal(number)
@@ -65,7 +76,7 @@ def test_a_backup_that_reads_can_be_stopped(
     assert backy.chunks_of("vm1") == backy.chunks_named("vm1")
 
 
-@SIGNALS
+@TWO
 def test_a_backup_that_is_about_to_be_published_can_be_stopped(
     either: Backy, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -111,7 +122,7 @@ def test_what_a_killed_backup_left_is_gone_after_the_next(either: Backy, tmp_pat
     either.quiet("verify", "vm1")
 
 
-@SIGNALS
+@TWO
 def test_a_restore_to_a_new_file_can_be_stopped_and_leaves_none(
     backy: Backy, tmp_path: Path, number: signal.Signals
 ) -> None:

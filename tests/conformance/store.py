@@ -197,6 +197,18 @@ class StoreSuite:
             with pytest.raises(DamagedError, match="block 1 was never written"):
                 draft.index_hash()
 
+    @pytest.mark.parametrize("by", [1, -1], ids=["grown", "shrunk"])
+    def test_a_resized_disk_does_not_begin_with_the_short_last_block_of_its_parent(
+        self, small: Shelf, by: int
+    ) -> None:
+        content = sample(2 * small.block_size + ODD)
+        parent = small.publish(content)
+        with small.draft(len(content) + by, parent) as draft:
+            with pytest.raises(DamagedError, match="block 2 was never written"):
+                draft.index_hash()
+            draft.zero(2 * small.block_size, ODD + by)
+            assert draft.index_hash()
+
     def test_any_revision_can_be_removed_without_the_others(self, small: Shelf) -> None:
         contents = [sample(4 * small.block_size + ODD)]
         revisions = [small.publish(contents[0])]
