@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test check bench demo format lock clean
+.PHONY: help install test soak check bench demo format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -22,6 +22,11 @@ install: $(VENV)/.installed ## make .venv/bin/backy
 test: $(VENV)/.dev ## run all tests, on real file systems and programs where root
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+soak: $(VENV)/.dev ## the tests of crashes and random sequences, for hours
+	@tools/apt-install tests/lab/apt-packages.txt
+	@BACKY_SEEDS=50 HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) \
+		tests/faults tests/test_state_machine.py tests/test_words.py tests/test_records.py $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, layers, doors and sizes
 	@$(BIN)/ruff format --check .
@@ -35,7 +40,8 @@ bench: $(VENV)/.installed ## measure backy beside restic, borg and qemu-img
 	@echo restic borgbackup qemu-utils zstd xfsprogs mount | tools/apt-install -
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
-demo: $(VENV)/.installed ## back up, damage, heal and restore a disk image, to watch
+demo: $(VENV)/.installed ## back up, verify, damage and restore a disk image, to watch
+	@echo e2fsprogs zstd b3sum diffutils | tools/apt-install -
 	@./demo.sh
 
 format: $(VENV)/.dev ## bring the code into its form

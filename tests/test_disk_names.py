@@ -17,7 +17,7 @@ HOLDER = """if True:
     import sys
     from pathlib import Path
     from backy import disk
-    with disk.locked(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
+    with disk.locked(Path(sys.argv[1]), make=not Path(sys.argv[1]).is_dir(), shared=sys.argv[2] == "shared"):
         print("locked", flush=True)
         sys.stdin.readline()
 """
@@ -216,20 +216,23 @@ def test_who_may_hold_a_lock_beside_whom(
     holder = Holder(lock, theirs)
     try:
         if together:
-            with disk.locked(lock, shared=ours == "shared"):
+            with disk.locked(lock, make=not lock.is_dir(), shared=ours == "shared"):
                 pass
         else:
-            with pytest.raises(BlockingIOError), disk.locked(lock, shared=ours == "shared"):
+            with (
+                pytest.raises(BlockingIOError),
+                disk.locked(lock, make=not lock.is_dir(), shared=ours == "shared"),
+            ):
                 pass
     finally:
         holder.let_go()
-    with disk.locked(lock):
+    with disk.locked(lock, make=not lock.is_dir()):
         pass
 
 
 def test_a_lock_goes_with_a_killed_process(lock: Path) -> None:
     Holder(lock, "exclusive").kill()
-    with disk.locked(lock):
+    with disk.locked(lock, make=not lock.is_dir()):
         pass
 
 
@@ -238,7 +241,7 @@ def test_the_patient_get_the_lock_when_it_is_free(lock: Path) -> None:
     assert holder.process.stdin
     holder.process.stdin.write("now\n")
     holder.process.stdin.flush()
-    with disk.locked(lock, patience_seconds=60):
+    with disk.locked(lock, make=not lock.is_dir(), patience_seconds=60):
         pass
     holder.process.communicate()
 
@@ -246,20 +249,23 @@ def test_the_patient_get_the_lock_when_it_is_free(lock: Path) -> None:
 def test_patience_ends(lock: Path) -> None:
     holder = Holder(lock, "exclusive")
     try:
-        with pytest.raises(BlockingIOError), disk.locked(lock, patience_seconds=0.1):
+        with (
+            pytest.raises(BlockingIOError),
+            disk.locked(lock, make=not lock.is_dir(), patience_seconds=0.1),
+        ):
             pass
     finally:
         holder.let_go()
 
 
 def test_a_lock_ends_with_an_exception(lock: Path) -> None:
-    with pytest.raises(ZeroDivisionError), disk.locked(lock):
+    with pytest.raises(ZeroDivisionError), disk.locked(lock, make=not lock.is_dir()):
         raise ZeroDivisionError
     Holder(lock, "exclusive").let_go()
 
 
 def test_who_has_locked_a_file_can_write_to_it(tmp_path: Path) -> None:
-    with disk.locked(tmp_path / "lock") as file:
+    with disk.locked(tmp_path / "lock", make=True) as file:
         file.resize(0)
         file.write(0, b"held by me")
         assert disk.read_file(tmp_path / "lock", 99) == b"held by me"

@@ -370,7 +370,7 @@ def test_a_damaged_revision_is_told_apart_and_hides_no_other(made: Made) -> None
 def test_a_change_keeps_what_another_process_changed_meanwhile(made: Made) -> None:
     revision = made.backup()
     made.repository.retag([revision], {"daily", "weekly"}, set())
-    Repository(made.root).change(revision, trust=Trust.DISTRUSTED)
+    Repository(made.root).change(revision, lambda old: replace(old, trust=Trust.DISTRUSTED))
     assert made.again(revision).tags == ("daily", "weekly")
     made.repository.retag([made.again(revision)], set(), {"daily"})
     assert made.again(revision).tags == ("weekly",)
@@ -395,11 +395,11 @@ def test_changing_what_was_removed_says_so(made: Made) -> None:
     revision = made.backup()
     trash.remove(made.repository, [revision])
     with pytest.raises(NotFoundError, match=f"{revision.id} was removed"):
-        made.repository.change(revision, trust=Trust.VERIFIED)
+        made.repository.change(revision, lambda old: replace(old, trust=Trust.VERIFIED))
 
 
 def test_changing_what_is_damaged_says_so(made: Made) -> None:
     revision = made.backup()
     (made.repository.folder_of(revision) / "revision.json").write_text("{}")
     with pytest.raises(DamagedError, match=revision.id):
-        made.repository.change(revision, trust=Trust.VERIFIED)
+        made.repository.change(revision, lambda old: replace(old, trust=Trust.VERIFIED))

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
-from hypothesis import assume, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -40,9 +40,50 @@ BLOCK = 64 * KiB
 SIZES = st.sampled_from(
     [1, 511, 4096, BLOCK - 1, BLOCK, 3 * BLOCK, 3 * BLOCK + 12_345]
 ) | st.integers(1, 6 * BLOCK)
-FRACTIONS = st.floats(0, 1, exclude_max=True)
-DISKS = st.sampled_from(["vda", "vdb"])
 SEEDS = st.integers(0, 5)  # few, so that content that was stored once comes back
+OFFSETS = st.integers(0, 5).map(lambda number: number * BLOCK) | st.integers(0, 6 * BLOCK)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to a disk between two backups; `length` and `offset` are bytes."""
+
+    kind: Literal["new", "gone", "part", "zero", "size"]
+    disk: Literal["vda", "vdb"]
+    seed: int
+    offset: int
+    length: int
+
+    def apply(self, disks: dict[str, bytes]) -> dict[str, bytes]:
+        """The disks as they are then; there is always one."""
+        old, end = disks.get(self.disk, b""), self.offset + self.length
+        new = old
+        match self.kind:
+            case "new":
+                new = sample(self.length, self.seed)
+            case "gone":
+                rest = {name: content for name, content in disks.items() if name != self.disk}
+                return rest or disks
+            case "part":
+                new = changed(old, self.offset, length=self.length, seed=self.seed)
+            case "zero":
+                new = old[: self.offset] + bytes(len(old[self.offset : end])) + old[end:]
+            case "size":
+                new = (old + sample(self.length, self.seed))[: self.length]
+        return disks | ({self.disk: new} if new else {})
+
+
+CHANGES = st.lists(
+    st.builds(
+        Change,
+        kind=st.sampled_from(["new", "gone", "part", "zero", "zero", "size"]),
+        disk=st.sampled_from(["vda", "vda", "vda", "vdb"]),
+        seed=SEEDS,
+        offset=OFFSETS,
+        length=SIZES,
+    ),
+    max_size=3,
+)
 
 
 @dataclass
@@ -68,69 +109,40 @@ class Commands(RuleBasedStateMachine):
         self.repository: Repository = create(
             self.folder / "base", "vm", Settings(self.store, BLOCK)
         )
-        self.now: dict[str, bytearray] = {}
+        self.now: dict[str, bytes] = {}
         self.history: dict[str, Kept] = {}
         self.removed: list[dict[str, Kept]] = []
 
     def teardown(self) -> None:
         self.resources.close()
 
-    # What happens to the virtual machine.
-
     @initialize(size=SIZES, seed=SEEDS)
     def has_a_disk(self, size: int, seed: int) -> None:
-        self.now["vda"] = bytearray(sample(size, seed))
+        self.now = {"vda": sample(size, seed)}
 
-    @rule(disk=DISKS, size=SIZES, seed=SEEDS)
-    def gets_a_disk(self, disk: str, size: int, seed: int) -> None:
-        self.now[disk] = bytearray(sample(size, seed))
-
-    @precondition(lambda self: len(self.now) > 1)
-    @rule()
-    def loses_a_disk(self) -> None:
-        self.now.popitem()
-
-    @rule(disk=DISKS, place=FRACTIONS, length=st.integers(1, 2 * BLOCK), seed=SEEDS)
-    def changes_a_part(self, disk: str, place: float, length: int, seed: int) -> None:
-        content = self.disk(disk)
-        offset = int(place * len(content))
-        content[:] = changed(bytes(content), offset, length=length, seed=seed)
-
-    @rule(disk=DISKS, place=FRACTIONS, length=st.integers(1, 4 * BLOCK))
-    def zeroes_a_part(self, disk: str, place: float, length: int) -> None:
-        content = self.disk(disk)
-        offset = int(place * len(content))
-        length = min(length, len(content) - offset)
-        content[offset : offset + length] = bytes(length)
-
-    @rule(disk=DISKS, size=SIZES, seed=SEEDS)
-    def resizes(self, disk: str, size: int, seed: int) -> None:
-        content = self.disk(disk)
-        content[:] = (content + sample(size, seed))[:size]
-
-    def disk(self, name: str) -> bytearray:
-        assume(name in self.now)
-        return self.now[name]
-
-    # What happens to the repository.
-
-    @rule(tags=st.sets(st.sampled_from(["daily", "manual:a"])), knows=st.booleans())
-    def backs_up(self, tags: set[str], knows: bool) -> None:
-        disks = {name: bytes(content) for name, content in self.now.items()}
+    @rule(changes=CHANGES, knows=st.booleans())
+    def backs_up(self, changes: list[Change], knows: bool) -> None:
+        for change in changes:
+            self.now = change.apply(self.now)
         known = {each: kept.disks for each, kept in self.history.items()} if knows else {}
-        source = MemorySource(disks, known)
-        revision = backup(self.repository, source, tags=tuple(sorted(tags)))
+        source = MemorySource(self.now, known)
+        parent = max(self.trusted(), default=None)
+        revision = backup(self.repository, source, tags=("daily",))
         assert source.kept == 1
         assert revision.id > max(self.history, default="")
-        assert revision.parent == max(self.trusted(), default=None)
-        self.history[revision.id] = Kept(disks, tuple(sorted(tags)))
+        assert revision.parent == parent
+        self.history[revision.id] = Kept(self.now, ("daily",))
+
+    @rule(changes=CHANGES, knows=st.booleans())
+    def backs_up_again(self, changes: list[Change], knows: bool) -> None:
+        self.backs_up(changes, knows)
 
     def trusted(self) -> list[str]:
         return [each for each, kept in self.history.items() if kept.trust is not Trust.DISTRUSTED]
 
     @rule()
     def fails_to_back_up(self) -> None:
-        disks = {name: bytes(content[::-1]) for name, content in self.now.items()}
+        disks = {name: content[::-1] for name, content in self.now.items()}
         with pytest.raises(SourceError, match="input/output"):
             backup(self.repository, FailingSource(disks))
 
@@ -288,7 +300,7 @@ def run(store: str, base: Path) -> None:
     machine = type("Commands", (Commands,), {"store": store, "base": base})
     examples = max(1, settings().max_examples // 2)
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=examples, stateful_step_count=25)
+        machine, settings=settings(max_examples=examples, stateful_step_count=20)
     )
 
 

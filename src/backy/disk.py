@@ -65,8 +65,7 @@ class File:
     def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600) -> None:
         self.path = path
         self.cache = cache
-        # O_NONBLOCK: a FIFO in the place of a file must not hang us.
-        self.descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
         self.is_device = stat.S_ISBLK(os.fstat(self.descriptor).st_mode)
         self._direct = -1
         if cache is not Cache.USE:
@@ -294,7 +293,10 @@ def buffer(length: int) -> memoryview:
 
 
 def open_to_read(path: Path, cache: Cache = Cache.USE) -> File:
-    """Open an existing file or block device."""
+    """Open an existing file or block device, and nothing else: a FIFO would hang us."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "neither a file nor a block device")
     return File(path, os.O_RDONLY, cache)
 
 

@@ -137,6 +137,12 @@ def in_parallel(
     """
     wanted = workers or min(8, process.processors() + 2)
     pool = _Pool(steps, take, buffer_size)
+    if wanted == 1:
+        # In this thread, so that a signal can interrupt a write to a pipe that nobody reads.
+        pool.work(threading.Event())
+        if pool.error:
+            raise pool.error
+        return
     ended = [threading.Event() for _ in range(max(1, min(wanted, _BUFFERS // buffer_size)))]
     threads = [
         threading.Thread(target=pool.work, args=(event,), name=f"worker-{number}", daemon=True)

@@ -11,7 +11,7 @@ import secrets
 import string
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from backy import disk, process
 from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
 from backy.records import (
     LARGEST_BLOCK,
+    LEVELS,
     SMALLEST_BLOCK,
     Settings,
     encode_revision,
@@ -72,6 +73,8 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
         raise ConfigError(
             f"a block size of {block_size} bytes is not possible", "Use 64KiB to 16MiB, in 64KiB."
         )
+    if settings.level not in LEVELS:
+        raise ConfigError(f"zstd has no level {settings.level} here", "Levels go from 1 to 19.")
     with translated(StoreError, f"{job}: making {root}", "May you write there?"):
         disk.make_folder(root)
         disk.make_folder(root / "revisions")
@@ -132,6 +135,12 @@ class Repository:
             except DamagedError as error:
                 self.damaged.append(error)
         return found
+
+    def _names(self) -> Iterator[str]:
+        """Of all that lies in the history, and in the trash, from where it may come back."""
+        yield from disk.list_folder(self.root / "revisions")
+        for batch in disk.list_folder(self.root / "trash"):
+            yield from disk.list_folder(self.root / "trash" / batch)
 
     def _read(self, folder: Path) -> Revision:
         return read_revision(folder / "revision.json", self.settings.block_size)
@@ -203,7 +212,7 @@ class Repository:
         The caller holds `exclusive`. What a killed backup left of a draft is removed first.
         """
         revisions = self.root / "revisions"
-        newest = max((name for name in disk.list_folder(revisions) if is_id(name)), default=None)
+        newest = max(filter(is_id, self._names()), default=None)
         with translated(StoreError, f"{self.name}: making a draft"):
             for name in disk.list_folder(revisions):
                 if name.startswith("."):
@@ -220,17 +229,21 @@ class Repository:
         """Add and drop tags; give the revisions as they are now."""
         for tag in add | drop:
             check_tag(tag)
-        return [
-            self.change(each, tags=tuple(sorted((set(each.tags) | add) - drop)))
-            for each in revisions
-        ]
 
-    def change(self, revision: Revision, **fields: object) -> Revision:
-        """Write these fields of a revision.json anew, in one step; the others stay as on disk."""
+        def tagged(revision: Revision) -> Revision:
+            return replace(revision, tags=tuple(sorted((set(revision.tags) | add) - drop)))
+
+        return [self.change(each, tagged) for each in revisions]
+
+    def change(self, revision: Revision, update: Callable[[Revision], Revision]) -> Revision:
+        """Write a revision.json anew, in one step, from what it says now; give what it says then.
+
+        Raises NotFoundError where the revision was removed.
+        """
         path = self.folder_of(revision) / "revision.json"
         with self.history_lock():
             try:
-                changed = replace(self._read(path.parent), **fields)  # type: ignore[arg-type]
+                changed = update(self._read(path.parent))
             except DamagedError as error:
                 if path.exists():
                     raise

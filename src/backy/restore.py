@@ -52,9 +52,7 @@ def _check_target(path: Path, repository: Repository, *, over_source: bool) -> N
     """Refuse targets that would destroy what is being restored, or its origin."""
     with translated(TargetError, f"looking at the target {path}"):
         resolved = path.resolve()
-        if resolved.is_relative_to(repository.root.parent.resolve()) and any(
-            (folder / "repository.json").exists() for folder in (resolved, *resolved.parents)
-        ):
+        if any((folder / "repository.json").exists() for folder in (resolved, *resolved.parents)):
             raise TargetError(f"{path} lies inside a repository", "Restore to another place.")
         if not resolved.parent.is_dir():
             raise TargetError(
@@ -91,10 +89,9 @@ def _target(path: Path, size: int) -> Iterator[RawDraft]:
             raise TargetError(f"{path} is neither a file nor a block device", "Use - for a stream.")
         with disks.open_to_write(path, Cache.SPARE) as file:
             if file.is_device and file.size() < size:
-                have, need = format_size(file.size()), format_size(size)
-                raise TargetError(
-                    f"{path} has {have}; the disk needs {need}", "Use a larger device."
-                )
+                have = f"{format_size(file.size())} ({file.size()} bytes)"
+                need = f"{format_size(size)} ({size} bytes)"
+                raise TargetError(f"{path} has {have}; {need} are needed", "Use a larger device.")
             if not file.is_device:
                 file.resize(size)
             yield RawDraft(file, is_new=False)

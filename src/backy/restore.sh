@@ -24,7 +24,6 @@
 
 set -u
 export LC_ALL=C # Ids are sorted by byte, so the oldest comes first, and [a-f] means no more.
-unset CDPATH    # It would make cd go elsewhere and print.
 newline='
 '
 

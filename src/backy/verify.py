@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from backy.disk import Cache
@@ -49,11 +49,12 @@ def verify(
         ):
             found[damage.revision].append(damage)
             yield damage
+    now = datetime.now(UTC).replace(microsecond=0)
     for revision in revisions:
         trust = Trust.DISTRUSTED if found[revision.id] else Trust.VERIFIED
         with suppress(NotFoundError):  # removed while it was read
             repository.change(
-                revision, trust=trust, verified=datetime.now(UTC).replace(microsecond=0)
+                revision, lambda old, new=trust: replace(old, trust=new, verified=now)
             )
 
 
@@ -69,10 +70,11 @@ def _verify_disk(
                 try:
                     stack.enter_context(repository.reading(revision))
                     image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
-                except DamagedError as error:
+                except (DamagedError, NotFoundError) as error:
                     size = revision.disks[name].size
                     watcher.advance(size)
-                    yield Damage(revision.id, name, 0, size, error.message)
+                    if isinstance(error, DamagedError):
+                        yield Damage(revision.id, name, 0, size, error.message)
                     continue
                 since = previous if repository.store.shares_blocks else None
                 bad = _read_all(image, since, bad, watcher)

@@ -118,7 +118,8 @@ class Backy:
     def started(self, *arguments: Argument, stderr: int = subprocess.PIPE) -> Iterator[Running]:
         """Start it, and go on while it runs; it is killed at the end if it still does."""
         process = subprocess.Popen(
-            self.command(*arguments),
+            # What started the tests may have ignored signals, and a program inherits that.
+            ["env", "--default-signal=HUP,INT,TERM", *self.command(*arguments)],
             env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

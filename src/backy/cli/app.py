@@ -40,6 +40,12 @@ DiskName = Annotated[
 ]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"backy {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _globals(
     context: Context,
@@ -49,11 +55,11 @@ def _globals(
             envvar="BACKY_BASE_DIR", help="The folder that has a repository for each job."
         ),
     ] = Path("/srv/backy"),
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"backy {__version__}")
-        raise typer.Exit
     context.obj = base_dir
 
 

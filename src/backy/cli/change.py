@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any
 
 import typer
@@ -26,15 +27,12 @@ class _TagCommand(TyperCommand):
         arguments = iter(args)
         for argument in arguments:
             if argument in {"-r", "--revision"}:
-                options += [
-                    argument,
-                    *[value for value in [next(arguments, None)] if value is not None],
-                ]
+                options += [argument, *itertools.islice(arguments, 1)]
             elif argument[:1] in {"+", "-"} and argument[:2] != "--" and argument != "-h":
                 marks.append(argument)
             else:
                 options.append(argument)
-        return super().parse_args(ctx, [*options, "--", *marks])
+        return super().parse_args(ctx, [*options, "--", *marks] if marks else options)
 
 
 @app.command(

@@ -12,7 +12,7 @@ import typer
 from backy.cli.app import AsJson, Context, DiskName, Job, Spec, app, open_repository
 from backy.cli.output import print_json, summary
 from backy.cli.progress import meter
-from backy.errors import ConfigError, DamagedError
+from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.records import Settings, revision_record
 from backy.repository import DEFAULT_BLOCK, Repository, check_job, create
 from backy.revision import check_tag, disk_of
@@ -60,6 +60,8 @@ def backup(
 
     tags = tuple(sorted({check_tag(each) for each in tag or []}))
     size = parse_size(block_size) if block_size else None
+    if not source and not (context.obj / check_job(job) / "repository.json").exists():
+        raise ConfigError(f"{job}: no source is known", f"Say backy backup {job} --source PATH.")
     repository = _open_or_create(
         context.obj / check_job(job), {"store": store, "block_size": size, "level": level}
     )
@@ -168,6 +170,8 @@ def verify(
 
     repository = open_repository(context, job)
     revisions = sorted(select(spec, repository.history()), key=lambda revision: revision.id)
+    if not revisions and not repository.damaged:
+        raise NotFoundError(f"{job}: {spec!r} names no revision", f"backy list {job}")
     count = 0
     with meter(job, as_json=as_json) as shown:
         for error in repository.damaged:

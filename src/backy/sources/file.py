@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -101,18 +100,19 @@ class FileSnapshot:
 
 def _path(path: object) -> Path:
     """A path that the system can be asked for. Raises ConfigError where it is none."""
-    if not isinstance(path, str) or not path.isprintable() or not path:
-        raise ConfigError(f"{path!r} cannot be the path of a source", "Name it with --source.")
-    return Path(path)
+    try:
+        if isinstance(path, str) and path and "\0" not in path and path.encode():
+            return Path(path)
+    except UnicodeEncodeError:
+        pass
+    why = f"{path!r} cannot be the path of a source: repository.json could not hold it"
+    raise ConfigError(why, "Give it a name in UTF-8, by a symbolic link for example.")
 
 
 def _open(path: Path, stack: ExitStack) -> FileImage:
     with translated(
         SourceError, f"opening the source {path}", "Is the path right, and may you read it?"
     ):
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            raise SourceError(f"{path} is neither a file nor a block device", "Name a disk image.")
         origin = stack.enter_context(disk.open_to_read(path, Cache.SPARE))
         image = FileImage(_clone(origin, stack) or origin, origin)
     if not image.size:
