@@ -3,14 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from backy import trash
-from backy.disk import Cache
+from backy import repository, trash
+from backy.disk import Cache, locked
+from backy.errors import BackyError
 from backy.extent import Extent
 from backy.index import Index
 from backy.revision import Revision, Trust
@@ -312,6 +313,16 @@ def test_a_revision_removed_meanwhile_is_not_called_damaged_and_the_others_are_v
     assert list(verify(made.repository, revisions)) == []
     assert [made.again(each).trust for each in (first, third)] == [Trust.VERIFIED] * 2
     assert names(made.root / "revisions") == [first.id, third.id]
+
+
+def test_a_revision_that_could_not_be_read_is_not_called_verified(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_PATIENCE", 0)
+    revision = made.backup(DISK)
+    with locked(made.repository.folder_of(revision)), suppress(BackyError):
+        run(made)
+    assert made.again(revision).trust is not Trust.VERIFIED
 
 
 def test_all_bytes_are_announced_and_then_reported(made: Made) -> None:

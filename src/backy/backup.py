@@ -37,19 +37,29 @@ def backup(
     the store is full, what this backup wrote is dropped again.
     """
     with repository.exclusive("backup"):
-        try:
-            return _backup(repository, source, tags, watcher)
-        except FullError:
-            with suppress(BackyError):  # that the store is full is what the user must hear
-                trash.sweep(repository)
-            raise
+        while True:
+            warnings: list[str] = []
+            parent = _usable_parent(repository, warnings)
+            try:
+                return _backup(repository, source, tags, watcher, parent, warnings)
+            except FullError:
+                with suppress(BackyError):  # that the store is full is what the user must hear
+                    trash.sweep(repository)
+                raise
+            except DamagedError:
+                # Somebody may have removed the parent before it was opened: take another one.
+                if not parent or repository.folder_of(parent).exists():
+                    raise
 
 
-def _backup(
-    repository: Repository, source: Source, tags: tuple[str, ...], watcher: Watcher
+def _backup(  # noqa: PLR0917 - called once, above
+    repository: Repository,
+    source: Source,
+    tags: tuple[str, ...],
+    watcher: Watcher,
+    parent: Revision | None,
+    warnings: list[str],
 ) -> Revision:
-    warnings: list[str] = []
-    parent = _usable_parent(repository, warnings)
     with repository.draft() as draft, source.snapshot(parent) as snapshot:
         watcher.begin(sum(image.size for image in snapshot.disks.values()))
         made = {}

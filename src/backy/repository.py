@@ -193,16 +193,20 @@ class Repository:
 
     @contextmanager
     def reading(self, revision: Revision) -> Iterator[None]:
-        """Keep purge away from a revision while it is read, even when somebody removes it."""
+        """Keep purge away from a revision while it is read, even when somebody removes it.
+
+        Raises NotFoundError where it is gone, BusyError where it is being purged.
+        """
+        folder = self.folder_of(revision)
         with ExitStack() as stack:
-            try:
-                stack.enter_context(
-                    disk.locked(self.folder_of(revision), shared=True, patience_seconds=_PATIENCE)
-                )
-            except OSError as error:
-                raise NotFoundError(
-                    f"{self.name}: revision {revision.id} is gone: {error}"
-                ) from error
+            with translated(StoreError, f"{self.name}: locking {folder}"):
+                try:
+                    lock = disk.locked(folder, shared=True, patience_seconds=_PATIENCE)
+                    stack.enter_context(lock)
+                except FileNotFoundError:
+                    raise NotFoundError(f"{self.name}: revision {revision.id} is gone") from None
+                except BlockingIOError:
+                    raise BusyError(f"{self.name}: {revision.id} is being purged") from None
             yield
 
     @contextmanager
@@ -215,7 +219,7 @@ class Repository:
         newest = max(filter(is_id, self._names()), default=None)
         with translated(StoreError, f"{self.name}: making a draft"):
             for name in disk.list_folder(revisions):
-                if name.startswith("."):
+                if name.startswith(".") and (revisions / name).is_dir():
                     disk.remove_tree(revisions / name)
             draft = RevisionDraft(self, newest)
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backy import disk as disks
 from backy.disk import Cache, File
-from backy.errors import TargetError, translated
+from backy.errors import DamagedError, TargetError, translated
 from backy.image import SILENCE, Watcher, copy
 from backy.repository import Repository
 from backy.revision import Revision
@@ -37,8 +37,26 @@ def restore(
     Raises TargetError where the target cannot take the disk, before anything was written, and
     DamagedError where a stored block is not what it was.
     """
+    watcher.begin(revision.disks[disk].size)
+    try:
+        return _restore(repository, revision, disk, target, watcher, over_source=over_source)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{repository.name}: {revision.id} {disk}: {error.message}",
+            f"Try an older revision; backy verify {repository.name} says which are whole.",
+        ) from error
+
+
+def _restore(
+    repository: Repository,
+    revision: Revision,
+    disk: str,
+    target: str,
+    watcher: Watcher,
+    *,
+    over_source: bool,
+) -> int:
     size = revision.disks[disk].size
-    watcher.begin(size)
     with repository.reading(revision), repository.store.open(revision, disk) as image:
         if target == STREAM:
             return copy(image, StreamDraft(), watcher=watcher, workers=1)
@@ -50,7 +68,7 @@ def restore(
 
 def _check_target(path: Path, repository: Repository, *, over_source: bool) -> None:
     """Refuse targets that would destroy what is being restored, or its origin."""
-    with translated(TargetError, f"looking at the target {path}"):
+    with translated(TargetError, f"looking at the target {path}", "Name another target."):
         resolved = path.resolve()
         if any((folder / "repository.json").exists() for folder in (resolved, *resolved.parents)):
             raise TargetError(f"{path} lies inside a repository", "Restore to another place.")

@@ -36,15 +36,15 @@ def remove(repository: Repository, revisions: list[Revision]) -> None:
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: removing"):
         batches = [name for name in disk.list_folder(trash) if is_id(name)]
-        batch = trash / _new_batch(batches)
-        disk.make_folder(batch)
         for revision in revisions:
-            folder = repository.folder_of(revision)
-            if not folder.exists():
+            if not repository.folder_of(revision).exists():
                 raise NotFoundError(
                     f"{repository.name}: revision {revision.id} was removed already"
                 )
-            disk.rename(folder, batch / revision.id)
+        batch = trash / _new_batch(batches)
+        disk.make_folder(batch)
+        for revision in revisions:
+            disk.rename(repository.folder_of(revision), batch / revision.id)
         _sync(repository, batch)
 
 

@@ -42,24 +42,35 @@ def verify(
     """
     watcher.begin(sum(disk.size for each in revisions for disk in each.disks.values()))
     found: dict[str, list[Damage]] = {revision.id: [] for revision in revisions}
-    names = sorted({name for revision in revisions for name in revision.disks})
-    for name in names:
-        for damage in _verify_disk(
-            repository, [each for each in revisions if name in each.disks], name, watcher
-        ):
+    gone: set[str] = set()
+    for name in sorted({name for revision in revisions for name in revision.disks}):
+        having = [revision for revision in revisions if name in revision.disks]
+        for damage in _verify_disk(repository, having, name, gone, watcher):
             found[damage.revision].append(damage)
             yield damage
-    now = datetime.now(UTC).replace(microsecond=0)
     for revision in revisions:
-        trust = Trust.DISTRUSTED if found[revision.id] else Trust.VERIFIED
-        with suppress(NotFoundError):  # removed while it was read
-            repository.change(
-                revision, lambda old, new=trust: replace(old, trust=new, verified=now)
-            )
+        if revision.id not in gone:
+            _record(repository, revision, is_whole=not found[revision.id])
+
+
+def _record(repository: Repository, revision: Revision, *, is_whole: bool) -> None:
+    """Write the finding into revision.json, unless the revision was removed by now."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    trust = Trust.VERIFIED if is_whole else Trust.DISTRUSTED
+
+    def verified(revision: Revision) -> Revision:
+        return replace(revision, trust=trust, verified=now)
+
+    with suppress(NotFoundError):
+        repository.change(revision, verified)
 
 
 def _verify_disk(
-    repository: Repository, revisions: Sequence[Revision], name: str, watcher: Watcher
+    repository: Repository,
+    revisions: Sequence[Revision],
+    name: str,
+    gone: set[str],
+    watcher: Watcher,
 ) -> Iterator[Damage]:
     """One disk through its revisions; an index stays open until the next is compared with it."""
     previous: Index | None = None
@@ -73,8 +84,10 @@ def _verify_disk(
                 except (DamagedError, NotFoundError) as error:
                     size = revision.disks[name].size
                     watcher.advance(size)
-                    if isinstance(error, DamagedError):
+                    if repository.folder_of(revision).exists():
                         yield Damage(revision.id, name, 0, size, error.message)
+                    else:
+                        gone.add(revision.id)
                     continue
                 since = previous if repository.store.shares_blocks else None
                 bad = _read_all(image, since, bad, watcher)

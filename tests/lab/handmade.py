@@ -59,6 +59,7 @@ class Handmade:
             "verification": {name: {"size": 1, "block_size": 1} for name in disks},
             "disks": {name: self._add_disk(folder, name, data) for name, data in disks.items()},
             "durations": {"vda": {"size": 2}},
+            "warnings": ["this is no tag"],
         }
         (folder / "revision.json").write_text(json.dumps(document, indent=2))
 

@@ -40,8 +40,8 @@ DiskName = Annotated[
 ]
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(value: bool) -> None:
+    if value:
         typer.echo(f"backy {__version__}")
         raise typer.Exit
 

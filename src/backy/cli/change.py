@@ -27,7 +27,10 @@ class _TagCommand(TyperCommand):
         arguments = iter(args)
         for argument in arguments:
             if argument in {"-r", "--revision"}:
-                options += [argument, *itertools.islice(arguments, 1)]
+                value = list(itertools.islice(arguments, 1))
+                if not value:
+                    return super().parse_args(ctx, [*options, argument])
+                options += [argument, *value]
             elif argument[:1] in {"+", "-"} and argument[:2] != "--" and argument != "-h":
                 marks.append(argument)
             else:

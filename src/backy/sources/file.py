@@ -100,13 +100,12 @@ class FileSnapshot:
 
 def _path(path: object) -> Path:
     """A path that the system can be asked for. Raises ConfigError where it is none."""
-    try:
-        if isinstance(path, str) and path and "\0" not in path and path.encode():
-            return Path(path)
-    except UnicodeEncodeError:
-        pass
-    why = f"{path!r} cannot be the path of a source: repository.json could not hold it"
-    raise ConfigError(why, "Give it a name in UTF-8, by a symbolic link for example.")
+    if not isinstance(path, str) or not path or not path.isprintable():
+        raise ConfigError(
+            f"{path!a} cannot be the path of a source, since nobody could read it in a message",
+            "Give it a printable name in UTF-8, by a symbolic link for example.",
+        )
+    return Path(path)
 
 
 def _open(path: Path, stack: ExitStack) -> FileImage:
