@@ -55,7 +55,7 @@ def _globals(
             envvar="BACKY_BASE_DIR", help="The folder that has a repository for each job."
         ),
     ] = Path("/srv/backy"),
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback deals with it
         bool,
         typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
     ] = False,

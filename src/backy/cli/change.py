@@ -23,7 +23,8 @@ class _TagCommand(TyperCommand):
     """Takes +TAG and -TAG as arguments: click would see the options -T, -A and -G in the latter."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own click
-        options, marks = [], []
+        options: list[str] = []
+        marks: list[str] = []
         arguments = iter(args)
         for argument in arguments:
             if argument in {"-r", "--revision"}:
