@@ -30,13 +30,13 @@ class _TagCommand(TyperCommand):
             if argument in {"-r", "--revision"}:
                 value = list(itertools.islice(arguments, 1))
                 if not value:
-                    return super().parse_args(ctx, [*options, argument])
+                    raise typer.BadParameter(f"{argument} needs revision words.", ctx=ctx)
                 options += [argument, *value]
             elif argument[:1] in {"+", "-"} and argument[:2] != "--" and argument != "-h":
                 marks.append(argument)
             else:
                 options.append(argument)
-        return super().parse_args(ctx, [*options, "--", *marks] if marks else options)
+        return super().parse_args(ctx, [*options, "--", *marks])
 
 
 @app.command(
