@@ -69,6 +69,7 @@ $(VENV)/.made: tools/make-venv
 $(VENV)/.installed: $(VENV)/.made requirements/run.txt requirements/build.txt pyproject.toml src/backy/__init__.py
 	@$(PIP) --require-hashes -r requirements/run.txt -r requirements/build.txt
 	@$(PIP) --no-index --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q src/backy
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed requirements/dev.txt

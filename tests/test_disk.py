@@ -402,7 +402,7 @@ def test_what_is_new_can_be_read_by_its_owner_only(tmp_path: Path) -> None:
 
 def test_a_fifo_in_the_place_of_a_file_hangs_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(OSError, match=os.strerror(errno.ESPIPE)):
+    with pytest.raises(OSError, match="neither a file nor a block device"):
         disk.read_file(tmp_path / "fifo", 100)
 
 
@@ -421,16 +421,3 @@ def test_all_of_a_large_write_goes_through_a_pipe() -> None:
     program = "from backy import disk; disk.append_to_standard_output(bytes(3_000_000))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert result.stdout == bytes(3_000_000)
-
-
-@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
-def test_free_space_is_what_df_says_is_available_to_users(kind: str) -> None:
-    if reason := volumes.missing(kind):
-        pytest.skip(reason)
-    with volumes.file_system(kind) as folder:
-        (folder / "file").write_bytes(os.urandom(8 * MIB))
-        os.sync()
-        command = ["df", "--output=avail", "--block-size=1", str(folder)]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert disk.free_space(folder) == int(told.split()[-1])
-        assert disk.free_space(folder) <= 56 * MIB

@@ -60,11 +60,12 @@ class File:
     manager; leaving closes it.
     """
 
-    __slots__ = ("_direct", "cache", "descriptor", "is_device", "path")
+    __slots__ = ("_direct", "_is_written", "cache", "descriptor", "is_device", "path")
 
     def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600) -> None:
         self.path = path
         self.cache = cache
+        self._is_written = False
         self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
         self.is_device = stat.S_ISBLK(os.fstat(self.descriptor).st_mode)
         self._direct = -1
@@ -98,11 +99,15 @@ class File:
         self.close()
 
     def close(self) -> None:
-        """Close it; closing again does nothing."""
-        for descriptor in (self.descriptor, self._direct):
-            if descriptor >= 0:
-                os.close(descriptor)
+        """Close it; closing again does nothing. Raises OSError only where a write may be lost."""
+        descriptors = [each for each in (self.descriptor, self._direct) if each >= 0]
         self.descriptor = self._direct = -1
+        for descriptor in descriptors:
+            try:
+                os.close(descriptor)
+            except OSError:
+                if self._is_written:
+                    raise
 
     def size(self) -> int:
         """The size in bytes, of a block device too (where stat says 0)."""
@@ -163,6 +168,7 @@ class File:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data` at `offset`. It is durable after `sync` or a barrier."""
+        self._is_written = True
         view = memoryview(data)
         direct = self._direct >= 0 and not (offset | len(view)) % PAGE
         while view:
@@ -390,12 +396,6 @@ def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
-def free_space(path: Path) -> int:
-    """Bytes that an ordinary user can still write to the file system of `path`."""
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
 @contextmanager
 def locked(
     path: Path, *, make: bool = False, shared: bool = False, patience_seconds: float = 0
@@ -404,7 +404,8 @@ def locked(
 
     Raises BlockingIOError where another process still holds it after `patience_seconds`.
     """
-    with File(path, os.O_RDWR | os.O_CREAT if make else os.O_RDONLY) as file:
+    file = File(path, os.O_RDWR | os.O_CREAT if make else os.O_RDONLY)
+    try:
         deadline = time.monotonic() + patience_seconds
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         while True:
@@ -416,3 +417,6 @@ def locked(
                     raise
                 time.sleep(0.02)
         yield file
+    finally:
+        with suppress(OSError):  # what a lock file says is for people only, and the lock is gone
+            file.close()

@@ -12,7 +12,7 @@ import string
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -176,10 +176,10 @@ class Repository:
                         f"{self.name}: {verb} skipped, held by {holder}", hint
                     ) from None
             since = datetime.now(UTC)
-            file.resize(0)
-            file.write(
-                0, f"{process.identity()} ({verb}) since {since:%Y-%m-%d %H:%M:%S} UTC\n".encode()
-            )
+            holder = f"{process.identity()} ({verb}) since {since:%Y-%m-%d %H:%M:%S} UTC\n"
+            with translated(StoreError, f"{self.name}: writing {path}"):
+                file.resize(0)
+                file.write(0, holder.encode())
             yield
 
     @contextmanager
@@ -216,8 +216,8 @@ class Repository:
         The caller holds `exclusive`. What a killed backup left of a draft is removed first.
         """
         revisions = self.root / "revisions"
-        newest = max(filter(is_id, self._names()), default=None)
         with translated(StoreError, f"{self.name}: making a draft"):
+            newest = max(filter(is_id, self._names()), default=None)
             for name in disk.list_folder(revisions):
                 if name.startswith(".") and (revisions / name).is_dir():
                     disk.remove_tree(revisions / name)
@@ -226,8 +226,9 @@ class Repository:
             with draft.anchor:
                 yield draft
         finally:
-            if draft.folder.exists():
-                disk.remove_tree(draft.folder)
+            with suppress(OSError):  # the next backup removes it, and what failed is worth more
+                if draft.folder.exists():
+                    disk.remove_tree(draft.folder)
 
     def retag(self, revisions: list[Revision], add: set[str], drop: set[str]) -> list[Revision]:
         """Add and drop tags; give the revisions as they are now."""

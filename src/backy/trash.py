@@ -99,7 +99,8 @@ def sweep(repository: Repository) -> int:
     The caller holds `exclusive`, so nobody publishes; the history lock keeps revisions from
     moving between history and trash unseen while they are marked.
     """
-    return repository.store.collect(_indexes(repository))
+    with translated(StoreError, f"{repository.name}: dropping chunks that nobody names"):
+        return repository.store.collect(_indexes(repository))
 
 
 def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str], list[str]]:

@@ -79,7 +79,8 @@ class Workload:
 
 
 def _remove_oldest(repository: Repository) -> None:
-    trash.remove(repository, repository.history()[:1])
+    oldest = min(each.name for each in (repository.root / "revisions").iterdir())
+    trash.remove(repository, [each for each in repository.history() if each.id == oldest])
 
 
 def _opened(base: Path) -> Repository:

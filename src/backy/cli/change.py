@@ -11,10 +11,10 @@ from typer.core import TyperCommand
 from backy import trash
 from backy.cli.app import AsJson, Context, Job, Spec, app, open_repository
 from backy.cli.output import print_json
-from backy.errors import NotFoundError
+from backy.errors import DamagedError, NotFoundError
 from backy.records import revision_record
 from backy.repository import Repository
-from backy.revision import Revision
+from backy.revision import Revision, is_id
 from backy.units import format_size, parse_duration
 from backy.words import select
 
@@ -68,6 +68,9 @@ def tag(
 
 def _selected(repository: Repository, spec: str) -> list[Revision]:
     found = select(spec, repository.history())
+    if repository.damaged and not is_id(spec):
+        why = f"{spec!r} may not mean what it says: {repository.damaged[0].message}"
+        raise DamagedError(f"{repository.name}: {why}", "Name one revision by its full id.")
     if not found:
         raise NotFoundError(
             f"{repository.name}: {spec!r} names no revision", f"backy list {repository.name}"

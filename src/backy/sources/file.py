@@ -65,7 +65,8 @@ class FileImage:
 
     def warnings(self) -> Iterator[str]:
         """Whether the file was changed while it was read (a clone cannot be)."""
-        now = self._origin.status()
+        with translated(SourceError, f"looking at {self._origin.path}", _READ_HINT):
+            now = self._origin.status()
         can_tell = not (self.is_clone or self._origin.is_device)
         if can_tell and (now.st_mtime_ns, now.st_size) != (
             self._began.st_mtime_ns,
