@@ -149,9 +149,8 @@ class ChunkBlocks:
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
             is_there = path.exists()
             if not (is_there and self._is_whole(number, digest, len(block))):
-                frame = self._tools.compressor.compress(block)
-                stored = len(frame)
-                (self._replace if is_there else self._make)(path, frame)
+                stored, frame = self._compress(block)
+                (self._replace if is_there else self._make)(path, frame, stored)
         if len(self._written) < _REMEMBERED:
             self._written[digest] = None
         return stored
@@ -165,26 +164,37 @@ class ChunkBlocks:
             return False
         return digest_of(block) == digest
 
-    def _make(self, path: Path, frame: bytes) -> None:
+    def _compress(self, block: memoryview) -> tuple[int, memoryview]:
+        """The length of a block's frame, and the frame in whole pages, filled up with zeroes."""
+        frame = self._tools.compressor.compress(block)
+        length, whole = len(frame), -(-len(frame) // disks.PAGE) * disks.PAGE
+        room = self._tools.frame[:whole]
+        room[:length] = frame
+        room[length:] = bytes(whole - length)
+        return length, room
+
+    def _make(self, path: Path, frame: memoryview, length: int) -> None:
         """Write a chunk under its name: nobody relies on that before it is published."""
         try:
-            file = disks.create(path)
+            file = disks.create(path, Cache.SPARE)
         except FileNotFoundError:
             disks.make_folder(path.parent)
-            self._make(path, frame)
+            self._make(path, frame, length)
         except FileExistsError:  # another thread has the same block
-            self._replace(path, frame)
+            self._replace(path, frame, length)
         else:
             with file:
                 file.write(0, frame)
+                file.resize(length)
                 file.start_writeback()
 
-    def _replace(self, path: Path, frame: bytes) -> None:
+    def _replace(self, path: Path, frame: memoryview, length: int) -> None:
         """Replace a chunk that may be published: whole and durable first, then renamed."""
         beside = path.with_name(f".{path.name}.{threading.get_native_id()}")
         disks.remove_file(beside)
-        with disks.create(beside) as file:
+        with disks.create(beside, Cache.SPARE) as file:
             file.write(0, frame)
+            file.resize(length)
             file.sync()
         disks.rename(beside, path)
 
