@@ -53,6 +53,7 @@ def _cycle(trial: Trial, base: Path, options: list[str]) -> Cycle:
         restore=Command([*backy, "restore", JOB, restored]),
         restored=restored,
         verify=Command([*backy, "verify", JOB]),
+        scrub=Command([*backy, "scrub", JOB]),
     )
 
 

@@ -11,7 +11,7 @@ from benchmarks.space import MIB, show_size
 from benchmarks.targets import judge
 from benchmarks.workload import Workload
 
-STEPS = ("full", "unchanged", "changed", "restore", "verify")
+STEPS = ("full", "unchanged", "changed", "restore", "verify", "scrub")
 NOT_MEASURED = "-"
 ARITHMETIC = {
     "full": "hash and compress everything",
@@ -69,8 +69,8 @@ def _conditions(report: Report) -> list[str]:
             f" {load.changed_blocks_share:.0%} of all 4 MiB blocks)."
         ),
         (
-            "The source is in the page cache, sync is inside the measured time; before restore and"
-            f" verify the repository is {state}."
+            "The source is in the page cache, sync is inside the measured time; before restore,"
+            f" verify and scrub the repository is {state}."
         ),
         (
             "Only full backups are measured where a tool has no others;"

@@ -13,7 +13,10 @@ PEAK_LIMIT_BYTES = 200 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """At most `limit` times what the row of `reference` needs for the same or another step."""
+    """At most `limit` times what the row of `reference` needs for the same or another step.
+
+    Without a `reference` it is the same row.
+    """
 
     key: str
     step: str
@@ -47,6 +50,8 @@ RATIOS = (
     Target("chunks", "restore", 0.22, "restic", "restore"),
     Target("chunks", "verify", 0.35, "restic", "verify"),
     Target("chunks", "size", 1.0, "restic", "size"),
+    Target("chunks", "scrub", 1 / 0.9, "", "verify"),
+    Target("images", "scrub", 1 / 0.9, "", "verify"),
     Target("images", "full", 1.0, "cp --sparse=always on XFS", "full"),
     Target("images", "changed", 0.15, "restic", "changed"),
 )
@@ -80,7 +85,8 @@ def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Ver
 
 def _ratio(results: Results, row: Row, target: Target) -> Verdict:
     ours = results.median(row.name, target.step)
-    theirs = results.median(target.reference, target.reference_step)
+    reference = target.reference or row.name
+    theirs = results.median(reference, target.reference_step)
     ratio = None if ours is None or not theirs else ours / theirs
     subject = f"{row.name}: {target.step}"
-    return Verdict(subject, f"{target.reference}: {target.reference_step}", ratio, target.limit)
+    return Verdict(subject, f"{reference}: {target.reference_step}", ratio, target.limit)

@@ -46,6 +46,7 @@ class Cycle:
     restore: Command
     restored: Path
     verify: Command
+    scrub: Command | None = None
     prepare: Command | None = None
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -155,3 +156,5 @@ def run_cycle(trial: Trial, cycle: Cycle) -> None:
     trial.read_back("restore", cycle.restore, cycle.repository, cycle.env)
     trial.compare(cycle.restored, trial.workload.changed_image)
     trial.read_back("verify", cycle.verify, cycle.repository, cycle.env)
+    if cycle.scrub is not None:
+        trial.read_back("scrub", cycle.scrub, cycle.repository, cycle.env)

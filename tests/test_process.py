@@ -1,9 +1,11 @@
 """Signals stop a command in order, and a command that was told to ignore them goes on."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -119,3 +121,54 @@ def test_only_the_processors_that_we_may_use_are_counted() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout == "1\n"
     assert process.processors() == len(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def limit_of_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("limit_of_files")
+def test_more_files_may_be_open_up_to_the_hard_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    process.allow_open_files(100)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (100, hard)
+    process.allow_open_files(50)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (100, hard)
+    process.allow_open_files(2**60)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+def test_an_idle_process_lets_all_others_go_first_and_so_do_its_threads() -> None:
+    program = """if True:
+        import ctypes, os, platform, threading
+        from backy import process
+        ioprio_get = {"x86_64": 252, "aarch64": 31}[platform.machine()]
+        def priority():
+            return ctypes.CDLL(None).syscall(ioprio_get, 1, 0) >> 13
+        before = priority()
+        process.be_idle()
+        found = []
+        thread = threading.Thread(target=lambda: found.append(priority()))
+        thread.start()
+        thread.join()
+        print(before, priority(), *found, os.nice(0))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    before, *after = map(int, done.stdout.split())
+    assert before != 3
+    assert after == [3, 3, 19]
+
+
+def test_a_sleep_ends_when_the_process_is_stopped() -> None:
+    with pytest.raises(CancelledError), process.cancellable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    process.sleep(3600)
+    with process.cancellable():
+        pass
+    assert not process._stopped.is_set()

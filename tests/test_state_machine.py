@@ -26,12 +26,13 @@ from hypothesis.stateful import (
 from backy import trash
 from backy.backup import backup
 from backy.errors import NotFoundError, SourceError
+from backy.heal import Damage
 from backy.records import Settings
 from backy.repository import Repository, create
 from backy.restore import restore
 from backy.revision import Revision, Trust
 from backy.units import KiB
-from backy.verify import Damage, verify
+from backy.verify import verify
 from tests.lab.reflink import missing, reflink_file_system
 from tests.lab.repositories import names
 from tests.memory_source import FailingSource, MemorySource, changed, sample
@@ -126,7 +127,7 @@ class Commands(RuleBasedStateMachine):
             self.now = change.apply(self.now)
         known = {each: kept.disks for each, kept in self.history.items()} if knows else {}
         source = MemorySource(self.now, known)
-        parent = max(self.trusted(), default=None)
+        parent = max(self.history, default=None)
         revision = backup(self.repository, source, tags=("daily",))
         assert source.kept == 1
         assert revision.id > max(self.history, default="")
@@ -136,9 +137,6 @@ class Commands(RuleBasedStateMachine):
     @rule(changes=CHANGES, knows=st.booleans())
     def backs_up_again(self, changes: list[Change], knows: bool) -> None:
         self.backs_up(changes, knows)
-
-    def trusted(self) -> list[str]:
-        return [each for each, kept in self.history.items() if kept.trust is not Trust.DISTRUSTED]
 
     @rule()
     def fails_to_back_up(self) -> None:
@@ -211,7 +209,7 @@ class Commands(RuleBasedStateMachine):
         assert {self.block_of(each) for each in found} == {digest}
         assert {each.revision for each in found} == self.holders(revision, digest)
         for each, kept in self.history.items():
-            damaged = any(damage.revision == each for damage in found)
+            damaged = any(damage.revision == each and not damage.healed for damage in found)
             kept.trust = Trust.DISTRUSTED if damaged else Trust.VERIFIED
         with path.open("r+b") as file:
             os.pwrite(file.fileno(), before[offset : offset + 1], offset)

@@ -16,6 +16,7 @@ from backy.errors import (
     StoreError,
     translated,
 )
+from backy.extent import Extent, Kind
 from backy.image import SILENCE, Image, Watcher, copy
 from backy.repository import Repository, RevisionDraft
 from backy.revision import Disk, Revision, Trust, check_disk_name
@@ -60,6 +61,8 @@ def _backup(  # noqa: PLR0917 - called once, above
     parent: Revision | None,
     warnings: list[str],
 ) -> Revision:
+    if repository.renew_script():
+        warnings.append("restore.sh was not the one of this version; it was written anew")
     with repository.draft() as draft, source.snapshot(parent) as snapshot:
         watcher.begin(sum(image.size for image in snapshot.disks.values()))
         made = {}
@@ -87,11 +90,14 @@ def _backup(  # noqa: PLR0917 - called once, above
 
 
 def _usable_parent(repository: Repository, warnings: list[str]) -> Revision | None:
-    """The newest revision that nobody distrusts and whose index and image are in place."""
+    """The newest revision of which is known what is good of it: its index and image are in place.
+
+    A distrusted one serves where it says which ranges are damaged; they are stored anew.
+    """
     history = repository.history()
     warnings += [f"ignored a revision: {error.message}" for error in repository.damaged]
     for revision in reversed(history):
-        if revision.trust is Trust.DISTRUSTED:
+        if revision.trust is Trust.DISTRUSTED and not revision.damaged:
             warnings.append(f"revision {revision.id} is distrusted; it is not built upon")
             continue
         try:
@@ -130,7 +136,9 @@ def _copy_disk(
         translated(StoreError, f"{repository.name}: writing the draft of {name}"),
         repository.store.draft(draft.folder, name, image.size, base) as target,
     ):
-        read = copy(image, target, watcher=watcher)
+        for start, length in base.damaged.get(name, ()) if base else ():
+            target.forget(start, length)
+        read = copy(_Anew(image, base, name), target, watcher=watcher)
         index_hash = target.index_hash()
     return Disk(
         size=image.size,
@@ -140,6 +148,33 @@ def _copy_disk(
         changed=target.changed,
         stored=target.stored,
     )
+
+
+class _Anew:
+    """A source's image that calls nothing unchanged where the parent's bytes are damaged."""
+
+    def __init__(self, image: Image, parent: Revision | None, disk: str) -> None:
+        self.size = image.size
+        self.readinto = image.readinto
+        self._image = image
+        self._damaged = parent.damaged.get(disk, ()) if parent else ()
+
+    def extents(self) -> Iterator[Extent]:
+        """See Image."""
+        for extent in self._image.extents():
+            if extent.kind is not Kind.SAME:
+                yield extent
+                continue
+            position = extent.start
+            for start, length in self._damaged:
+                low, high = max(start, position), min(start + length, extent.end)
+                if low < high:
+                    if position < low:
+                        yield Extent(position, low - position, Kind.SAME)
+                    yield Extent(low, high - low, Kind.DATA)
+                    position = high
+            if position < extent.end:
+                yield Extent(position, extent.end - position, Kind.SAME)
 
 
 def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:

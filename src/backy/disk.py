@@ -32,6 +32,12 @@ _BLKZEROOUT = 0x127F  # linux/fs.h
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820  # linux/fs.h, on struct fsxattr
 _FSXATTR = struct.Struct("=5I8x")  # flags, extent size, extents, project, copy-on-write extent size
 _COWEXTSIZE = 0x10000  # FS_XFLAG_COWEXTSIZE
+_FIEMAP = 0xC020660B  # FS_IOC_FIEMAP, linux/fs.h
+_FIEMAP_REQUEST = struct.Struct("=QQIIII")  # start, length, flags, found, room, reserved
+_FIEMAP_EXTENT = struct.Struct("=QQQ16xI12x")  # logical and physical start, length, flags
+_FIEMAP_ROOM = 128  # extents a call
+_FIEMAP_LAST = 0x1
+_FIEMAP_UNPLACED = 0xF8E  # unknown, delayed, encoded, encrypted, unaligned, inline, tail, unwritten
 _PUNCH_HOLE_KEEP_SIZE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, fallocate(2)
 _NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
@@ -268,6 +274,31 @@ class File:
                 raise
             return size
 
+    def places(self, start: int, length: int) -> Iterator[tuple[int, int, int | None]]:
+        """Where the medium has a range, hole by hole left out: (offset, length, physical offset).
+
+        The last is None where the file system does not say (compressed, or not yet written), so
+        equal physical offsets mean the same bytes. Raises OSError where it cannot tell at all.
+        """
+        position, end = start, start + length
+        while position < end:
+            header = _FIEMAP_REQUEST.pack(position, end - position, 0, 0, _FIEMAP_ROOM, 0)
+            request = bytearray(header) + bytes(_FIEMAP_ROOM * _FIEMAP_EXTENT.size)
+            fcntl.ioctl(self.descriptor, _FIEMAP, request)
+            found = _FIEMAP_REQUEST.unpack_from(request)[3]
+            for number in range(found):
+                where = _FIEMAP_REQUEST.size + number * _FIEMAP_EXTENT.size
+                logical, physical, size, flags = _FIEMAP_EXTENT.unpack_from(request, where)
+                low, position = max(logical, start), logical + size
+                is_placed = not flags & _FIEMAP_UNPLACED
+                if low < min(position, end):
+                    physical_low = physical + low - logical if is_placed else None
+                    yield low, min(position, end) - low, physical_low
+                if flags & _FIEMAP_LAST:
+                    return
+            if not found:
+                return
+
     def start_writeback(self) -> None:
         """Have the kernel begin to write it out and keep none of it cached; does not wait.
 
@@ -310,6 +341,18 @@ def open_to_write(path: Path, cache: Cache = Cache.USE) -> File:
     """Open an existing file or block device; a device that is mounted or in use is refused."""
     exclusive = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
     return File(path, os.O_RDWR | exclusive, cache)
+
+
+@contextmanager
+def open_protected(path: Path) -> Iterator[File]:
+    """Open a file that `protect` was called on, to write; afterwards it is protected again."""
+    with File(path, os.O_RDONLY) as guard:
+        os.fchmod(guard.descriptor, 0o600)
+        try:
+            with File(path, os.O_RDWR, Cache.SPARE) as file:
+                yield file
+        finally:
+            guard.protect()
 
 
 def create(path: Path, cache: Cache = Cache.USE) -> File:

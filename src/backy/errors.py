@@ -51,6 +51,17 @@ class StoreError(BackyError):
 
     exit_code = 5
 
+    @property
+    def is_damage(self) -> bool:
+        """Whether it says something of the stored bytes, and not of the machine that reads them."""
+        return getattr(self.__cause__, "errno", None) not in _NO_DAMAGE
+
+
+_NO_DAMAGE = {
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
+
 
 class DamagedError(StoreError):
     """Stored bytes are missing or are not what was stored."""

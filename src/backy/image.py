@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from backy import disk, process
 from backy.extent import Extent, Kind, align, chop
 from backy.units import MiB
 
+Step = TypeVar("Step")
 _BUFFERS = 32 * MiB  # bytes that all workers' buffers may take together
 
 
@@ -124,8 +125,8 @@ def copy(
 
 
 def in_parallel(
-    steps: Iterator[Extent],
-    take: Callable[[Extent, memoryview], None],
+    steps: Iterator[Step],
+    take: Callable[[Step, memoryview], None],
     buffer_size: int,
     workers: int | None = None,
 ) -> None:
@@ -164,11 +165,11 @@ def in_parallel(
         raise pool.error
 
 
-class _Pool:
+class _Pool(Generic[Step]):
     """What the threads of one `in_parallel` share."""
 
     def __init__(
-        self, steps: Iterator[Extent], take: Callable[[Extent, memoryview], None], buffer_size: int
+        self, steps: Iterator[Step], take: Callable[[Step, memoryview], None], buffer_size: int
     ) -> None:
         self._steps = steps
         self._take = take
@@ -188,6 +189,6 @@ class _Pool:
         finally:
             ended.set()
 
-    def _next(self) -> Extent | None:
+    def _next(self) -> Step | None:
         with self._lock:
             return next(self._steps, None)

@@ -8,7 +8,7 @@ block has been written: a hole in the file, so an unwritten index of any length 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -80,6 +80,16 @@ class Index:
         for first in range(0, self.blocks, PIECE):
             count = min(PIECE, self.blocks - first)
             yield first, count, self.lines(first, count)
+
+    def find(self, digests: Collection[str]) -> Iterator[tuple[int, str]]:
+        """The blocks that have one of these names, as (number, name), ascending."""
+        wanted = {digest.encode() for digest in digests}
+        for first, count, lines in self.pieces():
+            if not wanted.isdisjoint(lines.split()):
+                for number in range(count):
+                    line = lines[number * LINE : (number + 1) * LINE - 1]
+                    if line in wanted:
+                        yield first + number, line.decode()
 
     def hash(self) -> str:
         """The BLAKE3-256 of the file, which revision.json records.
@@ -153,6 +163,11 @@ class IndexDraft(Index):
     def put(self, number: int, digest: str) -> None:
         """Name block `number`."""
         self.file.write(number * LINE, (digest + "\n").encode())
+
+    def forget(self, first: int, count: int) -> None:
+        """Make blocks unwritten again, whatever the parent had there."""
+        for start in range(first, first + count, PIECE):
+            self.file.write(start * LINE, UNWRITTEN * min(PIECE, first + count - start))
 
     def put_zero(self, first: int, count: int) -> None:
         """Name `count` blocks, all of one length, as zero."""

@@ -11,15 +11,16 @@ import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from backy import disk as disks
 from backy.errors import BackyError, ConfigError, DamagedError, translated
-from backy.revision import Revision, check_disk_name, check_tag, is_id
+from backy.revision import Disk, Revision, check_disk_name, check_tag, is_id
 from backy.units import KiB, MiB
 
+Value = TypeVar("Value")
 FORMAT = 1
 SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
 LEVELS = range(1, 20)  # zstd's, without those that need more memory to decompress
@@ -44,12 +45,12 @@ _REVISION = TypeAdapter(Revision)
 
 def encode_settings(settings: Settings) -> bytes:
     """The bytes of repository.json."""
-    return _encode(_SETTINGS.dump_python(settings, mode="json"))
+    return encode_record(_SETTINGS, settings)
 
 
 def encode_revision(revision: Revision) -> bytes:
     """The bytes of revision.json."""
-    return _encode(revision_record(revision))
+    return encode_record(_REVISION, revision)
 
 
 def revision_record(revision: Revision) -> dict[str, Any]:
@@ -58,14 +59,16 @@ def revision_record(revision: Revision) -> dict[str, Any]:
     return record
 
 
-def _encode(record: dict[str, Any]) -> bytes:
+def encode_record(adapter: TypeAdapter[Value], value: Value) -> bytes:
+    """The bytes of a JSON file that holds `value`, with the number of the format."""
+    record = adapter.dump_python(value, mode="json")
     return (json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_settings(path: Path) -> Settings:
     """Read repository.json. Raises ConfigError where it is not one that this version can use."""
     hint = f"Is {path.parent} a repository? restore.sh in it does without this file's settings."
-    settings: Settings = _read(path, _SETTINGS, ConfigError, hint)
+    settings = read_record(path, _SETTINGS, ConfigError, hint)
     if (
         not SMALLEST_BLOCK <= settings.block_size <= LARGEST_BLOCK
         or settings.block_size % SMALLEST_BLOCK
@@ -82,7 +85,7 @@ def read_revision(path: Path, block_size: int) -> Revision:
     Raises DamagedError where it is not one, or names what could lead out of its folder.
     """
     hint = "Its disks can be restored by restore.sh or by hand; see docs/restore-by-hand.md."
-    revision: Revision = _read(path, _REVISION, DamagedError, hint)
+    revision = read_record(path, _REVISION, DamagedError, hint)
     try:
         _check_revision(revision, path.parent.name, block_size)
     except (BackyError, ValueError) as error:
@@ -102,18 +105,32 @@ def _check_revision(revision: Revision, folder: str, block_size: int) -> None:
     for tag in revision.tags:
         check_tag(tag)
     for name, disk in revision.disks.items():
-        check_disk_name(name)
-        if disk.block_size != block_size or not 0 < disk.size <= _LARGEST_DISK:
-            raise ValueError(
-                f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
-            )
-        if not all(0 <= each <= _LARGEST_DISK for each in (disk.read, disk.changed, disk.stored)):
-            raise ValueError(f"disk {name} says of itself what cannot be")
-        if not _HASH.fullmatch(disk.index_hash):
-            raise ValueError(f"disk {name} has no index hash")
+        _check_disk(name, disk, block_size)
+    for name, ranges in revision.damaged.items():
+        size = revision.disks[name].size if name in revision.disks else 0
+        if not all(0 <= start < start + length <= size for start, length in ranges):
+            raise ValueError(f"disk {name} has no such damaged range")
 
 
-def _read(path: Path, adapter: TypeAdapter[Any], kind: type[BackyError], hint: str) -> Any:  # noqa: ANN401
+def _check_disk(name: str, disk: Disk, block_size: int) -> None:
+    check_disk_name(name)
+    if disk.block_size != block_size or not 0 < disk.size <= _LARGEST_DISK:
+        raise ValueError(
+            f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
+        )
+    if not all(0 <= each <= _LARGEST_DISK for each in (disk.read, disk.changed, disk.stored)):
+        raise ValueError(f"disk {name} says of itself what cannot be")
+    if not _HASH.fullmatch(disk.index_hash):
+        raise ValueError(f"disk {name} has no index hash")
+
+
+def read_record(
+    path: Path, adapter: TypeAdapter[Value], kind: type[BackyError], hint: str
+) -> Value:
+    """The value in a JSON file, checked. Raises `kind` with `hint` where it is not one.
+
+    The file may have 1 MiB; a longer one is refused unread.
+    """
     with translated(kind, f"reading {path}", hint):
         content = disks.read_file(path, _LARGEST_RECORD)
     try:

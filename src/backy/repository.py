@@ -83,11 +83,14 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
         store_class(settings.store)
         with disk.locked(root / "revisions", patience_seconds=_PATIENCE):
             if not (root / "repository.json").exists():  # somebody else may have been faster
-                script = files("backy").joinpath("restore.sh").read_bytes()
-                disk.write_file(root / "restore.sh", script, mode=0o755)
+                disk.write_file(root / "restore.sh", _script(), mode=0o755)
                 disk.write_file(root / "repository.json", encode_settings(settings))
                 disk.sync_folder(base)
     return Repository(root)
+
+
+def _script() -> bytes:
+    return files("backy").joinpath("restore.sh").read_bytes()
 
 
 def _shares_extents(folder: Path) -> bool:
@@ -122,6 +125,22 @@ class Repository:
             self.settings = replace(self.settings, source=source)
             with translated(StoreError, f"{self.name}: writing repository.json"):
                 disk.write_file(self.root / "repository.json", encode_settings(self.settings))
+
+    def renew_script(self) -> bool:
+        """Whether restore.sh was not the one of this version; it is then.
+
+        A script has no hash, so this is what tells that a bit in it changed. Raises StoreError.
+        """
+        path = self.root / "restore.sh"
+        script = _script()
+        with translated(StoreError, f"{self.name}: writing {path}"):
+            try:
+                if disk.read_file(path, MiB) == script:
+                    return False
+            except OSError:
+                pass  # missing or unreadable: all the more
+            disk.write_file(path, script, mode=0o755)
+        return True
 
     def history(self) -> list[Revision]:
         """All revisions, oldest first. Those whose revision.json is unusable are in `damaged`."""

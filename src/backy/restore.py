@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from backy import disk as disks
 from backy.disk import Cache, File
-from backy.errors import DamagedError, TargetError, translated
+from backy.errors import DamagedError, StoreError, TargetError, translated
+from backy.heal import Bad, Healer, LiveSource, Origin, Stored
 from backy.image import SILENCE, Watcher, copy
+from backy.index import block_count
 from backy.repository import Repository
 from backy.revision import Revision
 from backy.units import MiB, format_size
 
 STREAM = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore did: bytes read, and ranges as (start, length) that were damaged.
+
+    Those in `lost` are zeroes in the target now; those in `healed` came from elsewhere.
+    """
+
+    read: int
+    lost: tuple[tuple[int, int], ...] = ()
+    healed: tuple[tuple[int, int], ...] = ()
 
 
 def restore(
@@ -26,44 +41,82 @@ def restore(
     target: str,
     *,
     over_source: bool = False,
+    keep_going: bool = False,
+    origins: Sequence[Origin] = (),
     watcher: Watcher = SILENCE,
-) -> int:
-    """Write a disk to `target`: a path, or "-" for standard output; give the bytes read.
+) -> Restored:
+    """Write a disk to `target`: a path, or "-" for standard output.
 
     A new file appears under its name only when it is complete. An existing file is overwritten
     in place and takes the disk's size; a block device keeps what lies beyond the disk. Zeroes
     become holes where the target can have them. On return everything is durable.
 
-    Raises TargetError where the target cannot take the disk, before anything was written, and
-    DamagedError where a stored block is not what it was.
+    A damaged block is healed from the sources that verify has; what cannot be healed becomes
+    zeroes where `keep_going` says so. Raises TargetError where the target cannot take the disk,
+    before anything was written, and DamagedError where a block cannot be given back.
     """
     watcher.begin(revision.disks[disk].size)
-    try:
-        return _restore(repository, revision, disk, target, watcher, over_source=over_source)
-    except DamagedError as error:
-        raise DamagedError(
-            f"{repository.name}: {revision.id} {disk}: {error.message}",
-            f"Try an older revision; backy verify {repository.name} says which are whole.",
-        ) from error
+    with ExitStack() as stack:
+        live = stack.enter_context(LiveSource(repository))
+        healer = stack.enter_context(Healer(repository, "restore", [live, *origins], watcher))
+        try:
+            stack.enter_context(repository.reading(revision))
+            image = stack.enter_context(repository.store.open(revision, disk))
+            stored = Stored(revision, disk, image)
+            rescued = _Rescued(stored, healer, keep_going=keep_going)
+            # Whole stored blocks at a time: each is decompressed once.
+            block_size = max(MiB // image.block_size, 1) * image.block_size
+            if target == STREAM:
+                read = copy(rescued, StreamDraft(block_size), watcher=watcher, workers=1)
+            else:
+                _check_target(Path(target), repository, over_source=over_source)
+                with _target(Path(target), image.size, block_size) as draft:
+                    read = copy(rescued, draft, watcher=watcher)
+        except DamagedError as error:
+            raise DamagedError(
+                f"{repository.name}: {revision.id} {disk}: {error.message}",
+                f"Try an older revision; backy verify {repository.name} says which are whole. "
+                "Or add --keep-going to get all the rest.",
+            ) from error
+    return Restored(read, tuple(sorted(rescued.lost)), tuple(sorted(rescued.healed)))
 
 
-def _restore(
-    repository: Repository,
-    revision: Revision,
-    disk: str,
-    target: str,
-    watcher: Watcher,
-    *,
-    over_source: bool,
-) -> int:
-    size = revision.disks[disk].size
-    with repository.reading(revision), repository.store.open(revision, disk) as image:
-        if target == STREAM:
-            return copy(image, StreamDraft(), watcher=watcher, workers=1)
-        path = Path(target)
-        _check_target(path, repository, over_source=over_source)
-        with _target(path, size) as draft:
-            return copy(image, draft, watcher=watcher)
+class _Rescued:
+    """The image of a stored disk whose damaged blocks come from elsewhere, if they can."""
+
+    def __init__(self, stored: Stored, healer: Healer, *, keep_going: bool) -> None:
+        self.size = stored.image.size
+        self.extents = stored.image.extents
+        self.lost: set[tuple[int, int]] = set()
+        self.healed: set[tuple[int, int]] = set()
+        self._stored = stored
+        self._healer = healer
+        self._keep_going = keep_going
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """See Image; where a block cannot be had it raises DamagedError, or gives zeroes."""
+        try:
+            self._stored.image.readinto(offset, buffer)
+        except StoreError as error:
+            if not error.is_damage:
+                raise
+            size, end = self._stored.image.block_size, offset + len(buffer)
+            for number in range(offset // size, block_count(end, size)):
+                low, high = max(offset, number * size), min(end, (number + 1) * size)
+                block = self._read(number, error)
+                buffer[low - offset : high - offset] = block[low - number * size :][: high - low]
+
+    def _read(self, number: int, error: StoreError) -> bytes:
+        block = self._stored.block(number)
+        if block is not None:
+            return block
+        block, _ = self._healer.rescue(Bad(self._stored, number, error.message))
+        if block is None and not self._keep_going:
+            raise error
+        index = self._stored.image.index
+        length = index.length_of(number)
+        (self.lost if block is None else self.healed).add((number * index.block_size, length))
+        return bytes(length) if block is None else block
 
 
 def _check_target(path: Path, repository: Repository, *, over_source: bool) -> None:
@@ -97,10 +150,10 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _target(path: Path, size: int) -> Iterator[RawDraft]:
+def _target(path: Path, size: int, block_size: int) -> Iterator[RawDraft]:
     with translated(TargetError, f"writing {path}", "Free some space or name another target."):
         if not path.exists():
-            yield from _new_file(path, size)
+            yield from _new_file(path, size, block_size)
             return
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
@@ -112,17 +165,17 @@ def _target(path: Path, size: int) -> Iterator[RawDraft]:
                 raise TargetError(f"{path} has {have}; {need} are needed", "Use a larger device.")
             if not file.is_device:
                 file.resize(size)
-            yield RawDraft(file, is_new=False)
+            yield RawDraft(file, block_size, is_new=False)
             file.sync()
 
 
-def _new_file(path: Path, size: int) -> Iterator[RawDraft]:
+def _new_file(path: Path, size: int, block_size: int) -> Iterator[RawDraft]:
     """Fill a file beside `path`, then rename it: nobody takes half a disk for a whole one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disks.create(partial, Cache.SPARE) as file:
             file.resize(size)
-            yield RawDraft(file, is_new=True)
+            yield RawDraft(file, block_size, is_new=True)
             file.sync()
         disks.rename(partial, path)
         disks.sync_folder(path.parent)
@@ -133,9 +186,8 @@ def _new_file(path: Path, size: int) -> Iterator[RawDraft]:
 class RawDraft:
     """A raw file or block device, as a Draft. What the target is still to get is never read."""
 
-    block_size = MiB
-
-    def __init__(self, file: File, *, is_new: bool) -> None:
+    def __init__(self, file: File, block_size: int, *, is_new: bool) -> None:
+        self.block_size = block_size
         self._file = file
         self._is_new = is_new
 
@@ -154,7 +206,8 @@ class RawDraft:
 class StreamDraft:
     """A pipe, as a Draft that must be written in ascending order: `copy` with one worker."""
 
-    block_size = MiB
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
 
     def write(self, offset: int, data: memoryview) -> None:
         """Append."""

@@ -56,7 +56,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What revision.json says (docs/formats.md); times are aware and UTC, in whole seconds."""
+    """What revision.json says (docs/formats.md); times are aware and UTC, in whole seconds.
+
+    `damaged` has the ranges of each disk, as (start, length) in bytes, that could not be healed
+    when they were last read.
+    """
 
     id: str
     time: datetime
@@ -67,7 +71,8 @@ class Revision:
     tags: tuple[str, ...] = ()
     trust: Trust = Trust.TRUSTED
     verified: datetime | None = None
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+    damaged: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
 
 def is_id(text: str) -> bool:

@@ -1,141 +1,237 @@
-"""Verify: read every stored byte again, past the page cache, and name what is not what it was."""
+"""Verify: read every stored byte again, past the page cache, and name what is not what it was.
+
+Disks are read GiB by GiB through all revisions, so that what revisions share is read once:
+a chunk by its name, a part of an image by its place on the medium.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import blake3
+
+from backy import process
 from backy.disk import Cache
 from backy.errors import DamagedError, NotFoundError, StoreError
-from backy.extent import Extent, Kind, chop
+from backy.heal import Bad, Damage, Healer, LiveSource, Origin, Stored, distrusted
 from backy.image import SILENCE, Watcher, in_parallel
-from backy.index import Index
+from backy.index import LINE, block_count, zero_digest
 from backy.repository import Repository
 from backy.revision import Revision, Trust
-from backy.stores.blocks import StoredImage
+from backy.stores.blocks import NAMED, StoredImage
+from backy.units import GiB
 
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A range of a disk of a revision that cannot be given back; in bytes, whole blocks."""
-
-    revision: str
-    disk: str
-    start: int
-    length: int
-    reason: str
-
-
-_Bad = list[tuple[int, int, str]]  # damaged ranges of one image: start, end, why; ascending
+_REMEMBERED = 1 << 18  # blocks known to have been read: 30 MiB; forgetting means reading again
 
 
 def verify(
-    repository: Repository, revisions: Sequence[Revision], *, watcher: Watcher = SILENCE
+    repository: Repository,
+    revisions: Sequence[Revision],
+    *,
+    origins: Sequence[Origin] = (),
+    watcher: Watcher = SILENCE,
 ) -> Iterator[Damage]:
-    """Read all that `revisions` (oldest first) hold; give every damaged range of every one.
+    """Read all that `revisions` (oldest first) hold; heal what is bad, or give it as damage.
 
-    What revisions share is read once. Each revision becomes verified or distrusted when all its
-    disks have been read.
+    Good bytes come from other revisions, the live source and `origins`. Damage is named in
+    every revision that has it, also in those that were not asked for. Each of `revisions`
+    becomes verified or distrusted when all its disks have been read.
     """
     watcher.begin(sum(disk.size for each in revisions for disk in each.disks.values()))
     found: dict[str, list[Damage]] = {revision.id: [] for revision in revisions}
-    gone: set[str] = set()
-    for name in sorted({name for revision in revisions for name in revision.disks}):
-        having = [revision for revision in revisions if name in revision.disks]
-        for damage in _verify_disk(repository, having, name, gone, watcher):
-            found[damage.revision].append(damage)
-            yield damage
+    seen: set[bytes] = set()
+    check_script(repository, watcher)
+    with ExitStack() as stack:
+        live = stack.enter_context(LiveSource(repository))
+        healer = Healer(repository, "verify", [live, *origins], watcher)
+        stack.enter_context(healer)
+        for name in sorted({name for revision in revisions for name in revision.disks}):
+            for damage in _verify_disk(repository, revisions, name, seen, healer, watcher):
+                if damage.revision in found and not damage.healed:
+                    found[damage.revision].append(damage)
+                yield damage
     for revision in revisions:
-        if revision.id not in gone:
-            _record(repository, revision, is_whole=not found[revision.id])
+        _record(repository, revision, found[revision.id])
 
 
-def _record(repository: Repository, revision: Revision, *, is_whole: bool) -> None:
+def check_script(repository: Repository, watcher: Watcher) -> None:
+    """Write restore.sh anew where it is not what it should be, and say so."""
+    try:
+        if repository.renew_script():
+            watcher.warn("restore.sh was not the one of this version; it was written anew")
+    except StoreError as error:
+        watcher.warn(f"restore.sh is not the one of this version: {error.message}")
+
+
+def _record(repository: Repository, revision: Revision, found: Sequence[Damage]) -> None:
     """Write the finding into revision.json, unless the revision was removed by now."""
     now = datetime.now(UTC).replace(microsecond=0)
-    trust = Trust.VERIFIED if is_whole else Trust.DISTRUSTED
 
     def verified(revision: Revision) -> Revision:
-        return replace(revision, trust=trust, verified=now)
+        revision = replace(revision, trust=Trust.VERIFIED, damaged={}, verified=now)
+        return distrusted(revision, found) if found else revision
 
     with suppress(NotFoundError):
         repository.change(revision, verified)
 
 
-def _verify_disk(
+def _verify_disk(  # noqa: PLR0917 - called once, above
     repository: Repository,
     revisions: Sequence[Revision],
     name: str,
-    gone: set[str],
+    seen: set[bytes],
+    healer: Healer,
     watcher: Watcher,
 ) -> Iterator[Damage]:
-    """One disk through its revisions; an index stays open until the next is compared with it."""
-    previous: Index | None = None
-    bad: _Bad = []
-    with ExitStack() as kept:
-        for revision in revisions:
-            with ExitStack() as stack:
-                try:
-                    stack.enter_context(repository.reading(revision))
-                    image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
-                except (DamagedError, NotFoundError) as error:
-                    size = revision.disks[name].size
-                    watcher.advance(size)
-                    if repository.folder_of(revision).exists():
-                        yield Damage(revision.id, name, 0, size, error.message)
-                    else:
-                        gone.add(revision.id)
-                    continue
-                since = previous if repository.store.shares_blocks else None
-                bad = _read_all(image, since, bad, watcher)
-                yield from (
-                    Damage(revision.id, name, start, end - start, why) for start, end, why in bad
-                )
-                kept.pop_all().close()
-                kept.push(stack.pop_all())
-                previous = image.index
+    with opened(repository, revisions, name) as (holders, damages):
+        healer.distrust(damages)
+        for damage in damages:
+            watcher.advance(damage.length)
+            yield damage
+        whole = Range(name, 0, max((each.image.size for each in holders), default=0))
+        for where in whole.cut():
+            survey = Survey(where, holders, seen)
+            yield from healer.treat(survey.read(watcher))
 
 
-def _read_all(image: StoredImage, since: Index | None, known: _Bad, watcher: Watcher) -> _Bad:
-    """Read what `since` does not have in the same place; carry over what is known as bad there."""
-    bad: _Bad = []
+@contextmanager
+def opened(
+    repository: Repository, revisions: Sequence[Revision], name: str
+) -> Iterator[tuple[list[Stored], list[Damage]]]:
+    """Those of `revisions` that have a disk, with it open, kept from purge; and those unusable.
 
-    def take(extent: Extent, buffer: memoryview) -> None:
-        if extent.kind is Kind.SAME:
-            bad.extend(_within(known, extent.start, extent.end))
-        else:
-            # A run of zero blocks is one stored block, if it is any: its first stands for all.
-            length = min(extent.length, image.block_size)
+    One that was removed meanwhile is neither.
+    """
+    holders, damages = [], []
+    having = [revision for revision in revisions if name in revision.disks]
+    process.allow_open_files(4 * len(having) + 1000)
+    with ExitStack() as stack:
+        for revision in having:
             try:
-                image.readinto(extent.start, buffer[:length])
+                stack.enter_context(repository.reading(revision))
+                image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
+            except (DamagedError, NotFoundError) as error:
+                if repository.folder_of(revision).exists():
+                    size = revision.disks[name].size
+                    damages.append(Damage(revision.id, name, 0, size, error.message))
+            else:
+                holders.append(Stored(revision, name, image))
+        yield holders, damages
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The bytes from `start` to before `end` of a disk; whole blocks."""
+
+    disk: str
+    start: int
+    end: int
+
+    def cut(self, length: int = GiB) -> Iterator[Range]:
+        """Its parts, each of `length` bytes but the last. 1 GiB is what a Survey is made for."""
+        for start in range(self.start, self.end, length):
+            yield Range(self.disk, start, min(start + length, self.end))
+
+
+_Content = tuple[bytes, Sequence[bytes | None]]  # the lines of the index, and the places
+
+
+class Survey:
+    """What `holders` store of a range of a disk, each piece of bytes once.
+
+    `seen` knows what was read before and learns what is read here. `known` are holders whose
+    blocks need not be read.
+    """
+
+    def __init__(
+        self,
+        where: Range,
+        holders: Sequence[Stored],
+        seen: set[bytes],
+        known: Sequence[Stored] = (),
+    ) -> None:
+        self.bytes = 0
+        self._where = where
+        self._size = 0
+        self._steps: list[tuple[Stored, int]] = []
+        if len(seen) > _REMEMBERED:
+            seen.clear()
+        for holder in known:
+            seen.update(filter(None, (key for _, key in self._blocks(holder))))
+        before: object = None
+        for holder in holders:
+            self._size += max(0, min(where.end, holder.image.size) - where.start)
+            content = self._content(holder)
+            if content != before or None in content[1]:
+                before = content
+                self._add(holder, content, seen)
+
+    def _add(self, holder: Stored, content: _Content, seen: set[bytes]) -> None:
+        """Have those blocks read that nobody had so far."""
+        for number, key in self._blocks(holder, content):
+            if key not in seen:
+                if key:
+                    seen.add(key)
+                self._steps.append((holder, number))
+                self.bytes += holder.image.index.length_of(number)
+
+    def _content(self, holder: Stored) -> _Content:
+        """What is equal where two revisions have the same bytes in the same places."""
+        first, count = self._range(holder.image)
+        return holder.image.index.lines(first, count), holder.image.places(first, count)
+
+    def _range(self, image: StoredImage) -> tuple[int, int]:
+        """The first block and how many."""
+        first = self._where.start // image.block_size
+        end = block_count(min(self._where.end, image.size), image.block_size)
+        return first, max(0, end - first)
+
+    def _blocks(
+        self, holder: Stored, content: _Content | None = None
+    ) -> Iterator[tuple[int, bytes | None]]:
+        """Each block that must be read, with a key that is equal for equal stored bytes.
+
+        The key is 128 bits of a hash; None where nothing can be said. A hole need not be read
+        where the index calls it zeroes.
+        """
+        lines, places = content or self._content(holder)
+        first, _ = self._range(holder.image)
+        zero = zero_digest(holder.image.block_size).encode()
+        for number, place in enumerate(places):
+            digest = lines[number * LINE : (number + 1) * LINE - 1]
+            if place == NAMED:
+                yield first + number, digest[:32]
+            elif place is None:
+                yield first + number, None
+            elif place or digest != zero:
+                yield first + number, blake3.blake3(digest + place).digest(16)
+
+    def read(
+        self, watcher: Watcher = SILENCE, spend: Callable[[int], None] | None = None
+    ) -> list[Bad]:
+        """Read it all, and give what is not what it was; `spend` is told before each read.
+
+        Raises StoreError where reading failed for a reason that says nothing of what is stored.
+        """
+        bad: list[Bad] = []
+
+        def take(step: tuple[Stored, int], buffer: memoryview) -> None:
+            holder, number = step
+            block = buffer[: holder.image.index.length_of(number)]
+            if spend:
+                spend(len(block))
+            try:
+                holder.image.readinto(number * holder.image.block_size, block)
             except StoreError as error:
-                bad.append((extent.start, extent.end, error.message))
-        watcher.advance(extent.length)
+                if not error.is_damage:
+                    raise
+                bad.append(Bad(holder, number, error.message))
+            watcher.advance(len(block))
 
-    extents = image.index.extents(since) if since else image.extents()
-    in_parallel(chop(extents, image.block_size), take, image.block_size)
-    return _joined(sorted(bad))
-
-
-def _within(known: _Bad, start: int, end: int) -> Iterator[tuple[int, int, str]]:
-    """The parts of `known` in [start, end)."""
-    first = max(0, bisect_right(known, start, key=lambda each: each[0]) - 1)
-    for low, high, why in known[first:]:
-        if low >= end:
-            break
-        if high > start:
-            yield max(low, start), min(high, end), why
-
-
-def _joined(bad: _Bad) -> _Bad:
-    """Join ranges that touch; the first one's reason stays."""
-    joined: _Bad = []
-    for start, end, why in bad:
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], end, joined[-1][2])
-        else:
-            joined.append((start, end, why))
-    return joined
+        if self._steps:
+            in_parallel(iter(self._steps), take, self._steps[0][0].image.block_size)
+        watcher.advance(self._size - self.bytes)
+        return sorted(bad, key=lambda each: (each.stored.revision.id, each.number))

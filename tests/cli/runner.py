@@ -162,6 +162,17 @@ class Backy:
         digest = index.read_text().splitlines()[block]
         return self.base / job / "chunks" / digest[:2] / f"{digest}.zst"
 
+    def damage(self, job: str, revision: str, block: int) -> None:
+        """Change a stored byte of a block of disk vda."""
+        if self.store == "chunks":
+            path, offset = self.chunk(job, revision, block), 1000
+        else:
+            folder = self.base / job / "revisions" / revision
+            path, offset = folder / "vda.img", block * MIB + 1000
+        with path.open("r+b") as file:  # a read-only mode does not stop root
+            [byte] = os.pread(file.fileno(), 1, offset)
+            os.pwrite(file.fileno(), bytes([byte ^ 1]), offset)
+
     def chunks_of(self, job: str) -> set[str]:
         """The names of all chunks that are there."""
         return {path.stem for path in (self.base / job / "chunks").glob("*/*")}

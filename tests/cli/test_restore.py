@@ -118,7 +118,9 @@ def test_the_source_can_be_overwritten_only_on_purpose(backy: Backy, tmp_path: P
 def test_a_damaged_block_ends_the_restore_and_no_file_is_left(
     backy: Backy, tmp_path: Path, block: int
 ) -> None:
-    revision = backy.backup("vm1", image(tmp_path / "vm1.img", data(1)))
+    source = image(tmp_path / "vm1.img", data(1))
+    revision = backy.backup("vm1", source)
+    source.write_bytes(data(2))
     chunk = backy.chunk("vm1", revision, block)
     chunk.write_bytes(chunk.read_bytes()[:-1])
     said = backy.refuses(6, "restore", "vm1", tmp_path / "new.img")
@@ -127,7 +129,9 @@ def test_a_damaged_block_ends_the_restore_and_no_file_is_left(
 
 
 def test_a_bit_that_flipped_in_a_plain_image_ends_the_restore(plain: Backy, tmp_path: Path) -> None:
-    plain.backup("vm1", image(tmp_path / "vm1.img", data(1)))
+    source = image(tmp_path / "vm1.img", data(1))
+    plain.backup("vm1", source)
+    source.write_bytes(data(2))
     path = Path(plain.quiet("find", "vm1").out.strip())
     path.chmod(0o600)
     overwrite(path, MIB + 7, b"\0")

@@ -64,6 +64,7 @@ def test_a_damaged_chunk_is_named_with_each_revision_that_has_it(
     old = backy.backup("vm1", source)
     overwrite(source, 0, b"changed")
     new = backy.backup("vm1", source)
+    source.unlink()
     chunk = backy.chunk("vm1", old, 1)
     damage(chunk)
     said = backy.refuses(6, "verify", "vm1")
@@ -74,7 +75,9 @@ def test_a_damaged_chunk_is_named_with_each_revision_that_has_it(
 
 
 def test_it_never_stops_at_the_first_damage(backy: Backy, tmp_path: Path) -> None:
-    revision = backy.backup("vm1", image(tmp_path / "vm1.img", data(1)))
+    source = image(tmp_path / "vm1.img", data(1))
+    revision = backy.backup("vm1", source)
+    source.unlink()
     for block in (0, 2, 3):
         backy.chunk("vm1", revision, block).unlink()
     said = backy.refuses(6, "verify", "vm1")
@@ -84,7 +87,7 @@ def test_it_never_stops_at_the_first_damage(backy: Backy, tmp_path: Path) -> Non
 
 def test_a_damage_in_one_revision_leaves_the_others_trusted(aged: Backy) -> None:
     old, middle, new = aged.revisions("vm1")
-    aged.chunk("vm1", middle, 0).unlink()
+    aged.chunk("vm1", middle, 0).unlink()  # the source has something else there by now
     said = aged.refuses(6, "verify", "vm1")
     assert said.message == "vm1: 1 damaged ranges in 3 revisions"
     trust = [aged.said_of("vm1", each)["trust"] for each in (old, middle, new)]
@@ -94,7 +97,9 @@ def test_a_damage_in_one_revision_leaves_the_others_trusted(aged: Backy) -> None
 def test_a_damaged_plain_image_is_named_with_the_range(plain: Backy, tmp_path: Path) -> None:
     source = image(tmp_path / "vm1.img", data(1))
     plain.backup("vm1", source)
+    overwrite(source, 2 * MIB, b"changed")
     revision = plain.backup("vm1", source)
+    source.unlink()
     path = plain.base / "vm1" / "revisions" / revision / "vda.img"
     path.chmod(0o600)
     overwrite(path, 2 * MIB + 1, b"\0")
@@ -102,6 +107,19 @@ def test_a_damaged_plain_image_is_named_with_the_range(plain: Backy, tmp_path: P
     assert f"damaged: {revision} vda bytes {2 * MIB} to {3 * MIB}: " in said.before
     assert said.before.count("damaged:") == 1
     assert plain.content("vm1", 1) == data(1)
+
+
+def test_a_damaged_block_comes_back_from_the_source_and_that_is_said(
+    either: Backy, tmp_path: Path
+) -> None:
+    source = image(tmp_path / "vm1.img", data(1))
+    revision = either.backup("vm1", source)
+    either.damage("vm1", revision, 1)
+    result = either.ok("verify", "vm1")
+    assert f"healed from the source: {revision} vda bytes {MIB} to {2 * MIB}: " in result.err
+    assert "verified, 1 damaged ranges healed, " in result.out
+    assert either.content("vm1") == data(1)
+    either.quiet("verify", "vm1")
 
 
 @pytest.mark.parametrize("name", ["vda.blocks", "vda.img"])
@@ -121,11 +139,13 @@ def test_an_unusable_revision_is_named_and_the_others_are_verified(aged: Backy) 
 
 
 def test_the_next_backup_stores_anew_what_was_found_damaged(backy: Backy, tmp_path: Path) -> None:
-    revision = backy.backup("vm1", image(tmp_path / "vm1.img", data(1)))
+    source = image(tmp_path / "vm1.img", data(1))
+    revision = backy.backup("vm1", source)
+    source.rename(tmp_path / "away.img")
     backy.chunk("vm1", revision, 1).unlink()
     backy.refuses(6, "verify", "vm1")
-    result = backy.ok("backup", "vm1")
-    assert f"revision {revision} is distrusted" in result.err
+    (tmp_path / "away.img").rename(source)
+    assert "changed 1.0 MiB" in backy.ok("backup", "vm1").out
     assert backy.content("vm1") == data(1)
     backy.quiet("verify", "vm1")
 

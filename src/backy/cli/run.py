@@ -6,7 +6,13 @@ import sys
 import traceback
 
 from backy import process
-from backy.cli import change, history, transfer  # noqa: F401 - importing them adds their commands
+from backy.cli import (  # noqa: F401 - importing them adds their commands
+    care,
+    change,
+    history,
+    reports,
+    transfer,
+)
 from backy.cli.app import app
 from backy.cli.output import print_json, printable
 from backy.errors import BackyError

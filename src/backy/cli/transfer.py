@@ -1,23 +1,24 @@
-"""backup, restore, verify: the commands that move data."""
+"""backup, restore: the commands that move data."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from backy.cli.app import AsJson, Context, DiskName, Job, Spec, app, open_repository
 from backy.cli.output import print_json, summary
 from backy.cli.progress import meter
-from backy.errors import ConfigError, DamagedError, NotFoundError
+from backy.errors import ConfigError, DamagedError
 from backy.records import Settings, revision_record
 from backy.repository import DEFAULT_BLOCK, Repository, check_job, create
 from backy.revision import check_tag, disk_of
 from backy.units import format_rate, format_size, parse_size
-from backy.words import select
+
+if TYPE_CHECKING:
+    from backy.restore import Restored
 
 _NEW = "For a new repository: "
 Sources = Annotated[
@@ -123,11 +124,15 @@ def restore(
     over_source: Annotated[
         bool, typer.Option("--over-source", help="Allow the source itself as the target.")
     ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Write zeroes for what is lost, and list it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a disk back: write it to a file, a block device or standard output.
 
-    Every block's hash is checked on the way. Zeroes become holes.
+    Every block's hash is checked on the way. Zeroes become holes. What is damaged comes from
+    another revision or the source, where they still have it.
     """
     from backy.restore import STREAM
     from backy.restore import restore as run
@@ -141,63 +146,39 @@ def restore(
     name = disk_of(revision, disk)
     size = revision.disks[name].size
     with meter(f"{job} {name}", as_json=as_json) as shown:
-        read = run(repository, revision, name, target, over_source=over_source, watcher=shown)
-    seconds = shown.seconds
+        restored = run(
+            repository,
+            revision,
+            name,
+            target,
+            over_source=over_source,
+            keep_going=keep_going,
+            watcher=shown,
+        )
+        for start, length in restored.healed:
+            shown.warn(f"bytes {start} to {start + length} were damaged; they came from elsewhere")
+        for start, length in restored.lost:
+            shown.warn(f"bytes {start} to {start + length} are lost; the target has zeroes there")
+    done = {"job": job, "revision": revision.id, "disk": name, "target": target, "size": size}
+    _say_restored(done, restored, shown.seconds, as_json=as_json)
+    if restored.lost:
+        raise DamagedError(
+            f"{job}: {revision.id} {name}: {len(restored.lost)} ranges are lost",
+            f"All the rest is in {target}. Try an older revision for them.",
+        )
+
+
+def _say_restored(
+    done: dict[str, Any], restored: Restored, seconds: float, *, as_json: bool
+) -> None:
+    read = restored.read
     if as_json:
-        done = {"job": job, "revision": revision.id, "disk": name, "target": target}
-        print_json({"event": "finished", **done, "size": size, "read": read, "seconds": seconds})
+        ranges = {"lost": restored.lost, "healed": restored.healed}
+        print_json({"event": "finished", **done, "read": read, "seconds": seconds, **ranges})
         return
     typer.echo(
-        f"{job}: {revision.id}: {name} restored to {target}: {format_size(size)}, of which "
-        f"{format_size(read)} are data, {seconds:.1f} s, {format_rate(read, seconds)}",
-        file=sys.stderr if target == STREAM else sys.stdout,
+        f"{done['job']}: {done['revision']}: {done['disk']} restored to {done['target']}: "
+        f"{format_size(done['size'])}, of which {format_size(read)} are data, {seconds:.1f} s, "
+        f"{format_rate(read, seconds)}",
+        file=sys.stderr if done["target"] == "-" else sys.stdout,
     )
-
-
-@app.command(epilog="Example: backy verify vm1 -r latest")
-def verify(
-    context: Context,
-    job: Job,
-    spec: Spec = "all",
-    as_json: AsJson = False,
-) -> None:
-    """Read every stored byte again and compare it with its hash.
-
-    Names each damaged range and revision and ends with exit code 6 where there is any. A
-    revision is verified or distrusted afterwards; backups do not build upon a distrusted one.
-    """
-    from backy.verify import verify as run
-
-    repository = open_repository(context, job)
-    revisions = sorted(select(spec, repository.history()), key=lambda revision: revision.id)
-    if not revisions and not repository.damaged:
-        raise NotFoundError(f"{job}: {spec!r} names no revision", f"backy list {job}")
-    count = 0
-    with meter(job, as_json=as_json) as shown:
-        for error in repository.damaged:
-            shown.warn(error.message)
-            count += spec == "all"
-        for damage in run(repository, revisions, watcher=shown):
-            count += 1
-            if as_json:
-                print_json({"event": "damage", **asdict(damage)})
-            else:
-                end = damage.start + damage.length
-                where = f"{damage.revision} {damage.disk} bytes {damage.start} to {end}"
-                shown.warn(f"damaged: {where}: {damage.reason}")
-    size = sum(disk.size for each in revisions for disk in each.disks.values())
-    if as_json:
-        done = {"job": job, "revisions": [revision.id for revision in revisions]}
-        sums = {"damaged": count, "size": size, "seconds": shown.seconds}
-        print_json({"event": "finished"} | done | sums)
-    if count:
-        raise DamagedError(
-            f"{job}: {count} damaged ranges in {len(revisions)} revisions",
-            "Run backy backup: what the source still has is stored anew.",
-        )
-    if not as_json:
-        rate = format_rate(size, shown.seconds)
-        typer.echo(
-            f"{job}: {len(revisions)} revisions, {format_size(size)} verified, "
-            f"{shown.seconds:.1f} s, {rate}"
-        )

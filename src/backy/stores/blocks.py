@@ -6,7 +6,7 @@ A store itself is three verbs on single blocks: get, put, clear.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,8 @@ from backy.errors import DamagedError, StoreError, translated
 from backy.extent import Extent, Kind
 from backy.index import Index, IndexDraft, block_count, digest_of, start_draft
 from backy.revision import Disk, Revision
+
+NAMED = b"by its name"
 
 
 class Blocks(Protocol):
@@ -35,6 +37,19 @@ class Blocks(Protocol):
 
     def extents(self, index: Index) -> Iterator[Extent]:
         """What must be read: DATA, or ZERO where nothing is stored that could differ from zero."""
+
+    def places(self, first: int, count: int) -> Sequence[bytes | None]:
+        """Where each block is stored: equal places with equal digests are one piece of bytes.
+
+        An empty place means that nothing is stored: the block reads as zeroes. NAMED means that
+        the digest alone says where it is, None that nobody can say.
+        """
+
+    def evidence(self, number: int, digest: str, length: int) -> bytes:
+        """The stored bytes as they lie there, good or bad; empty where none can be read."""
+
+    def mend(self, number: int, digest: str, block: memoryview) -> None:
+        """Put a block of that digest where bad bytes are; durable on return."""
 
 
 class StoredImage:
@@ -67,6 +82,19 @@ class StoredImage:
                 self._read(number, block)
                 buffer[done : done + part] = block[within : within + part]
             done += part
+
+    def places(self, first: int, count: int) -> Sequence[bytes | None]:
+        """See Blocks."""
+        return self._blocks.places(first, count)
+
+    def evidence(self, number: int) -> bytes:
+        """See Blocks."""
+        length = self.index.length_of(number)
+        return self._blocks.evidence(number, self.index.digest(number), length)
+
+    def mend(self, number: int, block: memoryview) -> None:
+        """Replace a bad block; `block` has the hash that the index says. Raises StoreError."""
+        self._blocks.mend(number, self.index.digest(number), block)
 
     def _scratch(self) -> memoryview:
         if not hasattr(self._local, "block"):
@@ -118,6 +146,12 @@ class BlockDraft:
                 stored = self._blocks.clear(first, count, self._index.length_of(first))
                 self._index.put_zero(first, count)
                 self._count(extent.length if self._has_parent else 0, stored)
+
+    def forget(self, start: int, length: int) -> None:
+        """Take nothing of the parent's in this range: it must be written or made zero again."""
+        first, end = start // self.block_size, block_count(start + length, self.block_size)
+        first, end = (min(number, self._index.blocks) for number in (first, end))
+        self._index.forget(first, end - first)
 
     def index_hash(self) -> str:
         """What revision.json records. Raises DamagedError where a block was never written."""

@@ -7,6 +7,7 @@ changed.
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from backy.stores.blocks import (
     open_index,
     parent_index,
 )
+
+_PLACE = struct.Struct("=QQQ")  # from, to, and where on the medium
 
 
 class ImageStore:
@@ -127,11 +130,14 @@ class ImageBlocks:
                     self._file.zero(start + first, end - first)
         return written
 
-    def _old(self, start: int, length: int) -> memoryview:
+    def _old(self, start: int, length: int) -> memoryview | None:
         if not hasattr(self._local, "block"):
             self._local.block = disks.buffer(self._block_size)
         block: memoryview = self._local.block[:length]
-        done = self._file.read_into(start, block)
+        try:
+            done = self._file.read_into(start, block)
+        except OSError:  # a bad sector that the parent shares: what replaces it goes elsewhere
+            return None
         block[done:] = bytes(length - done)
         return block
 
@@ -153,6 +159,41 @@ class ImageBlocks:
                     block_count(extent.end, index.block_size),
                 )
                 yield from index.extents(first=first, end=end)
+
+    def places(self, first: int, count: int) -> list[bytes | None]:
+        """By physical extents: clones share them until one is written to."""
+        size = self._block_size
+        found: list[bytes | None] = [b""] * count
+        try:
+            for offset, length, physical in self._file.places(first * size, count * size):
+                for start in range(offset - offset % size, offset + length, size):
+                    number = start // size - first
+                    low, high = max(start, offset), min(start + size, offset + length)
+                    before = found[number]
+                    if physical is None or before is None:
+                        found[number] = None
+                    else:
+                        found[number] = before + _PLACE.pack(low, high, physical + low - offset)
+        except OSError:  # the file system does not say, so nothing is taken for shared
+            return [None] * count
+        return found
+
+    def evidence(self, number: int, digest: str, length: int) -> bytes:
+        """The block."""
+        try:
+            return self._file.read_bytes(number * self._block_size, length)
+        except OSError:
+            return b""
+
+    def mend(self, number: int, digest: str, block: memoryview) -> None:
+        """Write the block; revisions that shared the bad one keep theirs."""
+        where = f"block {number} of {self._file.path}"
+        with (
+            translated(StoreError, f"writing {where}"),
+            disks.open_protected(self._file.path) as file,
+        ):
+            file.write(number * self._block_size, block)
+            file.sync()
 
 
 def _changes(new: memoryview, old: memoryview | None) -> Iterator[tuple[Kind, int, int]]:
