@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,8 +139,8 @@ def test_a_source_that_cannot_be_opened_is_no_error(
     made: Made, settings: dict[str, object]
 ) -> None:
     made.repository.remember_source(settings)
-    with LiveSource(made.repository) as live:
-        assert live.images() == {}
+    with ExitStack() as stack:
+        assert LiveSource(settings, stack).images() == {}
     revision = made.backup(DISK)
     damage(made, revision)
     assert found_at(run(made)) == [(revision.id, BLOCK, BLOCK, None)]
@@ -357,9 +358,12 @@ class TestRestore:
         monkeypatch.setattr("backy.disk.open_protected", refuse)
         monkeypatch.setattr("backy.disk.create", refuse)
         monkeypatch.setattr("backy.disk.write_file", refuse)
-        with made.repository.store.open(revision, "vda") as image:
-            healer = heal.Healer(made.repository, "restore", [LiveSource(made.repository)])
-            block, [found] = healer.rescue(heal.Bad(heal.Stored(revision, "vda", image), 1, "bad"))
+        with (
+            made.repository.store.open(revision, "vda") as image,
+            heal.healing(made.repository, "restore") as healer,
+        ):
+            stored = heal.Stored(revision, "vda", image)
+            block, [found] = healer.rescue(heal.Bad(stored, 1, "bad"))
         assert block == DISK[BLOCK : 2 * BLOCK]
         assert found.healed is None
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from backy import process, quarantine
 from backy.disk import Cache
@@ -103,25 +102,14 @@ class Origin(Protocol):
 
 
 class LiveSource:
-    """The source as it is now, opened at the first need. Use it as a context manager."""
+    """The source as it is now; opened at the first need, and closed with `stack`."""
 
     name = "the source"
 
-    def __init__(self, repository: Repository) -> None:
-        self._settings = repository.settings.source
-        self._stack = ExitStack()
+    def __init__(self, settings: Mapping[str, object], stack: ExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
         self._images: Mapping[str, Image] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
 
     def images(self) -> Mapping[str, Image]:
         """See Origin."""
@@ -133,11 +121,21 @@ class LiveSource:
         return self._images
 
 
+@contextmanager
+def healing(
+    repository: Repository, verb: str, origins: Sequence[Origin] = (), watcher: Watcher = SILENCE
+) -> Iterator[Healer]:
+    """A Healer that has the live source and then `origins`; `verb` is what reports call it."""
+    with ExitStack() as stack:
+        live = LiveSource(repository.settings.source, stack)
+        opened = stack.enter_context(ExitStack())
+        yield Healer(repository, verb, [live, *origins], watcher, opened)
+
+
 class Healer:
     """Deals with the bad blocks that one command finds, whichever thread finds them.
 
-    Use it as a context manager: it keeps revisions open once it had something to do. `verb` is
-    what reports call that command.
+    `stack` gets what it keeps open once it had something to do.
     """
 
     def __init__(
@@ -145,7 +143,8 @@ class Healer:
         repository: Repository,
         verb: str,
         origins: Sequence[Origin],
-        watcher: Watcher = SILENCE,
+        watcher: Watcher,
+        stack: ExitStack,
     ) -> None:
         self._repository = repository
         self._verb = verb
@@ -153,20 +152,9 @@ class Healer:
         self._watcher = watcher
         self._lock = threading.Lock()
         self._known: set[object] = set()
-        self._stack = ExitStack()
+        self._stack = stack
         self._opened: list[Stored] = []
         self._opened_ids: list[str] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
 
     def treat(self, found: Sequence[Bad]) -> list[Damage]:
         """Heal blocks wherever they are stored, or distrust the revisions that name them.

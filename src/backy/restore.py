@@ -12,7 +12,7 @@ from pathlib import Path
 from backy import disk as disks
 from backy.disk import Cache, File
 from backy.errors import DamagedError, StoreError, TargetError, translated
-from backy.heal import Bad, Healer, LiveSource, Origin, Stored
+from backy.heal import Bad, Healer, Origin, Stored, healing
 from backy.image import SILENCE, Watcher, copy
 from backy.index import block_count
 from backy.repository import Repository
@@ -57,8 +57,7 @@ def restore(
     """
     watcher.begin(revision.disks[disk].size)
     with ExitStack() as stack:
-        live = stack.enter_context(LiveSource(repository))
-        healer = stack.enter_context(Healer(repository, "restore", [live, *origins], watcher))
+        healer = stack.enter_context(healing(repository, "restore", origins, watcher))
         try:
             stack.enter_context(repository.reading(revision))
             image = stack.enter_context(repository.store.open(revision, disk))

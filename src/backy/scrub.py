@@ -22,7 +22,7 @@ from backy import disk as disks
 from backy import process
 from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.extent import Kind
-from backy.heal import Damage, Healer, LiveSource, Origin
+from backy.heal import Damage, Healer, Origin, healing
 from backy.image import SILENCE, Watcher
 from backy.index import Index, block_count
 from backy.records import encode_record, read_record
@@ -216,12 +216,12 @@ class Scrub:
         A slice that was begun is finished, so each run gets on, however short it is. `bytes`
         counts what was read. Raises BusyError where the repository is being scrubbed.
         """
-        with self._alone(), ExitStack() as stack:
+        with (
+            self._alone(),
+            healing(self._repository, "scrub", origins, watcher) as healer,
+        ):
             check_script(self._repository, watcher)
             self._recall(watcher)
-            live = stack.enter_context(LiveSource(self._repository))
-            healer = Healer(self._repository, "scrub", [live, *origins], watcher)
-            stack.enter_context(healer)
             tasks = plan(self._slices, self._newest, datetime.now(UTC), self._within)
             watcher.begin(sum(self._size_of(task) for task in tasks))
             try:

@@ -16,7 +16,7 @@ import blake3
 from backy import process
 from backy.disk import Cache
 from backy.errors import DamagedError, NotFoundError, StoreError
-from backy.heal import Bad, Damage, Healer, LiveSource, Origin, Stored, distrusted
+from backy.heal import Bad, Damage, Healer, Origin, Stored, distrusted, healing
 from backy.image import SILENCE, Watcher, in_parallel
 from backy.index import LINE, block_count, zero_digest
 from backy.repository import Repository
@@ -44,10 +44,7 @@ def verify(
     found: dict[str, list[Damage]] = {revision.id: [] for revision in revisions}
     seen: set[bytes] = set()
     check_script(repository, watcher)
-    with ExitStack() as stack:
-        live = stack.enter_context(LiveSource(repository))
-        healer = Healer(repository, "verify", [live, *origins], watcher)
-        stack.enter_context(healer)
+    with healing(repository, "verify", origins, watcher) as healer:
         for name in sorted({name for revision in revisions for name in revision.disks}):
             for damage in _verify_disk(repository, revisions, name, seen, healer, watcher):
                 if damage.revision in found and not damage.healed:
