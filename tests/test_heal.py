@@ -24,7 +24,7 @@ from tests.memory_source import BytesImage, MemorySource, changed, sample
 
 SHORT = 12_345
 DISK = sample(BLOCK) + sample(BLOCK, seed=1) + bytes(2 * BLOCK) + sample(SHORT, seed=2)
-Blocks = Sequence[int]
+OTHER = sample(3 * BLOCK, seed=9)
 
 
 @pytest.fixture(params=["chunks", "images"])
@@ -214,6 +214,30 @@ def test_the_next_backup_writes_a_lost_block_anew_though_the_source_calls_it_the
     assert made.read(new) == DISK
     assert new.trust is Trust.TRUSTED
     assert new.damaged == {}
+
+
+@pytest.mark.parametrize("number", [1, 4], ids=["middle", "short-last"])
+@pytest.mark.parametrize("by", [BLOCK, 100, -100, -SHORT, -SHORT - 2 * BLOCK - 5, -4 * BLOCK])
+def test_a_lost_block_is_written_anew_when_the_disk_was_resized(
+    made: Made, number: int, by: int
+) -> None:
+    lost = made.backup(DISK)
+    damage(made, lost, number)
+    assert [each.healed for each in run(made)] == [None]
+    content = DISK + sample(by, seed=9) if by > 0 else DISK[:by]
+    new = made.backup(content)
+    assert made.read(new) == content
+    run(made)
+    assert made.again(new).trust is Trust.VERIFIED
+
+
+def test_a_lost_block_of_one_disk_leaves_the_others_as_they_are(made: Made) -> None:
+    lost = made.backup(vda=DISK, vdb=OTHER)
+    damage(made, lost, 1, "vdb")
+    assert [(each.disk, each.healed) for each in run(made)] == [("vdb", None)]
+    new = made.backup(vda=DISK, vdb=OTHER)
+    assert {name: disk.changed for name, disk in new.disks.items()} == {"vda": 0, "vdb": BLOCK}
+    assert made.read(new, "vdb") == OTHER
 
 
 def test_a_distrusted_revision_that_does_not_say_what_is_bad_is_not_built_upon(
