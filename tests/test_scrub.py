@@ -209,6 +209,16 @@ def test_damage_in_what_a_new_revision_brought_is_found_at_once(made: Made) -> N
     assert made.again(bad).damaged == {"vda": ((4 * BLOCK, BLOCK),)}
 
 
+def test_what_is_due_is_read_also_where_a_new_revision_is_read_first(made: Made) -> None:
+    made.backup(DISK)
+    run(made)
+    flip(made, 1)
+    made.backup(changed(DISK, 4 * BLOCK + 5))
+    one, found = run(made, within=timedelta(seconds=0.001))
+    assert BLOCK in {each.start for each in found}
+    assert one.bytes >= 3 * BLOCK
+
+
 def test_damage_in_what_was_read_before_is_found_when_it_is_due(made: Made) -> None:
     made.backup(DISK)
     run(made)

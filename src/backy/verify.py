@@ -156,8 +156,7 @@ class Survey:
         self._steps: list[tuple[Stored, int]] = []
         if len(seen) > _REMEMBERED:
             seen.clear()
-        for holder in known:
-            seen.update(filter(None, (key for _, key in self._blocks(holder))))
+        self._known = {key for holder in known for _, key in self._blocks(holder) if key}
         before: object = None
         for holder in holders:
             self._size += max(0, min(where.end, holder.image.size) - where.start)
@@ -169,7 +168,7 @@ class Survey:
     def _add(self, holder: Stored, content: _Content, seen: set[bytes]) -> None:
         """Have those blocks read that nobody had so far."""
         for number, key in self._blocks(holder, content):
-            if key not in seen:
+            if key not in seen and key not in self._known:
                 if key:
                     seen.add(key)
                 self._steps.append((holder, number))
