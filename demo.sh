@@ -77,13 +77,22 @@ run "cmp report.pdf found.pdf"
 
 # Only the store "chunks" has chunks; on XFS or btrfs the demo ends here.
 if [ -d backups/vm1/chunks ]; then
-    say "A disk of the backup server rots: three bytes of one chunk change. verify names the blocks."
+    say "A disk of the backup server rots: three bytes of one chunk change. The source still has the block."
     chunk=$(sed 's|^..|backups/vm1/chunks/&/&|; s|$|.zst|' "$(backy find vm1)" |
         xargs ls -S | sed -n 1p) # The largest chunk of the newest revision.
-    run "printf 'rot' | dd of=$chunk bs=1 seek=50000 conv=notrunc status=none"
-    run_to_fail 6 "backy verify vm1"
+    rot="printf 'rot' | dd of=$chunk bs=1 seek=50000 conv=notrunc status=none"
+    run "$rot"
+    run "backy verify vm1"
 
-    say "The next backup builds on no damaged revision. It stores the block anew, for all of them."
+    say "Once more, and the source is away. verify names the blocks; restore gives all the others."
+    run "mv vm1.img away.img"
+    run "$rot"
+    run_to_fail 6 "backy verify vm1"
+    run_to_fail 6 "backy restore vm1 rest.img --keep-going"
+    run "backy reports"
+
+    say "The source is back. The next backup stores the block anew, for all revisions that need it."
+    run "mv away.img vm1.img"
     run "backy backup vm1"
     run "backy verify vm1"
     run "backy restore vm1 healed.img -r 1"

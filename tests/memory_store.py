@@ -46,7 +46,12 @@ class MemoryStore:
 
     @contextmanager
     def open(
-        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE
+        self,
+        revision: Revision,
+        disk: str,
+        cache: Cache = Cache.SPARE,
+        *,
+        is_partial_fine: bool = False,
     ) -> Iterator[StoredImage]:
         with open_index(self._root, revision, disk) as index:
             yield StoredImage(index, self.blocks)

@@ -369,6 +369,16 @@ class TestRestore:
         assert done.lost == ((0, BLOCK), (4 * BLOCK, SHORT))
         assert made.again(revision).trust is Trust.DISTRUSTED
 
+    def test_keeps_going_beyond_the_end_of_an_image_that_was_cut(
+        self, reflink_folder: Path
+    ) -> None:
+        made = Made(reflink_folder, "images")
+        revision = made.backup(DISK)
+        os.truncate(made.repository.store.plain_path(revision, "vda"), BLOCK + 10)
+        done, content = self.target(made, revision, keep_going=True)
+        assert content == DISK[:BLOCK] + bytes(len(DISK) - BLOCK)
+        assert done.lost == ((BLOCK, BLOCK), (4 * BLOCK, SHORT))
+
     @pytest.mark.usefixtures("source")
     def test_a_block_is_right_in_the_target_even_where_it_cannot_be_kept(
         self, made: Made, monkeypatch: pytest.MonkeyPatch
@@ -398,6 +408,13 @@ def test_ranges_beyond_counting_are_the_whole_disk(tmp_path: Path) -> None:
     many = [Occurrence(revision.id, "vda", number * 2, 1) for number in range(1001)]
     assert len(distrusted(revision, many[:1000]).damaged["vda"]) == 1000
     assert distrusted(revision, many).damaged == {"vda": ((0, len(DISK)),)}
+
+
+def test_damaged_ranges_that_touch_or_overlap_are_one(tmp_path: Path) -> None:
+    revision = Made(tmp_path).backup(DISK)
+    found = [Occurrence(revision.id, "vda", *each) for each in ((9, 1), (4, 5), (20, 5), (22, 1))]
+    assert distrusted(revision, found).damaged == {"vda": ((4, 6), (20, 5))}
+    assert distrusted(distrusted(revision, found), found).damaged == {"vda": ((4, 6), (20, 5))}
 
 
 def test_a_source_that_fails_to_read_is_no_good_source(made: Made) -> None:

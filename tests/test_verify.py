@@ -40,7 +40,12 @@ class CountingStore:
 
     @contextmanager
     def open(
-        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE
+        self,
+        revision: Revision,
+        disk: str,
+        cache: Cache = Cache.SPARE,
+        *,
+        is_partial_fine: bool = False,
     ) -> Iterator[StoredImage]:
         self.caches.add(cache)
         with self._store.open(revision, disk, cache) as image:

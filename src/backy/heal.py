@@ -31,7 +31,7 @@ from backy.revision import Revision, Trust
 from backy.sources import open_source
 from backy.stores.blocks import StoredImage
 
-_MOST_RANGES = 1000  # of one disk in one finding; beyond that the whole disk counts as damaged
+_MOST_RANGES = 1000  # of a revision; beyond that a whole disk counts as damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,14 +307,27 @@ class Healer:
 
 def distrusted(revision: Revision, found: Iterable[Damage | Occurrence]) -> Revision:
     """The revision, with these ranges added to its damage."""
-    damaged = {disk: set(ranges) for disk, ranges in revision.damaged.items()}
+    damaged = {disk: list(ranges) for disk, ranges in revision.damaged.items()}
     for each in found:
-        damaged.setdefault(each.disk, set()).add((each.start, each.length))
-    for disk, ranges in damaged.items():
-        if len(ranges) > _MOST_RANGES:
-            damaged[disk] = {(0, revision.disks[disk].size)}
-    kept = {disk: tuple(sorted(ranges)) for disk, ranges in damaged.items()}
+        damaged.setdefault(each.disk, []).append((each.start, each.length))
+    damaged = {disk: _united(ranges) for disk, ranges in damaged.items()}
+    while sum(map(len, damaged.values())) > _MOST_RANGES:
+        most = max(damaged, key=lambda disk: len(damaged[disk]))
+        damaged[most] = [(0, revision.disks[most].size)]
+    kept = {disk: tuple(ranges) for disk, ranges in damaged.items()}
     return replace(revision, trust=Trust.DISTRUSTED, damaged=kept)
+
+
+def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges as (start, length), ascending; those that touch or overlap are one."""
+    united: list[tuple[int, int]] = []
+    for start, length in sorted(ranges):
+        before, so_far = united[-1] if united else (0, -1)
+        if start <= before + so_far:
+            united[-1] = before, max(so_far, start + length - before)
+        else:
+            united.append((start, length))
+    return united
 
 
 def _ranges(stored: Stored, numbers: Iterable[int]) -> list[Occurrence]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,14 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from backy import disk
-from backy.errors import ConfigError, DamagedError, NotFoundError, StoreError, translated
+from backy.errors import (
+    BusyError,
+    ConfigError,
+    DamagedError,
+    NotFoundError,
+    StoreError,
+    translated,
+)
 from backy.records import encode_record, read_record
 from backy.repository import Repository
 from backy.revision import check_disk_name, id_for, is_id
@@ -114,10 +121,14 @@ def _report(finding: Finding, report_id: str, now: datetime) -> Report:
 def _locked(repository: Repository) -> Iterator[Path]:
     """The folder, made if need be; nobody else changes it meanwhile."""
     folder = repository.root / "quarantine"
-    with translated(StoreError, f"{repository.name}: writing to {folder}"):
+    what = f"{repository.name}: writing to {folder}"
+    with ExitStack() as stack, translated(StoreError, what):
         disk.make_folder(folder)
-        with disk.locked(folder, patience_seconds=_PATIENCE):
-            yield folder
+        try:
+            stack.enter_context(disk.locked(folder, patience_seconds=_PATIENCE))
+        except BlockingIOError as error:
+            raise BusyError(f"{what}: somebody else does", "Try again.") from error
+        yield folder
 
 
 def heal(repository: Repository, report: Report, origin: str) -> Report:

@@ -84,7 +84,7 @@ def read_revision(path: Path, block_size: int) -> Revision:
 
     Raises DamagedError where it is not one, or names what could lead out of its folder.
     """
-    hint = "Its disks can be restored by restore.sh or by hand; see docs/restore-by-hand.md."
+    hint = "Its disks can still be restored by hand; see docs/restore-by-hand.md."
     revision = read_record(path, _REVISION, DamagedError, hint)
     try:
         _check_revision(revision, path.parent.name, block_size)

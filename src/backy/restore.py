@@ -60,7 +60,8 @@ def restore(
         healer = stack.enter_context(healing(repository, "restore", origins, watcher))
         try:
             stack.enter_context(repository.reading(revision))
-            image = stack.enter_context(repository.store.open(revision, disk))
+            opened = repository.store.open(revision, disk, is_partial_fine=keep_going)
+            image = stack.enter_context(opened)
             stored = Stored(revision, disk, image)
             rescued = _Rescued(stored, healer, keep_going=keep_going)
             # Whole stored blocks at a time: each is decompressed once.

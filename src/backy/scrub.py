@@ -202,6 +202,7 @@ class Scrub:
         self._slices: dict[str, list[Slice]] = {}
         self._seen: set[bytes] = set()
         self._path = repository.root / "scrub.json"
+        self._has_news = False
         self._saved = time.monotonic()
 
     def run(
@@ -230,7 +231,8 @@ class Scrub:
                         break
                     yield from self._read(name, batch, limits, healer, watcher)
             finally:
-                self._save()
+                if self._has_news:
+                    self._save()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -301,6 +303,7 @@ class Scrub:
     def _remember(self, task: Task, began: datetime, size: int) -> None:
         """Note that a task is done; on disk now and then."""
         self.bytes += size
+        self._has_news = True
         known, upto = self._slices[task.disk], self._newest[task.disk]
         if task.since:
             known[task.number] = replace(

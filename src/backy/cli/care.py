@@ -48,7 +48,7 @@ def verify(
     unreadable = len(repository.damaged) if spec == "all" else 0
     with meter(job, as_json=as_json) as shown:
         _warn_of_unreadable(repository, shown)
-        found = _show(run(repository, revisions, watcher=shown), shown, as_json=as_json)
+        found = _show(job, run(repository, revisions, watcher=shown), shown, as_json=as_json)
     lost = sum(not each.healed for each in found)
     size = sum(disk.size for each in revisions for disk in each.disks.values())
     if as_json:
@@ -68,13 +68,13 @@ def _warn_of_unreadable(repository: Repository, shown: Meter) -> None:
         shown.warn(error.message)
 
 
-def _show(damages: Iterable[Damage], shown: Meter, *, as_json: bool) -> list[Damage]:
+def _show(job: str, damages: Iterable[Damage], shown: Meter, *, as_json: bool) -> list[Damage]:
     """Name each damaged range as it is found."""
     found = []
     for damage in damages:
         found.append(damage)
         if as_json:
-            print_json({"event": "damage", **asdict(damage)})
+            print_json({"event": "damage", "job": job, **asdict(damage)})
             continue
         end = damage.start + damage.length
         where = f"{damage.revision} {damage.disk} bytes {damage.start} to {end}"
@@ -92,8 +92,8 @@ def _raise_damaged(job: str, count: int, revisions: int) -> None:
     if count:
         raise DamagedError(
             f"{job}: {count} damaged ranges in {revisions} revisions",
-            f"backy reports --job {job} tells more. Run backy backup {job}: what the source "
-            "still has is stored anew.",
+            f"Run backy backup {job}: what the source still has is stored anew. "
+            "backy reports lists what was kept of it.",
         )
 
 
@@ -101,7 +101,7 @@ def _raise_damaged(job: str, count: int, revisions: int) -> None:
 def scrub(
     context: Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[JOB]...", help="Only these jobs.")
+        list[str] | None, typer.Argument(metavar="JOB", help="Only these jobs.")
     ] = None,
     max_duration: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Begin nothing more after it: 30m.")
@@ -150,7 +150,7 @@ def _scrub(repository: Repository, within: str, limits: Limits, *, as_json: bool
     with meter(job, as_json=as_json) as shown:
         run = Scrub(repository, timedelta(seconds=parse_duration(within)))
         _warn_of_unreadable(repository, shown)
-        found = _show(run.run(limits, watcher=shown), shown, as_json=as_json)
+        found = _show(job, run.run(limits, watcher=shown), shown, as_json=as_json)
     covered = run.coverage()
     lost = sum(not each.healed for each in found) + len(repository.damaged)
     if as_json:

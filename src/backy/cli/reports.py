@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from backy import quarantine
 from backy.cli.app import AsJson, Context, Job, app, open_repository
 from backy.cli.output import print_json, print_table, printable
-from backy.errors import ConfigError
+from backy.errors import BackyError, ConfigError
 from backy.quarantine import Report
 from backy.repository import Repository, jobs
 
@@ -36,18 +35,22 @@ def _list(
 ) -> None:
     if context.invoked_subcommand:
         return
-    found = list(_all(context, job))
+    found: list[tuple[Repository, Report]] = []
+    unusable: list[BackyError] = []
+    for name in [job] if job else jobs(context.obj):
+        try:
+            repository = open_repository(context, name)
+            found += [(repository, report) for report in quarantine.reports(repository)]
+        except BackyError as error:
+            if job:
+                raise
+            unusable.append(error)
     if as_json:
         print_json({"reports": [_record(repository, report) for repository, report in found]})
     else:
         print_table(HEADINGS, (_row(repository, report) for repository, report in found))
-
-
-def _all(context: Context, job: str | None) -> Iterator[tuple[Repository, Report]]:
-    for name in [job] if job else jobs(context.obj):
-        repository = open_repository(context, name)
-        for report in quarantine.reports(repository):
-            yield repository, report
+    if unusable:
+        raise unusable[0]
 
 
 def _record(repository: Repository, report: Report) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def delete(
     context: Context,
     job: Job,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[REPORT]...", help="These reports.")
+        list[str] | None, typer.Argument(metavar="REPORT", help="These reports.")
     ] = None,
     healed: Annotated[
         bool, typer.Option("--healed", help="All reports of what was healed.")

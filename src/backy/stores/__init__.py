@@ -33,11 +33,18 @@ class Store(Protocol):
         """
 
     def open(
-        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE
+        self,
+        revision: Revision,
+        disk: str,
+        cache: Cache = Cache.SPARE,
+        *,
+        is_partial_fine: bool = False,
     ) -> AbstractContextManager[StoredImage]:
         """The image of a disk of a published revision; every read of it checks the hash.
 
-        Raises DamagedError where the index is not the one that the revision was published with.
+        Raises DamagedError where the index is not the one that the revision was published with,
+        or the image is not as long as it was; a shorter one `is_partial_fine` can allow. Reading
+        what it lacks raises DamagedError then.
         """
 
     def plain_path(self, revision: Revision, disk: str) -> Path:

@@ -200,7 +200,7 @@ def open_index(root: Path, revision: Revision, disk: str) -> Iterator[Index]:
 @contextmanager
 def checked_index(path: Path, disk: Disk) -> Iterator[Index]:
     """The index of `disk` at `path`. Raises DamagedError where its hash is not the one recorded."""
-    hint = "Its revision cannot be restored; use another one."
+    hint = "Its revision cannot be restored; use another one, and remove this one."
     with translated(DamagedError, f"opening {path}", hint):
         file = disks.open_to_read(path)
     with file:

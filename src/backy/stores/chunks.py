@@ -63,7 +63,12 @@ class ChunkStore:
 
     @contextmanager
     def open(
-        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE
+        self,
+        revision: Revision,
+        disk: str,
+        cache: Cache = Cache.SPARE,
+        *,
+        is_partial_fine: bool = False,
     ) -> Iterator[StoredImage]:
         """See Store."""
         blocks = ChunkBlocks(self._root / "chunks", self._block_size, self._tools, cache)

@@ -74,7 +74,12 @@ class ImageStore:
 
     @contextmanager
     def open(
-        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE
+        self,
+        revision: Revision,
+        disk: str,
+        cache: Cache = Cache.SPARE,
+        *,
+        is_partial_fine: bool = False,
     ) -> Iterator[StoredImage]:
         """See Store."""
         path = self.plain_path(revision, disk)
@@ -84,10 +89,10 @@ class ImageStore:
             except FileNotFoundError:
                 raise DamagedError(f"{path} is missing", "Restore an older revision.") from None
             with file:
-                if file.size() != revision.disks[disk].size:
+                size, wanted = file.size(), revision.disks[disk].size
+                if size > wanted or (size < wanted and not is_partial_fine):
                     raise DamagedError(
-                        f"{path} has {file.size()} bytes, not {revision.disks[disk].size}",
-                        "Restore an older revision.",
+                        f"{path} has {size} bytes, not {wanted}", "Restore an older revision."
                     )
                 yield StoredImage(index, ImageBlocks(file, self._block_size, is_new=False))
 
