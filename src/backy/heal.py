@@ -310,7 +310,7 @@ def distrusted(revision: Revision, found: Iterable[Damage | Occurrence]) -> Revi
     damaged = {disk: list(ranges) for disk, ranges in revision.damaged.items()}
     for each in found:
         damaged.setdefault(each.disk, []).append((each.start, each.length))
-    damaged = {disk: _united(ranges) for disk, ranges in damaged.items()}
+    damaged = {disk: united(ranges) for disk, ranges in damaged.items()}
     while sum(map(len, damaged.values())) > _MOST_RANGES:
         most = max(damaged, key=lambda disk: len(damaged[disk]))
         damaged[most] = [(0, revision.disks[most].size)]
@@ -318,7 +318,7 @@ def distrusted(revision: Revision, found: Iterable[Damage | Occurrence]) -> Revi
     return replace(revision, trust=Trust.DISTRUSTED, damaged=kept)
 
 
-def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Ranges as (start, length), ascending; those that touch or overlap are one."""
     united: list[tuple[int, int]] = []
     for start, length in sorted(ranges):

@@ -12,7 +12,7 @@ from pathlib import Path
 from backy import disk as disks
 from backy.disk import Cache, File
 from backy.errors import DamagedError, StoreError, TargetError, translated
-from backy.heal import Bad, Healer, Origin, Stored, healing
+from backy.heal import Bad, Healer, Origin, Stored, healing, united
 from backy.image import SILENCE, Watcher, copy
 from backy.index import block_count
 from backy.repository import Repository
@@ -78,7 +78,7 @@ def restore(
                 f"Try an older revision; backy verify {repository.name} says which are whole. "
                 "Or add --keep-going to get all the rest.",
             ) from error
-    return Restored(read, tuple(sorted(rescued.lost)), tuple(sorted(rescued.healed)))
+    return Restored(read, tuple(united(rescued.lost)), tuple(united(rescued.healed)))
 
 
 class _Rescued:
