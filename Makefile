@@ -23,10 +23,12 @@ test: $(VENV)/.dev ## run all tests, on real file systems and programs where roo
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-soak: $(VENV)/.dev ## the tests of crashes and random sequences, for hours
+# With -rP each test says at the end how much it did: docs/reliability.md has the figures of the last run.
+SOAK := BACKY_SEEDS=50 BACKY_ALL_CALLS=1 BACKY_ROUNDS=10 BACKY_KILLS=1000 BACKY_FLIPS=1000
+soak: $(VENV)/.dev ## the tests of crashes, faults and random sequences, for hours
 	@tools/apt-install tests/lab/apt-packages.txt
-	@BACKY_SEEDS=50 HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) \
-		tests/faults tests/test_state_machine.py tests/test_words.py tests/test_records.py $(ARGS)
+	@$(SOAK) HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) -rP tests/faults \
+		$$(grep -rl --include='test_*.py' '^from hypothesis' tests | sort) $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, layers, doors and sizes
 	@$(BIN)/ruff format --check .

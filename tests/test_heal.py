@@ -184,6 +184,32 @@ class TestImages:
         assert made.again(third).trust is Trust.VERIFIED
 
 
+def test_a_block_comes_back_from_where_it_lies_in_the_source_by_now(
+    made: Made, source: Path
+) -> None:
+    made.backup(DISK)
+    lost = made.repository.history()[0]
+    moved = DISK[BLOCK : 2 * BLOCK] + DISK[:BLOCK] + DISK[2 * BLOCK :]
+    made.backup(moved)
+    source.write_bytes(moved)
+    damage(made, lost, 1)
+    assert {each.healed for each in run(made)} <= {
+        "the source",
+        f"revision {made.ids()[1]}",
+    }
+    assert made.intact()
+
+
+def test_zeroes_need_no_source(made: Made) -> None:
+    revision = made.backup(DISK)
+    if made.store == "chunks":
+        made.chunk(revision, 2).unlink()
+    else:
+        damage(made, revision, 2)
+    assert {each.healed for each in run(made)} == {"its name, which is that of zeroes"}
+    assert made.intact()
+
+
 def test_what_cannot_be_healed_distrusts_exactly_who_names_it_also_unasked(
     tmp_path: Path,
 ) -> None:
@@ -377,7 +403,8 @@ class TestRestore:
         os.truncate(made.repository.store.plain_path(revision, "vda"), BLOCK + 10)
         done, content = self.target(made, revision, keep_going=True)
         assert content == DISK[:BLOCK] + bytes(len(DISK) - BLOCK)
-        assert done.lost == ((BLOCK, len(DISK) - BLOCK),)
+        assert done.lost == ((BLOCK, BLOCK), (4 * BLOCK, SHORT))
+        assert done.healed == ((2 * BLOCK, 2 * BLOCK),)
 
     @pytest.mark.usefixtures("source")
     def test_a_block_is_right_in_the_target_even_where_it_cannot_be_kept(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Protocol
 
 from backy import process, quarantine
@@ -24,13 +25,14 @@ from backy.errors import (
     StoreError,
 )
 from backy.image import SILENCE, Image, Watcher
-from backy.index import digest_of
+from backy.index import digest_of, zero_digest
 from backy.quarantine import Occurrence
 from backy.repository import Repository
 from backy.revision import Revision, Trust
 from backy.sources import open_source
 from backy.stores.blocks import StoredImage
 
+_MOST_TRIED = 100  # places that should have a block's content, in looking for one that has
 _MOST_RANGES = 1000  # of a revision; beyond that a whole disk counts as damaged
 
 
@@ -246,28 +248,43 @@ class Healer:
         """Every range of every revision that has the bad bytes."""
         if self._repository.store.shares_blocks:
             for each in self._opened:
-                numbers = (number for number, _ in each.image.index.find([bad.digest]))
-                yield from _ranges(each, numbers)
+                # Where a record lies about the size, the last block is bad in that revision only.
+                index, length = each.image.index, bad.stored.image.index.length_of(bad.number)
+                found = (number for number, _ in index.find([bad.digest]))
+                yield from _ranges(each, (n for n in found if index.length_of(n) == length))
         else:
             for each in places or [bad.stored]:
                 yield from _ranges(each, [bad.number])
 
     def _good(self, bad: Bad) -> Iterator[tuple[bytes, str]]:
         """The block's content, and where it is from, as often as there is a whole one."""
-        for each in [] if self._repository.store.shares_blocks else self._alike(bad):
-            block = each.block(bad.number)
-            if block is not None:
-                yield block, f"revision {each.revision.id}"
-        for origin in self._origins:
-            block = self._from(origin, bad)
-            if digest_of(block) == bad.digest:
-                yield block, origin.name
+        length = bad.stored.image.index.length_of(bad.number)
+        if bad.digest == zero_digest(length):
+            yield bytes(length), "its name, which is that of zeroes"
+        tried = set()
+        for each, number in islice(self._namesakes(bad), _MOST_TRIED):
+            if not self._repository.store.shares_blocks:
+                block = each.block(number)
+                if block is not None:
+                    yield block, f"revision {each.revision.id}"
+            if (each.disk, number) not in tried:
+                tried.add((each.disk, number))
+                for origin in self._origins:
+                    block = self._from(origin, each, number)
+                    if digest_of(block) == bad.digest:
+                        yield block, origin.name
 
-    def _from(self, origin: Origin, bad: Bad) -> bytes:
+    def _namesakes(self, bad: Bad) -> Iterator[tuple[Stored, int]]:
+        """Where blocks of that name should be: in the same place first, then anywhere."""
+        yield bad.stored, bad.number
+        yield from ((each, bad.number) for each in self._alike(bad))
+        for each in reversed(self._opened):
+            yield from ((each, number) for number, _ in each.image.index.find([bad.digest]))
+
+    def _from(self, origin: Origin, stored: Stored, number: int) -> bytes:
         """What an origin has in a block's place; empty where it has nothing there."""
-        image = origin.images().get(bad.stored.disk)
-        index = bad.stored.image.index
-        start, block = bad.number * index.block_size, bytearray(index.length_of(bad.number))
+        image, index = origin.images().get(stored.disk), stored.image.index
+        start, block = number * index.block_size, bytearray(index.length_of(number))
         if not image or image.size < start + len(block):
             return b""
         try:
@@ -278,7 +295,8 @@ class Healer:
 
     def _elsewhere(self, bad: Bad) -> bytes:
         """The other side of the mismatch: what the first origin that can be read has there."""
-        return next(filter(None, (self._from(origin, bad) for origin in self._origins)), b"")
+        there = (self._from(origin, bad.stored, bad.number) for origin in self._origins)
+        return next(filter(None, there), b"")
 
     def _report(
         self, bad: Bad, found: Sequence[Occurrence], evidence: Mapping[str, bytes]

@@ -111,13 +111,21 @@ class Repository:
         self.name = root.name
         with translated(StoreError, f"opening {root}", "May you read it?"):
             is_there = (root / "repository.json").exists()
+        if not is_there and (root / "revisions").is_dir():
+            hint = "restore.sh in it does without this file."
+            raise ConfigError(f"{root / 'repository.json'} is missing", hint)
         if not is_there:
             there = ", ".join(jobs(root.parent)[:20]) or "none"
             raise NotFoundError(f"there is no repository {root}", f"There are: {there}.")
         self.settings = read_settings(root / "repository.json")
-        make_store = store_class(self.settings.store)
+        try:
+            make_store = store_class(self.settings.store)
+        except ConfigError as error:
+            path = root / "repository.json"
+            raise ConfigError(f"{path}: {error.message}", error.hint) from error
         self.store: Store = make_store(root, self.settings.block_size, self.settings.level)
         self.damaged: list[DamagedError] = []
+        self._unusable = ""  # the newest of those revisions
 
     def remember_source(self, source: dict[str, object]) -> None:
         """Use this source from now on, when a backup names none."""
@@ -144,7 +152,7 @@ class Repository:
 
     def history(self) -> list[Revision]:
         """All revisions, oldest first. Those whose revision.json is unusable are in `damaged`."""
-        self.damaged = []
+        self.damaged, self._unusable = [], ""
         found = []
         with translated(StoreError, f"{self.name}: listing revisions"):
             names = disk.list_folder(self.root / "revisions")
@@ -153,6 +161,7 @@ class Repository:
                 found.append(self._read(self.root / "revisions" / name))
             except DamagedError as error:
                 self.damaged.append(error)
+                self._unusable = name
         return found
 
     def _names(self) -> Iterator[str]:
@@ -165,11 +174,23 @@ class Repository:
         return read_revision(folder / "revision.json", self.settings.block_size)
 
     def find(self, spec: str) -> Revision:
-        """The one revision that a revision word names. Raises NotFoundError."""
+        """The one revision that a revision word names.
+
+        Raises NotFoundError, or DamagedError where it may be one whose revision.json is unusable:
+        "latest" must not quietly be an older one.
+        """
+        history = self.history()
+        why = self.damaged[-1].message if self.damaged else ""
         try:
-            return select_one(spec, self.history())
+            found = select_one(spec, history)
         except NotFoundError as error:
-            raise NotFoundError(f"{self.name}: {error.message}", error.hint) from None
+            kind = DamagedError if self.damaged else NotFoundError
+            message = "; ".join(filter(None, (error.message, why)))
+            raise kind(f"{self.name}: {message}", error.hint) from None
+        if self._unusable > found.id and not found.id.startswith(spec):
+            hint = f"Name the one that you want: {found.id}, for example."
+            raise DamagedError(f"{self.name}: {spec!r} may be another revision: {why}", hint)
+        return found
 
     def folder_of(self, revision: Revision) -> Path:
         """Where a published revision lies."""

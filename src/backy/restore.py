@@ -58,6 +58,7 @@ def restore(
     watcher.begin(revision.disks[disk].size)
     with ExitStack() as stack:
         healer = stack.enter_context(healing(repository, "restore", origins, watcher))
+        more = "" if keep_going else " Or add --keep-going to get all the rest."
         try:
             stack.enter_context(repository.reading(revision))
             opened = repository.store.open(revision, disk, is_partial_fine=keep_going)
@@ -75,8 +76,8 @@ def restore(
         except DamagedError as error:
             raise DamagedError(
                 f"{repository.name}: {revision.id} {disk}: {error.message}",
-                f"Try an older revision; backy verify {repository.name} says which are whole. "
-                "Or add --keep-going to get all the rest.",
+                f"Try an older revision; backy verify {repository.name} says which are whole."
+                f"{more}",
             ) from error
     return Restored(read, tuple(united(rescued.lost)), tuple(united(rescued.healed)))
 
@@ -112,7 +113,7 @@ class _Rescued:
             return block
         block, _ = self._healer.rescue(Bad(self._stored, number, error.message))
         if block is None and not self._keep_going:
-            raise error
+            raise DamagedError(error.message, error.hint) from error
         index = self._stored.image.index
         length = index.length_of(number)
         (self.lost if block is None else self.healed).add((number * index.block_size, length))

@@ -111,6 +111,8 @@ def opened(
                 stack.enter_context(repository.reading(revision))
                 image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
             except (DamagedError, NotFoundError) as error:
+                if isinstance(error, DamagedError) and not error.is_damage:
+                    raise
                 if repository.folder_of(revision).exists():
                     size = revision.disks[name].size
                     damages.append(Damage(revision.id, name, 0, size, error.message))
@@ -133,7 +135,8 @@ class Range:
             yield Range(self.disk, start, min(start + length, self.end))
 
 
-_Content = tuple[bytes, Sequence[bytes | None]]  # the lines of the index, and the places
+# The lines of the index, the places, the size.
+_Content = tuple[bytes, Sequence[bytes | None], int]
 
 
 class Survey:
@@ -177,7 +180,12 @@ class Survey:
     def _content(self, holder: Stored) -> _Content:
         """What is equal where two revisions have the same bytes in the same places."""
         first, count = self._range(holder.image)
-        return holder.image.index.lines(first, count), holder.image.places(first, count)
+        image = holder.image
+        return (
+            image.index.lines(first, count),
+            image.places(first, count),
+            min(self._where.end, image.size),
+        )
 
     def _range(self, image: StoredImage) -> tuple[int, int]:
         """The first block and how many."""
@@ -193,13 +201,14 @@ class Survey:
         The key is 128 bits of a hash; None where nothing can be said. A hole need not be read
         where the index calls it zeroes.
         """
-        lines, places = content or self._content(holder)
+        lines, places, _ = content or self._content(holder)
         first, _ = self._range(holder.image)
         zero = zero_digest(holder.image.block_size).encode()
         for number, place in enumerate(places):
             digest = lines[number * LINE : (number + 1) * LINE - 1]
             if place == NAMED:
-                yield first + number, digest[:32]
+                length = holder.image.index.length_of(first + number)
+                yield first + number, digest[:24] + length.to_bytes(8)  # a record may lie about it
             elif place is None:
                 yield first + number, None
             elif place or digest != zero:

@@ -5,14 +5,10 @@ import subprocess
 import sys
 
 import pytest
-import typer
 
 import backy as package
-import backy.cli.run
-from backy.cli.app import app
+from tests.cli.commands import COMMANDS, GROUP
 from tests.cli.runner import PROGRAM, environment
-
-COMMANDS = sorted(typer.main.get_group(app).commands)
 
 
 def said(*arguments: str) -> str:
@@ -29,13 +25,14 @@ def said(*arguments: str) -> str:
 
 def options_of(command: str) -> list[str]:
     """Every way to write every option."""
-    parameters = typer.main.get_group(app).commands[command].params
+    parameters = COMMANDS[command].params
     return [name for each in parameters for name in [*each.opts, *each.secondary_opts]]
 
 
 def test_the_commands_are_those_that_were_promised() -> None:
     promised = {"backup", "diff", "find", "list", "purge", "remove", "restore", "tag", "undo"}
-    assert set(COMMANDS) >= promised | {"verify"}
+    promised |= {"verify", "scrub", "reports", "reports show", "reports delete"}
+    assert set(COMMANDS) >= promised
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +40,15 @@ def overview() -> str:
     return said("--help")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", GROUP.commands)
 def test_the_overview_says_what_each_command_does(overview: str, command: str) -> None:
     assert re.search(rf"^  {command}  +\w.{{10}}", overview, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if " " in command])
+def test_the_help_of_a_command_says_what_those_within_it_do(command: str) -> None:
+    outer, _, inner = command.rpartition(" ")
+    assert re.search(rf"^  {inner}  +\w.{{10}}", said(*outer.split(), "--help"), re.MULTILINE)
 
 
 def test_the_overview_has_the_exit_codes_and_the_global_options(overview: str) -> None:
@@ -55,7 +58,7 @@ def test_the_overview_has_the_exit_codes_and_the_global_options(overview: str) -
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_explains_each_option_and_has_an_example(command: str) -> None:
-    text = said(command, "--help")
+    text = said(*command.split(), "--help")
     listed = text[text.index("Options:") : text.index("Example:")]
     for option in options_of(command):
         if option.startswith("-"):
@@ -66,13 +69,13 @@ def test_a_command_explains_each_option_and_has_an_example(command: str) -> None
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_option_and_no_argument_is_left_unexplained(command: str) -> None:
-    for parameter in typer.main.get_group(app).commands[command].params:
+    for parameter in COMMANDS[command].params:
         assert getattr(parameter, "help", None), parameter.name
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_example_uses_only_what_there_is(command: str) -> None:
-    epilog = str(typer.main.get_group(app).commands[command].epilog)
+    epilog = str(COMMANDS[command].epilog)
     known = {"-daily", *options_of(command)}
     assert set(re.findall(r"(?<=\s)-{1,2}[a-z][\w-]*", epilog)) <= known | {"--sparse"}
 
@@ -84,8 +87,9 @@ def test_without_a_command_there_is_help() -> None:
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_has_a_short_name(flag: str) -> None:
-    assert said("list", flag).startswith("Usage: backy list")
+@pytest.mark.parametrize("command", ["list", "reports", "reports show"])
+def test_help_has_a_short_name(command: str, flag: str) -> None:
+    assert said(*command.split(), flag).startswith(f"Usage: backy {command}")
 
 
 def test_the_version_is_told_without_loading_what_it_does_not_need() -> None:

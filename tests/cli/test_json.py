@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
-import backy.cli.run  # noqa: F401 - importing it adds the commands
 from backy import errors
-from backy.cli.app import app
-from tests.cli.runner import MIB, SMALL, Backy, Result, data, image, leased, wait_for
+from tests.cli.commands import COMMANDS
+from tests.cli.runner import MIB, SMALL, Backy, Result, data, image, leased, overwrite, wait_for
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
-COMMANDS = sorted(typer.main.get_group(app).commands)
+SHARED = ["error", "report", "revision"]
+
+
+def stem(command: str) -> str:
+    """The name of the file with a command's schema, without its suffix."""
+    return command.replace(" ", "-")
 
 
 @cache
-def schema(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((SCHEMAS / f"{name}.json").read_text())
+def schema(command: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((SCHEMAS / f"{stem(command)}.json").read_text())
     return content
 
 
@@ -66,10 +69,10 @@ def test_every_command_has_a_schema(command: str) -> None:
 
 
 def test_every_schema_belongs_to_a_command_or_to_several() -> None:
-    assert {path.stem for path in SCHEMAS.glob("*.json")} == {*COMMANDS, "error", "revision"}
+    assert {path.stem for path in SCHEMAS.glob("*.json")} == {*map(stem, COMMANDS), *SHARED}
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "error", "revision"])
+@pytest.mark.parametrize("name", [*COMMANDS, *SHARED])
 def test_a_schema_is_strict_and_explains_each_field(name: str) -> None:
     Draft202012Validator.check_schema(schema(name))
     assert schema(name)["$schema"] == Draft202012Validator.META_SCHEMA["$schema"]
@@ -135,6 +138,23 @@ def test_a_restore_tells_what_was_read(aged: Backy, tmp_path: Path) -> None:
     finished = valid("restore", result)[-1]
     assert (finished["size"], finished["read"]) == (200_000, 200_000)
     assert finished["target"] == str(tmp_path / "new.img")
+    assert (finished["lost"], finished["healed"]) == ([], [])
+
+
+def test_a_restore_tells_what_is_lost_and_what_came_from_elsewhere(
+    aged: Backy, tmp_path: Path
+) -> None:
+    middle, new = aged.revisions("vm1")[1:]
+    aged.chunk("vm1", new, 1).unlink()  # the source still has it
+    aged.chunk("vm1", middle, 1).unlink()
+    healed = valid("restore", aged.ok("restore", "vm1", tmp_path / "new.img", "--json"))
+    assert [each["event"] for each in healed] == ["warning", "finished"]
+    assert (healed[-1]["lost"], healed[-1]["healed"]) == ([], [[65536, 65536]])
+    result = aged.run("restore", "vm1", tmp_path / "b.img", "-r", "1", "--keep-going", "--json")
+    said = valid("restore", result)
+    assert [each["event"] for each in said] == ["warning", "finished", "error"]
+    assert (said[1]["lost"], said[1]["healed"]) == ([[65536, 65536]], [])
+    assert (said[-1]["exit_code"], result.code) == (6, 6)
 
 
 def test_json_and_a_disk_do_not_share_standard_output(aged: Backy) -> None:
@@ -162,7 +182,75 @@ def test_a_verification_tells_each_damage_and_then_fails(aged: Backy) -> None:
     damages = [(each["start"], each["length"]) for each in said if each["event"] == "damage"]
     assert damages == [(0, 65536), (196608, 200_000 - 196608)]
     assert (said[-2]["damaged"], said[-2]["revisions"]) == (3, [middle, new])
+    assert said[-2]["healed"] == 0
     assert (said[-1]["exit_code"], result.code) == (6, 6)
+    (listed,) = valid("list", aged.ok("list", "vm1", "--json"))
+    ranges = [list(pair) for pair in damages]
+    assert [each["damaged"] for each in listed["jobs"][0]["revisions"]] == [{"vda": ranges}, {}]
+
+
+def test_a_verification_that_heals_everything_tells_it_and_succeeds(aged: Backy) -> None:
+    new = aged.revisions("vm1")[-1]
+    aged.chunk("vm1", new, 1).unlink()
+    damage, finished = valid("verify", aged.ok("verify", "vm1", "--json"))
+    assert (damage["event"], damage["revision"], damage["healed"]) == ("damage", new, "the source")
+    assert (finished["damaged"], finished["healed"]) == (0, 1)
+
+
+def test_a_scrub_tells_what_each_job_has_of_its_promise(aged: Backy, tmp_path: Path) -> None:
+    aged.backup("vm2", image(tmp_path / "vm2.img", SMALL[1]))
+    middle, new = aged.revisions("vm1")[1:]
+    aged.chunk("vm1", middle, 1).unlink()
+    aged.chunk("vm1", new, 1).unlink()
+    result = aged.run("scrub", "--json")
+    said = valid("scrub", result)
+    assert (said[-1]["event"], said[-1]["exit_code"], result.code) == ("error", 6, 6)
+    damages = [each for each in said if each["event"] == "damage"]
+    healed = {each["revision"]: each["healed"] for each in damages}
+    assert healed == {middle: None, new: "the source"}
+    jobs = {each["job"]: each for each in said if each["event"] == "finished"}
+    assert jobs.keys() == {"vm1", "vm2"}
+    assert (jobs["vm1"]["damaged"], jobs["vm1"]["healed"]) == (1, 1)
+    assert (jobs["vm2"]["damaged"], jobs["vm2"]["healed"]) == (0, 0)
+    for job, size in (("vm1", 600_000), ("vm2", 200_000)):
+        assert [jobs[job][sum_] for sum_ in ("read", "total", "within")] == [size] * 3
+        assert jobs[job]["oldest_seconds"] < 3600
+    (again,) = valid("scrub", aged.ok("scrub", "vm2", "--json"))
+    assert (again["read"], again["total"]) == (0, 200_000)
+
+
+def test_a_scrub_of_an_empty_repository_has_nothing_that_is_old(aged: Backy) -> None:
+    aged.quiet("remove", "vm1", "-r", "all")
+    (finished,) = valid("scrub", aged.quiet("scrub", "vm1", "--json"))
+    assert (finished["total"], finished["oldest_seconds"]) == (0, None)
+
+
+def test_reports_tell_what_was_damaged_and_where_it_is_kept(aged: Backy) -> None:
+    assert valid("reports", aged.quiet("reports", "--json"))[0]["reports"] == []
+    middle, new = aged.revisions("vm1")[1:]
+    for revision in (middle, new):
+        overwrite(aged.chunk("vm1", revision, 1), 100, b"rot")
+    aged.refuses(6, "verify", "vm1")
+    (listed,) = valid("reports", aged.quiet("reports", "--job", "vm1", "--json"))
+    reports = {report["revisions"][0]: report for report in listed["reports"]}
+    assert reports.keys() == {middle, new}
+    assert (reports[middle]["healed"], reports[new]["healed"]) == (None, "the source")
+    kept = {
+        revision: [Path(path).name for path in reports[revision]["files"]] for revision in reports
+    }
+    assert kept == {middle: ["stored", "source"], new: ["stored"]}
+    assert (reports[middle]["verb"], reports[middle]["job"]) == ("verify", "vm1")
+    where = {"revision": middle, "disk": "vda", "start": 65536, "length": 65536}
+    assert reports[middle]["occurrences"] == [where]
+    ids = {revision: report["id"] for revision, report in reports.items()}
+    (shown,) = valid("reports show", aged.quiet("reports", "show", "vm1", ids[middle], "--json"))
+    assert shown == reports[middle]
+    delete = ["reports", "delete", "vm1", "--json"]
+    (gone,) = valid("reports delete", aged.quiet(*delete, "--healed"))
+    assert gone["deleted"] == [ids[new]]
+    (gone,) = valid("reports delete", aged.quiet(*delete, ids[middle]))
+    assert gone["deleted"] == [ids[middle]]
+    assert not any(Path(path).exists() for path in shown["files"])
 
 
 def test_a_list_has_all_jobs_and_what_is_wrong_with_them(aged: Backy, tmp_path: Path) -> None:
@@ -204,6 +292,10 @@ FAILING = {
     "backup": ["vm1", "--source", "/nowhere"],
     "restore": ["vm2", "x.img"],
     "verify": ["vm2"],
+    "scrub": ["vm2"],
+    "reports": ["--job", "vm2"],
+    "reports show": ["vm1", "20261123T004938Z-3fa1"],
+    "reports delete": ["vm1", "20261123T004938Z-3fa1"],
     "list": ["vm2"],
     "diff": ["vm1", "9", "0"],
     "find": ["vm1", "-r", "9"],
@@ -218,7 +310,7 @@ FAILING = {
 def test_the_error_of_every_command_is_told_to_people_and_programs(
     aged: Backy, command: str
 ) -> None:
-    result = aged.run(command, *FAILING[command], "--json")
+    result = aged.run(*command.split(), *FAILING[command], "--json")
     (error,) = valid(command, result)
     assert error["event"] == "error"
     assert error["exit_code"] == result.code

@@ -114,6 +114,11 @@ def steady(output: str) -> str:
     return "".join(f"{line}\n" for line in lines if line)
 
 
+_FIND_BLOCK = """cd /srv/backy/vm1
+        set -- revisions/2*
+        chunk=$(grep -vxFf "$1/vda.blocks" revisions/REV/vda.blocks |
+            sed 's|^..|chunks/&/&|; s|$|.zst|' | xargs ls -S | sed -n 1p)
+        hash=$(basename "$chunk" .zst)"""
 _ACTIONS = {
     "empty": "true",
     "change": "head -c 3000000 /dev/urandom >report.pdf;"
@@ -125,9 +130,14 @@ _ACTIONS = {
         backy backup vm1 --tag daily"""
         for store in ("chunks", "images")
     },
-    "damage": """cd /srv/backy/vm1
-        # Of the newest revision, so that the disk still has the block and can heal it.
-        chunk=$(sed 's|^..|chunks/&/&|; s|$|.zst|' revisions/REV/vda.blocks |
-            xargs ls -S | sed -n 1p)
-        printf rot | dd of="$chunk" bs=1 seek=5000 conv=notrunc""",
+    # The largest block that only the newest revision has: the disk still has it, and can heal it.
+    "damage": f"""set -e
+        {_FIND_BLOCK}
+        truncate -s -1 "chunks/$(printf %.2s "$hash")/$hash.zst\"""",
+    "unreadable": "printf '{' >/srv/backy/vm1/revisions/REV/revision.json",
+    # The machine writes to that block, which then is nowhere as it was.
+    "overwrite": f"""set -e
+        {_FIND_BLOCK}
+        line=$(sed -n "/$hash/=" revisions/REV/vda.blocks)
+        printf new | dd of=/images/vm1.img bs=1 seek=$((line * 1048576 - 4096)) conv=notrunc""",
 }

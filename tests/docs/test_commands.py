@@ -4,20 +4,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-import typer.main
 
-from backy.cli import change, history, transfer
-from backy.cli.app import app
 from backy.revision import Consistency, Disk, Revision, Trust
 from backy.words import select
+from tests.cli import commands
 from tests.docs import markdown
 
 TEXT = (markdown.PROJECT / "docs" / "commands.md").read_text()
-# Importing these added their commands to the application.
-MODULES = (change, history, transfer)
-GROUP: Any = typer.main.get_command(app)
-COMMANDS: dict[str, Any] = {"backy": GROUP} | {
-    f"backy {name}": command for name, command in GROUP.commands.items()
+COMMANDS: dict[str, Any] = {"backy": commands.GROUP} | {
+    f"backy {name}": command for name, command in commands.COMMANDS.items()
 }
 
 

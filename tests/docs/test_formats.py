@@ -10,13 +10,27 @@ import pytest
 
 from tests.docs import markdown
 from tests.docs.stage import Stage
+from tests.lab.handmade import MIB
 from tests.lab.reflink import missing, reflink_file_system
 
 TEXT = (markdown.PROJECT / "docs" / "formats.md").read_text()
 NAMES = markdown.table(markdown.section(TEXT, "Names"))
 ID = r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}"
 PARTS = {"REV": ID, "BATCH": ID, "DISK": r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "AB": "[0-9a-f]{2}"}
-PARTS |= {"HASH": "[0-9a-f]{64}"}
+PARTS |= {"HASH": "[0-9a-f]{64}", "REPORT": r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4}"}
+JSON_FILES = ("repository.json", "revision.json", "scrub.json", "report.json")
+NAMED = ("disks.", "damaged.", "lengths.")  # fields whose keys are the names of disks
+# What three bytes on the medium do to the first block of disk vda, in every revision.
+DAMAGE = {
+    "chunks": """hash=$(cat revisions/*/vda.blocks | head -n 1)
+        chunk=chunks/$(printf %.2s $hash)/$hash.zst
+        printf rot | dd of=$chunk bs=1 seek=20 conv=notrunc""",
+    "images": """for image in revisions/*/vda.img; do
+            chmod u+w $image
+            printf rot | dd of=$image bs=1 seek=20 conv=notrunc
+            chmod a-w $image
+        done""",
+}
 TYPES: dict[str, Callable[[object], bool]] = {
     "integer": lambda value: type(value) is int and value >= 0,
     "number": lambda value: type(value) in {int, float},
@@ -25,6 +39,13 @@ TYPES: dict[str, Callable[[object], bool]] = {
     "null": lambda value: value is None,
     "list of strings": lambda value: (
         isinstance(value, list) and all(isinstance(i, str) for i in value)
+    ),
+    "list of pairs": lambda value: (
+        isinstance(value, list)
+        and all(len(pair) == 2 and all(type(i) is int for i in pair) for pair in value)
+    ),
+    "list of objects": lambda value: (
+        isinstance(value, list) and all(isinstance(each, dict) for each in value)
     ),
     "time": lambda value: isinstance(value, str) and is_time(value),
 }
@@ -39,7 +60,7 @@ def is_time(text: str) -> bool:
 def repository(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """A repository of each store with all it can have: two disks, tags, a verification, trash."""
+    """A repository of each store with all it can have: two disks, tags, trash, damage, reports."""
     if request.param == "chunks":
         yield filled(tmp_path_factory.mktemp("formats"), "chunks")
         return
@@ -58,7 +79,11 @@ def filled(folder: Path, store: str) -> Path:
             --store {store} --tag daily
         backy backup vm1 --tag daily --tag weekly
         backy backup vm1
-        backy verify vm1 -r first
+        printf new | dd of=/images/vm1.img bs=1 seek=30 conv=notrunc
+        cd /srv/backy/vm1
+        {DAMAGE[store]}
+        ! backy verify vm1
+        backy scrub vm1 || test $? -eq 6
         backy remove vm1 -r latest""")
     return stage.root / "srv" / "backy" / "vm1"
 
@@ -89,10 +114,13 @@ def test_every_file_is_documented_and_every_documented_file_is_written(repositor
 def fields(record: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Each field with its path; the names of disks become DISK, as on the page."""
     for key, value in record.items():
-        name = f"{prefix}{'DISK' if prefix.endswith('disks.') else key}"
+        name = f"{prefix}{'DISK' if prefix.endswith(NAMED) else key}"
         yield name, value
         if isinstance(value, dict):
             yield from fields(value, f"{name}.")
+        for each in value if isinstance(value, list) else ():
+            if isinstance(each, dict):
+                yield from fields(each, f"{name}.")
 
 
 def rows(heading: str) -> dict[str, str]:
@@ -122,8 +150,30 @@ def test_the_fields_of_revision_json_are_those_of_the_page(repository: Path) -> 
         check(json.loads(path.read_text()), rows("revision.json"))
 
 
+def test_the_fields_of_scrub_json_are_those_of_the_page(repository: Path) -> None:
+    check(json.loads((repository / "scrub.json").read_text()), rows("scrub.json"))
+
+
+def test_the_fields_of_report_json_are_those_of_the_page(repository: Path) -> None:
+    (path,) = repository.glob("quarantine/*/report.json")
+    check(json.loads(path.read_text()), rows("report.json"))
+
+
+def test_what_is_kept_beside_a_report_is_both_sides_of_the_mismatch(repository: Path) -> None:
+    (folder,) = repository.glob("quarantine/*")
+    report = json.loads((folder / "report.json").read_text())
+    stored, source = ((folder / name).read_bytes() for name in ("stored", "source"))
+    name = f"chunks/{report['digest'][:2]}/{report['digest']}.zst"
+    image = next(repository.glob("revisions/*/vda.img"), repository / name)
+    there = image.read_bytes() if image.suffix == ".zst" else image.read_bytes()[:MIB]
+    assert stored == there
+    assert source == (repository.parents[2] / "images" / "vm1.img").read_bytes()[:MIB]
+
+
 def test_json_files_have_one_key_a_line_and_two_spaces_a_level(repository: Path) -> None:
-    for path in [repository / "repository.json", *repository.glob("revisions/*/revision.json")]:
+    found = sorted(repository.rglob("*.json"))
+    assert {path.name for path in found} == set(JSON_FILES)
+    for path in found:
         text = path.read_text()
         assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
 

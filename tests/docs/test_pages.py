@@ -9,7 +9,7 @@ from tests.docs import markdown
 from tests.docs.stage import Stage, session, steady
 from tests.lab.reflink import missing, reflink_file_system
 
-PAGES = ["README.md", "docs/commands.md", "docs/formats.md"]
+PAGES = ["README.md", "docs/commands.md", "docs/formats.md", "docs/reliability.md"]
 SCENES = [
     pytest.param(scene, id=f"{page}:{scene.line}")
     for page in PAGES

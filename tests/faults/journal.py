@@ -1,15 +1,17 @@
 """A model of what a power cut can leave: every effect that passed the disk door, durable or not.
 
 An effect is volatile until it is synced: content by fsync of its file, a name by fsync of its
-folder, everything by the barrier. `Journal.after_cut` rebuilds a file tree from the effects
-before a moment: all that were durable by then, and a seeded random choice of the others, in
-which renames may be reordered and writes torn. That is more than a journalling file system
-does to us, as SQLite's tests do it (https://sqlite.org/testing.html, "crash testing").
+folder (a rename between two folders: of both), everything by the barrier. `Journal.after_cut`
+rebuilds a file tree from the effects before a moment: all that were durable by then, and a seeded
+random choice of the others, in which renames may be reordered and writes torn. That is more than
+a journalling file system does to us, as SQLite's tests do it
+(https://sqlite.org/testing.html, "crash testing").
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -102,26 +104,46 @@ class Journal:
         """Everything so far of that node (or of all) is durable."""
         self.entries.append(Sync(node))
 
+    def missed(self) -> list[str]:
+        """Where the real tree is not what the effects make: one went past the recording."""
+        here, there = _tree(self.nodes, 0), {}
+        for path in self.root.rglob("*"):
+            name = str(path.relative_to(self.root))
+            there[name] = None if path.is_dir() else path.read_bytes()
+        return sorted(
+            name
+            for name in here.keys() | there.keys()
+            if (name in here, here.get(name)) != (name in there, there.get(name))
+        )
+
     def after_cut(self, moment: int, survival: Survival, seed: int, target: Path) -> None:
         """Write to `target` what is left when the power goes after `moment` entries."""
         chance = random.Random(f"{moment} {survival} {seed}")
         nodes = [Node(n.is_folder, bytearray(n.content), dict(n.names)) for n in self.base]
         nodes += [Node(n.is_folder) for n in self.nodes[len(nodes) :]]
         entries = self.entries[:moment]
-        for position, entry in enumerate(entries):
+        for entry, is_durable in zip(entries, _durable(entries), strict=True):
             if isinstance(entry, Sync):
                 continue
-            if _is_durable(entry, entries[position + 1 :]):
-                _apply(nodes, entry)
-            elif survivor := _survivor(entry, survival, chance):
+            survivor = entry if is_durable else _survivor(entry, survival, chance)
+            if survivor:
                 _apply(nodes, survivor)
         _write(nodes, 0, target)
 
 
-def _is_durable(effect: Effect, later: list[Effect | Sync]) -> bool:
-    needed = {effect.file} if effect.file is not None else {folder for folder, _, _ in effect.links}
-    synced = {entry.node for entry in later if isinstance(entry, Sync)}
-    return None in synced or needed <= synced
+def _durable(entries: Sequence[Effect | Sync]) -> list[bool]:
+    """Whether each effect was synced by one of the later entries."""
+    found: list[bool] = []
+    synced: set[int | None] = set()
+    for entry in reversed(entries):
+        if isinstance(entry, Sync):
+            synced.add(entry.node)
+            found.append(True)
+        else:
+            folders = {folder for folder, _, _ in entry.links}
+            needed = folders if entry.file is None else {entry.file}
+            found.append(None in synced or needed <= synced)
+    return found[::-1]
 
 
 def _survivor(effect: Effect, survival: Survival, chance: random.Random) -> Effect | None:
@@ -133,8 +155,9 @@ def _survivor(effect: Effect, survival: Survival, chance: random.Random) -> Effe
     if chance.random() < 0.5:
         return None
     if survival is Survival.TORN and effect.content:
-        kept = chance.randrange(len(effect.content) // SECTOR + 1) * SECTOR
-        return Effect(effect.file, effect.offset, effect.content[:kept])
+        sectors = -(-len(effect.content) // SECTOR)
+        first, end = sorted(chance.randint(0, sectors) * SECTOR for _ in range(2))
+        return Effect(effect.file, effect.offset + first, effect.content[first:end])
     return effect
 
 
@@ -153,6 +176,17 @@ def _apply(nodes: list[Node], effect: Effect) -> None:
             nodes[folder].names.pop(name, None)
         else:
             nodes[folder].names[name] = node
+
+
+def _tree(nodes: list[Node], number: int, above: str = "") -> dict[str, bytes | None]:
+    """Every path with its content; folders have None."""
+    found: dict[str, bytes | None] = {}
+    for name, child in nodes[number].names.items():
+        is_folder = nodes[child].is_folder
+        found[above + name] = None if is_folder else bytes(nodes[child].content)
+        if is_folder:
+            found |= _tree(nodes, child, f"{above}{name}/")
+    return found
 
 
 def _write(nodes: list[Node], number: int, target: Path) -> None:

@@ -1,4 +1,9 @@
-"""The disk door, with a journal: works on a real file system and records every effect."""
+"""The disk door, with a journal: works on a real file system and records every effect.
+
+Modes and FIEMAP are no effects: what a file may be used for does not depend on them here, and
+`open_protected` and `places` open a File like all others. At the end the journal is compared with
+the real tree, so that a new way to write cannot go past it.
+"""
 
 from __future__ import annotations
 
@@ -109,6 +114,7 @@ def recording(root: Path) -> Iterator[Journal]:
         for door in (make_folder, rename, remove_file, remove_tree, remove_empty_folder):
             stack.enter_context(patch.object(disk, door.__name__, door))
         yield journal
+    assert journal.missed() == []
 
 
 def _there(journal: Journal, path: Path) -> int:

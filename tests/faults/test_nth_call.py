@@ -3,103 +3,98 @@
 After each failure the command has said so with a BackyError, the history is the old or the new
 one, and backy goes on from it unaided. That is how SQLite tests I/O errors
 (https://sqlite.org/testing.html, "I/O error testing").
+
+A normal run takes a seeded sample of all calls (BACKY_SEED); with BACKY_ALL_CALLS=1, as in
+`make soak`, it is each call with each fault. A failure says which command repeats it.
 """
 
-# ruff: noqa: ANN401 - it passes on whatever the system's calls take and give
 from __future__ import annotations
 
-import errno
 import os
+import random
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 
-from backy import disk
 from backy.errors import BackyError
+from tests.faults.calls import FAULTS, Calls, faults_of
 from tests.faults.workloads import WORKLOADS, Workload, check, one_worker, prepared
+from tests.lab.reflink import missing, reflink_file_system
 
-CALLS = {
-    "open", "close", "fstat", "pread", "preadv", "pwrite", "write", "fsync", "ftruncate",
-    "copy_file_range", "lseek", "listdir", "posix_fadvise", "fchmod",
-}  # fmt: skip
-
-
-class FailingSystem:
-    """The os module, of which one call fails: the `nth` of those in CALLS."""
-
-    def __init__(self, nth: int, fault: Callable[..., Any]) -> None:
-        self.left = nth
-        self._fault = fault
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(os, name)
-        if name not in CALLS:
-            return real
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            self.left -= 1
-            if self.left == 0:
-                return self._fault(real, *arguments, **named)
-            return real(*arguments, **named)
-
-        return call
+SEED = int(os.environ.get("BACKY_SEED", "1"))
+ALL = os.environ.get("BACKY_ALL_CALLS") == "1"
+ONLY = os.environ.get("BACKY_CALL")  # number:fault, as a failure says it
+SAMPLE = 8  # calls of a workload that fail in a normal run
+Case = tuple[int, str]
 
 
-def failing(number: int) -> Callable[..., Any]:
-    """A call that fails with an errno; a file that should be closed is closed all the same."""
-
-    def fault(real: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        if real is os.close:
-            real(*arguments, **named)
-        raise OSError(number, os.strerror(number))
-
-    return fault
+@pytest.fixture(scope="module")
+def xfs() -> Iterator[Path]:
+    """One file system for all tests here, each in a folder of its own."""
+    if reason := missing("xfs"):
+        pytest.skip(reason)
+    with reflink_file_system("xfs") as folder:
+        yield folder
 
 
-def short(real: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """A read or write that does half of what it was asked for."""
-    if real is os.preadv and not named and len(arguments) == 3:
-        descriptor, (buffer,), offset = arguments
-        return real(descriptor, [buffer[: max(1, len(buffer) // 2)]], offset)
-    if real in {os.pwrite, os.write}:
-        descriptor, content, *rest = arguments
-        return real(descriptor, content[: max(1, len(content) // 2)], *rest)
-    return real(*arguments, **named)
+@pytest.fixture(params=["chunks", "images"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """A store, and a folder on a file system that can have it."""
+    if request.param == "chunks":
+        return "chunks", tmp_path
+    folder: Path = request.getfixturevalue("xfs") / tmp_path.name
+    folder.mkdir()
+    return "images", folder
 
 
-FAULTS = {
-    "EIO": failing(errno.EIO),
-    "ENOSPC": failing(errno.ENOSPC),
-    "short": short,
-}
+def cases(made: list[str], seed: object) -> list[Case]:
+    """Which call fails how."""
+    if ONLY:
+        number, fault = ONLY.split(":")
+        return [(int(number), fault)]
+    found = [(number, fault) for number, name in enumerate(made, 1) for fault in faults_of(name)]
+    return found if ALL else random.Random(str(seed)).sample(found, SAMPLE)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+def strike(base: Path, workload: Workload, store: str, case: Case) -> None:
+    """Run the command with one call that fails; it may only end with an error of ours."""
+    number, fault = case
+    with Calls(number, FAULTS[fault]).counted():
+        try:
+            workload.command(base, store)
+        except BackyError:
+            assert fault != "short", "a short read or write is no error"
+
+
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
 def test_a_call_that_fails_leaves_the_old_or_the_new_history(
-    workload: Workload, fault: str, tmp_path: Path
+    workload: Workload, place: tuple[str, Path], request: pytest.FixtureRequest
 ) -> None:
-    prototype = tmp_path / "prototype"
+    store, folder = place
+    prototype, base = folder / "prototype", folder / "base"
     prototype.mkdir()
     with one_worker():
-        known = prepared(prototype, workload, "chunks")
-        nth, done = 0, False
-        while not done:
-            nth += 1
-            base = tmp_path / "base"
+        known = prepared(prototype, workload, store)
+        shutil.copytree(prototype, base)
+        calls = Calls()
+        with calls.counted():
+            workload.command(base, store)
+        shutil.rmtree(base)
+        assert len(calls.made) > 10
+        wanted = cases(calls.made, f"{store} {workload.name} {SEED}")
+        for number, fault in wanted:
             shutil.copytree(prototype, base)
-            system = FailingSystem(nth, FAULTS[fault])
-            with patch.object(disk, "os", system), suppress(BackyError):
-                workload.command(base, "chunks")
-            done = system.left > 0
             try:
-                check(base, workload, known, "chunks")
+                strike(base, workload, store, (number, fault))
+                check(base, workload, known, store)
             except Exception as error:
-                raise AssertionError(f"{workload.name}: {fault} at call {nth}") from error
+                name = calls.made[number - 1]
+                raise AssertionError(
+                    f"{fault} at call {number}, {name}. Again: BACKY_CALL={number}:{fault} "
+                    f"make test ARGS=\"-n 0 '{request.node.nodeid}'\""
+                ) from error
             shutil.rmtree(base)
-    assert nth > 10
+    done = f"{store}, {workload.name}: {len(calls.made)} calls, {len(wanted)} faults"
+    print(done)  # noqa: T201 - `make soak` shows it

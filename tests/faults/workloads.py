@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
-from backy import process, trash
+from backy import disk, process, quarantine, trash
 from backy.backup import backup
+from backy.errors import DamagedError, NotFoundError
+from backy.heal import Damage
+from backy.index import digest_of
 from backy.records import Settings
 from backy.repository import Repository, create
-from backy.revision import Revision
+from backy.restore import restore
+from backy.revision import Revision, Trust, is_id
+from backy.scrub import Limits, Scrub
 from backy.sources.file import FileSource
+from backy.stores import chunks
 from backy.verify import verify
 
 BLOCK = 65536
 SIZE = 3 * BLOCK + 1234
 JOB = "vm1"
+RESTORED = "restored.img"
 Disks = dict[str, bytes]  # what the disk of each revision held, by id
+Lost = set[tuple[str, int]]  # blocks that cannot be read: the revision's id, the block's number
 
 
 def noise(seed: object, size: int = SIZE) -> bytes:
@@ -32,12 +41,29 @@ FIRST = noise("first")
 ZEROED = FIRST[:BLOCK] + bytes(BLOCK) + FIRST[2 * BLOCK :]
 SECOND = ZEROED[: 2 * BLOCK + 5000] + noise("second", 100) + ZEROED[2 * BLOCK + 5100 :]
 THIRD = FIRST[: 2 * BLOCK] + SECOND[2 * BLOCK :] + b"grown by some bytes"
+# What workloads damage: a block that only SECOND has, and the short last one that FIRST has, too.
+BAD = {
+    digest_of(block): block
+    for block in (SECOND[2 * BLOCK : 3 * BLOCK], SECOND[3 * BLOCK :])
+}  # fmt: skip
 
 
 @contextmanager
 def one_worker() -> Iterator[None]:
     """Everything happens in one order."""
     with patch.object(process, "processors", lambda: -1):
+        yield
+
+
+@contextmanager
+def hasty() -> Iterator[None]:
+    """Nothing is made durable, or read from the medium: what is done here meets no fault."""
+    with (
+        patch.object(disk.File, "sync", lambda _: None),
+        patch.object(disk.File, "barrier", lambda _: None),
+        patch.object(disk.File, "_open_direct", lambda *_: -1),
+        patch.object(chunks, "_MARK_BITS", 16),  # 32 MiB take 30 ms to fill with zeroes
+    ):
         yield
 
 
@@ -54,28 +80,51 @@ def run_backup(base: Path, content: bytes, store: str) -> Revision:
     return backup(repository, FileSource(**settings))
 
 
-def read_all(repository: Repository) -> Disks:
-    """Every disk of the history, read through the store."""
-    found = {}
+def read_all(repository: Repository, bad: dict[str, bytes] | None = None) -> tuple[Disks, Lost]:
+    """Every disk of the history, read through the store, block by block.
+
+    A block that is found damaged is an error; but not where `bad` has its hash, and what it was.
+    """
+    held: Disks = {}
+    lost: Lost = set()
     for revision in repository.history():
         with repository.store.open(revision, "vda") as image:
             content = bytearray(image.size)
-            image.readinto(0, memoryview(content))
-            found[revision.id] = bytes(content)
-    return found
+            for number in range(image.index.blocks):
+                start, length = number * image.block_size, image.index.length_of(number)
+                try:
+                    image.readinto(start, memoryview(content)[start : start + length])
+                except DamagedError:
+                    digest = image.index.digest(number)
+                    if digest not in (bad or {}):
+                        raise
+                    content[start : start + length] = (bad or {})[digest]
+                    lost.add((revision.id, number))
+            held[revision.id] = bytes(content)
+    assert not repository.damaged
+    return held, lost
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A command on a repository with these revisions already in it, newest last."""
+    """A command on a repository with these revisions already in it, newest last.
+
+    `old` and `new` are how many of the oldest are out of the history before and after it.
+    """
 
     name: str
     before: tuple[bytes, ...]
     command: Callable[[Path, str], object]
     adds: bytes | None = None
     prepare: Callable[[Repository], object] = lambda repository: None
-    removes: int = 0
-    returns: int = 0
+    old: int = 0
+    new: int = 0
+    is_damaged: bool = False
+    has_source: bool = False
+
+
+def _opened(base: Path) -> Repository:
+    return Repository(base / JOB)
 
 
 def _remove_oldest(repository: Repository) -> None:
@@ -83,8 +132,63 @@ def _remove_oldest(repository: Repository) -> None:
     trash.remove(repository, [each for each in repository.history() if each.id == oldest])
 
 
-def _opened(base: Path) -> Repository:
-    return Repository(base / JOB)
+def _verify(repository: Repository) -> list[Damage]:
+    return list(verify(repository, repository.history()))
+
+
+def _scrub(repository: Repository) -> list[Damage]:
+    return list(Scrub(repository, timedelta(days=30)).run(Limits()))
+
+
+def _restore(base: Path) -> None:
+    repository = _opened(base)
+    newest = max(each.name for each in (repository.root / "revisions").iterdir())
+    restore(repository, repository.find(newest), "vda", str(base / RESTORED))
+
+
+def damage(repository: Repository, bad: dict[str, bytes]) -> None:
+    """Turn some bits of these blocks wherever they are stored."""
+    places = set()
+    size = repository.settings.block_size
+    for revision in repository.history():
+        folder = repository.folder_of(revision)
+        for number, digest in enumerate((folder / "vda.blocks").read_text().split()):
+            chunk = repository.root / "chunks" / digest[:2] / f"{digest}.zst"
+            if digest in bad and repository.settings.store == "images":
+                places.add((folder / "vda.img", number * size + len(bad[digest]) // 2))
+            elif digest in bad:
+                places.add((chunk, chunk.stat().st_size // 2))
+    assert places
+    for path, offset in places:
+        mode = path.stat().st_mode
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)[0]
+            file.seek(offset)
+            file.write(bytes([byte ^ 0x55]))
+        path.chmod(mode)
+
+
+def _damage_without_source(repository: Repository) -> None:
+    source = repository.root.parent.with_suffix(".live")
+    repository.remember_source({"type": "file", "disks": {"vda": str(source)}})
+    damage(repository, BAD)
+
+
+def _damage(repository: Repository) -> None:
+    repository.root.parent.with_suffix(".live").write_bytes(SECOND)
+    _damage_without_source(repository)
+
+
+def _damage_and_tell(repository: Repository) -> None:
+    _damage_without_source(repository)
+    assert _verify(repository)
+
+
+def _heal_and_delete(repository: Repository) -> None:
+    _damage(repository)
+    assert _verify(repository)
 
 
 WORKLOADS = (
@@ -96,29 +200,80 @@ WORKLOADS = (
         lambda b, s: run_backup(b, THIRD, s),
         adds=THIRD,
     ),
-    Workload("remove", (FIRST, SECOND), lambda b, _: _remove_oldest(_opened(b)), removes=1),
+    Workload("remove", (FIRST, SECOND), lambda b, _: _remove_oldest(_opened(b)), new=1),
     Workload(
         "undo",
         (FIRST, SECOND),
         lambda b, _: trash.undo(_opened(b)),
         prepare=_remove_oldest,
-        returns=1,
+        old=1,
     ),
     Workload(
         "purge",
         (FIRST, SECOND, THIRD),
         lambda b, _: trash.purge(_opened(b)),
         prepare=_remove_oldest,
+        old=1,
+        new=1,
     ),
     Workload(
         "tag-change",
         (FIRST, SECOND),
         lambda b, _: _opened(b).retag(_opened(b).history(), add={"new"}, drop=set()),
     ),
+    Workload("verify", (FIRST, SECOND), lambda b, _: _verify(_opened(b))),
+    Workload("scrub", (FIRST, SECOND), lambda b, _: _scrub(_opened(b))),
     Workload(
-        "verify",
+        "verify-that-heals",
         (FIRST, SECOND),
-        lambda b, _: list(verify(_opened(b), _opened(b).history())),
+        lambda b, _: _verify(_opened(b)),
+        prepare=_damage,
+        is_damaged=True,
+        has_source=True,
+    ),
+    Workload(
+        "scrub-that-heals",
+        (FIRST, SECOND),
+        lambda b, _: _scrub(_opened(b)),
+        prepare=_damage,
+        is_damaged=True,
+        has_source=True,
+    ),
+    Workload(
+        "scrub-that-cannot-heal",
+        (FIRST, SECOND),
+        lambda b, _: _scrub(_opened(b)),
+        prepare=_damage_without_source,
+        is_damaged=True,
+    ),
+    Workload(
+        "verify-that-cannot-heal",
+        (FIRST, SECOND),
+        lambda b, _: _verify(_opened(b)),
+        prepare=_damage_without_source,
+        is_damaged=True,
+    ),
+    Workload(
+        "restore-that-heals",
+        (FIRST, SECOND),
+        lambda b, _: _restore(b),
+        prepare=_damage,
+        is_damaged=True,
+        has_source=True,
+    ),
+    Workload(
+        "backup-that-heals",
+        (FIRST, SECOND),
+        lambda b, s: run_backup(b, SECOND, s),
+        adds=SECOND,
+        prepare=_damage_and_tell,
+        is_damaged=True,
+    ),
+    Workload(
+        "delete-reports",
+        (FIRST, SECOND),
+        lambda b, _: quarantine.delete(_opened(b), quarantine.reports(_opened(b))),
+        prepare=_heal_and_delete,
     ),
 )
 
@@ -133,34 +288,112 @@ def prepared(base: Path, workload: Workload, store: str) -> Disks:
     return known
 
 
-def check(base: Path, workload: Workload, known: Disks, store: str) -> None:
-    """The history is the old or the new one, byte for byte, and backy goes on from it unaided."""
+def check(
+    base: Path, workload: Workload, known: Disks, store: str, *, has_ended: bool = False
+) -> None:
+    """The history is the old or the new one, byte for byte, and backy goes on from it unaided.
+
+    Where the command `has_ended`, it is the new one.
+    """
     root = base / JOB
-    if (root / "repository.json").exists():
-        _check_history(Repository(root), workload, known)
-    elif known:
-        raise AssertionError("the repository is gone")
-    revision = run_backup(base, THIRD, store)
-    repository = Repository(root)
-    assert read_all(repository)[revision.id] == THIRD
-    trash.purge(repository)
-    held = read_all(repository)
-    assert held.pop(revision.id) == THIRD
-    assert set(held.values()) <= {*known.values(), workload.adds}
-    assert list(verify(repository, repository.history())) == []
+    with hasty():
+        if (root / "repository.json").exists():
+            check_history(Repository(root), workload, known, has_ended=has_ended)
+        elif known or has_ended:
+            raise AssertionError("the repository is gone")
+        with suppress(NotFoundError):  # there may be nothing left to bring back
+            workload.command(base, store)
+        repository = Repository(root)
+        if workload.is_damaged:
+            _check_damage_is_known(repository)
+        if workload.has_source:
+            _check_healed(repository)
+        if workload.is_damaged:
+            _check_next(base, SECOND, store)
+        newest = _check_next(base, THIRD, store)
+        trash.purge(repository)
+        # The revisions of the store "images" that are still damaged have good copies by now.
+        assert all(each.healed for each in _verify(repository))
+        held, _ = read_all(repository)
+        assert held.pop(newest) == THIRD
+        assert set(held.values()) <= {*known.values(), workload.adds, SECOND}
+        assert _verify(repository) == []
 
 
-def _check_history(repository: Repository, workload: Workload, known: Disks) -> None:
-    held = read_all(repository)
-    assert not repository.damaged
+def _check_next(base: Path, content: bytes, store: str) -> str:
+    """The next backup is whole, whatever is damaged of the others; its id."""
+    revision = run_backup(base, content, store)
+    held, lost = read_all(_opened(base), BAD)
+    assert held[revision.id] == content
+    assert revision.id not in {each for each, _ in lost}
+    return revision.id
+
+
+def check_history(
+    repository: Repository, workload: Workload, known: Disks, *, has_ended: bool
+) -> None:
+    """Just after the fault: what is published reads back, but for what was damaged before."""
+    held, lost = read_all(repository, BAD if workload.is_damaged else None)
+    trust = {each.id: each.trust for each in repository.history()}
+    assert not any(trust[each] is Trust.VERIFIED for each, _ in lost)
     ids = sorted(known)
-    old = set(ids[1:] if workload.returns or workload.name == "purge" else ids)
-    new = set(ids[workload.removes :]) if not workload.returns else set(ids)
-    new = old if workload.name == "purge" else new
     added = held.keys() - known.keys()
-    assert held.keys() - added in (old, new)
-    assert not added or (
-        workload.adds is not None and [held[each] for each in added] == [workload.adds]
-    )
+    old, new = set(ids[workload.old :]), set(ids[workload.new :])
+    assert held.keys() - added in ([new] if has_ended else [old, new])
+    assert [held[each] for each in added] in ([], [workload.adds])
+    assert added or not (has_ended and workload.adds)
     assert all(held[each] == known[each] for each in held.keys() & known.keys())
-    assert list(verify(repository, repository.history())) == []
+    assert not added & {each for each, _ in lost}
+    for name in disk.list_folder(repository.root / "quarantine"):
+        assert not is_id(name) or quarantine.find(repository, name).id == name
+    restored = repository.root.parent / RESTORED
+    assert not restored.exists() or restored.read_bytes() == SECOND
+    if not workload.is_damaged:
+        assert _verify(repository) == []
+
+
+def check_evidence(repository: Repository) -> None:
+    """Of each bad block that was replaced the bytes are kept that the store had there."""
+    held, lost = read_all(repository, BAD)
+    reports = {report.digest: report for report in quarantine.reports(repository)}
+    for digest, block in BAD.items():
+        number = SECOND.index(block) // BLOCK
+        having = {each for each, content in held.items() if block in content}
+        if any((each, number) not in lost for each in having):
+            files = quarantine.files(repository, reports[digest])
+            assert [path.name for path in files][:1] == ["stored"], digest
+
+
+def check_undo(repository: Repository, known: Disks) -> None:
+    """What is still in reach of undo comes back whole."""
+    with hasty(), suppress(NotFoundError):
+        trash.undo(repository)
+    held, _ = read_all(repository)
+    assert held.items() <= known.items()
+
+
+def _check_damage_is_known(repository: Repository) -> None:
+    """What cannot be read says so in each revision that has it, so nothing is built upon it."""
+    _, lost = read_all(repository, BAD)
+    for revision in repository.history():
+        ranges = revision.damaged.get("vda", ())
+        for each, number in lost:
+            if each == revision.id:
+                assert revision.trust is Trust.DISTRUSTED, (revision, number)
+                start = number * BLOCK
+                assert any(low <= start < low + length for low, length in ranges), (each, number)
+
+
+def _check_healed(repository: Repository) -> None:
+    """With the source in reach one verify makes everything whole, and says so."""
+    before = read_all(repository, BAD)[1]
+    found = _verify(repository)
+    assert all(each.healed for each in found)
+    named = {
+        (each.revision, start // BLOCK)
+        for each in found
+        for start in range(each.start, each.start + each.length, BLOCK)
+    }
+    assert before <= named
+    assert read_all(repository)[1] == set()
+    assert {each.trust for each in repository.history()} == {Trust.VERIFIED}

@@ -11,10 +11,10 @@ import typer
 from backy.cli.app import AsJson, Context, DiskName, Job, Spec, app, open_repository
 from backy.cli.output import print_json, summary
 from backy.cli.progress import meter
-from backy.errors import ConfigError, DamagedError
+from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.records import Settings, revision_record
 from backy.repository import DEFAULT_BLOCK, Repository, check_job, create
-from backy.revision import check_tag, disk_of
+from backy.revision import Revision, check_tag, disk_of
 from backy.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def restore(
         )
     repository = open_repository(context, job)
     revision = repository.find(spec)
-    name = disk_of(revision, disk)
+    name = _disk_of(repository, revision, disk)
     size = revision.disks[name].size
     with meter(f"{job} {name}", as_json=as_json) as shown:
         restored = run(
@@ -166,6 +166,17 @@ def restore(
             f"{job}: {revision.id} {name}: {len(restored.lost)} ranges are lost",
             f"All the rest is in {target}. Try an older revision for them.",
         )
+
+
+def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> str:
+    """The disk that was asked for. Raises DamagedError where only its index says that it exists."""
+    try:
+        return disk_of(revision, disk)
+    except NotFoundError as error:
+        if disk not in {path.stem for path in repository.folder_of(revision).glob("*.blocks")}:
+            raise
+        message = f"{repository.name}: {error.message}, but the index of one"
+        raise DamagedError(message, "restore.sh and docs/restore-by-hand.md may help.") from error
 
 
 def _say_restored(

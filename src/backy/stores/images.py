@@ -84,10 +84,12 @@ class ImageStore:
         """See Store."""
         path = self.plain_path(revision, disk)
         with open_index(self._root, revision, disk) as index:
-            try:
-                file = disks.open_to_read(path, cache)
-            except FileNotFoundError:
-                raise DamagedError(f"{path} is missing", "Restore an older revision.") from None
+            hint = "Restore an older revision."
+            with translated(DamagedError, f"opening {path}", hint):
+                try:
+                    file = disks.open_to_read(path, cache)
+                except FileNotFoundError:
+                    raise DamagedError(f"{path} is missing", hint) from None
             with file:
                 size, wanted = file.size(), revision.disks[disk].size
                 if size > wanted or (size < wanted and not is_partial_fine):

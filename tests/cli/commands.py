@@ -1,0 +1,23 @@
+"""Every command of the program, by what one types: also those that belong to another, such as
+"reports show".
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer.main
+
+import backy.cli.run  # noqa: F401 - importing it adds the commands
+from backy.cli.app import app
+
+GROUP: Any = typer.main.get_group(app)
+
+
+def _within(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - typer's
+    for name, command in group.commands.items():
+        yield f"{before}{name}", command
+        if hasattr(command, "commands"):
+            yield from _within(command, f"{before}{name} ")
+
+
+COMMANDS: dict[str, Any] = dict(sorted(_within(GROUP)))

@@ -1,0 +1,196 @@
+"""A small process that does hostile work in forks of itself: python -m tests.fuzz.child.
+
+A request is a line of JSON on standard input, its answer one on standard output; the other side
+is tests.fuzz.sandbox. A fork costs milliseconds where a new Python costs half a second, and what
+it takes of memory is measured from a clean start: pages of the kernel, not what one allocator
+knows of.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from backy import backup, diff, heal, quarantine, restore, scrub, trash, verify
+from backy.cli.app import app
+from backy.cli.run import run
+from backy.errors import BackyError
+from backy.index import digest_of
+from backy.records import read_revision, read_settings
+from backy.repository import Repository
+from backy.revision import Disk
+from backy.sources import file
+from backy.stores import chunks, images
+from backy.stores.blocks import checked_index
+
+LOADED = [backup, diff, file, heal, images, restore, trash, verify]  # what commands import late
+_SECONDS = 20  # matters only where something hangs
+_POPULATE_READ = 22  # MADV_POPULATE_READ, madvise(2)
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_READS = {"open", "os.listdir", "os.scandir"}
+_CHANGES = {"os.chmod", "os.chown", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime"}
+_PAIRS = {"os.link", "os.rename", "os.symlink"}
+
+
+def index(path: str, size: int, block_size: int, index_hash: str) -> None:
+    """Everything that is done with an index."""
+    with checked_index(Path(path), Disk(size, block_size, index_hash, 0, 0, 0)) as opened:
+        for number in {0, opened.blocks // 2, opened.blocks - 1}:
+            opened.digest(number)
+        for _ in opened.find([digest_of(b"nowhere")]):
+            pass
+        for _ in opened.extents():
+            pass
+        chunks._Marks().add_all(opened)
+
+
+def chunk(folder: str, digest: str, block_size: int) -> None:
+    """What reads a block of a store of chunks."""
+    tools = chunks._Tools(block_size, 1)
+    block = tools.block[:block_size]
+    chunks.ChunkBlocks(Path(folder), block_size, tools).get(0, digest, block)
+
+
+def scrubbed(root: str) -> None:
+    """What `backy scrub` does."""
+    once = scrub.Scrub(Repository(Path(root)), timedelta(days=30))
+    for _ in once.run(scrub.Limits()):
+        pass
+    once.coverage()
+
+
+def report(root: str, report_id: str) -> None:
+    """What `backy reports` reads."""
+    repository = Repository(Path(root))
+    quarantine.reports(repository)
+    quarantine.find(repository, report_id)
+
+
+WORK: dict[str, Callable[..., object]] = {
+    "backy": lambda *arguments: run(list(arguments)),
+    "chunk": chunk,
+    "index": index,
+    "report": report,
+    "repository": lambda path: read_settings(Path(path)),
+    "revision": lambda path, block_size: read_revision(Path(path), block_size),
+    "scrub": scrubbed,
+    "nothing": lambda: None,
+    "bug": lambda: 1 // 0,
+    "hang": signal.pause,
+    "take": lambda size: len(b"x" * size),
+    "open": lambda path: Path(path).read_bytes(),
+    "write": lambda path: Path(path).write_bytes(b""),
+}
+
+
+class Witness:
+    """An audit hook (PEP 578): which files were opened or changed, by their real names."""
+
+    def __init__(self) -> None:
+        self.touched: set[tuple[str, bool]] = set()
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _READS:
+            flags = int(arguments[2] or 0) if event == "open" else 0
+            follow = not flags & (os.O_NOFOLLOW | os.O_EXCL)
+            self._note(arguments[0], is_writing=bool(flags & _WRITING), follow=follow)
+        elif event in _CHANGES:
+            follow = event in {"os.chmod", "os.chown", "os.truncate", "os.utime"}
+            self._note(arguments[0], is_writing=True, follow=follow)
+        elif event in _PAIRS:
+            for path in arguments[:2]:
+                self._note(path, is_writing=True, follow=False)
+
+    def _note(self, path: object, *, is_writing: bool, follow: bool) -> None:
+        """A path that is not absolute belongs to rmtree, which goes by descriptors."""
+        if isinstance(path, str | bytes | os.PathLike):
+            name = os.fsdecode(path)
+            if name.startswith("/"):
+                folder, last = os.path.split(name)
+                real = os.path.realpath(name if follow else folder)
+                self.touched.add((real if follow else f"{real}/{last}", is_writing))
+
+
+def memory(field: str) -> int:
+    """What /proc/self/status says, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+def map_libraries() -> None:
+    """Map what a fork maps only when it runs into it, which is no memory that is taken."""
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5].startswith("/"):
+            start, end = (int(each, 16) for each in fields[0].split("-"))
+            libc.madvise(start, end - start, _POPULATE_READ)
+
+
+def in_fork(request: dict[str, Any], files: dict[str, int]) -> None:
+    """Do the work and leave the answer in a file; never returns."""
+    os.dup2(files["out"], 1)
+    os.dup2(files["err"], 2)
+    signal.alarm(_SECONDS)
+    if request["is_measured"]:
+        map_libraries()
+    witness = Witness()
+    answer: dict[str, Any] = {"code": None, "error": "", "message": "", "bug": ""}
+    before = memory("VmRSS")
+    sys.addaudithook(witness)
+    try:
+        answer["code"] = WORK[request["what"]](*request["arguments"])
+    except BackyError as error:
+        answer |= {"error": type(error).__name__, "message": error.message}
+    except BaseException:  # noqa: BLE001 - whatever it is, the test is to hear of it
+        answer["bug"] = traceback.format_exc()
+    if not isinstance(answer["code"], int):
+        answer["code"] = None
+    answer["peak"] = memory("VmHWM") - before
+    answer["touched"] = sorted(witness.touched)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(files["answer"], json.dumps(answer).encode())
+    os._exit(0)
+
+
+def serve() -> None:
+    """Answer requests until there are no more."""
+    command = typer.main.get_command(app)  # which takes longer than most commands take
+    vars(typer.main)["get_command"] = lambda _: command
+    gc.freeze()  # a collection in a fork would copy every page
+    for line in sys.stdin:
+        files = {name: os.memfd_create(name) for name in ("out", "err", "answer")}
+        child = os.fork()
+        if not child:
+            in_fork(json.loads(line), files)
+        _, status = os.waitpid(child, 0)
+        read = {
+            name: os.pread(number, os.fstat(number).st_size, 0) for name, number in files.items()
+        }
+        for number in files.values():
+            os.close(number)
+        ended: dict[str, Any] = {
+            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+            "out": read["out"].decode(errors="replace"),
+            "err": read["err"].decode(errors="replace"),
+        }
+        print(json.dumps(json.loads(read["answer"] or b"{}") | ended), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    serve()
