@@ -163,8 +163,8 @@ def test_a_link_in_the_place_of_a_tree_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "file").touch()
     (tmp_path / "tree").symlink_to(tmp_path / "outside", target_is_directory=True)
-    with pytest.raises(OSError, match="symbolic link"):
-        disk.remove_tree(tmp_path / "tree")
+    disk.remove_tree(tmp_path / "tree")
+    assert not (tmp_path / "tree").is_symlink()
     assert (tmp_path / "outside" / "file").exists()
 
 

@@ -157,7 +157,7 @@ class _Anew:
         self.size = image.size
         self.readinto = image.readinto
         self._image = image
-        self._damaged = parent.damaged.get(disk, ()) if parent else ()
+        self._damaged = sorted(parent.damaged.get(disk, ())) if parent else ()
 
     def extents(self) -> Iterator[Extent]:
         """See Image."""

@@ -171,7 +171,11 @@ class File:
 
     def read_bytes(self, offset: int, length: int) -> bytes:
         """Give `length` bytes from `offset`; fewer only at the end of the file."""
-        return os.pread(self.descriptor, length, offset)
+        pieces = []
+        while length and (piece := os.pread(self.descriptor, length, offset)):
+            pieces.append(piece)
+            offset, length = offset + len(piece), length - len(piece)
+        return b"".join(pieces)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data` at `offset`. It is durable after `sync` or a barrier."""
@@ -381,8 +385,10 @@ def make_folder(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def list_folder(path: Path) -> list[str]:
+def list_folder(path: Path, *, follow: bool = True) -> list[str]:
     """The names in a folder, sorted; none where there is no such folder."""
+    if not follow and path.is_symlink():
+        raise OSError(errno.ELOOP, f"{path} is a link")
     try:
         return sorted(os.listdir(path))
     except FileNotFoundError:
@@ -406,7 +412,10 @@ def remove_file(path: Path) -> int:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all that is in it, never following a symbolic link out of it."""
-    shutil.rmtree(path)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()  # rmtree would open a FIFO, and wait
+    else:
+        shutil.rmtree(path)
 
 
 def remove_empty_folder(path: Path) -> None:
@@ -433,7 +442,8 @@ def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a small file, replacing one of that name in one step; durable on return."""
     new = path.with_name(f".{path.name}.new")
     try:
-        with File(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode=mode) as file:
+        remove_file(new)  # never written through: it may be a FIFO, or a link to elsewhere
+        with File(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=mode) as file:
             file.write(0, content)
             file.sync()
         rename(new, path)
@@ -451,7 +461,8 @@ def locked(
 
     Raises BlockingIOError where another process still holds it after `patience_seconds`.
     """
-    file = File(path, os.O_RDWR | os.O_CREAT if make else os.O_RDONLY)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW if make else os.O_RDONLY | os.O_DIRECTORY
+    file = File(path, flags)
     try:
         deadline = time.monotonic() + patience_seconds
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB

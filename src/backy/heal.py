@@ -17,9 +17,7 @@ from typing import Protocol
 from backy import process, quarantine
 from backy.disk import Cache
 from backy.errors import (
-    BusyError,
     ConfigError,
-    DamagedError,
     NotFoundError,
     SourceError,
     StoreError,
@@ -154,6 +152,9 @@ class Healer:
         self._watcher = watcher
         self._lock = threading.Lock()
         self._known: set[object] = set()
+        self.is_unrecorded = False
+        """Whether some damage may not be noted in a revision that has it: nothing may be called
+        whole, or read, on the word of this command."""
         self._stack = stack
         self._opened: list[Stored] = []
         self._opened_ids: list[str] = []
@@ -178,13 +179,18 @@ class Healer:
         for each in found:
             ranges.setdefault(each.revision, []).append(each)
         for revision in self._repository.history() if ranges else []:
-            if bad := ranges.get(revision.id):
+            if bad := ranges.pop(revision.id, None):
                 try:
                     self._repository.change(revision, partial(distrusted, found=bad))
                 except NotFoundError:  # removed meanwhile
                     pass
                 except StoreError as error:
+                    self.is_unrecorded = True
                     self._watcher.warn(f"not marked as distrusted: {error.message}")
+        for revision_id in ranges:
+            if (self._repository.root / "revisions" / revision_id).exists():
+                self.is_unrecorded = True
+                self._watcher.warn(f"not marked as distrusted: {revision_id} cannot be read")
 
     def _treat(self, bad: Bad) -> tuple[bytes | None, list[Damage]]:
         whole = bad.stored.block(bad.number)
@@ -219,6 +225,7 @@ class Healer:
         They stay open until the history is another one: opening an index means to hash it.
         """
         history = self._repository.history()
+        self.is_unrecorded |= bool(self._repository.damaged)
         if [revision.id for revision in history] != self._opened_ids:
             self._stack.close()
             self._opened = list(self._open(history))
@@ -228,10 +235,17 @@ class Healer:
         process.allow_open_files(4 * sum(len(each.disks) for each in history) + 1000)
         for revision in history:
             for disk in revision.disks:
-                with suppress(DamagedError, NotFoundError, BusyError):
+                try:
                     self._stack.enter_context(self._repository.reading(revision))
-                    image = self._repository.store.open(revision, disk, Cache.AVOID)
-                    yield Stored(revision, disk, self._stack.enter_context(image))
+                    opened = self._repository.store.open(revision, disk, Cache.AVOID)
+                    image = self._stack.enter_context(opened)
+                except NotFoundError:
+                    pass
+                except StoreError:
+                    given_up = (0, revision.disks[disk].size) in revision.damaged.get(disk, ())
+                    self.is_unrecorded |= not given_up
+                else:
+                    yield Stored(revision, disk, image)
 
     def _alike(self, bad: Bad) -> Iterator[Stored]:
         """Where the same content should be in the same place, in bytes of their own or shared."""

@@ -22,6 +22,7 @@ from backy.extent import Extent, Kind, merge
 LINE = 65  # bytes: 64 hex digits and a newline
 PIECE = 1 << 16  # lines looked at in one go: 4 MiB of memory, whatever the disk's size
 UNWRITTEN = bytes(LINE)
+_DIGITS = b"0123456789abcdef"
 _HEX = frozenset(string.hexdigits.lower())
 
 
@@ -105,6 +106,9 @@ class Index:
             if b"\0" in lines:
                 unwritten = first + lines.index(b"\0") // LINE
                 raise DamagedError(f"{self.file.path}: block {unwritten} was never written")
+            ends = b"\n" * (len(lines) // LINE)
+            if lines[LINE - 1 :: LINE] != ends or lines.translate(None, _DIGITS) != ends:
+                raise DamagedError(f"{self.file.path}: a line after {first} is not a hash")
             hasher.update(lines)
         return hasher.hexdigest()
 

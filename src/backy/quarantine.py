@@ -25,7 +25,7 @@ from backy.errors import (
     StoreError,
     translated,
 )
-from backy.records import encode_record, read_record
+from backy.records import LARGEST_DISK, encode_record, read_record
 from backy.repository import Repository
 from backy.revision import check_disk_name, id_for, is_id
 
@@ -124,6 +124,7 @@ def _locked(repository: Repository) -> Iterator[Path]:
     what = f"{repository.name}: writing to {folder}"
     with ExitStack() as stack, translated(StoreError, what):
         disk.make_folder(folder)
+        disk.sync_folder(repository.root)
         try:
             stack.enter_context(disk.locked(folder, patience_seconds=_PATIENCE))
         except BlockingIOError as error:
@@ -177,7 +178,11 @@ def _read(folder: Path) -> Report:
             check_disk_name(each.disk)
     except ConfigError as error:
         raise DamagedError(f"{path}: {error.message}", hint) from error
-    if report.id != folder.name or not _HASH.fullmatch(report.digest):
+    can_be = all(
+        is_id(each.revision) and 0 <= each.start < each.start + each.length <= LARGEST_DISK
+        for each in report.occurrences
+    )
+    if not can_be or report.id != folder.name or not _HASH.fullmatch(report.digest):
         raise DamagedError(f"{path} is not the report {folder.name}", hint)
     return report
 
@@ -192,6 +197,8 @@ def _delete(folder: Path, unwanted: Sequence[Report]) -> None:
     """Hide, then remove what is hidden, also what a killed process left of a draft."""
     for report in unwanted:
         disk.rename(folder / report.id, folder / f".{report.id}")
+    if unwanted:
+        disk.sync_folder(folder)
     for name in disk.list_folder(folder):
         if name.startswith("."):
             disk.remove_tree(folder / name)

@@ -25,7 +25,9 @@ FORMAT = 1
 SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
 LEVELS = range(1, 20)  # zstd's, without those that need more memory to decompress
 _LARGEST_RECORD = MiB  # bytes
-_LARGEST_DISK = 2**60  # bytes; what an index of 64 KiB blocks can still number
+_MOST_PARTS = 20_000  # lists, objects and commas; what is made of them takes less than 50 MiB
+_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
+LARGEST_DISK = 2**60  # bytes; what an index of 64 KiB blocks can still number
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -100,7 +102,7 @@ def _check_revision(revision: Revision, folder: str, block_size: int) -> None:
         raise ValueError("it has no disks, or another time than its id says")
     if revision.verified and revision.verified.utcoffset() != timedelta(0):
         raise ValueError("it was verified at a time that is not UTC")
-    if not 0 <= revision.seconds <= _LARGEST_DISK:
+    if not 0 <= revision.seconds <= LARGEST_DISK:
         raise ValueError(f"it cannot have taken {revision.seconds} seconds")
     for tag in revision.tags:
         check_tag(tag)
@@ -114,11 +116,11 @@ def _check_revision(revision: Revision, folder: str, block_size: int) -> None:
 
 def _check_disk(name: str, disk: Disk, block_size: int) -> None:
     check_disk_name(name)
-    if disk.block_size != block_size or not 0 < disk.size <= _LARGEST_DISK:
+    if disk.block_size != block_size or not 0 < disk.size <= LARGEST_DISK:
         raise ValueError(
             f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
         )
-    if not all(0 <= each <= _LARGEST_DISK for each in (disk.read, disk.changed, disk.stored)):
+    if not all(0 <= each <= LARGEST_DISK for each in (disk.read, disk.changed, disk.stored)):
         raise ValueError(f"disk {name} says of itself what cannot be")
     if not _HASH.fullmatch(disk.index_hash):
         raise ValueError(f"disk {name} has no index hash")
@@ -133,8 +135,12 @@ def read_record(
     """
     with translated(kind, f"reading {path}", hint):
         content = disks.read_file(path, _LARGEST_RECORD)
+    if sum(map(content.count, (b"[", b"{", b","))) > _MOST_PARTS:
+        raise kind(f"{path} has more parts than backy writes", hint)
+    if _SURROGATE.search(content):
+        raise kind(f"{path} has a text that is no Unicode", hint)
     try:
-        record = json.loads(content)
+        record = json.loads(content.decode())
         version = record.pop("format") if isinstance(record, dict) else None
     except (ValueError, RecursionError, KeyError) as error:
         raise kind(f"{path} is cut short or was not written by backy: {error}", hint) from error

@@ -171,6 +171,8 @@ class Repository:
             yield from disk.list_folder(self.root / "trash" / batch)
 
     def _read(self, folder: Path) -> Revision:
+        if folder.is_symlink():
+            raise DamagedError(f"{folder} is a link, not a revision", "Delete it.")
         return read_revision(folder / "revision.json", self.settings.block_size)
 
     def find(self, spec: str) -> Revision:

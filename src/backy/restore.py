@@ -174,6 +174,7 @@ def _new_file(path: Path, size: int, block_size: int) -> Iterator[RawDraft]:
     """Fill a file beside `path`, then rename it: nobody takes half a disk for a whole one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        disks.remove_file(partial)  # of a killed process that had our number
         with disks.create(partial, Cache.SPARE) as file:
             file.resize(size)
             yield RawDraft(file, block_size, is_new=True)

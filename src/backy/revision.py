@@ -95,7 +95,10 @@ def time_for(now: datetime, newest: datetime | None) -> datetime:
     backups end within a second or the clock went back.
     """
     this = now.astimezone(UTC).replace(microsecond=0)
-    return max(this, newest + timedelta(seconds=1)) if newest else this
+    try:
+        return max(this, newest + timedelta(seconds=1)) if newest else this
+    except OverflowError:
+        raise ConfigError("a revision has the last time there is", "Move it away.") from None
 
 
 def id_for(time: datetime, suffix: str) -> str:

@@ -22,10 +22,10 @@ from backy import disk as disks
 from backy import process
 from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.extent import Kind
-from backy.heal import Damage, Healer, Origin, healing
+from backy.heal import Damage, Healer, Origin, Stored, healing
 from backy.image import SILENCE, Watcher
 from backy.index import Index, block_count
-from backy.records import encode_record, read_record
+from backy.records import LARGEST_DISK, encode_record, read_record
 from backy.repository import Repository
 from backy.revision import Revision, is_id, time_of
 from backy.units import GiB
@@ -251,11 +251,11 @@ class Scrub:
     def _recall(self, watcher: Watcher) -> None:
         """What earlier runs read, fitted to the disks that there are now."""
         known = Memory()
-        if self._path.exists():
-            try:
+        try:
+            if self._path.exists():
                 known = read_record(self._path, _MEMORY, DamagedError, _HINT)
-            except DamagedError as error:
-                watcher.warn(f"everything is read anew: {error.message}")
+        except (DamagedError, OSError) as error:
+            watcher.warn(f"everything is read anew: {error}")
         for name, size in self._sizes.items():
             length = self._lengths[name]
             old = known.disks.get(name, ()) if known.lengths.get(name) == length else ()
@@ -282,15 +282,19 @@ class Scrub:
                 wanted = [each for each in holders if each.revision.id > task.since]
                 known = [each for each in holders if each.revision.id <= task.since][-1:]
                 size = 0
-                for where in self._range_of(task).cut():
+                for where in self._range_of(task, holders).cut():
                     survey = Survey(where, wanted, self._seen, known)
                     yield from healer.treat(survey.read(watcher, limits.spend))
                     size += survey.bytes
-                self._remember(task, began, size)
+                if not healer.is_unrecorded:
+                    self._remember(task, began, size)
 
-    def _range_of(self, task: Task) -> Range:
+    def _range_of(self, task: Task, holders: Sequence[Stored] | None = None) -> Range:
         start = task.number * self._lengths[task.disk]
-        end = min(start + self._lengths[task.disk], self._sizes[task.disk])
+        size = self._sizes[task.disk]
+        if holders is not None:  # what cannot be opened may claim any size
+            size = max([start, *(each.image.size for each in holders)])
+        end = min(start + self._lengths[task.disk], size)
         return Range(task.disk, start, end)
 
     def _size_of(self, task: Task) -> int:
@@ -341,6 +345,6 @@ def _data(index: Index, where: Range) -> int:
 
 def _believable(each: Slice) -> Slice:
     """A slice as it was remembered; one that cannot be, or was read in the future, is unread."""
-    if each.read and each.read.tzinfo and is_id(each.upto) and each.bytes >= 0:
+    if each.read and each.read.tzinfo and is_id(each.upto) and 0 <= each.bytes <= LARGEST_DISK:
         return each if each.read <= datetime.now(UTC) else Slice()
     return Slice()

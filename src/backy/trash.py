@@ -64,7 +64,7 @@ def undo(repository: Repository) -> list[str]:
     with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
         for name in reversed(disk.list_folder(trash)):
             ids = (
-                [each for each in disk.list_folder(trash / name) if is_id(each)]
+                [each for each in disk.list_folder(trash / name, follow=False) if is_id(each)]
                 if is_id(name)
                 else []
             )
@@ -111,10 +111,10 @@ def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str
     purged: list[str] = []
     kept: list[str] = []
     for name in filter(is_id, disk.list_folder(trash)):
-        for each in filter(is_id, disk.list_folder(trash / name)):
+        for each in filter(is_id, disk.list_folder(trash / name, follow=False)):
             is_hidden = name < newest and _hide(trash / name / each, trash / f".{each}")
             (purged if is_hidden else kept).append(each)
-        if not disk.list_folder(trash / name):
+        if not disk.list_folder(trash / name, follow=False):
             disk.remove_empty_folder(trash / name)
     return purged, kept
 
@@ -125,6 +125,7 @@ def _hide(folder: Path, hidden: Path) -> bool:
         with disk.locked(folder):
             disk.rename(folder, hidden)
             disk.sync_folder(hidden.parent)
+            disk.sync_folder(folder.parent)
     except BlockingIOError:
         return False
     return True
@@ -141,7 +142,7 @@ def _indexes(repository: Repository) -> Iterator[Index]:
         folders += [
             trash / batch / name
             for batch in disk.list_folder(trash)
-            for name in disk.list_folder(trash / batch)
+            for name in disk.list_folder(trash / batch, follow=False)
         ]
         for folder in folders:
             if is_id(folder.name):

@@ -51,7 +51,8 @@ def verify(
                     found[damage.revision].append(damage)
                 yield damage
     for revision in revisions:
-        _record(repository, revision, found[revision.id])
+        if found[revision.id] or not healer.is_unrecorded:
+            _record(repository, revision, found[revision.id])
 
 
 def check_script(repository: Repository, watcher: Watcher) -> None:

@@ -90,7 +90,7 @@ class _Parser:
             raise NotFoundError(
                 f"a revision word of {len(spec)} characters", f"{_LONGEST} is the limit."
             )
-        self._tokens = _TOKEN.findall(spec)
+        self._tokens = _TOKEN.findall(spec.rstrip())
 
     def parse(self) -> _Revisions:
         found = self._list()

@@ -150,10 +150,14 @@ class Whole:
         return {each for each in self.all_of(file) if self.line(each) != there[each[2]]}
 
     def copies(self, place: Place) -> set[Place]:
-        """Where another revision should have the same bytes in the same place of the same disk."""
-        _, disk, number = place
-        alike = self.named(self.line(place)) - {place}
-        return {each for each in alike if each[1:] == (disk, number)}
+        """Where the same block should be once more, in bytes of its own: never, of chunks."""
+        return self.named(self.line(place)) - {place} if self.store == "images" else set()
+
+    def is_zero(self, place: Place) -> bool:
+        """Whether a block is zeroes, which its name says."""
+        revision, disk, number = place
+        block = self.contents[revision][disk][number * BLOCK : (number + 1) * BLOCK]
+        return not any(block)
 
     # What anybody reads.
 

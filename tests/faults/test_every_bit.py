@@ -66,9 +66,10 @@ class Case:
         damage.strike(self.base / JOB)
         self._target = target
         self.by_block = damage.kind == "chunk" or (damage.kind == "image" and not damage.whole)
-        can_heal = self.by_block and whole.store == "images"
         self.healed = {
-            each for each in damage.places if can_heal and whole.copies(each) - damage.places
+            each
+            for each in damage.places
+            if self.by_block and (whole.is_zero(each) or whole.copies(each) - damage.places)
         }
         self.lost = set(damage.places) - self.healed
 
@@ -386,7 +387,15 @@ def test_a_store_that_changed_its_name_is_told_with_the_file_that_says_so(
 def test_a_bit_that_flips_below_what_revisions_share_is_named_with_each_of_them(
     whole: Whole, target: Path, reflink_folder: Path
 ) -> None:
-    number = 1  # all revisions have it, and nobody ever wrote to it again
+    # All revisions have it, nobody ever wrote to it again, and nothing else is alike.
+    number = next(
+        n
+        for _, disk, n in whole.places()
+        if disk == "vda"
+        and not whole.is_zero((whole.ids[0], disk, n))
+        and whole.named(whole.line((whole.ids[0], disk, n)))
+        == {(each, disk, n) for each in whole.ids}
+    )
     images = [whole.root / f"revisions/{each}/vda.img" for each in whole.ids]
     os.sync()
     [physical] = {place(path, number * BLOCK) for path in images}
@@ -399,7 +408,8 @@ def test_a_bit_that_flips_below_what_revisions_share_is_named_with_each_of_them(
     assert said.code == 6
     found = [each for each in said.events if each["event"] == "damage"]
     assert [(each["revision"], each["start"], each["length"]) for each in found] == [
-        (each, number * BLOCK, BLOCK) for each in whole.ids
+        (each, number * BLOCK, len(whole.contents[each]["vda"][number * BLOCK :][:BLOCK]))
+        for each in whole.ids
     ]
     for each in whole.ids:
         assert run(base, "restore", JOB, target, "-r", each, "--disk", "vda").code == 6

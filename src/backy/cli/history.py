@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 from backy.cli.app import AsJson, Context, DiskName, Job, Spec, app, open_repository
-from backy.cli.output import REVISION_HEADINGS, print_json, print_table, revision_row
+from backy.cli.output import (
+    REVISION_HEADINGS,
+    print_json,
+    print_table,
+    printable,
+    revision_row,
+)
 from backy.errors import BackyError, NotFoundError
 from backy.records import revision_record
 from backy.repository import Repository, jobs
@@ -41,7 +47,7 @@ def list_(
         )
     for repository in repositories:
         for error in repository.damaged:
-            typer.echo(f"{repository.name}: warning: {error.message}", err=True)
+            typer.echo(f"{repository.name}: warning: {printable(error.message)}", err=True)
     for reason in unusable.values():
         raise reason
 

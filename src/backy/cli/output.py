@@ -12,7 +12,7 @@ from backy.units import format_duration, format_rate, format_size
 
 def print_json(record: object) -> None:
     """One JSON value on one line, at once."""
-    sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
 
 
@@ -23,7 +23,7 @@ def printable(text: str) -> str:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table as wide as its content: cut at no terminal's edge, so that it can be piped."""
-    table = [list(headings), *(list(row) for row in rows)]
+    table = [list(headings), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -20,7 +20,7 @@ class FileSource:
     in time. Otherwise it is read as it lies there, and a change while that goes on is reported.
     """
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, /, **settings: object) -> None:
         """Take {"disks": {name: absolute path}}."""
         disks = settings.get("disks")
         if settings.keys() != {"disks"} or not isinstance(disks, dict) or not disks:
@@ -101,9 +101,10 @@ class FileSnapshot:
 
 def _path(path: object) -> Path:
     """A path that the system can be asked for. Raises ConfigError where it is none."""
+    shown = path if isinstance(path, str) else type(path).__name__
     if not isinstance(path, str) or not path or not path.isprintable():
         raise ConfigError(
-            f"{path!a} cannot be the path of a source, since nobody could read it in a message",
+            f"{shown!a:.200} cannot be the path of a source: nobody could read it in a message",
             "Give it a printable name in UTF-8, by a symbolic link for example.",
         )
     return Path(path)

@@ -87,7 +87,7 @@ class ChunkStore:
         freed = 0
         for name in disks.list_folder(self._root / "chunks"):
             folder = self._root / "chunks" / name
-            for chunk in disks.list_folder(folder):
+            for chunk in disks.list_folder(folder, follow=False):
                 if not _CHUNK.fullmatch(chunk) or chunk[:-4] not in marks:
                     with translated(StoreError, f"removing {folder / chunk}"):
                         freed += disks.remove_file(folder / chunk)

@@ -91,7 +91,8 @@ class ImageStore:
                 except FileNotFoundError:
                     raise DamagedError(f"{path} is missing", hint) from None
             with file:
-                size, wanted = file.size(), revision.disks[disk].size
+                with translated(StoreError, f"looking at {path}"):
+                    size, wanted = file.size(), revision.disks[disk].size
                 if size > wanted or (size < wanted and not is_partial_fine):
                     raise DamagedError(
                         f"{path} has {size} bytes, not {wanted}", "Restore an older revision."
