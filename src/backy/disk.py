@@ -354,10 +354,10 @@ def open_to_write(path: Path, cache: Cache = Cache.USE) -> File:
 @contextmanager
 def open_protected(path: Path) -> Iterator[File]:
     """Open a file that `protect` was called on, to write; afterwards it is protected again."""
-    with File(path, os.O_RDONLY) as guard:
+    with File(path, os.O_RDONLY | os.O_NOFOLLOW) as guard:
         os.fchmod(guard.descriptor, 0o600)
         try:
-            with File(path, os.O_RDWR, Cache.SPARE) as file:
+            with File(path, os.O_RDWR | os.O_NOFOLLOW, Cache.SPARE) as file:
                 yield file
         finally:
             guard.protect()
