@@ -213,7 +213,10 @@ class Healer:
         if not healed:
             self.distrust(found)
         elif report:
-            quarantine.heal(self._repository, report, healed)
+            try:
+                quarantine.heal(self._repository, report, healed)
+            except StoreError as error:
+                self._watcher.warn(f"not noted as healed: {error.message}")
         return good, [
             Damage(each.revision, each.disk, each.start, each.length, bad.reason, healed)
             for each in found
