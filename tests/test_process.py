@@ -15,6 +15,20 @@ from backy.errors import CancelledError
 STOPPING = pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
 )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_ignored() -> Iterator[None]:
+    """Who started the tests may have ignored signals, as nohup does."""
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ignored = [each for each in stopping if signal.getsignal(each) is signal.SIG_IGN]
+    for each in ignored:
+        signal.signal(each, signal.SIG_DFL)
+    yield
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)
+
+
 # Reports each step on a line, and waits for a signal where it says "ready".
 CHILD = """if True:
     import os, signal, sys
