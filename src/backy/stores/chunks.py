@@ -228,6 +228,8 @@ class ChunkBlocks:
         path = self._path(digest)
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
             disks.make_folder(path.parent)
+            if path.is_dir():
+                disks.remove_tree(path)  # no file can be renamed over a folder
             length, frame = self._compress(block)
             self._replace(path, frame, length)
             disks.sync_folder(path.parent)
