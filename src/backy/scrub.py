@@ -286,6 +286,7 @@ class Scrub:
                     survey = Survey(where, wanted, self._seen, known)
                     yield from healer.treat(survey.read(watcher, limits.spend))
                     size += survey.bytes
+                    self.bytes += survey.bytes
                 if not healer.is_unrecorded:
                     self._remember(task, began, size)
 
@@ -306,7 +307,6 @@ class Scrub:
 
     def _remember(self, task: Task, began: datetime, size: int) -> None:
         """Note that a task is done; on disk now and then."""
-        self.bytes += size
         self._has_news = True
         known, upto = self._slices[task.disk], self._newest[task.disk]
         if task.since:

@@ -9,7 +9,7 @@ import typer
 
 from backy import quarantine
 from backy.cli.app import AsJson, Context, Job, app, open_repository
-from backy.cli.output import print_json, print_table, printable
+from backy.cli.output import print_json, print_table
 from backy.errors import BackyError, ConfigError
 from backy.quarantine import Report
 from backy.repository import Repository, jobs
@@ -66,7 +66,7 @@ def _row(repository: Repository, report: Report) -> list[str]:
         report.verb,
         report.healed or "-",
         str(len(report.revisions)),
-        printable(report.reason),
+        report.reason,
     ]
 
 
@@ -80,7 +80,7 @@ def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = Fals
         return
     rows = [
         ("found", f"{report.time:%Y-%m-%d %H:%M:%S} UTC by {report.verb}"),
-        ("what", printable(report.reason)),
+        ("what", report.reason),
         ("hash", report.digest),
         ("healed", f"from {report.healed}" if report.healed else "no"),
     ]
