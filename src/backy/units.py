@@ -12,7 +12,7 @@ GiB = 1024 * MiB
 TiB = 1024 * GiB
 
 _SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,6}))?\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
-_DURATION = re.compile(r"([0-9]{1,10})\s*([smhdw]?)")
+_DURATION = re.compile(r"([0-9]{1,11})\s*([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LARGEST_SIZE = 2**63 - 1
 _LONGEST_DURATION = 1000 * 366 * 86400

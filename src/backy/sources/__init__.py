@@ -68,8 +68,6 @@ def open_source(settings: Mapping[str, object]) -> Source:
     rest = dict(settings)
     kind = rest.pop("type", None)
     if not isinstance(kind, str):
-        raise ConfigError(
-            "the source has no type", "Name it once more: backy backup JOB --source PATH."
-        )
+        raise ConfigError("the source has no type", "Write type: file, or by hand --source PATH.")
     made: SourceClass = load("backy.sources", kind, _BUILT_IN)
     return made(**rest)

@@ -21,10 +21,15 @@ class FileSource:
     """
 
     def __init__(self, /, **settings: object) -> None:
-        """Take {"disks": {name: absolute path}}."""
+        """Take {"disks": {name: absolute path}}, or as in backy 2 {"filename": absolute path}."""
         disks = settings.get("disks")
+        if settings.keys() == {"filename"}:
+            settings = {"disks": (disks := {"vda": settings["filename"]})}
         if settings.keys() != {"disks"} or not isinstance(disks, dict) or not disks:
-            raise ConfigError("a file source needs the paths of its disks", "Add --source PATH.")
+            raise ConfigError(
+                "a file source needs its disks and nothing else",
+                "Write disks: {vda: PATH}, or by hand --source PATH.",
+            )
         self.paths = {check_disk_name(str(name)): _path(path) for name, path in disks.items()}
 
     @contextmanager
