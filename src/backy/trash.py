@@ -14,12 +14,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from backy import disk
-from backy.errors import NotFoundError, StoreError, translated
+from backy.errors import BusyError, NotFoundError, StoreError, translated
 from backy.index import Index
 from backy.records import read_revision
 from backy.repository import Repository
 from backy.revision import ID_TIME, Revision, id_for, is_id, time_for, time_of
 from backy.stores.blocks import checked_index
+
+_GONE = ".gone"  # ends the hidden name of a repository that is being deleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,38 @@ def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
                     disk.remove_tree(repository.root / "trash" / name)
         freed = sweep(repository)
     return Purged(tuple(purged), tuple(kept), freed)
+
+
+def oldest(repository: Repository) -> datetime | None:
+    """When the revision was removed that is in the trash for longest; None where it is empty.
+
+    Raises StoreError where the trash cannot be listed.
+    """
+    with translated(StoreError, f"{repository.name}: listing the trash"):
+        names = disk.list_folder(repository.root / "trash")
+    return min((time_of(name) for name in names if is_id(name)), default=None)
+
+
+def erase(repository: Repository) -> None:
+    """Delete a whole repository for good. Raises BusyError where somebody backs it up or reads it.
+
+    Killed in the middle, it is gone from all lists; the next `erase` of any job deletes the rest.
+    """
+    base, revisions = repository.root.parent, repository.root / "revisions"
+    what = f"{repository.name}: deleting it"
+    with repository.exclusive("purge"), translated(StoreError, what), repository.history_lock():
+        for name in filter(is_id, disk.list_folder(revisions)):
+            try:
+                with disk.locked(revisions / name):
+                    pass
+            except BlockingIOError:
+                raise BusyError(f"{what}: somebody reads {name}", "Try again later.") from None
+        disk.rename(repository.root, base / f".{repository.name}{_GONE}")
+        disk.sync_folder(base)
+    with translated(StoreError, what):
+        for name in disk.list_folder(base):
+            if name.startswith(".") and name.endswith(_GONE):
+                disk.remove_tree(base / name)
 
 
 def sweep(repository: Repository) -> int:
