@@ -408,7 +408,7 @@ def test_a_file_that_is_missing_is_an_error_that_names_it(tmp_path: Path) -> Non
 
 def test_a_folder_in_the_place_of_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "repository.json").mkdir()
-    with pytest.raises(ConfigError, match="neither a file nor a block device"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         read_settings(tmp_path / "repository.json")
 
 

@@ -380,6 +380,11 @@ def append_to_standard_output(data: bytes | memoryview) -> None:
         view = view[os.write(1, view) :]
 
 
+def silence_standard_output() -> None:
+    """Have what is written from here on go nowhere: who read it is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def make_folder(path: Path) -> None:
     """Make `path`, for its owner only, and the folders above it; one that exists is fine."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -410,6 +415,17 @@ def remove_file(path: Path) -> int:
     return size
 
 
+def remove_socket(path: Path) -> None:
+    """Unlink a Unix socket that nobody listens at any more; anything else stays."""
+    if path.is_socket():
+        path.unlink(missing_ok=True)
+
+
+def allow(path: Path, mode: int) -> None:
+    """Give a file, or a socket, these rights, whatever the umask is."""
+    path.chmod(mode)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder and all that is in it, never following a symbolic link out of it."""
     if path.is_symlink() or not path.is_dir():
@@ -430,11 +446,20 @@ def sync_folder(path: Path) -> None:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """All of a small file. Raises OSError (EFBIG) where it is longer than `limit` bytes."""
-    with open_to_read(path) as file:
-        content = file.read_bytes(0, limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+    """All of a small regular file. Raises OSError (EFBIG) where it is longer than `limit` bytes."""
+    # Without `File`, because monitoring reads 20,000 of them; O_NONBLOCK: a FIFO would hang us.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        content = b""
+        while piece := os.pread(descriptor, min(status.st_size, limit) + 1, len(content)):
+            content += piece
+            if len(content) > limit:
+                raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+    finally:
+        os.close(descriptor)
     return content
 
 
@@ -445,6 +470,7 @@ def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
         remove_file(new)  # never written through: it may be a FIFO, or a link to elsewhere
         with File(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=mode) as file:
             file.write(0, content)
+            os.fchmod(file.descriptor, mode)  # whatever the umask is
             file.sync()
         rename(new, path)
     except OSError:

@@ -92,6 +92,11 @@ class Index:
                     if line in wanted:
                         yield first + number, line.decode()
 
+    def data(self) -> int:
+        """The bytes in blocks that are not zero, by their names; a short last block counts."""
+        zero = (zero_digest(self.block_size) + "\n").encode()
+        return self.size - self.block_size * sum(lines.count(zero) for _, _, lines in self.pieces())
+
     def hash(self) -> str:
         """The BLAKE3-256 of the file, which revision.json records.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from backy import disk as disks
 from backy.errors import BackyError, ConfigError, DamagedError, translated
-from backy.revision import Disk, Revision, check_disk_name, check_tag, is_id
+from backy.revision import Disk, Revision, check_disk_name, check_tag, is_id, time_of
 from backy.units import KiB, MiB
 
 Value = TypeVar("Value")
@@ -81,10 +81,11 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def read_revision(path: Path, block_size: int) -> Revision:
+def read_revision(path: Path, block_size: int | None = None) -> Revision:
     """Read a revision.json in the folder that has the revision's name.
 
-    Raises DamagedError where it is not one, or names what could lead out of its folder.
+    Raises DamagedError where it is not one, where its disks have another block size than the
+    repository's, if that is known, or where it names what could lead out of its folder.
     """
     hint = "Its disks can still be restored by hand; see docs/restore-by-hand.md."
     revision = read_record(path, _REVISION, DamagedError, hint)
@@ -95,23 +96,27 @@ def read_revision(path: Path, block_size: int) -> Revision:
     return revision
 
 
-def _check_revision(revision: Revision, folder: str, block_size: int) -> None:
+def _check_revision(revision: Revision, folder: str, block_size: int | None) -> None:
     if revision.id != folder.lstrip(".") or not is_id(revision.id):
         raise ValueError(f"it says that it is revision {revision.id!r}")
-    if f"{revision.time:%Y%m%dT%H%M%S%z}" != f"{revision.id[:15]}+0000" or not revision.disks:
+    if _is_not_utc(revision.time) or revision.time != time_of(revision.id) or not revision.disks:
         raise ValueError("it has no disks, or another time than its id says")
-    if revision.verified and revision.verified.utcoffset() != timedelta(0):
+    if revision.verified and _is_not_utc(revision.verified):
         raise ValueError("it was verified at a time that is not UTC")
     if not 0 <= revision.seconds <= LARGEST_DISK:
         raise ValueError(f"it cannot have taken {revision.seconds} seconds")
     for tag in revision.tags:
         check_tag(tag)
     for name, disk in revision.disks.items():
-        _check_disk(name, disk, block_size)
+        _check_disk(name, disk, block_size or disk.block_size)
     for name, ranges in revision.damaged.items():
         size = revision.disks[name].size if name in revision.disks else 0
         if not all(0 <= start < start + length <= size for start, length in ranges):
             raise ValueError(f"disk {name} has no such damaged range")
+
+
+def _is_not_utc(time: datetime) -> bool:
+    return time.utcoffset() != timedelta(0)
 
 
 def _check_disk(name: str, disk: Disk, block_size: int) -> None:
@@ -137,7 +142,7 @@ def read_record(
         content = disks.read_file(path, _LARGEST_RECORD)
     if sum(map(content.count, (b"[", b"{", b","))) > _MOST_PARTS:
         raise kind(f"{path} has more parts than backy writes", hint)
-    if _SURROGATE.search(content):
+    if b"\\u" in content and _SURROGATE.search(content):
         raise kind(f"{path} has a text that is no Unicode", hint)
     try:
         record = json.loads(content.decode())

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
-from backy import disk, process
+from backy import disk, process, status
 from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
 from backy.records import (
     LARGEST_BLOCK,
@@ -295,6 +295,8 @@ class Repository:
                 if path.exists():
                     raise
                 raise NotFoundError(f"{self.name}: revision {revision.id} was removed") from error
+            # First, because monitoring must not miss one that became distrusted.
+            status.update(self.root, lambda known: status.noted(known, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):
                 disk.write_file(path, encode_revision(changed))
         return changed

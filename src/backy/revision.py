@@ -85,7 +85,8 @@ def is_id(text: str) -> bool:
 
 def time_of(revision_id: str) -> datetime:
     """The time that an id begins with. Raises ValueError where there is no such time."""
-    return datetime.strptime(revision_id.partition("-")[0], ID_TIME).replace(tzinfo=UTC)
+    # strptime does the same in a hundred times the time, and monitoring asks for 100,000 of them.
+    return datetime.fromisoformat(revision_id.partition("-")[0])
 
 
 def time_for(now: datetime, newest: datetime | None) -> datetime:
