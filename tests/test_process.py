@@ -1,16 +1,21 @@
-"""Signals stop a command in order, and a command that was told to ignore them goes on."""
+"""Signals stop a command in order, and no program that it starts outlasts its time."""
 
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from backy import process
 from backy.errors import CancelledError
+from backy.process import Outcome, Program
+from tests.cli.runner import wait_for
+from tests.programs import alive, gate, marked, sh, wait_for_none
 
 STOPPING = pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
@@ -59,17 +64,12 @@ CHILD = """if True:
 
 def started(program: str, ignoring: signal.Signals | None = None) -> subprocess.Popen[str]:
     """A child that has said that it is ready."""
-
-    def ignore() -> None:
-        if ignoring:
-            signal.signal(ignoring, signal.SIG_IGN)
-
+    ignore = ["env", f"--ignore-signal={ignoring.name}"] if ignoring else []
     child = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [*ignore, sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=ignore,  # noqa: PLW1509 - we have no other thread here
     )
     assert child.stdout
     assert child.stdout.readline() == "ready\n"
@@ -186,3 +186,196 @@ def test_a_sleep_ends_when_the_process_is_stopped() -> None:
     with process.cancellable():
         pass
     assert not process._stopped.is_set()
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[str]:
+    with marked(str(tmp_path)) as mark:
+        yield mark
+
+
+@pytest.fixture
+def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who ignores SIGTERM in a test is going to do so for ever."""
+    monkeypatch.setattr(process, "_GRACE", 0.2)
+
+
+def test_a_program_hears_its_input_and_all_that_it_says_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OURS", "ours")
+    said = 'cat; echo "$OURS $ADDED $1" >&2; echo end'
+    outcome = process.run(sh(said, "a b", stdin=b"hear this\n", ADDED="added"))
+    assert outcome == Outcome(0, "hear this\nours added a b\nend\n")
+
+
+def test_what_we_have_in_our_environment_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "ours")
+    assert process.run(sh('echo "$OURS"', OURS="theirs")).output == "theirs\n"
+    assert os.environ["OURS"] == "ours"
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        pytest.param(["true"], 0, "", id="found-in-PATH"),
+        pytest.param(["/bin/sh", "-c", "exit 3"], 3, "", id="code"),
+        pytest.param(["/bin/sh", "-c", "kill -KILL $$"], -9, "", id="killed"),
+        pytest.param(["/bin/sh", "-c", "printf '\\377\\n'"], 0, "\ufffd\n", id="not-utf-8"),
+        pytest.param(["/not/there"], 127, "/not/there", id="missing"),
+        pytest.param(["backy-has-no-such-program"], 127, "not found", id="not-in-PATH"),
+        pytest.param(["/etc/passwd"], 126, "/etc/passwd", id="not-executable"),
+        pytest.param(["/"], 126, "/", id="folder"),
+        pytest.param(["echo", "a\0b"], 127, "null byte", id="nul"),
+        pytest.param(["echo", "x" * 200_000], 127, "too long", id="too-long"),
+    ],
+)
+def test_how_a_program_ends_is_its_code(command: list[str], code: int, said: str) -> None:
+    outcome = process.run(Program(command, {}, b"", 600))
+    assert outcome.code == code
+    assert said in outcome.output
+
+
+def test_a_program_without_a_first_line_that_names_a_shell_runs_in_one(tmp_path: Path) -> None:
+    program = tmp_path / "hook"
+    program.write_text("echo ran\n")
+    program.chmod(0o755)
+    assert process.run(Program([str(program)], {}, b"", 600)) == Outcome(0, "ran\n")
+
+
+def test_of_a_megabyte_of_output_the_end_is_kept() -> None:
+    outcome = process.run(sh("head -c 1000000 /dev/zero | tr '\\0' x; echo; echo the reason"))
+    assert outcome.code == 0
+    assert len(outcome.output) == 64 * 1024
+    assert outcome.output.endswith("xx\nthe reason\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("wc -c", "1000000\n"), ("true", ""), ("exec <&-; echo closed", "closed\n")],
+    ids=["read", "ignored", "closed"],
+)
+def test_a_megabyte_of_input_need_not_be_read(script: str, said: str) -> None:
+    assert process.run(sh(script, stdin=b"x" * 1_000_000)) == Outcome(0, said)
+
+
+def test_a_program_has_none_of_our_files_open(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        outcome = process.run(sh("ls -l /proc/self/fd"))
+        assert "pipe:" in outcome.output
+        assert "lock" not in outcome.output
+
+
+def test_what_a_program_leaves_in_the_background_goes_on_and_is_not_waited_for(
+    tmp_path: Path, mark: str
+) -> None:
+    """Such as a connection to a database that holds a lock until after the snapshot."""
+    script = "{ read _ <$1; head -c 1000000 /dev/zero; touch $1.passed; } & echo started"
+    assert process.run(sh(script, gate(tmp_path), mark=mark)) == Outcome(0, "started\n")
+    assert alive(mark)
+    # It may say as much as it wants to: nobody ends it, and nobody has it wait.
+    (tmp_path / "gate").write_text("go on\n")
+    wait_for((tmp_path / "gate.passed").exists, "it went on")
+    wait_for_none(mark)
+
+
+HANGS = pytest.mark.parametrize(
+    "script",
+    [
+        "exec sleep 1000",
+        "sleep 1000 & sleep 1000",
+        "trap '' TERM; sleep 1000 & wait; sleep 1000",
+        "(trap '' TERM; sleep 1000) & sleep 1000",
+    ],
+    ids=["hangs", "forks", "ignores-TERM", "child-ignores-TERM"],
+)
+
+
+@HANGS
+@pytest.mark.usefixtures("_no_grace")
+def test_a_time_limit_ends_a_program_and_all_of_its_group(script: str, mark: str) -> None:
+    outcome = process.run(sh(f"echo begun; {script}", seconds=0.5, mark=mark))
+    assert outcome.code is None
+    wait_for_none(mark)
+
+
+@HANGS
+@pytest.mark.usefixtures("_no_grace")
+def test_a_program_ends_with_us_when_we_are_stopped(script: str, mark: str) -> None:
+    stop_us = "kill -TERM $PPID; "
+    with pytest.raises(CancelledError), process.cancellable():
+        process.run(sh(stop_us + script, mark=mark))
+    wait_for_none(mark)
+
+
+def test_a_program_is_asked_to_end_before_it_is_killed(tmp_path: Path) -> None:
+    script = "trap 'echo cleaned up >$1; exit' TERM; kill -TERM $PPID; while :; do sleep 0.1; done"
+    with pytest.raises(CancelledError), process.cancellable():
+        process.run(sh(script, tmp_path / "said"))
+    assert (tmp_path / "said").read_text() == "cleaned up\n"
+
+
+def ignored_by_a_program() -> set[signal.Signals]:
+    """Which of the signals that stop us a program that we start now ignores."""
+    said = process.run(sh("grep -E '^Sig(Ign|Blk)' /proc/self/status")).output
+    ignored = 0
+    for line in said.splitlines():
+        ignored |= int(line.split()[1], 16)
+    return {
+        each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if ignored >> each - 1 & 1
+    }
+
+
+def test_a_program_that_cleans_up_after_a_signal_ignores_none_itself() -> None:
+    with process.cancellable():
+        assert ignored_by_a_program() == set()
+        with pytest.raises(CancelledError):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        assert ignored_by_a_program() == set()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_what_our_parent_ignores_a_program_ignores_too() -> None:
+    """As under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process.cancellable():
+            assert ignored_by_a_program() == {signal.SIGHUP}
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@STOPPING
+def test_a_signal_waits_for_the_end_of_a_shielded_body(number: signal.Signals) -> None:
+    reached = []
+
+    def body() -> None:
+        with process.shielded():
+            with process.shielded():
+                os.kill(os.getpid(), number)
+                reached.append("inner")
+            reached.append("outer")
+        reached.append("beyond")
+
+    with pytest.raises(CancelledError, match=number.name), process.cancellable():
+        body()
+    assert reached == ["inner", "outer"]
+
+
+def test_a_shielded_body_may_fail_by_itself() -> None:
+    with process.cancellable():
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(ZeroDivisionError), process.shielded():
+            raise ZeroDivisionError
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_programs_can_be_run_from_other_threads() -> None:
+    found = []
+    with process.cancellable():
+        thread = threading.Thread(target=lambda: found.append(process.run(sh("echo ran"))))
+        thread.start()
+        thread.join()
+    assert found == [Outcome(0, "ran\n")]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 
 from backy import disk as disks
-from backy import trash
+from backy import status, trash
 from backy.disk import Cache
 from backy.errors import (
     BackyError,
+    BusyError,
+    CancelledError,
     DamagedError,
     FullError,
     SourceError,
@@ -17,11 +22,14 @@ from backy.errors import (
     translated,
 )
 from backy.extent import Extent, Kind
+from backy.hooks import Around, Runner
 from backy.image import SILENCE, Image, Watcher, copy
 from backy.repository import Repository, RevisionDraft
-from backy.revision import Disk, Revision, Trust, check_disk_name
+from backy.revision import Consistency, Disk, Revision, Trust, check_disk_name
 from backy.sources import Snapshot, Source
 from backy.units import format_size
+
+_SUSPICIOUS = 2  # times less data than the parent's is worth a warning
 
 
 def backup(
@@ -29,20 +37,22 @@ def backup(
     source: Source,
     *,
     tags: tuple[str, ...] = (),
+    hooks: Runner | None = None,
     watcher: Watcher = SILENCE,
 ) -> Revision:
     """Make one revision of all disks of `source` and give it, published.
 
     What `watcher` is warned of the revision says, too. Raises BusyError where the job is
-    being backed up, SourceError, StoreError or FullError; the history is then what it was. Where
-    the store is full, what this backup wrote is dropped again.
+    being backed up, SourceError, StoreError, FullError, or HookError where a required hook failed;
+    the history is then what it was. Where the store is full, what this backup wrote is dropped
+    again.
     """
     with repository.exclusive("backup"):
         while True:
             warnings: list[str] = []
             parent = _usable_parent(repository, warnings)
             try:
-                return _backup(repository, source, tags, watcher, parent, warnings)
+                return _backup(repository, source, tags, hooks, watcher, parent, warnings)
             except FullError:
                 with suppress(BackyError):  # that the store is full is what the user must hear
                     trash.sweep(repository)
@@ -53,17 +63,43 @@ def backup(
                     raise
 
 
+@contextmanager
+def recorded(root: Path, hooks: Runner | None, *, is_configured: bool) -> Iterator[None]:
+    """Record in status.json, and tell the hooks, that the backup in the body failed.
+
+    One that was told to stop, or skipped, did not fail; and a name that is no job yet is no job
+    because of a mistyped command.
+    """
+    try:
+        yield
+    except BusyError:
+        raise
+    except BaseException as error:
+        if hooks:
+            hooks.run("on-failure", error=str(error))
+        if not isinstance(error, CancelledError) and (is_configured or root.exists()):
+            note = partial(status.failed, error=str(error), now=datetime.now(UTC))
+            with suppress(StoreError):  # that the backup failed is what the user must hear
+                status.update(root, note)
+        raise
+
+
 def _backup(  # noqa: PLR0917 - called once, above
     repository: Repository,
     source: Source,
     tags: tuple[str, ...],
+    hooks: Runner | None,
     watcher: Watcher,
     parent: Revision | None,
     warnings: list[str],
 ) -> Revision:
     if repository.renew_script():
         warnings.append("restore.sh was not the one of this version; it was written anew")
-    with repository.draft() as draft, source.snapshot(parent) as snapshot:
+    with ExitStack() as stack:
+        draft = stack.enter_context(repository.draft())
+        with hooks.around_snapshot(draft.id) if hooks else nullcontext(Around()) as around:
+            snapshot = stack.enter_context(source.snapshot(parent))
+        warnings += around.failures
         watcher.begin(sum(image.size for image in snapshot.disks.values()))
         made = {}
         for name, image in snapshot.disks.items():
@@ -79,7 +115,7 @@ def _backup(  # noqa: PLR0917 - called once, above
                 time=draft.time,
                 parent=parent.id if parent else None,
                 seconds=0,
-                consistency=snapshot.consistency,
+                consistency=_reached(snapshot.consistency, around.consistency),
                 disks=made,
                 tags=tags,
                 warnings=tuple(warnings),
@@ -87,6 +123,13 @@ def _backup(  # noqa: PLR0917 - called once, above
         )
         snapshot.keep()
     return revision
+
+
+def _reached(seen: Consistency, hooked: Consistency | None) -> Consistency:
+    """What a snapshot and the hooks around it reach: hooks can better only a point in time."""
+    if seen is Consistency.NONE or not hooked:
+        return seen
+    return min(seen, hooked, key=list(Consistency).index)
 
 
 def _usable_parent(repository: Repository, warnings: list[str]) -> Revision | None:
@@ -184,3 +227,31 @@ def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:
             raise SourceError(f"the source has a file {name!r}, which is a name of backy's own")
         with translated(StoreError, f"writing {path}"):
             disks.write_file(path, content)
+
+
+def suspicion(repository: Repository, revision: Revision, parent_id: str | None) -> str:
+    """Why a new revision may not hold what it should: it has far less data than its parent.
+
+    "" where it seems fine, or where nobody can tell. A disk that was emptied, or a source that
+    names the wrong one, makes a backup that succeeds.
+    """
+    with suppress(BackyError):
+        if parent_id:
+            return next(_losses(repository, revision, repository.find(parent_id)), "")
+    return ""
+
+
+def _losses(repository: Repository, revision: Revision, parent: Revision) -> Iterator[str]:
+    for name, old in parent.disks.items():
+        new = revision.disks.get(name)
+        if not new:
+            yield f"disk {name} is gone"
+        elif new.changed or new.size < old.size:
+            before, now = (_data(repository, each, name) for each in (parent, revision))
+            if now * _SUSPICIOUS < before:
+                yield f"disk {name} has {format_size(now)} of data, it had {format_size(before)}"
+
+
+def _data(repository: Repository, revision: Revision, name: str) -> int:
+    with repository.store.open(revision, name, Cache.USE) as image:
+        return image.index.data()

@@ -9,6 +9,7 @@
     │   └── FullError      8   no space left on the repository's file system
     ├── NotFoundError      9   no such job, revision or disk
     ├── TargetError       10   the restore target cannot take the disk
+    ├── HookError         11   a required hook failed; nothing was published or restored
     └── CancelledError   130   Ctrl-C or SIGTERM
 
 Exit code 2 is a usage error (wrong options). Anything else that escapes is a bug and keeps its
@@ -91,6 +92,12 @@ class TargetError(BackyError):
     """The restore target cannot take the disk."""
 
     exit_code = 10
+
+
+class HookError(BackyError):
+    """A required hook failed; nothing was published or restored."""
+
+    exit_code = 11
 
 
 class CancelledError(BackyError):

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import platform
 import resource
+import shlex
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from threading import Thread
 from types import FrameType
+from typing import IO
 
 from backy.errors import CancelledError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Those that `cancellable` handles now, or ignores since one came.
+_taken: list[signal.Signals] = []
+_GRACE = 5  # seconds from SIGTERM to SIGKILL
+_HEARD = 64 * 1024  # bytes that are kept of what a program says: the last, which say how it ended
 
 
 def identity() -> str:
@@ -41,13 +53,18 @@ def be_idle() -> None:
     The threads that are started from here on inherit it. Does what the system allows.
     """
     os.nice(19)
+    _set_io_class(0, "idle")
+
+
+def _set_io_class(pid: int, name: str) -> None:
+    """Put a process, or this thread (0), into a class of ioprio_set(2), at its lowest level."""
     if number := _IOPRIO_SET.get(platform.machine()):
         libc = ctypes.CDLL(None, use_errno=True)
-        libc.syscall(ctypes.c_long(number), 1, 0, _IOPRIO_IDLE)  # 1: this thread
+        libc.syscall(ctypes.c_long(number), 1, pid, _IO_CLASSES[name])
 
 
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
-_IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, linux/ioprio.h
+_IO_CLASSES = {"best-effort": 2 << 13 | 7, "idle": 3 << 13}  # linux/ioprio.h
 
 
 def sleep(seconds: float) -> None:
@@ -76,8 +93,211 @@ def cancellable() -> Iterator[None]:
     wanted = [each for each in _STOPPING if signal.getsignal(each) is not signal.SIG_IGN]
     _stopped.clear()
     before = {stopping: signal.signal(stopping, cancel) for stopping in wanted}
+    _taken[:] = wanted
     try:
         yield
     finally:
+        _taken.clear()
         for stopping, handler in before.items():
             signal.signal(stopping, handler)
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Within the body no signal stops this process; one that came is obeyed at its end.
+
+    A program that is started in the body begins with the signals that our parent gave us, even
+    where `cancellable` ignores them: an ignored signal would be inherited, a handler is not.
+    May be nested. Does nothing in other threads than the main one, which alone gets signals.
+    """
+    arrived: list[int] = []
+    taken = _taken if threading.current_thread() is threading.main_thread() else ()
+    before = {each: signal.signal(each, lambda number, _: arrived.append(number)) for each in taken}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in arrived:
+            signal.raise_signal(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run: a program and its arguments, and what is added to our environment for it."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    stdin: bytes
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program ended: with a code, by signal n (-n), or by its time limit (None).
+
+    `output` has the last 64 KiB of what it said on stdout and stderr.
+    """
+
+    code: int | None
+    output: str
+
+
+def run(program: Program, guard: Guard | None = None) -> Outcome:
+    """Run a program to its end, in a session of its own.
+
+    At its time limit, and where CancelledError or another exception ends the wait for it, its
+    process group gets SIGTERM, and SIGKILL after 5 seconds. When it ends by itself, what it left
+    in the background goes on, is not waited for, and may go on talking.
+
+    A program that cannot be started ends with 126 or 127, as in a shell. If we are killed
+    meanwhile, `guard` kills its process group.
+    """
+    said = bytearray()
+    code = None
+    stdout = guard.pipe if guard else DEVNULL
+    try:
+        with ExitStack() as stack:
+            with shielded():
+                child = _start((*_TELL, *program.command), program.environment, stdout, PIPE)
+                stack.callback(_end, child, guard)
+                Thread(target=_feed, args=(child.stdin, program.stdin), daemon=True).start()
+                hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)
+                hearing.start()
+            with suppress(TimeoutExpired):
+                code = child.wait(program.timeout_seconds)
+        hearing.join(0.5)  # at once, if nothing in the background can speak in its name
+    except (OSError, RuntimeError, ValueError) as error:  # no memory, no thread, a NUL in a word
+        return Outcome(127, str(error))
+    return Outcome(code, said.decode(errors="replace"))
+
+
+# The shell tells the guard its number before it becomes the program, so that the guard knows of
+# each program that runs. Where the guard is gone, SIGPIPE ends only the subshell.
+_TELL = ("/bin/sh", "-c", '(echo $$); exec >&2; exec "$@"', "sh")
+
+
+def _start(
+    command: Sequence[str], environment: Mapping[str, str], stdout: int | IO[bytes], stderr: int
+) -> Popen[bytes]:
+    return Popen(
+        command,
+        bufsize=0,
+        stdin=PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env=os.environ | dict(environment),
+    )
+
+
+def _end(child: Popen[bytes], guard: Guard | None) -> None:
+    """See that a program has ended; a time limit ends the wait for what only root may kill."""
+    with shielded():
+        if child.returncode is None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, number)
+                with suppress(TimeoutExpired):
+                    child.wait(_GRACE)
+        if guard:
+            guard.tell("")
+
+
+def _feed(pipe: IO[bytes], data: bytes) -> None:
+    with suppress(BrokenPipeError), pipe:  # it need not listen
+        pipe.write(data)
+
+
+def _hear(pipe: IO[bytes], said: bytearray) -> None:
+    """Listen until nobody can speak any more: who is not heard would be stopped by SIGPIPE."""
+    with pipe:
+        while more := pipe.read(_HEARD):
+            said += more
+            del said[:-_HEARD]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What `guard` gives: our end of the pipe to guard.sh."""
+
+    pipe: IO[bytes]
+
+    def tell(self, line: str) -> None:
+        """Say which process group is to die with us ("": none), or "done"."""
+        with suppress(BrokenPipeError):  # somebody killed it
+            self.pipe.write(f"{line}\n".encode())
+
+    def disarm(self) -> None:
+        """Have nothing run when we are gone."""
+        self.tell("done")
+
+
+@contextmanager
+def guard(programs: Iterable[Program]) -> Iterator[Guard]:
+    """Have `programs` run, one after the other, if this process ends before it disarms them.
+
+    That is so after SIGKILL, too, and when the body is left without `Guard.disarm`; then they
+    are waited for. A process group that `run` was given the guard for is killed first.
+
+    The guard is in a session of its own, ignores the signals that stop us, and has none of our
+    files open. It does not outlive its container, or a systemd unit that kills all processes.
+    """
+    lines = [
+        f"printf %s {shlex.quote(each.stdin.decode())} | env "
+        + shlex.join(f"{name}={value}" for name, value in each.environment.items())
+        + f" timeout -k {_GRACE} {each.timeout_seconds} {shlex.join(each.command)}"
+        for each in programs
+    ]
+    script = files("backy").joinpath("guard.sh").read_text()
+    with shielded():
+        child = _start(("/bin/sh", "-c", script, "guard", *lines), {}, DEVNULL, DEVNULL)
+    with child:
+        assert child.stdin
+        armed = Guard(child.stdin)
+        armed.tell("")
+        yield armed
+
+
+@dataclass(frozen=True, slots=True)
+class Priority:
+    """How much a child gives way: nice(1), 0 to 19, and "none", "best-effort" or "idle"."""
+
+    nice: int = 0
+    io_class: str = "none"
+
+
+async def start(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    priority: Priority,
+    *,
+    longest_line: int,
+) -> asyncio.subprocess.Process:
+    """Start a program that outlives us if it has to, with `environment` added to ours.
+
+    Its stdout and stderr are pipes, whose readers drop lines longer than `longest_line` bytes.
+    Raises OSError where it cannot be started.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0,  # Ctrl-C at our terminal is for us, and we ask it to end
+        env=os.environ | dict(environment),
+        limit=longest_line,
+    )
+    with suppress(OSError):  # it may have ended already
+        os.setpriority(os.PRIO_PROCESS, child.pid, priority.nice)
+        if priority.io_class != "none":
+            _set_io_class(child.pid, priority.io_class)
+    return child
+
+
+def on_signals(*, reload: Callable[[], object], stop: Callable[[], object]) -> None:
+    """Have the running event loop call `reload` at SIGHUP, and `stop` at SIGTERM and Ctrl-C."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
