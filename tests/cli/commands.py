@@ -1,5 +1,5 @@
 """Every command of the program, by what one types: also those that belong to another, such as
-"reports show".
+"reports show". What does nothing by itself, such as "config", is no command.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ GROUP: Any = typer.main.get_group(app)
 
 def _within(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - typer's
     for name, command in group.commands.items():
-        yield f"{before}{name}", command
+        if getattr(command, "invoke_without_command", True):
+            yield f"{before}{name}", command
         if hasattr(command, "commands"):
             yield from _within(command, f"{before}{name} ")
 

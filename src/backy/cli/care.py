@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
-from datetime import timedelta
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backy import process
+from backy import process, status
 from backy.cli.app import AsJson, Context, Job, Spec, app, open_repository
 from backy.cli.output import print_json, printable
 from backy.cli.progress import Meter, meter
@@ -130,7 +130,7 @@ def scrub(
     limits = Limits(until, bytes_a_second)
     process.be_idle()
     failed: list[BackyError] = []
-    for job in longest_ago(context.obj, names or jobs(context.obj)):
+    for job in longest_ago(context.obj.base, names or jobs(context.obj.base)):
         try:
             _scrub(open_repository(context, job), within, limits, as_json=as_json)
         except CancelledError:
@@ -152,6 +152,7 @@ def _scrub(repository: Repository, within: str, limits: Limits, *, as_json: bool
         _warn_of_unreadable(repository, shown)
         found = _show(job, run.run(limits, watcher=shown), shown, as_json=as_json)
     covered = run.coverage()
+    _record(repository, covered)
     lost = sum(not each.healed for each in found) + len(repository.damaged)
     if as_json:
         age = covered.oldest.total_seconds() if covered.oldest is not None else None
@@ -168,6 +169,14 @@ def _scrub(repository: Repository, within: str, limits: Limits, *, as_json: bool
             f"{_healed_note(found)}, {shown.seconds:.1f} s, {format_rate(run.bytes, shown.seconds)}"
         )
     _raise_damaged(job, lost, len(repository.history()))
+
+
+def _record(repository: Repository, covered: Coverage) -> None:
+    """For `backy check`, which cannot read what each scrub of ten thousand jobs remembers."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    oldest = (now - covered.oldest).replace(microsecond=0) if covered.oldest is not None else None
+    scrubbed = status.Scrubbed(now, covered.total, covered.read, oldest)
+    status.update(repository.root, lambda old: replace(old, scrubbed=scrubbed))
 
 
 def _covered(covered: Coverage, within: str) -> str:

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from backy import trash
 from backy.cli.app import AsJson, Context, Job, Spec, app, open_repository
 from backy.cli.output import print_json
-from backy.errors import DamagedError, NotFoundError
+from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.records import revision_record
 from backy.repository import Repository
 from backy.revision import Revision, is_id
@@ -114,15 +114,30 @@ def _say(job: str, action: str, ids: list[str], what_next: str, as_json: bool) -
 @app.command(epilog="Example: backy purge vm1 --older-than 7d")
 def purge(
     context: Context,
-    job: Job,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="The job whose trash is emptied.")
+    ] = None,
     older_than: Annotated[
         str,
         typer.Option(metavar="DURATION", help="Leave what was removed more recently: 30m, 4h, 7d."),
     ] = "0s",
+    whole: Annotated[
+        str | None,
+        typer.Option("--job", metavar="JOB", help="Delete all of a job that is not configured."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete removed revisions for good, and every stored block that no revision names."""
-    purged = trash.purge(open_repository(context, job), parse_duration(older_than))
+    """Delete removed revisions for good, and every stored block that no revision names.
+
+    With --job it deletes a whole repository, whose job must have been taken out of the
+    configuration before.
+    """
+    if (job is None) == (whole is None):
+        raise typer.BadParameter("name a job, or --job and one that is not configured")
+    if whole:
+        _erase(context, whole, as_json=as_json)
+        return
+    purged = trash.purge(open_repository(context, str(job)), parse_duration(older_than))
     if as_json:
         kept = {"purged": purged.revisions, "kept": purged.kept}
         print_json({"job": job, **kept, "freed": purged.freed})
@@ -130,3 +145,18 @@ def purge(
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
     freed = f"freed {format_size(purged.freed)} of chunks"
     typer.echo(f"{job}: purged {len(purged.revisions)} revisions, {freed}{kept_note}")
+
+
+def _erase(context: Context, job: str, *, as_json: bool) -> None:
+    """Delete a repository; only where the configuration certainly has no such job."""
+    loaded = context.obj.loaded()
+    if job in loaded.config.jobs:
+        raise ConfigError(f"{job}: it is configured", "Take it out of the configuration first.")
+    if loaded.problems:
+        why = f"{job}: nobody can tell that it is not configured: {loaded.problems[0]}"
+        raise ConfigError(why, "Mend the configuration first: backy config check.")
+    trash.erase(open_repository(context, job))
+    if as_json:
+        print_json({"job": job, "erased": True})
+    else:
+        typer.echo(f"{job}: deleted with all its revisions")

@@ -56,7 +56,7 @@ def _all(context: Context) -> tuple[list[Repository], dict[str, BackyError]]:
     """Every repository in the base directory, and why those that cannot be opened cannot."""
     usable: list[Repository] = []
     unusable: dict[str, BackyError] = {}
-    for name in jobs(context.obj):
+    for name in jobs(context.obj.base):
         try:
             usable.append(open_repository(context, name))
         except BackyError as error:

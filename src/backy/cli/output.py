@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from backy import disk
 from backy.revision import Revision
 from backy.units import format_duration, format_rate, format_size
 
 
 def print_json(record: object) -> None:
-    """One JSON value on one line, at once."""
-    sys.stdout.write(json.dumps(record) + "\n")
-    sys.stdout.flush()
+    """One JSON value on one line, at once. Where nobody listens any more, it is dropped.
+
+    A backup goes on though the daemon that started it was killed.
+    """
+    try:
+        sys.stdout.write(json.dumps(record) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        disk.silence_standard_output()
 
 
 def printable(text: str) -> str:
@@ -23,11 +30,17 @@ def printable(text: str) -> str:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table as wide as its content: cut at no terminal's edge, so that it can be piped."""
+    for line in table_lines(headings, rows):
+        sys.stdout.write(line + "\n")
+
+
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of such a table."""
     table = [list(headings), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        yield "  ".join(cells).rstrip()
 
 
 def revision_row(revision: Revision) -> list[str]:

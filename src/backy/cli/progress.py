@@ -21,8 +21,8 @@ class Display(Protocol):
     def show(self, done: int, total: int, seconds: float) -> None:
         """`done` of `total` bytes were dealt with in so many seconds."""
 
-    def warn(self, text: str) -> None:
-        """Something that the user should know."""
+    def say(self, text: str, *, is_warning: bool) -> None:
+        """Something that the user should know, or what a hook said."""
 
 
 class Meter:
@@ -52,7 +52,12 @@ class Meter:
     def warn(self, text: str) -> None:
         """Say it now."""
         with self._lock:
-            self._display.warn(text)
+            self._display.say(text, is_warning=True)
+
+    def note(self, text: str) -> None:
+        """Say what is no warning."""
+        with self._lock:
+            self._display.say(text, is_warning=False)
 
     @property
     def seconds(self) -> float:
@@ -83,8 +88,8 @@ class _Json:
             | {"eta_seconds": left}
         )
 
-    def warn(self, text: str) -> None:
-        print_json({"event": "warning", "message": text})
+    def say(self, text: str, *, is_warning: bool) -> None:
+        print_json({"event": "warning" if is_warning else "note", "message": text})
 
 
 class _Lines:
@@ -98,8 +103,8 @@ class _Lines:
         share = f"{100 * done / max(total, 1):.1f} % of {format_size(total)}"
         self._write(f"{share}, {format_rate(done, seconds)}, {left} left")
 
-    def warn(self, text: str) -> None:
-        self._write(f"warning: {printable(text)}")
+    def say(self, text: str, *, is_warning: bool) -> None:
+        self._write(f"{'warning: ' if is_warning else ''}{printable(text)}")
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f"{self._title}: {text}\n")
@@ -127,9 +132,10 @@ def _bar(title: str) -> Iterator[Display]:
             def show(self, done: int, total: int, seconds: float) -> None:
                 bar.update(task, completed=done, total=total)
 
-            def warn(self, text: str) -> None:
+            def say(self, text: str, *, is_warning: bool) -> None:
+                mark = "warning: " if is_warning else ""
                 bar.console.print(
-                    f"{title}: warning: {printable(text)}", markup=False, highlight=False
+                    f"{title}: {mark}{printable(text)}", markup=False, highlight=False
                 )
 
         yield Bar()

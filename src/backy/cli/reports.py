@@ -37,7 +37,7 @@ def _list(
         return
     found: list[tuple[Repository, Report]] = []
     unusable: list[BackyError] = []
-    for name in [job] if job else jobs(context.obj):
+    for name in [job] if job else jobs(context.obj.base):
         try:
             repository = open_repository(context, name)
             found += [(repository, report) for report in quarantine.reports(repository)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import traceback
 
-from backy import process
+from backy import errors, process
 from backy.cli import (  # noqa: F401 - importing them adds their commands
     care,
     change,
+    configure,
     history,
+    monitor,
     reports,
+    service,
     transfer,
 )
 from backy.cli.app import app
@@ -42,7 +45,8 @@ def _report(error: BackyError, *, as_json: bool) -> None:
     if error.hint:
         sys.stderr.write(f"  {printable(error.hint)}\n")
     if as_json:
-        kind = type(error).__name__
+        kinds = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+        kind = next(kinds).__name__
         print_json(
             {"event": "error", "error": kind, "exit_code": error.exit_code}
             | {"message": error.message, "hint": error.hint}

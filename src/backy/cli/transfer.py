@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backy import status
 from backy.cli.app import AsJson, Context, DiskName, Job, Spec, app, open_repository
 from backy.cli.output import print_json, summary
-from backy.cli.progress import meter
+from backy.cli.progress import Meter, meter
 from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.records import Settings, revision_record
 from backy.repository import DEFAULT_BLOCK, Repository, check_job, create
@@ -18,6 +22,8 @@ from backy.revision import Revision, check_tag, disk_of
 from backy.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
+    from backy.config import Config
+    from backy.hooks import Runner
     from backy.restore import Restored
 
 _NEW = "For a new repository: "
@@ -57,26 +63,71 @@ def backup(
     """
     # Imported here, because the commands that only look need neither zstandard nor sources.
     from backy.backup import backup as run
+    from backy.backup import recorded, suspicion
     from backy.sources import open_source
 
-    tags = tuple(sorted({check_tag(each) for each in tag or []}))
+    root = context.obj.base / check_job(job)
+    config: Config | None = context.obj.config_of(job)
+    asked_tags = [check_tag(each) for each in tag or []]
     size = parse_size(block_size) if block_size else None
-    if not source and not (context.obj / check_job(job) / "repository.json").exists():
-        raise ConfigError(f"{job}: no source is known", f"Say backy backup {job} --source PATH.")
-    repository = _open_or_create(
-        context.obj / check_job(job), {"store": store, "block_size": size, "level": level}
-    )
-    settings = _file_source(source) if source else repository.settings.source
-    if not settings:
-        raise ConfigError(f"{job}: no source is known", f"Say backy backup {job} --source PATH.")
+    asked = {"store": store, "block_size": size, "level": level}
+    settings = _file_source(source) if source else _source_of(root, config)
     with meter(job, as_json=as_json) as shown:
-        revision = run(repository, open_source(settings), tags=tags, watcher=shown)
-    repository.remember_source(settings)
+        hooks = _hooks(config, root, shown)
+        with recorded(root, hooks, is_configured=config is not None):
+            repository = _open_or_create(root, asked, config)
+            tags = set(asked_tags or _tags_due(config, repository))
+            revision = run(
+                repository,
+                open_source(settings),
+                tags=tuple(sorted(tags)),
+                hooks=hooks,
+                watcher=shown,
+            )
+        doubt = suspicion(repository, revision, revision.parent)
+        repository.remember_source(settings)
+        if doubt:
+            shown.warn(doubt)
+        if hooks:
+            hooks.run("after-backup", revision.id, record=revision_record(revision))
+    error = hooks.failures[-1] if hooks and hooks.failures else ""
+    status.update(root, lambda old: status.succeeded(old, revision.seconds, error, doubt))
     if as_json:
         finished = {"event": "finished", "job": job, "seconds": shown.seconds}
         print_json(finished | {"revision": revision_record(revision)})
     else:
         typer.echo(f"{job}: {revision.id}: {summary(revision, shown.seconds)}")
+
+
+def _source_of(root: Path, config: Config | None) -> dict[str, Any]:
+    """The source that is configured, or else the one that was used last."""
+    found = None
+    if config:
+        found = config.jobs[root.name].source
+    elif (root / "repository.json").exists():
+        found = Repository(root).settings.source
+    if not found:
+        hint = f"Say backy backup {root.name} --source PATH."
+        raise ConfigError(f"{root.name}: no source is known", hint)
+    return found
+
+
+def _tags_due(config: Config | None, repository: Repository) -> Iterable[str]:
+    """What a backup by hand is tagged with: what its schedule would do next, so that it is kept."""
+    if not config:
+        return ()
+    from backy.schedule import last_by_tag, next_run, spread
+
+    job, history = repository.name, repository.history()
+    schedule, now = config.intervals(job), datetime.now(UTC)
+    last = last_by_tag(history)
+    return next_run(schedule, spread(job, schedule), last, bool(history), now).tags
+
+
+def _hooks(config: Config | None, root: Path, shown: Meter) -> Runner | None:
+    from backy.hooks import Runner
+
+    return Runner(config.hooks_of(root.name), root.name, root, shown.note) if config else None
 
 
 def _file_source(paths: list[str]) -> dict[str, object]:
@@ -94,12 +145,18 @@ def _file_source(paths: list[str]) -> dict[str, object]:
     return {"type": "file", "disks": disks}
 
 
-def _open_or_create(root: Path, asked: dict[str, Any]) -> Repository:
-    """The repository in `root`, made if need be; one that is there must be as it was asked for."""
+def _open_or_create(root: Path, asked: dict[str, Any], config: Config | None) -> Repository:
+    """The repository in `root`; made, if need be, as asked or else as configured.
+
+    One that is there must be as it was asked for.
+    """
     wanted = {name: value for name, value in asked.items() if value is not None}
     if not (root / "repository.json").exists():
-        defaults: dict[str, Any] = {"store": "auto", "block_size": DEFAULT_BLOCK, "level": 1}
-        return create(root.parent, root.name, Settings(**(defaults | wanted)))
+        settings: dict[str, Any] = {"store": "auto", "block_size": DEFAULT_BLOCK, "level": 1}
+        if config:
+            job = config.jobs[root.name]
+            settings |= {name: value for name in settings if (value := getattr(job, name))}
+        return create(root.parent, root.name, Settings(**(settings | wanted)))
     repository = Repository(root)
     for name, value in wanted.items():
         has = getattr(repository.settings, name)
@@ -145,7 +202,10 @@ def restore(
     revision = repository.find(spec)
     name = _disk_of(repository, revision, disk)
     size = revision.disks[name].size
-    with meter(f"{job} {name}", as_json=as_json) as shown:
+    with (
+        meter(f"{job} {name}", as_json=as_json) as shown,
+        _hooked(context, repository, shown, revision=revision.id, disk=name, target=target),
+    ):
         restored = run(
             repository,
             revision,
@@ -155,10 +215,7 @@ def restore(
             keep_going=keep_going,
             watcher=shown,
         )
-        for start, length in restored.healed:
-            shown.warn(f"bytes {start} to {start + length} were damaged; they came from elsewhere")
-        for start, length in restored.lost:
-            shown.warn(f"bytes {start} to {start + length} are lost; the target has zeroes there")
+        _warn_of_damage(restored, shown)
     done = {"job": job, "revision": revision.id, "disk": name, "target": target, "size": size}
     _say_restored(done, restored, shown.seconds, as_json=as_json)
     if restored.lost:
@@ -166,6 +223,16 @@ def restore(
             f"{job}: {revision.id} {name}: {len(restored.lost)} ranges are lost",
             f"All the rest is in {target}. Try an older revision for them.",
         )
+
+
+@contextmanager
+def _hooked(context: Context, repository: Repository, shown: Meter, **facts: str) -> Iterator[None]:
+    """Run the hooks before a restore, and when it ended, however that was, those after it."""
+    with ExitStack() as stack:
+        if hooks := _hooks(context.obj.config_of(repository.name), repository.root, shown):
+            stack.callback(hooks.run, "after-restore", **facts)
+            hooks.run("before-restore", **facts)
+        yield
 
 
 def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> str:
@@ -177,6 +244,13 @@ def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> st
             raise
         message = f"{repository.name}: {error.message}, but the index of one"
         raise DamagedError(message, "restore.sh and docs/restore-by-hand.md may help.") from error
+
+
+def _warn_of_damage(restored: Restored, shown: Meter) -> None:
+    for start, length in restored.healed:
+        shown.warn(f"bytes {start} to {start + length} were damaged; they came from elsewhere")
+    for start, length in restored.lost:
+        shown.warn(f"bytes {start} to {start + length} are lost; the target has zeroes there")
 
 
 def _say_restored(
