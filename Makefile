@@ -12,10 +12,10 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test soak check bench demo format lock clean
+.PHONY: help install test soak check bench demo deb man completion format lock clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 install: $(VENV)/.installed ## make .venv/bin/backy
 
@@ -45,6 +45,16 @@ bench: $(VENV)/.installed ## measure backy beside restic, borg and qemu-img
 demo: $(VENV)/.installed ## back up, verify, damage and restore a disk image, to watch
 	@echo e2fsprogs zstd b3sum diffutils | tools/apt-install -
 	@./demo.sh
+
+deb: $(VENV)/.installed ## make dist/backy_VERSION.deb for the Debian that this runs on
+	@echo python3 | tools/apt-install -
+	@tools/make-deb $(BIN)/python dist
+
+man: $(VENV)/.installed ## write the manual pages to build/share/man
+	@$(BIN)/python -m tools.make_man build/share/man
+
+completion: $(VENV)/.installed ## write what completes commands in bash, zsh and fish to build/share
+	@$(BIN)/python -m tools.make_completion build/share
 
 format: $(VENV)/.dev ## bring the code into its form
 	@$(BIN)/ruff check --fix-only .

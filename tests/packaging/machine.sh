@@ -1,0 +1,57 @@
+# Run as root in a machine with systemd, where the package is installed: says in /said what it does, one fact a line.
+# shellcheck disable=SC2016,SC2034  # the conditions are for eval
+
+say() { echo "$1=$2" >>/said; }
+state() { systemctl is-active backy.service; }
+main() { systemctl show backy.service -p MainPID --value; }
+revisions() { backy list vm1 --json 2>/dev/null | grep -o '"id"' | wc -l; }
+# Gives up after some time: what is said next then tells what went wrong.
+until_true() { for try in $(seq 100); do eval "$1" && return; sleep 0.1; done; }
+install() { dpkg --force-unsafe-io --install /backy.deb >/dev/null; }
+trap 'say "done" yes; systemctl poweroff' EXIT
+touch /tmp/of-others
+
+dpkg --purge backy >/dev/null
+install
+say without_jobs "$(state)"
+say without_jobs_at_boot "$(systemctl is-enabled backy.service)"
+
+dpkg --purge backy >/dev/null
+mkdir -p /etc/backy/jobs.d
+cp /vm1.yaml /etc/backy/jobs.d/vm1.yaml
+install
+say with_jobs "$(state)"
+say with_jobs_at_boot "$(systemctl is-enabled backy.service)"
+
+backy run vm1
+until_true '[ "$(revisions)" -eq 1 ]'
+say backed_up "$(revisions)"
+
+before=$(main)
+install
+until_true '[ "$(main)" != "$before" ] && [ "$(state)" = active ]'
+say upgraded "$(state)"
+
+systemctl reload backy.service
+until_true 'journalctl -u backy.service | grep -q reloaded'
+say reloaded "$(state)"
+systemctl stop backy.service
+say stopped "$(systemctl show backy.service -p Result --value)"
+systemctl start backy.service
+
+touch /wait
+backy run vm1
+until_true '[ -s /waiting ]'
+kill -KILL "$(main)"
+until_true '[ "$(state)" != active ]'
+say killed "$(state)"
+sleep 1
+say hook_of_the_killed "$(kill -0 "$(cat /waiting)" && echo lives)"
+rm /wait
+until_true '[ "$(revisions)" -eq 2 ]'
+say backed_up_without_the_daemon "$(revisions)"
+until_true '[ "$(grep -c after-snapshot /hooks)" -eq 2 ]'
+say hooks "$(tr '\n' ' ' </hooks)"
+
+dpkg --remove backy >/dev/null
+say removed "$(state)"
