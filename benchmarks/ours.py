@@ -1,13 +1,17 @@
 """The rows of backy itself."""
 
+import json
+import shlex
+import shutil
 from pathlib import Path
 
-from benchmarks.measure import BenchmarkError
-from benchmarks.space import show_size
+from benchmarks.measure import BenchmarkError, output_of
+from benchmarks.space import MIB, show_size
 from benchmarks.trial import Command, Cycle, Trial, run_cycle
 
 SPARSE_BYTES = 1 << 40
 VERSION_RUNS = 11
+FLEET_JOBS, FLEET_REVISIONS, FLEET_RUNS = 10_000, 5, 5
 JOB = "vm1"
 
 
@@ -39,6 +43,34 @@ def version(trial: Trial) -> None:
     for _ in range(VERSION_RUNS):
         trial.time("version", command, sync=False, quiet=True)
     trial.say(f"{VERSION_RUNS} runs")
+
+
+def fleet(trial: Trial) -> None:
+    """What monitoring costs where there are very many jobs; no daemon helps it."""
+    base, disk = trial.folder / "base", trial.folder / "small.img"
+    disk.write_bytes(bytes(MIB))
+    backy = _backy(trial, base)
+    for _ in range(FLEET_REVISIONS):
+        output_of([*map(str, backy), "backup", JOB, "--source", str(disk), "--store", "chunks"])
+    jobs = [JOB, *(f"vm{number}" for number in range(2, FLEET_JOBS + 1))]
+    for job in jobs[1:]:
+        shutil.copytree(base / JOB, base / job)
+    configuration = {
+        "global": {"base-dir": str(base), "socket": str(base / "none.sock")},
+        "schedules": {"daily": {"daily": {"interval": "1d", "keep": 7}}},
+        "defaults": {"schedule": "daily", "source": {"type": "file", "filename": str(disk)}},
+        "jobs": {job: {} for job in jobs},
+    }
+    path = trial.folder / "backy.yaml"
+    path.write_text(json.dumps(configuration, indent=1))  # JSON is YAML
+    # It ends with 2, since no daemon runs; anything else is not what is to be measured.
+    words = shlex.join([str(trial.settings.backy), "--config", str(path), "check"])
+    command = Command(
+        ["sh", "-c", f'{words} >{base}/said; test $? = 2 && grep -q "^BACKY" {base}/said']
+    )
+    for _ in range(FLEET_RUNS):
+        trial.time("check", command, sync=False, quiet=True)
+    trial.say(f"{FLEET_RUNS} runs")
 
 
 def _cycle(trial: Trial, base: Path, options: list[str]) -> Cycle:

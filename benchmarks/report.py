@@ -90,7 +90,7 @@ def _loop_device(results: Results) -> list[str]:
 def _times(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
-        if row.key in ("version", "floor"):
+        if row.key in ("version", "fleet", "floor"):
             continue
         figures = [_mib(report.results.median(row.name, name)) for name in ("size", "growth")]
         files = report.results.median(row.name, "files")
@@ -99,13 +99,14 @@ def _times(report: Report) -> list[str]:
         lines.append((row.name, *cells, *figures, count))
     return [
         *_table(("", *STEPS, "size MiB", "growth MiB", "files"), lines),
-        *_version(report),
+        *_one_step(report, "version", "version"),
+        *_one_step(report, "fleet", "check"),
     ]
 
 
-def _version(report: Report) -> list[str]:
-    name = _named(report.rows, "version")
-    values = report.results.seconds(name, "version")
+def _one_step(report: Report, key: str, step: str) -> list[str]:
+    name = _named(report.rows, key)
+    values = report.results.seconds(name, step)
     if not values:
         return []
     return ["", f"`{name}`: {median(values) * 1000:.0f} ms, median of {len(values)}."]

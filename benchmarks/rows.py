@@ -25,7 +25,7 @@ PACKAGES = {
     "losetup": "mount",
 }
 XFS_PROGRAMS = ("mkfs.xfs", "losetup")
-OURS = ("chunks", "images", "sparse-chunks", "sparse-images", "version")
+OURS = ("chunks", "images", "sparse-chunks", "sparse-images", "version", "fleet")
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
@@ -74,6 +74,7 @@ def all_rows(settings: Settings) -> list[Row]:
             on_xfs=True,
         ),
         Row("version", "backy --version", ours.version),
+        Row("fleet", "backy check, 10,000 jobs", ours.fleet),
         Row("floor", f"arithmetic on {settings.cores} cores", floor),
     ]
 

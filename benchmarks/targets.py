@@ -57,7 +57,7 @@ RATIOS = (
 )
 GROWTH_LIMIT = 1.1
 SPARSE_LIMIT_SECONDS = 1.5
-VERSION_LIMIT_SECONDS = 0.150
+ONE_STEP = {"version": ("version", 0.150), "fleet": ("check", 2.0)}  # step, limit in seconds
 
 
 def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Verdict]:
@@ -73,9 +73,9 @@ def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Ver
         if row.key in ("sparse-chunks", "sparse-images"):
             seconds = results.median(row.name, "unchanged")
             yield Verdict(f"{row.name}: unchanged", "-", seconds, SPARSE_LIMIT_SECONDS, "s")
-        if row.key == "version":
-            seconds = results.median(row.name, "version")
-            yield Verdict(row.name, "-", seconds, VERSION_LIMIT_SECONDS, "s")
+        if row.key in ONE_STEP:
+            step, limit_seconds = ONE_STEP[row.key]
+            yield Verdict(row.name, "-", results.median(row.name, step), limit_seconds, "s")
         elif row.is_ours:
             peak = results.peak_rss_bytes(row.name)
             share = None if peak is None else peak / MIB
