@@ -1,7 +1,7 @@
 """The stage on which the commands of the documentation run, and how their output is compared.
 
-The pages speak of /srv/backy and /images as an operator would; on the stage these are folders of
-the test, REV is the newest revision, and `backy` is the backy under test.
+The pages speak of /srv/backy, /images and /etc/backy as an operator would; on the stage these are
+folders of the test, REV is the newest revision, and `backy` is the backy under test.
 """
 
 import os
@@ -30,7 +30,7 @@ class Stage:
 
     def make(self) -> None:
         """Make the folders, the program, and a disk of 64 MiB with a real file system."""
-        for name in ("bin", "images", "srv/backy"):
+        for name in ("bin", "images", "srv/backy", "etc/backy"):
             (self.root / name).mkdir(parents=True)
         program = self.root / "bin" / "backy"
         source = Path(backy.__file__).parents[1]
@@ -50,13 +50,15 @@ class Stage:
         """Run a script; output and error messages come together, with the pages' paths in them."""
         ids = sorted(path.name for path in self.root.glob("srv/backy/vm1/revisions/2*"))
         script = script.replace("REV", ids[-1]) if ids else script
-        script = re.sub(r"(?<![\w/.])/(images|srv)\b", rf"{self.root}/\1", script)
+        configuration = self.root / "etc" / "backy" / "backy.yaml"
+        script = re.sub(r"(?<![\w/.])/(images|srv|etc/backy)\b", rf"{self.root}/\1", script)
         result = subprocess.run(
             ["bash", "-c", script],
             cwd=self.root,
             env={
                 "PATH": f"{self.root}/bin:{SYSTEM_PATH}",
                 "BACKY_BASE_DIR": f"{self.root}/srv/backy",
+                **({"BACKY_CONFIG": str(configuration)} if configuration.exists() else {}),
                 "LC_ALL": "C.UTF-8",
                 "HOME": os.environ.get("HOME", "/"),
             },
@@ -119,7 +121,18 @@ _FIND_BLOCK = """cd /srv/backy/vm1
         chunk=$(grep -vxFf "$1/vda.blocks" revisions/REV/vda.blocks |
             sed 's|^..|chunks/&/&|; s|$|.zst|' | xargs ls -S | sed -n 1p)
         hash=$(basename "$chunk" .zst)"""
+# The paths in it are written by the shell, which knows where the stage is.
+_CONFIGURE = """cat >/etc/backy/backy.yaml <<END
+global: {socket: $PWD/socket}
+schedules:
+  default:
+    daily: {interval: 1d, keep: 9}
+    weekly: {interval: 7d, keep: 5}
+jobs:
+  vm1: {schedule: default, source: {type: file, disks: {vda: $PWD/images/vm1.img}}}
+END"""
 _ACTIONS = {
+    "configured": _CONFIGURE,
     "empty": "true",
     "change": "head -c 3000000 /dev/urandom >report.pdf;"
     " debugfs -w -R 'write report.pdf report.pdf' /images/vm1.img",

@@ -11,12 +11,13 @@ README = (markdown.PROJECT / "README.md").read_text()
 
 
 def exit_codes() -> dict[str, int]:
-    """Of each class of errors."""
+    """Of each class in backy.errors; others derive from one of these, and count as that."""
     found = {}
     classes: list[type[errors.BackyError]] = [errors.BackyError]
     while classes:
         kind = classes.pop()
-        found[kind.__name__] = kind.exit_code
+        if kind.__module__ == errors.__name__:
+            found[kind.__name__] = kind.exit_code
         classes += kind.__subclasses__()
     return found
 

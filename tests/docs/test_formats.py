@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from backy.space import record_space
 from tests.docs import markdown
 from tests.docs.stage import Stage
 from tests.lab.handmade import MIB
@@ -18,7 +19,7 @@ NAMES = markdown.table(markdown.section(TEXT, "Names"))
 ID = r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}"
 PARTS = {"REV": ID, "BATCH": ID, "DISK": r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "AB": "[0-9a-f]{2}"}
 PARTS |= {"HASH": "[0-9a-f]{64}", "REPORT": r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4}"}
-JSON_FILES = ("repository.json", "revision.json", "scrub.json", "report.json")
+JSON_FILES = ("repository.json", "revision.json", "scrub.json", "report.json", "status.json")
 NAMED = ("disks.", "damaged.", "lengths.")  # fields whose keys are the names of disks
 # What three bytes on the medium do to the first block of disk vda, in every revision.
 DAMAGE = {
@@ -46,6 +47,9 @@ TYPES: dict[str, Callable[[object], bool]] = {
     ),
     "list of objects": lambda value: (
         isinstance(value, list) and all(isinstance(each, dict) for each in value)
+    ),
+    "list of samples": lambda value: (
+        isinstance(value, list) and all(is_time(time) and free > 0 for time, free in value)
     ),
     "time": lambda value: isinstance(value, str) and is_time(value),
 }
@@ -157,6 +161,17 @@ def test_the_fields_of_scrub_json_are_those_of_the_page(repository: Path) -> Non
 def test_the_fields_of_report_json_are_those_of_the_page(repository: Path) -> None:
     (path,) = repository.glob("quarantine/*/report.json")
     check(json.loads(path.read_text()), rows("report.json"))
+
+
+def test_the_fields_of_status_json_are_those_of_the_page(repository: Path) -> None:
+    check(json.loads((repository / "status.json").read_text()), rows("status.json"))
+
+
+def test_the_fields_of_space_json_are_those_of_the_page(tmp_path: Path) -> None:
+    record_space(tmp_path, datetime.now(UTC))
+    (path,) = (each for each in tmp_path.rglob("*") if each.is_file())
+    assert path == tmp_path / ".backy" / "space.json"
+    check(json.loads(path.read_text()), rows("space.json"))
 
 
 def test_what_is_kept_beside_a_report_is_both_sides_of_the_mismatch(repository: Path) -> None:

@@ -10,6 +10,7 @@ from tests.docs.stage import Stage, session, steady
 from tests.lab.reflink import missing, reflink_file_system
 
 PAGES = ["README.md", "docs/commands.md", "docs/formats.md", "docs/reliability.md"]
+PAGES += ["docs/unattended.md"]
 SCENES = [
     pytest.param(scene, id=f"{page}:{scene.line}")
     for page in PAGES
