@@ -7,7 +7,8 @@ from random import Random
 
 from backy.errors import SourceError
 from backy.extent import Extent, Kind, merge
-from backy.revision import Consistency, Revision
+from backy.revision import Consistency
+from backy.sources import Request
 
 PIECE = 512  # bytes; extents are told in these, so they hardly ever end where a block does
 
@@ -51,15 +52,18 @@ class MemorySource:
         self.disks = disks
         self.known = known or {}
         self.files = files or {}
+        self.whole: dict[str, str] = {}
         self.kept = 0
+        self.forgotten: list[list[str]] = []
 
     @contextmanager
-    def snapshot(self, parent: Revision | None) -> Iterator["MemorySnapshot"]:
-        before = self.known.get(parent.id, {}) if parent else {}
+    def snapshot(self, request: Request) -> Iterator["MemorySnapshot"]:
+        before = self.known.get(request.parent.id, {}) if request.parent else {}
         yield MemorySnapshot(self, before)
 
     def forget(self, keep: Collection[str]) -> None:
-        """Nothing is left behind."""
+        """Nothing is left behind; what was asked for is in `forgotten`."""
+        self.forgotten.append(sorted(keep))
 
 
 class MemorySnapshot:
@@ -75,6 +79,7 @@ class MemorySnapshot:
             for old in [before.get(name, b"")]
         }
         self.files = source.files
+        self.whole = source.whole
         self._source = source
 
     def warnings(self) -> Sequence[str]:
@@ -88,8 +93,8 @@ class FailingSource(MemorySource):
     """The last of its disks cannot be read."""
 
     @contextmanager
-    def snapshot(self, parent: Revision | None) -> Iterator[MemorySnapshot]:
-        with super().snapshot(parent) as snapshot:
+    def snapshot(self, request: Request) -> Iterator[MemorySnapshot]:
+        with super().snapshot(request) as snapshot:
             name, content = list(self.disks.items())[-1]
             snapshot.disks[name] = UnreadableImage(content)
             yield snapshot

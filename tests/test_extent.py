@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backy.extent import Extent, Kind, align, chop, clip, merge
+from backy.extent import Extent, Kind, align, chop, cover, merge, overlay
 
 DATA, ZERO, SAME = Kind.DATA, Kind.ZERO, Kind.SAME
 
@@ -74,12 +74,45 @@ def test_what_costs_little_is_cut_at_65536_times_the_length(kind: Kind) -> None:
     ]
 
 
-@given(gappy, st.integers(-5, 250), st.integers(-5, 250))
-def test_clipping_keeps_exactly_what_lies_between(
-    extents: list[Extent], start: int, end: int
+@given(covers)
+def test_covering_fills_what_is_missing_and_nothing_else(extents: list[Extent]) -> None:
+    size = extents[-1].end
+    kept = [each for each in extents if each.kind is not SAME]
+    assert model(cover(kept, size, SAME)) == model(extents)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        pytest.param([(0, 10), (5, 10)], id="overlap"),
+        pytest.param([(50, 10), (10, 10)], id="backwards"),
+        pytest.param([(95, 10)], id="after-the-end"),
+        pytest.param([(-1, 10)], id="before-the-start"),
+        pytest.param([(10, 0)], id="empty"),
+        pytest.param([(10, -5)], id="negative"),
+    ],
+)
+def test_ranges_that_cannot_be_are_refused(ranges: list[tuple[int, int]]) -> None:
+    extents = [Extent(start, length, DATA) for start, length in ranges]
+    with pytest.raises(ValueError, match="cannot be there"):
+        list(cover(extents, 100, SAME))
+
+
+@given(covers, st.data())
+def test_an_overlay_is_the_content_where_it_changed(
+    content: list[Extent], data: st.DataObject
 ) -> None:
-    inside = {at: kind for at, kind in model(extents).items() if start <= at < end}
-    assert model(clip(extents, start, end)) == inside
+    size = content[-1].end
+    cuts = sorted(data.draw(st.sets(st.integers(1, size))) | {size})
+    kinds = data.draw(st.lists(st.sampled_from([SAME, DATA]), min_size=len(cuts)))
+    starts = [0, *cuts]
+    changes = [
+        Extent(start, end - start, kind)
+        for start, end, kind in zip(starts, cuts, kinds, strict=False)
+    ]
+    says = model(changes)
+    expected = {at: SAME if says[at] is SAME else kind for at, kind in model(content).items()}
+    assert model(overlay(content, changes)) == expected
 
 
 @given(covers, st.integers(1, 50))
@@ -124,10 +157,14 @@ def test_blocks_of_sixteen_bytes(
     assert list(align(laid_out(parts), 16, size)) == laid_out(expected)
 
 
+def endless_change() -> Iterator[Extent]:
+    return (Extent(1000 * number, 1000, DATA) for number in count())
+
+
 def test_everything_is_lazy() -> None:
     kinds = cycle([DATA, ZERO, SAME])
     endless = (Extent(100 * number, 100, next(kinds)) for number in count())
-    chopped = chop(align(merge(clip(endless, 0, 10**30)), 50, 10**30), 25)
+    chopped = chop(align(merge(overlay(endless, endless_change())), 50, 10**30), 25)
     assert [next(chopped) for _ in range(6)] == [
         *(Extent(start, 25, DATA) for start in range(0, 100, 25)),
         Extent(100, 100, ZERO),

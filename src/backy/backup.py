@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,17 @@ from backy.errors import (
     CancelledError,
     DamagedError,
     FullError,
+    NotFoundError,
     SourceError,
     StoreError,
     translated,
 )
-from backy.extent import Extent, Kind
 from backy.hooks import Around, Runner
 from backy.image import SILENCE, Image, Watcher, copy
 from backy.repository import Repository, RevisionDraft
 from backy.revision import Consistency, Disk, Revision, Trust, check_disk_name
-from backy.sources import Snapshot, Source
+from backy.sample import Claims, due
+from backy.sources import Request, Snapshot, Source
 from backy.units import format_size
 
 _SUSPICIOUS = 2  # times less data than the parent's is worth a warning
@@ -95,16 +97,20 @@ def _backup(  # noqa: PLR0917 - called once, above
 ) -> Revision:
     if repository.renew_script():
         warnings.append("restore.sh was not the one of this version; it was written anew")
+    source.forget([parent.id] if parent else [])  # what killed backups left behind
     with ExitStack() as stack:
         draft = stack.enter_context(repository.draft())
         with hooks.around_snapshot(draft.id) if hooks else nullcontext(Around()) as around:
-            snapshot = stack.enter_context(source.snapshot(parent))
+            request = Request(draft.id, parent, is_frozen=around.consistency is not None)
+            snapshot = stack.enter_context(source.snapshot(request))
         warnings += around.failures
         watcher.begin(sum(image.size for image in snapshot.disks.values()))
-        made = {}
-        for name, image in snapshot.disks.items():
-            warnings += _size_warnings(parent, check_disk_name(name), image.size)
-            made[name] = _copy_disk(draft, parent, name, image, watcher)
+        warnings += _differences(parent, snapshot)
+        making = _Making(draft, parent, watcher, warnings)
+        made = {
+            check_disk_name(name): making.copy(name, image, snapshot.whole.get(name, ""))
+            for name, image in snapshot.disks.items()
+        }
         _write_files(draft, snapshot)
         warnings += snapshot.warnings()
         for warning in warnings:
@@ -122,6 +128,10 @@ def _backup(  # noqa: PLR0917 - called once, above
             )
         )
         snapshot.keep()
+    try:
+        source.forget([revision.id])
+    except SourceError as error:  # the next backup tries again
+        watcher.warn(f"the source keeps more than it needs: {error.message}")
     return revision
 
 
@@ -154,70 +164,84 @@ def _usable_parent(repository: Repository, warnings: list[str]) -> Revision | No
     return None
 
 
-def _size_warnings(parent: Revision | None, name: str, size: int) -> Iterator[str]:
-    if not parent:
-        return
-    old = parent.disks[name].size if name in parent.disks else None
-    if old is None:
-        yield f"disk {name} is new; all of it was read"
-    elif old != size:
-        change = "grew" if size > old else "shrank"
-        sizes = f"from {format_size(old)} to {format_size(size)} ({old} to {size} bytes)"
-        yield f"disk {name} {change} {sizes}"
+def _differences(parent: Revision | None, snapshot: Snapshot) -> Iterator[str]:
+    """What became of the parent's disks, and why all of one is read."""
+    disks = parent.disks if parent else {}
+    yield from (f"disk {name} is gone" for name in disks if name not in snapshot.disks)
+    for name, image in snapshot.disks.items():
+        old, size = disks.get(name), image.size
+        if parent and not old:
+            yield f"disk {name} is new; all of it was read"
+        elif old and old.size != size:
+            change = "grew" if size > old.size else "shrank"
+            sizes = f"from {format_size(old.size)} to {format_size(size)}"
+            yield f"disk {name} {change} {sizes} ({old.size} to {size} bytes)"
+        if why := snapshot.whole.get(name):
+            yield f"all of disk {name} was read: {why}"
 
 
-def _copy_disk(
-    draft: RevisionDraft,
-    parent: Revision | None,
-    name: str,
-    image: Image,
-    watcher: Watcher,
-) -> Disk:
-    repository = draft.repository
-    base = parent if parent and name in parent.disks else None
-    with (
-        translated(StoreError, f"{repository.name}: writing the draft of {name}"),
-        repository.store.draft(draft.folder, name, image.size, base) as target,
-    ):
-        for start, length in base.damaged.get(name, ()) if base else ():
-            target.forget(start, length)
-        read = copy(_Anew(image, base, name), target, watcher=watcher)
-        index_hash = target.index_hash()
-    return Disk(
-        size=image.size,
-        block_size=target.block_size,
-        index_hash=index_hash,
-        read=read,
-        changed=target.changed,
-        stored=target.stored,
-    )
+class _Making:
+    """The disks of one revision while they are made."""
 
+    def __init__(
+        self,
+        draft: RevisionDraft,
+        parent: Revision | None,
+        watcher: Watcher,
+        warnings: list[str],
+    ) -> None:
+        self._draft = draft
+        self._repository = draft.repository
+        self._parent = parent
+        self._watcher = watcher
+        self._warnings = warnings
 
-class _Anew:
-    """A source's image that calls nothing unchanged where the parent's bytes are damaged."""
+    def copy(self, name: str, image: Image, whole: str) -> Disk:
+        """Make a disk; `whole` says why its source does not know what changed."""
+        base = self._parent if self._parent and name in self._parent.disks else None
+        damaged = base.damaged.get(name, ()) if base else ()
+        compared = 0
+        with (
+            translated(StoreError, f"{self._repository.name}: writing the draft of {name}"),
+            self._repository.store.draft(self._draft.folder, name, image.size, base) as target,
+        ):
+            for start, length in damaged:
+                target.forget(start, length)
+            claims = Claims(image, target.block_size, damaged)
+            read = copy(claims, target, watcher=self._watcher)
+            if base and claims.same:
+                sampled = due(claims.same, target.index, base.time, self._draft.time)
+                changed = target.changed
+                compared = copy(claims.rest(sampled), target)
+                if target.changed != changed:
+                    self._distrust(base, name)
+                    read += copy(claims.rest(claims.same), target)
+            index_hash = target.index_hash()
+        return Disk(
+            size=image.size,
+            block_size=target.block_size,
+            index_hash=index_hash,
+            read=read + compared,
+            changed=target.changed,
+            stored=target.stored,
+            compared=compared,
+            whole=whole,
+        )
 
-    def __init__(self, image: Image, parent: Revision | None, disk: str) -> None:
-        self.size = image.size
-        self.readinto = image.readinto
-        self._image = image
-        self._damaged = sorted(parent.damaged.get(disk, ())) if parent else ()
+    def _distrust(self, parent: Revision, name: str) -> None:
+        """Record at once that the source lied, whatever becomes of this backup."""
+        why = f"the source called blocks of disk {name} unchanged that had changed"
+        self._warnings.append(f"{why} since {parent.id}; all of it was read")
+        why = f"{why}, which {self._draft.id} found"
 
-    def extents(self) -> Iterator[Extent]:
-        """See Image."""
-        for extent in self._image.extents():
-            if extent.kind is not Kind.SAME:
-                yield extent
-                continue
-            position = extent.start
-            for start, length in self._damaged:
-                low, high = max(start, position), min(start + length, extent.end)
-                if low < high:
-                    if position < low:
-                        yield Extent(position, low - position, Kind.SAME)
-                    yield Extent(low, high - low, Kind.DATA)
-                    position = high
-            if position < extent.end:
-                yield Extent(position, extent.end - position, Kind.SAME)
+        def doubt(parent: Revision) -> Revision:
+            warnings = (*parent.warnings, why)
+            return replace(parent, trust=Trust.DISTRUSTED, warnings=warnings)
+
+        with suppress(NotFoundError):  # somebody removed it
+            self._repository.change(parent, doubt)
+        now = self._draft.time
+        status.update(self._repository.root, lambda known: status.lied(known, now))
 
 
 def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:

@@ -16,6 +16,7 @@ from nagiosplugin import Critical, Ok, Performance, Unknown, Warn
 
 from backy.facts import Facts
 from backy.revision import time_of
+from backy.sample import PERIOD
 from backy.space import Space
 from backy.units import format_duration, format_size
 
@@ -102,7 +103,7 @@ class Judge:
         allowed = promise.interval * self.sla_factor
         age = self._age(facts.newest.time) if facts.newest else float("inf")
         failed = self.failed if age <= allowed else 1  # it says why there is nothing newer
-        found = [self._recency(facts, age, allowed), *_troubles(facts, failed)]
+        found = [self._recency(facts, age, allowed), *_troubles(facts, failed, self.now)]
         if facts.revisions and promise.scrub_within is not None:
             found += self._unread(facts, promise.scrub_within)
         bad = [Finding(state, facts.job, what, age / allowed) for state, what in found if state]
@@ -218,7 +219,7 @@ def _below(value: float, warning: float, critical: float) -> State:
     return State.OK if value >= warning else State.WARNING
 
 
-def _troubles(facts: Facts, failed: int) -> Iterator[tuple[State, str]]:
+def _troubles(facts: Facts, failed: int, now: datetime) -> Iterator[tuple[State, str]]:
     """What its status and its quarantine say; `failed` backups in a row are too many."""
     status = facts.status
     if bad := facts.distrusted:
@@ -230,6 +231,8 @@ def _troubles(facts: Facts, failed: int) -> Iterator[tuple[State, str]]:
         yield State.WARNING, f"{facts.reports} x damage in quarantine"
     if status.hooks_failed:
         yield State.WARNING, f"{status.hooks_failed} x hooks failed in a row: {status.hook_error}"
+    if status.lied and now - status.lied < timedelta(seconds=PERIOD):
+        yield State.WARNING, f"source called changed blocks unchanged at {status.lied:%Y-%m-%d}"
     if status.suspicious:
         yield State.WARNING, f"newest revision is suspicious: {status.suspicious}"
 

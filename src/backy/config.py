@@ -15,7 +15,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from backy.errors import ConfigError
-from backy.revision import check_tag
+from backy.revision import check_disk_name, check_tag
 from backy.units import KiB, MiB, parse_duration, parse_size
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
@@ -23,7 +23,7 @@ _LARGEST_PORT = 65535
 _DAY = 86400  # seconds
 
 
-def _checked(check: Callable[[Any], object]) -> Callable[[Any], object]:
+def checking(check: Callable[[Any], object]) -> Callable[[Any], object]:
     """A validator that calls `check`: pydantic collects ValueErrors, and no others."""
 
     def convert(value: object) -> object:
@@ -81,21 +81,22 @@ def _named(name: str, info: pydantic.ValidationInfo) -> str:
 
 def _source(source: dict[str, Any], info: pydantic.ValidationInfo) -> dict[str, Any]:
     if info.context:
-        _checked(info.context["source"])(source)
+        checking(info.context["source"])(source)
     return source
 
 
 _AsText = BeforeValidator(str, json_schema_input_type=int | str)  # pydantic takes true for 1
 _Listed = BeforeValidator(_listed, json_schema_input_type=str | list[Any] | dict[str, Any])
-Seconds = Annotated[int, BeforeValidator(_checked(parse_duration)), _AsText]
-Bytes = Annotated[int, BeforeValidator(_checked(parse_size)), _AsText]
+Seconds = Annotated[int, BeforeValidator(checking(parse_duration)), _AsText]
+Bytes = Annotated[int, BeforeValidator(checking(parse_size)), _AsText]
 Whole = Annotated[int, _AsText]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute), _AsText]
+DiskName = Annotated[str, AfterValidator(checking(check_disk_name))]
 Named = Annotated[str, AfterValidator(_named)]
 SourceSettings = Annotated[dict[str, Any], AfterValidator(_source)]
 
 
-class _Values(BaseModel):
+class Values(BaseModel):
     """What all parts have in common."""
 
     model_config = ConfigDict(
@@ -112,18 +113,18 @@ class _Values(BaseModel):
         return {k: v for k, v in values.items() if v is not None and k not in cls.gone}
 
 
-class Interval(_Values):
+class Interval(Values):
     """How often a backup with some tag is made, and how many with that tag are kept."""
 
     interval: Seconds = Field(ge=1)
     keep: Whole = Field(ge=1)
 
 
-Tag = Annotated[str, AfterValidator(_checked(_tag))]
+Tag = Annotated[str, AfterValidator(checking(_tag))]
 Schedule = Annotated[dict[Tag, Interval], Field(min_length=1)]
 
 
-class Hook(_Values):
+class Hook(Values):
     """A program that runs around a step. `consistency` is what one before a snapshot reaches."""
 
     command: Annotated[tuple[str, ...], AfterValidator(_program), _Listed]
@@ -135,7 +136,7 @@ class Hook(_Values):
 _Programs = Annotated[tuple[Annotated[Hook, BeforeValidator(_hook)], ...], _Listed]
 
 
-class Hooks(_Values):
+class Hooks(Values):
     """What runs at which event, one after the other. YAML: a program, a hook, or a list of them."""
 
     before_snapshot: _Programs = ()
@@ -150,7 +151,7 @@ class Hooks(_Values):
         return Hooks(**{event: hooks + getattr(others, event) for event, hooks in self})
 
 
-class Scrub(_Values):
+class Scrub(Values):
     """Within which time every stored byte is read again, and at most how much of that at once."""
 
     within: Seconds = Field(default=30 * _DAY, ge=1)
@@ -158,7 +159,7 @@ class Scrub(_Values):
     max_duration: Seconds = Field(default=15 * 60, ge=1)
 
 
-class Defaults(_Values):
+class Defaults(Values):
     """What jobs that do not say it themselves have; see Job."""
 
     schedule: Named | None = None
@@ -189,7 +190,7 @@ class Job(Defaults):
     source: SourceSettings
 
 
-class Global(_Values):
+class Global(Values):
     """Settings of the daemon. Each of its two pools has `worker_limit` workers, as in backy 2."""
 
     gone: ClassVar[tuple[str, ...]] = (
@@ -209,7 +210,7 @@ class Global(_Values):
     backup_completed_callback: AbsolutePath | None = None
 
 
-class Config(_Values):
+class Config(Values):
     """All of it. `limits` say how many jobs that name one run at once; `defaults` are in the jobs.
 
     `include` are files or patterns of names relative to the folder of the main file.

@@ -5,7 +5,7 @@ Everything here works on ascending extents and is lazy: a disk of any size costs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -60,12 +60,54 @@ def chop(extents: Iterable[Extent], length: int) -> Iterator[Extent]:
             start = end
 
 
-def clip(extents: Iterable[Extent], start: int, end: int) -> Iterator[Extent]:
-    """Keep what lies in [start, end)."""
-    for extent in extents:
-        low, high = max(extent.start, start), min(extent.end, end)
-        if low < high:
-            yield Extent(low, high - low, extent.kind)
+def cover(ranges: Iterable[Extent], size: int, gap: Kind) -> Iterator[Extent]:
+    """Fill what lies between ascending ranges, and before and after them, up to `size` bytes.
+
+    Raises ValueError where a range is empty, goes back, or ends after `size`.
+    """
+    position = 0
+    for each in ranges:
+        if not position <= each.start < each.end <= size:
+            raise ValueError(f"{each.length} bytes at byte {each.start} cannot be there")
+        if position < each.start:
+            yield Extent(position, each.start - position, gap)
+        yield each
+        position = each.end
+    if position < size:
+        yield Extent(position, size - position, gap)
+
+
+def overlay(content: Iterable[Extent], changes: Iterable[Extent]) -> Iterator[Extent]:
+    """SAME where `changes` says so, and elsewhere what `content` says; both cover the same."""
+    return combine(content, changes, lambda kind, change: change if change is Kind.SAME else kind)
+
+
+def combine(
+    first: Iterable[Extent], second: Iterable[Extent], pick: Callable[[Kind, Kind], Kind]
+) -> Iterator[Extent]:
+    """What `pick` makes of the kinds that two say of each range; both cover the same."""
+    others = iter(second)
+    other = next(others, None)
+    for each in first:
+        position = each.start
+        while other and position < each.end:
+            end = min(each.end, other.end)
+            yield Extent(position, end - position, pick(each.kind, other.kind))
+            position = end
+            if other.end == end:
+                other = next(others, None)
+
+
+def united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges as (start, length), ascending; those that touch or overlap are one."""
+    united: list[tuple[int, int]] = []
+    for start, length in sorted(ranges):
+        before, so_far = united[-1] if united else (0, -1)
+        if start <= before + so_far:
+            united[-1] = before, max(so_far, start + length - before)
+        else:
+            united.append((start, length))
+    return united
 
 
 def align(extents: Iterable[Extent], block_size: int, size: int) -> Iterator[Extent]:

@@ -9,25 +9,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import Protocol
 
 from backy import process, quarantine
 from backy.disk import Cache
-from backy.errors import (
-    ConfigError,
-    NotFoundError,
-    SourceError,
-    StoreError,
-)
+from backy.errors import ConfigError, NotFoundError, SourceError, StoreError
+from backy.extent import Extent, Kind, merge, united
 from backy.image import SILENCE, Image, Watcher
 from backy.index import digest_of, zero_digest
-from backy.quarantine import Occurrence
+from backy.quarantine import Occurrence, Report
 from backy.repository import Repository
-from backy.revision import Revision, Trust
-from backy.sources import open_source
+from backy.revision import Revision, Trust, id_for
+from backy.sources import Request, open_source
 from backy.stores.blocks import StoredImage
 
 _MOST_TRIED = 100  # places that should have a block's content, in looking for one that has
@@ -35,16 +32,12 @@ _MOST_RANGES = 1000  # of a revision; beyond that a whole disk counts as damaged
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(Occurrence):
     """A range of a disk of a revision that was not what it was; in bytes, whole blocks.
 
     `healed` names where good bytes came from; None means that the range cannot be given back.
     """
 
-    revision: str
-    disk: str
-    start: int
-    length: int
     reason: str
     healed: str | None = None
 
@@ -57,24 +50,24 @@ class Stored:
     disk: str
     image: StoredImage
 
-    def block(self, number: int) -> bytes | None:
-        """A block, if what is stored is what its name says.
+    def damage(self, offset: int, buffer: memoryview) -> StoreError | None:
+        """Fill `buffer`, unless some of what is stored there is not what its name says.
 
         Raises StoreError where reading failed for a reason that says nothing of what is stored.
         """
-        room = memoryview(bytearray(self.image.index.length_of(number)))
         try:
-            self.image.readinto(number * self.image.block_size, room)
+            self.image.readinto(offset, buffer)
         except StoreError as error:
-            if not error.is_damage:
-                raise
-            return None
-        return bytes(room)
+            if error.is_damage:
+                return error
+            raise
+        return None
 
-    def names(self, number: int, digest: str) -> bool:
-        """Whether the block of that number has that name."""
-        index = self.image.index
-        return number < index.blocks and index.digest(number) == digest
+    def block(self, number: int) -> bytes | None:
+        """A block, if what is stored is what its name says. Raises as `damage` does."""
+        room = memoryview(bytearray(self.image.index.length_of(number)))
+        is_bad = self.damage(number * self.image.block_size, room)
+        return None if is_bad else bytes(room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +109,8 @@ class LiveSource:
         if self._images is None:
             self._images = {}
             with suppress(SourceError, ConfigError):
-                snapshot = open_source(self._settings).snapshot(None)
+                request = Request(id_for(datetime.now(UTC), "heal"))
+                snapshot = open_source(self._settings).snapshot(request)
                 self._images = self._stack.enter_context(snapshot).disks
         return self._images
 
@@ -132,32 +126,25 @@ def healing(
         yield Healer(repository, verb, [live, *origins], watcher, opened)
 
 
+@dataclass(eq=False)
 class Healer:
     """Deals with the bad blocks that one command finds, whichever thread finds them.
 
-    `stack` gets what it keeps open once it had something to do.
+    `stack` gets what it keeps open once it had something to do. `is_unrecorded` says that some
+    damage may not be noted in a revision that has it: nothing may be called whole, or read, on
+    the word of this command.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        verb: str,
-        origins: Sequence[Origin],
-        watcher: Watcher,
-        stack: ExitStack,
-    ) -> None:
-        self._repository = repository
-        self._verb = verb
-        self._origins = origins
-        self._watcher = watcher
-        self._lock = threading.Lock()
-        self._known: set[object] = set()
-        self.is_unrecorded = False
-        """Whether some damage may not be noted in a revision that has it: nothing may be called
-        whole, or read, on the word of this command."""
-        self._stack = stack
-        self._opened: list[Stored] = []
-        self._opened_ids: list[str] = []
+    repository: Repository
+    verb: str
+    origins: Sequence[Origin]
+    watcher: Watcher
+    stack: ExitStack
+    is_unrecorded: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _known: set[object] = field(default_factory=set)
+    _opened: list[Stored] = field(default_factory=list)
+    _opened_ids: list[str] = field(default_factory=list)
 
     def treat(self, found: Sequence[Bad]) -> list[Damage]:
         """Heal blocks wherever they are stored, or distrust the revisions that name them.
@@ -173,34 +160,30 @@ class Healer:
         with self._lock:
             return self._treat(bad)
 
-    def distrust(self, found: Iterable[Damage | Occurrence]) -> None:
+    def distrust(self, found: Iterable[Occurrence]) -> None:
         """Record in each revision what it cannot give back."""
-        ranges: dict[str, list[Damage | Occurrence]] = {}
+        ranges: dict[str, list[Occurrence]] = {}
         for each in found:
             ranges.setdefault(each.revision, []).append(each)
-        for revision in self._repository.history() if ranges else []:
-            if bad := ranges.pop(revision.id, None):
-                try:
-                    self._repository.change(revision, partial(distrusted, found=bad))
-                except NotFoundError:  # removed meanwhile
-                    pass
-                except StoreError as error:
-                    self.is_unrecorded = True
-                    self._watcher.warn(f"not marked as distrusted: {error.message}")
-        for revision_id in ranges:
-            if (self._repository.root / "revisions" / revision_id).exists():
+        for revision_id, bad in ranges.items():
+            try:
+                self.repository.change(revision_id, partial(distrusted, found=bad))
+            except NotFoundError:  # removed meanwhile
+                pass
+            except StoreError as error:
                 self.is_unrecorded = True
-                self._watcher.warn(f"not marked as distrusted: {revision_id} cannot be read")
+                self.watcher.warn(f"not marked as distrusted: {error.message}")
 
     def _treat(self, bad: Bad) -> tuple[bytes | None, list[Damage]]:
         whole = bad.stored.block(bad.number)
         if whole is not None:
-            self._watcher.warn(f"whole now, but not when it was first read: {bad.reason}")
+            self.watcher.warn(f"whole now, but not when it was first read: {bad.reason}")
             return whole, []
         self._open_all()
-        places = list(self._same_place(bad))
+        places = self._same_place(bad)
         good, origin = next(self._good(bad), (None, ""))
-        key = (bad.digest, *((each.revision.id, each.disk, bad.number) for each in places[:1]))
+        place = places[0].revision.id, places[0].disk, bad.number
+        key = bad.digest if self.repository.store.shares_blocks else place
         if good is None and key in self._known:
             return None, []
         self._known.add(key)
@@ -214,23 +197,20 @@ class Healer:
             self.distrust(found)
         elif report:
             try:
-                quarantine.heal(self._repository, report, healed)
+                quarantine.heal(self.repository, report, healed)
             except StoreError as error:
-                self._watcher.warn(f"not noted as healed: {error.message}")
-        return good, [
-            Damage(each.revision, each.disk, each.start, each.length, bad.reason, healed)
-            for each in found
-        ]
+                self.watcher.warn(f"not noted as healed: {error.message}")
+        return good, [Damage(**asdict(each), reason=bad.reason, healed=healed) for each in found]
 
     def _open_all(self) -> None:
         """Open every disk of the history whose index is whole.
 
         They stay open until the history is another one: opening an index means to hash it.
         """
-        history = self._repository.history()
-        self.is_unrecorded |= bool(self._repository.damaged)
+        history = self.repository.history()
+        self.is_unrecorded |= bool(self.repository.damaged)
         if [revision.id for revision in history] != self._opened_ids:
-            self._stack.close()
+            self.stack.close()
             self._opened = list(self._open(history))
             self._opened_ids = [revision.id for revision in history]
 
@@ -239,9 +219,9 @@ class Healer:
         for revision in history:
             for disk in revision.disks:
                 try:
-                    self._stack.enter_context(self._repository.reading(revision))
-                    opened = self._repository.store.open(revision, disk, Cache.AVOID)
-                    image = self._stack.enter_context(opened)
+                    self.stack.enter_context(self.repository.reading(revision))
+                    opened = self.repository.store.open(revision, disk, Cache.AVOID)
+                    image = self.stack.enter_context(opened)
                 except NotFoundError:
                     pass
                 except StoreError:
@@ -253,24 +233,27 @@ class Healer:
     def _alike(self, bad: Bad) -> Iterator[Stored]:
         """Where the same content should be in the same place, in bytes of their own or shared."""
         for each in self._opened:
-            if each.disk == bad.stored.disk and each.names(bad.number, bad.digest):
+            index = each.image.index
+            is_there = each.disk == bad.stored.disk and bad.number < index.blocks
+            if is_there and index.digest(bad.number) == bad.digest:
                 yield each
 
-    def _same_place(self, bad: Bad) -> Iterator[Stored]:
+    def _same_place(self, bad: Bad) -> list[Stored]:
         """Images that have the bad bytes, each in its own file. A chunk is one place for all."""
-        if not self._repository.store.shares_blocks:
-            yield from (each for each in self._alike(bad) if each.block(bad.number) is None)
+        if self.repository.store.shares_blocks:
+            return [bad.stored]
+        return [each for each in self._alike(bad) if each.block(bad.number) is None] or [bad.stored]
 
     def _occurrences(self, bad: Bad, places: Sequence[Stored]) -> Iterator[Occurrence]:
         """Every range of every revision that has the bad bytes."""
-        if self._repository.store.shares_blocks:
+        if self.repository.store.shares_blocks:
             for each in self._opened:
                 # Where a record lies about the size, the last block is bad in that revision only.
                 index, length = each.image.index, bad.stored.image.index.length_of(bad.number)
                 found = (number for number, _ in index.find([bad.digest]))
                 yield from _ranges(each, (n for n in found if index.length_of(n) == length))
         else:
-            for each in places or [bad.stored]:
+            for each in places:
                 yield from _ranges(each, [bad.number])
 
     def _good(self, bad: Bad) -> Iterator[tuple[bytes, str]]:
@@ -280,13 +263,13 @@ class Healer:
             yield bytes(length), "its name, which is that of zeroes"
         tried = set()
         for each, number in islice(self._namesakes(bad), _MOST_TRIED):
-            if not self._repository.store.shares_blocks:
+            if not self.repository.store.shares_blocks:
                 block = each.block(number)
                 if block is not None:
                     yield block, f"revision {each.revision.id}"
             if (each.disk, number) not in tried:
                 tried.add((each.disk, number))
-                for origin in self._origins:
+                for origin in self.origins:
                     block = self._from(origin, each, number)
                     if digest_of(block) == bad.digest:
                         yield block, origin.name
@@ -312,85 +295,67 @@ class Healer:
 
     def _elsewhere(self, bad: Bad) -> bytes:
         """The other side of the mismatch: what the first origin that can be read has there."""
-        there = (self._from(origin, bad.stored, bad.number) for origin in self._origins)
+        there = (self._from(origin, bad.stored, bad.number) for origin in self.origins)
         return next(filter(None, there), b"")
 
     def _report(
         self, bad: Bad, found: Sequence[Occurrence], evidence: Mapping[str, bytes]
-    ) -> quarantine.Report | None:
+    ) -> Report | None:
         """Keep what was found; a store that is full or read-only must not stop the healing."""
-        finding = quarantine.Finding(self._verb, bad.digest, bad.reason, found)
+        report = Report(
+            id="",
+            time=datetime.now(UTC).replace(microsecond=0),
+            verb=self.verb,
+            digest=bad.digest,
+            reason=bad.reason,
+            revisions=tuple(sorted({each.revision for each in found})),
+            occurrences=tuple(found),
+        )
         try:
-            report = quarantine.add(self._repository, finding, evidence)
+            return quarantine.add(self.repository, report, evidence)
         except StoreError as error:
-            self._watcher.warn(f"no report was kept: {error.message}")
+            self.watcher.warn(f"no report was kept: {error.message}")
             return None
-        if not report:
-            self._watcher.warn(f"no report was kept: there are {quarantine.MOST} already")
-        return report
 
     def _mend(self, bad: Bad, places: Sequence[Stored], block: memoryview) -> bool:
         """Put good bytes where bad ones are, and look again; whether all are good now."""
         try:
-            for each in places or [bad.stored]:
+            for each in places:
                 each.image.mend(bad.number, block)
         except StoreError as error:
-            self._watcher.warn(f"healing failed: {error.message}")
+            self.watcher.warn(f"healing failed: {error.message}")
             return False
-        return all(each.block(bad.number) is not None for each in places or [bad.stored])
+        return all(each.block(bad.number) is not None for each in places)
 
 
-def distrusted(revision: Revision, found: Iterable[Damage | Occurrence]) -> Revision:
+def distrusted(revision: Revision, found: Iterable[Occurrence]) -> Revision:
     """The revision, with these ranges added to its damage."""
-    damaged = {disk: list(ranges) for disk, ranges in revision.damaged.items()}
+    ranges = {disk: list(known) for disk, known in revision.damaged.items()}
     for each in found:
-        damaged.setdefault(each.disk, []).append((each.start, each.length))
-    damaged = {disk: united(ranges) for disk, ranges in damaged.items()}
+        ranges.setdefault(each.disk, []).append((each.start, each.length))
+    damaged = {disk: tuple(united(known)) for disk, known in ranges.items()}
     while sum(map(len, damaged.values())) > _MOST_RANGES:
         most = max(damaged, key=lambda disk: len(damaged[disk]))
-        damaged[most] = [(0, revision.disks[most].size)]
-    kept = {disk: tuple(ranges) for disk, ranges in damaged.items()}
-    return replace(revision, trust=Trust.DISTRUSTED, damaged=kept)
-
-
-def united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges as (start, length), ascending; those that touch or overlap are one."""
-    united: list[tuple[int, int]] = []
-    for start, length in sorted(ranges):
-        before, so_far = united[-1] if united else (0, -1)
-        if start <= before + so_far:
-            united[-1] = before, max(so_far, start + length - before)
-        else:
-            united.append((start, length))
-    return united
+        damaged[most] = ((0, revision.disks[most].size),)
+    return replace(revision, trust=Trust.DISTRUSTED, damaged=damaged)
 
 
 def _ranges(stored: Stored, numbers: Iterable[int]) -> list[Occurrence]:
     """Ascending block numbers of a disk as ranges; the whole disk where they are too many."""
     index = stored.image.index
-    at = partial(Occurrence, stored.revision.id, stored.disk)
-    found: list[Occurrence] = []
-    for number in numbers:
-        start, length = number * index.block_size, index.length_of(number)
-        if found and found[-1].start + found[-1].length == start:
-            found[-1] = replace(found[-1], length=found[-1].length + length)
-        elif len(found) < _MOST_RANGES:
-            found.append(at(start, length))
-        else:
-            return [at(0, index.size)]
-    return found
+    blocks = (Extent(n * index.block_size, index.length_of(n), Kind.DATA) for n in numbers)
+    found = list(islice(merge(blocks), _MOST_RANGES + 1))
+    if len(found) > _MOST_RANGES:
+        found = [Extent(0, index.size, Kind.DATA)]
+    return [Occurrence(stored.revision.id, stored.disk, each.start, each.length) for each in found]
 
 
 def _joined(damages: Iterable[Damage]) -> list[Damage]:
     joined: list[Damage] = []
     for each in sorted(damages, key=lambda each: (each.revision, each.disk, each.start)):
-        last = joined[-1] if joined else None
-        if last and (last.revision, last.disk, last.start + last.length, last.healed) == (
-            each.revision,
-            each.disk,
-            each.start,
-            each.healed,
-        ):
+        last = joined[-1] if joined else each
+        start = last.start + last.length
+        if each == replace(last, start=start, length=each.length, reason=each.reason):
             joined[-1] = replace(last, length=last.length + each.length)
         else:
             joined.append(each)

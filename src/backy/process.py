@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -136,15 +137,19 @@ class Program:
 class Outcome:
     """How a program ended: with a code, by signal n (-n), or by its time limit (None).
 
-    `output` has the last 64 KiB of what it said on stdout and stderr.
+    `output` has the last 64 KiB of what it said on stderr; and on stdout, unless that is apart.
     """
 
     code: int | None
     output: str
+    stdout: bytes = b""
 
 
-def run(program: Program, guard: Guard | None = None) -> Outcome:
+def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outcome:
     """Run a program to its end, in a session of its own.
+
+    With `limit`, which goes without a guard, `stdout` is apart: all of it, but at most `limit` + 1
+    bytes. It is complete only where the program ended within its time and said no more.
 
     At its time limit, and where CancelledError or another exception ends the wait for it, its
     process group gets SIGTERM, and SIGKILL after 5 seconds. When it ends by itself, what it left
@@ -153,23 +158,65 @@ def run(program: Program, guard: Guard | None = None) -> Outcome:
     A program that cannot be started ends with 126 or 127, as in a shell. If we are killed
     meanwhile, `guard` kills its process group.
     """
-    said = bytearray()
+    said, stdout = bytearray(), bytearray()
     code = None
-    stdout = guard.pipe if guard else DEVNULL
+    deadline = time.monotonic() + program.timeout_seconds
+    command = program.command if limit else (*_TELL, *program.command)
+    pipe = PIPE if limit else guard.pipe if guard else DEVNULL
     try:
         with ExitStack() as stack:
             with shielded():
-                child = _start((*_TELL, *program.command), program.environment, stdout, PIPE)
+                child = _start(command, program.environment, pipe, PIPE)
                 stack.callback(_end, child, guard)
                 Thread(target=_feed, args=(child.stdin, program.stdin), daemon=True).start()
                 hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)
                 hearing.start()
+                taking = Thread(target=_take, args=(child.stdout, stdout, limit + 1), daemon=True)
+                taking.start()
             with suppress(TimeoutExpired):
                 code = child.wait(program.timeout_seconds)
         hearing.join(0.5)  # at once, if nothing in the background can speak in its name
+        taking.join(max(0, deadline - time.monotonic()))
     except (OSError, RuntimeError, ValueError) as error:  # no memory, no thread, a NUL in a word
         return Outcome(127, str(error))
-    return Outcome(code, said.decode(errors="replace"))
+    code = None if taking.is_alive() else code
+    return Outcome(code, said.decode(errors="replace"), bytes(stdout))
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A program that runs beside us."""
+
+    _popen: Popen[bytes]
+    _said: bytearray
+
+    def has_ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self._popen.poll() is not None
+
+    def said(self) -> str:
+        """The last 64 KiB of what it said on stderr."""
+        return self._said.decode(errors="replace")
+
+
+@contextmanager
+def serving(command: Sequence[str]) -> Iterator[Child]:
+    """Have a program run during the body; it is ended with it, and dies with us if we are killed.
+
+    To be called in the main thread: the kernel takes the end of the thread that starts it for
+    ours (PR_SET_PDEATHSIG). Raises OSError where nothing can be started; a program that is
+    missing is one that has ended.
+    """
+    said = bytearray()
+    with ExitStack() as stack:
+        with shielded():
+            child = _start(("setpriv", "--pdeathsig", "TERM", "--", *command), {}, DEVNULL, PIPE)
+            stack.callback(_end, child, None)
+            Thread(target=_feed, args=(child.stdin, b""), daemon=True).start()
+            hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)
+            hearing.start()
+            stack.callback(hearing.join, 0.5)
+        yield Child(child, said)
 
 
 # The shell tells the guard its number before it becomes the program, so that the guard knows of
@@ -207,6 +254,14 @@ def _end(child: Popen[bytes], guard: Guard | None) -> None:
 def _feed(pipe: IO[bytes], data: bytes) -> None:
     with suppress(BrokenPipeError), pipe:  # it need not listen
         pipe.write(data)
+
+
+def _take(pipe: IO[bytes] | None, taken: bytearray, limit: int) -> None:
+    """Listen to all of it, and keep its beginning."""
+    if pipe:
+        with pipe:
+            while more := pipe.read(_HEARD):
+                taken += more[: limit - len(taken)]
 
 
 def _hear(pipe: IO[bytes], said: bytearray) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +30,7 @@ _LARGEST_RECORD = MiB  # bytes
 _MOST_PARTS = 20_000  # lists, objects and commas; what is made of them takes less than 50 MiB
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 LARGEST_DISK = 2**60  # bytes; what an index of 64 KiB blocks can still number
-_HASH = re.compile(r"[0-9a-f]{64}")
+HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,17 @@ def encode_record(adapter: TypeAdapter[Value], value: Value) -> bytes:
 def read_settings(path: Path) -> Settings:
     """Read repository.json. Raises ConfigError where it is not one that this version can use."""
     hint = f"Is {path.parent} a repository? restore.sh in it does without this file's settings."
-    settings = read_record(path, _SETTINGS, ConfigError, hint)
-    if (
-        not SMALLEST_BLOCK <= settings.block_size <= LARGEST_BLOCK
-        or settings.block_size % SMALLEST_BLOCK
-    ):
-        raise ConfigError(f"{path}: a block size of {settings.block_size} is not possible", hint)
+    return read_record(path, _SETTINGS, ConfigError, hint, check_settings)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises ConfigError where no repository can have them."""
+    size = settings.block_size
+    if not SMALLEST_BLOCK <= size <= LARGEST_BLOCK or size % SMALLEST_BLOCK:
+        why = f"a block size of {size} bytes is not possible"
+        raise ConfigError(why, "Use 64KiB to 16MiB, in 64KiB.")
     if settings.level not in LEVELS:
-        raise ConfigError(f"{path}: zstd has no level {settings.level}", "Levels go from 1 to 19.")
-    return settings
+        raise ConfigError(f"zstd has levels 1 to 19 here, not {settings.level}", "Use another.")
 
 
 def read_revision(path: Path, block_size: int | None = None) -> Revision:
@@ -88,12 +92,8 @@ def read_revision(path: Path, block_size: int | None = None) -> Revision:
     repository's, if that is known, or where it names what could lead out of its folder.
     """
     hint = "Its disks can still be restored by hand; see docs/restore-by-hand.md."
-    revision = read_record(path, _REVISION, DamagedError, hint)
-    try:
-        _check_revision(revision, path.parent.name, block_size)
-    except (BackyError, ValueError) as error:
-        raise DamagedError(f"{path}: {error}", hint) from error
-    return revision
+    check = partial(_check_revision, folder=path.parent.name, block_size=block_size)
+    return read_record(path, _REVISION, DamagedError, hint, check)
 
 
 def _check_revision(revision: Revision, folder: str, block_size: int | None) -> None:
@@ -125,18 +125,24 @@ def _check_disk(name: str, disk: Disk, block_size: int) -> None:
         raise ValueError(
             f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
         )
-    if not all(0 <= each <= LARGEST_DISK for each in (disk.read, disk.changed, disk.stored)):
+    counted = (disk.read, disk.changed, disk.stored, disk.compared)
+    if not all(0 <= each <= 3 * LARGEST_DISK for each in counted):
         raise ValueError(f"disk {name} says of itself what cannot be")
-    if not _HASH.fullmatch(disk.index_hash):
+    if not HASH.fullmatch(disk.index_hash):
         raise ValueError(f"disk {name} has no index hash")
 
 
 def read_record(
-    path: Path, adapter: TypeAdapter[Value], kind: type[BackyError], hint: str
+    path: Path,
+    adapter: TypeAdapter[Value],
+    kind: type[BackyError],
+    hint: str,
+    check: Callable[[Value], None] = lambda _: None,
 ) -> Value:
     """The value in a JSON file, checked. Raises `kind` with `hint` where it is not one.
 
-    The file may have 1 MiB; a longer one is refused unread.
+    The file may have 1 MiB; a longer one is refused unread. `check` may raise BackyError, or
+    ValueError, of a value that has the right form.
     """
     with translated(kind, f"reading {path}", hint):
         content = disks.read_file(path, _LARGEST_RECORD)
@@ -154,8 +160,12 @@ def read_record(
         why = f"has format {version!r:.40}; this version of backy knows {FORMAT}"
         raise kind(f"{path} {why}", "Update backy." if newer else hint)
     try:
-        return adapter.validate_python(record)
+        value = adapter.validate_python(record)
+        check(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise kind(f"{path}: {where}: {first['msg']}", hint) from error
+    except (BackyError, ValueError) as error:
+        raise kind(f"{path}: {error}", hint) from error
+    return value

@@ -12,9 +12,9 @@ from pathlib import Path
 from backy import disk as disks
 from backy.disk import Cache, File
 from backy.errors import DamagedError, StoreError, TargetError, translated
-from backy.heal import Bad, Healer, Origin, Stored, healing, united
+from backy.extent import united
+from backy.heal import Bad, Healer, Origin, Stored, healing
 from backy.image import SILENCE, Watcher, copy
-from backy.index import block_count
 from backy.repository import Repository
 from backy.revision import Revision
 from backy.units import MiB, format_size
@@ -61,7 +61,7 @@ def restore(
         more = "" if keep_going else " Or add --keep-going to get all the rest."
         try:
             stack.enter_context(repository.reading(revision))
-            opened = repository.store.open(revision, disk, is_partial_fine=keep_going)
+            opened = repository.store.open(revision, disk, may_be_cut=keep_going)
             image = stack.enter_context(opened)
             stored = Stored(revision, disk, image)
             rescued = _Rescued(stored, healer, keep_going=keep_going)
@@ -74,11 +74,9 @@ def restore(
                 with _target(Path(target), image.size, block_size) as draft:
                     read = copy(rescued, draft, watcher=watcher)
         except DamagedError as error:
-            raise DamagedError(
-                f"{repository.name}: {revision.id} {disk}: {error.message}",
-                f"Try an older revision; backy verify {repository.name} says which are whole."
-                f"{more}",
-            ) from error
+            what = f"{repository.name}: {revision.id} {disk}: {error.message}"
+            whole = f"backy verify {repository.name} says which are whole"
+            raise DamagedError(what, f"Try an older revision; {whole}.{more}") from error
     return Restored(read, tuple(united(rescued.lost)), tuple(united(rescued.healed)))
 
 
@@ -96,16 +94,11 @@ class _Rescued:
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """See Image; where a block cannot be had it raises DamagedError, or gives zeroes."""
-        try:
-            self._stored.image.readinto(offset, buffer)
-        except StoreError as error:
-            if not error.is_damage:
-                raise
-            size, end = self._stored.image.block_size, offset + len(buffer)
-            for number in range(offset // size, block_count(end, size)):
-                low, high = max(offset, number * size), min(end, (number + 1) * size)
-                block = self._read(number, error)
-                buffer[low - offset : high - offset] = block[low - number * size :][: high - low]
+        if error := self._stored.damage(offset, buffer):
+            size = self._stored.image.block_size
+            for start in range(0, len(buffer), size):  # `restore` asks for whole blocks
+                block = self._read((offset + start) // size, error)
+                buffer[start : start + size] = block
 
     def _read(self, number: int, error: StoreError) -> bytes:
         block = self._stored.block(number)
@@ -127,18 +120,16 @@ def _check_target(path: Path, repository: Repository, *, over_source: bool) -> N
         if any((folder / "repository.json").exists() for folder in (resolved, *resolved.parents)):
             raise TargetError(f"{path} lies inside a repository", "Restore to another place.")
         if not resolved.parent.is_dir():
-            raise TargetError(
-                f"there is no folder {path.parent}", "Make it first, or name another target."
-            )
+            hint = "Make it first, or name another target."
+            raise TargetError(f"there is no folder {path.parent}", hint)
         if resolved.is_dir():
             raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
         origins = repository.settings.source.get("disks")
         for name, origin in origins.items() if isinstance(origins, dict) else ():
             if not over_source and _is_same(path, Path(str(origin))):
-                raise TargetError(
-                    f"{path} is the source of disk {name}; a restore would overwrite it",
-                    "If that is what you want, stop the VM and add --over-source.",
-                )
+                why = f"{path} is the source of disk {name}; a restore would overwrite it"
+                hint = "If that is what you want, stop the VM and add --over-source."
+                raise TargetError(why, hint)
 
 
 def _is_same(path: Path, other: Path) -> bool:

@@ -43,7 +43,9 @@ class Disk:
     """One disk of a revision. Sizes are bytes.
 
     `read`, `changed` and `stored` say what the backup did: bytes read from the source, bytes in
-    blocks that differ from the parent's, bytes that it wrote to the store.
+    blocks that differ from the parent's, bytes that it wrote to the store. `compared` are bytes
+    read in spite of the source, which called them unchanged; `whole` says why all was read where
+    the source could not tell what changed.
     """
 
     size: int
@@ -52,6 +54,8 @@ class Disk:
     read: int
     changed: int
     stored: int
+    compared: int = 0
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class Status:
 
     `seconds` is what the last successful backup took, `hooks_failed` counts the backups in a row
     in which a hook failed, `suspicious` says why the newest revision may not be what it should.
+    `wholes` counts the disks read whole because what told the changes was gone, `lies` those of
+    which a source called blocks unchanged that had changed, the last time at `lied`.
     """
 
     errors: int = 0
@@ -53,6 +55,9 @@ class Status:
     hooks_failed: int = 0
     hook_error: str = ""
     suspicious: str = ""
+    wholes: int = 0
+    lies: int = 0
+    lied: AwareDatetime | None = None
     paused: AwareDatetime | None = None
     distrusted: tuple[str, ...] = ()
     verified: AwareDatetime | None = None
@@ -99,13 +104,14 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def succeeded(status: Status, seconds: float, hook_error: str, suspicious: str) -> Status:
+def succeeded(status: Status, revision: Revision, hook_error: str, suspicious: str) -> Status:
     """After a backup that was published."""
     return replace(
         status,
         errors=0,
         error="",
-        seconds=round(seconds, 3),
+        seconds=round(revision.seconds, 3),
+        wholes=status.wholes + sum(bool(disk.whole) for disk in revision.disks.values()),
         hooks_failed=status.hooks_failed + 1 if hook_error else 0,
         hook_error=hook_error[:_LONGEST_TEXT],
         suspicious=suspicious[:_LONGEST_TEXT],
@@ -121,6 +127,11 @@ def failed(status: Status, error: str, now: datetime) -> Status:
         error=error[:_LONGEST_TEXT],
         failed=now.replace(microsecond=0),
     )
+
+
+def lied(status: Status, now: datetime) -> Status:
+    """After the source of a disk called blocks unchanged that had changed."""
+    return replace(status, lies=status.lies + 1, lied=now)
 
 
 def noted(status: Status, revision: Revision) -> Status:

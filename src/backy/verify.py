@@ -21,7 +21,7 @@ from backy.image import SILENCE, Watcher, in_parallel
 from backy.index import LINE, block_count, zero_digest
 from backy.repository import Repository
 from backy.revision import Revision, Trust
-from backy.stores.blocks import NAMED, StoredImage
+from backy.stores.blocks import NAMED
 from backy.units import GiB
 
 _REMEMBERED = 1 << 18  # blocks known to have been read: 30 MiB; forgetting means reading again
@@ -41,18 +41,18 @@ def verify(
     becomes verified or distrusted when all its disks have been read.
     """
     watcher.begin(sum(disk.size for each in revisions for disk in each.disks.values()))
-    found: dict[str, list[Damage]] = {revision.id: [] for revision in revisions}
+    lost: dict[str, list[Damage]] = {}
     seen: set[bytes] = set()
     check_script(repository, watcher)
     with healing(repository, "verify", origins, watcher) as healer:
         for name in sorted({name for revision in revisions for name in revision.disks}):
-            for damage in _verify_disk(repository, revisions, name, seen, healer, watcher):
-                if damage.revision in found and not damage.healed:
-                    found[damage.revision].append(damage)
+            for damage in _verify_disk(revisions, name, seen, healer):
+                if not damage.healed:
+                    lost.setdefault(damage.revision, []).append(damage)
                 yield damage
     for revision in revisions:
-        if found[revision.id] or not healer.is_unrecorded:
-            _record(repository, revision, found[revision.id])
+        if revision.id in lost or not healer.is_unrecorded:
+            _record(repository, revision, lost.get(revision.id, ()))
 
 
 def check_script(repository: Repository, watcher: Watcher) -> None:
@@ -69,30 +69,26 @@ def _record(repository: Repository, revision: Revision, found: Sequence[Damage])
     now = datetime.now(UTC).replace(microsecond=0)
 
     def verified(revision: Revision) -> Revision:
-        revision = replace(revision, trust=Trust.VERIFIED, damaged={}, verified=now)
+        # Whole bytes are no proof of a revision whose source lied: no range of it is damaged.
+        is_doubted = revision.trust is Trust.DISTRUSTED and not revision.damaged
+        trust = Trust.DISTRUSTED if is_doubted else Trust.VERIFIED
+        revision = replace(revision, trust=trust, damaged={}, verified=now)
         return distrusted(revision, found) if found else revision
 
     with suppress(NotFoundError):
         repository.change(revision, verified)
 
 
-def _verify_disk(  # noqa: PLR0917 - called once, above
-    repository: Repository,
-    revisions: Sequence[Revision],
-    name: str,
-    seen: set[bytes],
-    healer: Healer,
-    watcher: Watcher,
+def _verify_disk(
+    revisions: Sequence[Revision], name: str, seen: set[bytes], healer: Healer
 ) -> Iterator[Damage]:
-    with opened(repository, revisions, name) as (holders, damages):
+    with opened(healer.repository, revisions, name) as (holders, damages):
         healer.distrust(damages)
         for damage in damages:
-            watcher.advance(damage.length)
+            healer.watcher.advance(damage.length)
             yield damage
-        whole = Range(name, 0, max((each.image.size for each in holders), default=0))
-        for where in whole.cut():
-            survey = Survey(where, holders, seen)
-            yield from healer.treat(survey.read(watcher))
+        for where in Range(name, 0, largest(holders)).cut():
+            yield from healer.treat(Survey(where, holders, seen, ()).read(healer.watcher))
 
 
 @contextmanager
@@ -136,8 +132,41 @@ class Range:
             yield Range(self.disk, start, min(start + length, self.end))
 
 
-# The lines of the index, the places, the size.
-_Content = tuple[bytes, Sequence[bytes | None], int]
+def largest(holders: Sequence[Stored]) -> int:
+    """The bytes of the largest of their images; 0 where there are none."""
+    return max((each.image.size for each in holders), default=0)
+
+
+# The first block, the lines of the index, the places, where it ends: equal where two revisions
+# have the same bytes in the same places.
+_Content = tuple[int, bytes, Sequence[bytes | None], int]
+
+
+def _content(holder: Stored, where: Range) -> _Content:
+    image = holder.image
+    end = min(where.end, image.size)
+    first = where.start // image.block_size
+    count = max(0, block_count(end, image.block_size) - first)
+    return first, image.index.lines(first, count), image.places(first, count), end
+
+
+def _blocks(holder: Stored, content: _Content) -> Iterator[tuple[int, bytes | None]]:
+    """Each block that must be read, with a key that is equal for equal stored bytes.
+
+    The key is 128 bits of a hash; None where nothing can be said. A hole need not be read
+    where the index calls it zeroes.
+    """
+    first, lines, places, _ = content
+    zero = zero_digest(holder.image.block_size).encode()
+    for number, place in enumerate(places):
+        digest = lines[number * LINE : (number + 1) * LINE - 1]
+        if place == NAMED:
+            length = holder.image.index.length_of(first + number)
+            yield first + number, digest[:24] + length.to_bytes(8)  # a record may lie about it
+        elif place is None:
+            yield first + number, None
+        elif place or digest != zero:
+            yield first + number, blake3.blake3(digest + place).digest(16)
 
 
 class Survey:
@@ -148,72 +177,26 @@ class Survey:
     """
 
     def __init__(
-        self,
-        where: Range,
-        holders: Sequence[Stored],
-        seen: set[bytes],
-        known: Sequence[Stored] = (),
+        self, where: Range, holders: Sequence[Stored], seen: set[bytes], known: Sequence[Stored]
     ) -> None:
         self.bytes = 0
-        self._where = where
         self._size = 0
         self._steps: list[tuple[Stored, int]] = []
         if len(seen) > _REMEMBERED:
             seen.clear()
-        self._known = {key for holder in known for _, key in self._blocks(holder) if key}
+        skipped = {key for each in known for _, key in _blocks(each, _content(each, where)) if key}
         before: object = None
         for holder in holders:
-            self._size += max(0, min(where.end, holder.image.size) - where.start)
-            content = self._content(holder)
-            if content != before or None in content[1]:
+            _, _, places, end = content = _content(holder, where)
+            self._size += max(0, end - where.start)
+            if content != before or None in places:
                 before = content
-                self._add(holder, content, seen)
-
-    def _add(self, holder: Stored, content: _Content, seen: set[bytes]) -> None:
-        """Have those blocks read that nobody had so far."""
-        for number, key in self._blocks(holder, content):
-            if key not in seen and key not in self._known:
-                if key:
-                    seen.add(key)
-                self._steps.append((holder, number))
-                self.bytes += holder.image.index.length_of(number)
-
-    def _content(self, holder: Stored) -> _Content:
-        """What is equal where two revisions have the same bytes in the same places."""
-        first, count = self._range(holder.image)
-        image = holder.image
-        return (
-            image.index.lines(first, count),
-            image.places(first, count),
-            min(self._where.end, image.size),
-        )
-
-    def _range(self, image: StoredImage) -> tuple[int, int]:
-        """The first block and how many."""
-        first = self._where.start // image.block_size
-        end = block_count(min(self._where.end, image.size), image.block_size)
-        return first, max(0, end - first)
-
-    def _blocks(
-        self, holder: Stored, content: _Content | None = None
-    ) -> Iterator[tuple[int, bytes | None]]:
-        """Each block that must be read, with a key that is equal for equal stored bytes.
-
-        The key is 128 bits of a hash; None where nothing can be said. A hole need not be read
-        where the index calls it zeroes.
-        """
-        lines, places, _ = content or self._content(holder)
-        first, _ = self._range(holder.image)
-        zero = zero_digest(holder.image.block_size).encode()
-        for number, place in enumerate(places):
-            digest = lines[number * LINE : (number + 1) * LINE - 1]
-            if place == NAMED:
-                length = holder.image.index.length_of(first + number)
-                yield first + number, digest[:24] + length.to_bytes(8)  # a record may lie about it
-            elif place is None:
-                yield first + number, None
-            elif place or digest != zero:
-                yield first + number, blake3.blake3(digest + place).digest(16)
+                for number, key in _blocks(holder, content):
+                    if key not in skipped and key not in seen:
+                        if key:
+                            seen.add(key)
+                        self._steps.append((holder, number))
+                        self.bytes += holder.image.index.length_of(number)
 
     def read(
         self, watcher: Watcher = SILENCE, spend: Callable[[int], None] | None = None
@@ -229,11 +212,7 @@ class Survey:
             block = buffer[: holder.image.index.length_of(number)]
             if spend:
                 spend(len(block))
-            try:
-                holder.image.readinto(number * holder.image.block_size, block)
-            except StoreError as error:
-                if not error.is_damage:
-                    raise
+            if error := holder.damage(number * holder.image.block_size, block):
                 bad.append(Bad(holder, number, error.message))
             watcher.advance(len(block))
 

@@ -18,10 +18,11 @@ import pytest
 
 from backy.extent import Kind
 from backy.revision import Consistency, check_disk_name
-from backy.sources import Source
+from backy.sources import Request, Source
 from tests.conformance.image import read
 from tests.memory_source import sample
 
+REQUEST = Request("20261123T004938Z-x7k2")
 DISKS = {"vda": sample(300_032), "vdb": sample(70_144, seed=1)}
 
 
@@ -41,7 +42,7 @@ class SourceSuite:
         return tmp_path
 
     def test_a_snapshot_has_each_disk_with_its_content(self, folder: Path) -> None:
-        with self.open(DISKS, folder) as source, source.snapshot(None) as snapshot:
+        with self.open(DISKS, folder) as source, source.snapshot(REQUEST) as snapshot:
             assert set(snapshot.disks) == set(DISKS)
             for name, content in DISKS.items():
                 image = snapshot.disks[name]
@@ -49,22 +50,22 @@ class SourceSuite:
                 assert read(image, 0, image.size) == content
 
     def test_without_a_parent_nothing_is_the_same(self, folder: Path) -> None:
-        with self.open(DISKS, folder) as source, source.snapshot(None) as snapshot:
+        with self.open(DISKS, folder) as source, source.snapshot(REQUEST) as snapshot:
             for image in snapshot.disks.values():
                 assert Kind.SAME not in {extent.kind for extent in image.extents()}
 
     def test_says_how_consistent_it_is(self, folder: Path) -> None:
         disks = {"vda": DISKS["vda"]}
-        with self.open(disks, folder) as source, source.snapshot(None) as snapshot:
+        with self.open(disks, folder) as source, source.snapshot(REQUEST) as snapshot:
             assert snapshot.consistency is self.consistency
 
     def test_names_can_be_those_of_files(self, folder: Path) -> None:
-        with self.open(DISKS, folder) as source, source.snapshot(None) as snapshot:
+        with self.open(DISKS, folder) as source, source.snapshot(REQUEST) as snapshot:
             for name in [*snapshot.disks, *snapshot.files]:
                 assert check_disk_name(name) == name
 
     def test_a_quiet_disk_gives_no_warnings(self, folder: Path) -> None:
-        with self.open(DISKS, folder) as source, source.snapshot(None) as snapshot:
+        with self.open(DISKS, folder) as source, source.snapshot(REQUEST) as snapshot:
             for image in snapshot.disks.values():
                 read(image, 0, image.size)
             assert list(snapshot.warnings()) == []
@@ -72,22 +73,22 @@ class SourceSuite:
     def test_gives_a_snapshot_after_a_snapshot(self, folder: Path) -> None:
         with self.open(DISKS, folder) as source:
             for _ in range(3):
-                with source.snapshot(None) as snapshot:
+                with source.snapshot(REQUEST) as snapshot:
                     assert read(snapshot.disks["vda"], 0, 1000) == DISKS["vda"][:1000]
                     snapshot.keep()
                 source.forget(keep=[])
 
     def test_gives_a_snapshot_after_one_that_failed(self, folder: Path) -> None:
         with self.open(DISKS, folder) as source:
-            with pytest.raises(KeyboardInterrupt), source.snapshot(None):
+            with pytest.raises(KeyboardInterrupt), source.snapshot(REQUEST):
                 raise KeyboardInterrupt
-            with source.snapshot(None) as snapshot:
+            with source.snapshot(REQUEST) as snapshot:
                 assert set(snapshot.disks) == set(DISKS)
 
     def test_leaves_its_disks_as_they_are(self, folder: Path) -> None:
         with self.open(DISKS, folder) as source:
             before = files(folder)
-            with source.snapshot(None) as snapshot:
+            with source.snapshot(REQUEST) as snapshot:
                 snapshot.keep()
             source.forget(keep=[])
             assert files(folder) == before

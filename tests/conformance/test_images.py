@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 from backy.image import Image
+from backy.sources import Request
 from backy.sources.file import FileSource
 from backy.stores import StoreClass
 from backy.stores.chunks import ChunkStore
@@ -90,5 +91,7 @@ class TestBlockDevice(ImageSuite):
 
 
 def from_source(path: Path) -> Iterator[Image]:
-    with FileSource(disks={"vda": str(path)}).snapshot(None) as snapshot:
+    with FileSource(disks={"vda": str(path)}).snapshot(
+        Request("20261123T004938Z-x7k2")
+    ) as snapshot:
         yield snapshot.disks["vda"]

@@ -32,7 +32,7 @@ from backy.records import encode_revision, encode_settings, read_revision, read_
 from backy.repository import Repository
 from backy.revision import Revision, disk_of
 from backy.scrub import Limits, Scrub
-from backy.sources import open_source
+from backy.sources import Request, open_source
 from backy.words import select
 from tests.fuzz import corpora
 from tests.fuzz.mutate import damaged_json
@@ -95,7 +95,10 @@ def use_repository(room: Room, content: bytes) -> None:
     path = room.put("other/repository.json", content)
     settings = read_settings(path)
     assert settings.block_size in range(65536, 16 * 2**20 + 1, 65536)
-    with suppress(BackyError), open_source(settings.source).snapshot(None) as snapshot:
+    with (
+        suppress(BackyError),
+        open_source(settings.source).snapshot(Request("20261123T004938Z-x7k2")) as snapshot,
+    ):
         assert snapshot.disks
     try:
         repository = Repository(path.parent)

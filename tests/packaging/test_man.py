@@ -21,7 +21,7 @@ MODELS = {
     if isinstance(each, type) and issubclass(each, BaseModel) and "pydantic" not in each.__module__
 }
 # What others derive from, and what has the same keys as a job.
-for hidden in ("_Values", "Defaults"):
+for hidden in ("Values", "Defaults"):
     del MODELS[hidden]
 
 

@@ -10,11 +10,13 @@ import pytest
 from backy.errors import ConfigError, SourceError
 from backy.extent import Kind
 from backy.revision import Consistency
-from backy.sources import open_source
+from backy.sources import Request, open_source
 from backy.sources.file import FileSource
 from tests.conformance.image import read
 from tests.lab.devices import loop_device, needs_loop_devices
 from tests.memory_source import sample
+
+REQUEST = Request("20261123T004938Z-x7k2")
 
 MIB = 1024**2
 CONTENT = sample(3 * MIB + 12_345)
@@ -39,7 +41,7 @@ def test_a_file_that_can_be_cloned_is_read_as_it_was_when_the_snapshot_began(
 ) -> None:
     path = reflink_folder / "vm1.img"
     path.write_bytes(CONTENT)
-    with source(path).snapshot(None) as snapshot:
+    with source(path).snapshot(REQUEST) as snapshot:
         image = snapshot.disks["vda"]
         first = read(image, 0, MIB)
         write_all(path, CONTENT[::-1])
@@ -58,7 +60,7 @@ def test_what_was_just_written_and_not_yet_synced_is_in_the_clone(reflink_folder
         file.seek(32 * MIB)
         file.write(CONTENT)
         file.flush()
-        with source(path).snapshot(None) as snapshot:
+        with source(path).snapshot(REQUEST) as snapshot:
             image = snapshot.disks["vda"]
             data = sum(each.length for each in image.extents() if each.kind is Kind.DATA)
             assert data >= len(CONTENT) - len(CONTENT) // 2
@@ -68,7 +70,7 @@ def test_what_was_just_written_and_not_yet_synced_is_in_the_clone(reflink_folder
 def test_a_clone_leaves_no_name_behind(reflink_folder: Path) -> None:
     path = reflink_folder / "vm1.img"
     path.write_bytes(CONTENT)
-    with source(path).snapshot(None):
+    with source(path).snapshot(REQUEST):
         assert list(reflink_folder.iterdir()) == [path]
 
 
@@ -76,7 +78,7 @@ def test_two_disks_are_not_of_one_point_in_time(reflink_folder: Path) -> None:
     paths = [reflink_folder / "a.img", reflink_folder / "b.img"]
     for path in paths:
         path.write_bytes(CONTENT)
-    with source(*paths).snapshot(None) as snapshot:
+    with source(*paths).snapshot(REQUEST) as snapshot:
         assert snapshot.consistency is Consistency.NONE
         assert set(snapshot.disks) == {"vda", "vdb"}
 
@@ -86,7 +88,7 @@ def test_a_file_that_changed_while_it_was_read_is_told(tmp_path: Path, change: s
     path = tmp_path / "vm1.img"
     path.write_bytes(CONTENT)
     os.utime(path, (1_000_000_000, 1_000_000_000))
-    with source(path).snapshot(None) as snapshot:
+    with source(path).snapshot(REQUEST) as snapshot:
         read(snapshot.disks["vda"], 0, MIB)
         assert snapshot.warnings() == []
         if change == "content":
@@ -101,7 +103,7 @@ def test_a_file_that_changed_while_it_was_read_is_told(tmp_path: Path, change: s
 def test_a_file_that_shrank_while_it_was_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "vm1.img"
     path.write_bytes(CONTENT)
-    with source(path).snapshot(None) as snapshot:
+    with source(path).snapshot(REQUEST) as snapshot:
         os.truncate(path, MIB)
         with pytest.raises(SourceError, match=rf"{path} ended at byte {MIB}"):
             read(snapshot.disks["vda"], 0, len(CONTENT))
@@ -112,7 +114,7 @@ def test_holes_cost_nothing_and_are_zero(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.seek(1 << 40)
         file.write(b"end")
-    with source(path).snapshot(None) as snapshot:
+    with source(path).snapshot(REQUEST) as snapshot:
         image = snapshot.disks["vda"]
         assert image.size == (1 << 40) + 3
         extents = list(image.extents())
@@ -124,7 +126,7 @@ def test_a_file_of_one_hole_is_zero(tmp_path: Path) -> None:
     path = tmp_path / "vm1.img"
     path.touch()
     os.truncate(path, 12_345)
-    with source(path).snapshot(None) as snapshot:
+    with source(path).snapshot(REQUEST) as snapshot:
         [extent] = snapshot.disks["vda"].extents()
         assert (extent.start, extent.length, extent.kind) == (0, 12_345, Kind.ZERO)
 
@@ -134,7 +136,7 @@ def test_a_block_device_has_the_size_that_the_kernel_says(tmp_path: Path) -> Non
     content = sample(1_000_960)
     with loop_device(content, tmp_path) as device:
         assert device.stat().st_size == 0
-        with source(device).snapshot(None) as snapshot:
+        with source(device).snapshot(REQUEST) as snapshot:
             image = snapshot.disks["vda"]
             assert image.size == len(content)
             assert [each.kind for each in image.extents()] == [Kind.DATA]
@@ -148,7 +150,7 @@ def test_a_read_error_in_the_middle_names_the_source_and_the_byte(tmp_path: Path
     with loop_device(sample(4 * MIB), tmp_path) as device:
         [backing] = tmp_path.glob("device-*")
         os.truncate(backing, MIB)
-        with source(device).snapshot(None) as snapshot:
+        with source(device).snapshot(REQUEST) as snapshot:
             image = snapshot.disks["vda"]
             assert read(image, 0, MIB) == sample(4 * MIB)[:MIB]
             with pytest.raises(SourceError, match=rf"{device} at byte {2 * MIB}.*error") as caught:
@@ -159,7 +161,7 @@ def test_a_read_error_in_the_middle_names_the_source_and_the_byte(tmp_path: Path
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "vm1.img").write_bytes(CONTENT)
     (tmp_path / "link").symlink_to("vm1.img")
-    with source(tmp_path / "link").snapshot(None) as snapshot:
+    with source(tmp_path / "link").snapshot(REQUEST) as snapshot:
         assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
 
 
@@ -177,7 +179,7 @@ def test_what_is_no_disk_is_refused_by_name(tmp_path: Path, kind: str) -> None:
             path = Path("/dev/null")
         case _:
             pass
-    with pytest.raises(SourceError, match=str(path)), source(path).snapshot(None):
+    with pytest.raises(SourceError, match=str(path)), source(path).snapshot(REQUEST):
         pytest.fail("a snapshot was taken")
 
 

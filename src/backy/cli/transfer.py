@@ -91,7 +91,7 @@ def backup(
         if hooks:
             hooks.run("after-backup", revision.id, record=revision_record(revision))
     error = hooks.failures[-1] if hooks and hooks.failures else ""
-    status.update(root, lambda old: status.succeeded(old, revision.seconds, error, doubt))
+    status.update(root, lambda old: status.succeeded(old, revision, error, doubt))
     if as_json:
         finished = {"event": "finished", "job": job, "seconds": shown.seconds}
         print_json(finished | {"revision": revision_record(revision)})

@@ -4,12 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
+from pydantic import ValidationError
+
+from backy.config import Values
 from backy.errors import ConfigError
 from backy.image import Image
 from backy.plugins import load
 from backy.revision import Consistency, Revision
+
+
+class Settings(Values):
+    """What a source is told; the base of each source's own."""
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a snapshot is for.
+
+    `revision` is the id of the revision in the making, and names what the source keeps for the
+    next delta. `parent` is the newest usable revision, if there is one. `is_frozen` says that
+    hooks hold the guest still while the snapshot is being taken.
+    """
+
+    revision: str
+    parent: Revision | None = None
+    is_frozen: bool = False
+
+    def had(self, disk: str, size: int) -> bool:
+        """Whether the parent has the disk, and had it in that size."""
+        old = self.parent.disks.get(disk) if self.parent else None
+        return bool(old and old.size == size)
 
 
 class Snapshot(Protocol):
@@ -27,26 +57,51 @@ class Snapshot(Protocol):
     def consistency(self) -> Consistency:
         """What a VM that boots from it finds."""
 
+    @property
+    def whole(self) -> Mapping[str, str]:
+        """Why all of a disk is read though the parent has it: what told the changes is gone."""
+
     def warnings(self) -> Sequence[str]:
         """What the user should know of the reading; asked when everything has been read."""
 
     def keep(self) -> None:
-        """The revision is published: what the next delta needs may stay, older ones may go."""
+        """The revision is published: what the next delta needs stays when the snapshot is left."""
+
+
+@dataclass
+class Taken:
+    """A Snapshot of which everything is known when it has been taken."""
+
+    disks: Mapping[str, Image]
+    consistency: Consistency
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    is_kept: bool = False
+
+    def warnings(self) -> Sequence[str]:
+        """See Snapshot."""
+        return self.said
+
+    def keep(self) -> None:
+        """See Snapshot."""
+        self.is_kept = True
 
 
 class Source(Protocol):
     """Gives snapshots of one VM. Every method may raise SourceError."""
 
-    def snapshot(self, parent: Revision | None) -> AbstractContextManager[Snapshot]:
+    def snapshot(self, request: Request) -> AbstractContextManager[Snapshot]:
         """Take a snapshot; leaving gives back what it took, also after an exception.
 
-        `parent` is the newest usable revision, if there is one.
+        Whatever may be there for the parent stays as good as it was, unless `forget` is called.
         """
 
     def forget(self, keep: Collection[str]) -> None:
         """Remove whatever earlier snapshots left behind, but for the revision ids in `keep`.
 
-        Finds it by looking, not by remembering, so that leaks heal.
+        Finds it by looking, not by remembering, so that leaks heal. Leaves alone what others
+        made, also other servers of backy. No snapshot of this source is open.
         """
 
 
@@ -57,7 +112,16 @@ class SourceClass(Protocol):
         """Raises ConfigError where `settings` are not those of this kind of source."""
 
 
-_BUILT_IN = {"file": "backy.sources.file:FileSource"}
+_BUILT_IN = {
+    "exec": "backy.sources.exec:ExecSource",
+    "file": "backy.sources.file:FileSource",
+    "image": "backy.sources.image:ImageSource",
+    "libvirt": "backy.sources.libvirt:LibvirtSource",
+    "nbd": "backy.sources.nbd:NbdSource",
+    "qemu": "backy.sources.qemu:QemuSource",
+    "rbd": "backy.sources.rbd:RbdSource",
+    "ceph-rbd": "backy.sources.rbd:RbdSource",  # as backy 2 calls it
+}
 
 
 def open_source(settings: Mapping[str, object]) -> Source:
@@ -71,3 +135,16 @@ def open_source(settings: Mapping[str, object]) -> Source:
         raise ConfigError("the source has no type", "Write type: file, or by hand --source PATH.")
     made: SourceClass = load("backy.sources", kind, _BUILT_IN)
     return made(**rest)
+
+
+def checked(kind: type[SettingsT], settings: Mapping[str, object]) -> SettingsT:
+    """The settings of a source as values. Raises ConfigError that names the first that is wrong."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "settings"
+        known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
+        why = first["msg"].removeprefix("Value error, ")
+        message = f"the source's {where}: {why}, not {first['input']!a:.200}"
+        raise ConfigError(message, f"It has: {known}.") from error

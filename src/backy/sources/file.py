@@ -5,12 +5,34 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from backy import disk
+from backy.config import DiskName, checking
 from backy.disk import Cache, File
 from backy.errors import ConfigError, SourceError, translated
 from backy.extent import Extent
-from backy.revision import Consistency, Revision, check_disk_name
+from backy.revision import Consistency
+from backy.sources import Request, Settings, Taken, checked
+
+
+def _path(path: object) -> Path:
+    """A path that the system can be asked for. Raises ConfigError where it is none."""
+    shown = path if isinstance(path, str) else type(path).__name__
+    if not isinstance(path, str) or not path or not path.isprintable():
+        raise ConfigError(
+            f"{shown!a:.200} cannot be the path of a source: nobody could read it in a message",
+            "Give it a printable name in UTF-8, by a symbolic link for example.",
+        )
+    return Path(path)
+
+
+class FileSettings(Settings):
+    """Each disk's image or block device."""
+
+    disks: dict[DiskName, Annotated[Path, BeforeValidator(checking(_path))]] = Field(min_length=1)
 
 
 class FileSource:
@@ -22,21 +44,16 @@ class FileSource:
 
     def __init__(self, /, **settings: object) -> None:
         """Take {"disks": {name: absolute path}}, or as in backy 2 {"filename": absolute path}."""
-        disks = settings.get("disks")
         if settings.keys() == {"filename"}:
-            settings = {"disks": (disks := {"vda": settings["filename"]})}
-        if settings.keys() != {"disks"} or not isinstance(disks, dict) or not disks:
-            raise ConfigError(
-                "a file source needs its disks and nothing else",
-                "Write disks: {vda: PATH}, or by hand --source PATH.",
-            )
-        self.paths = {check_disk_name(str(name)): _path(path) for name, path in disks.items()}
+            settings = {"disks": {"vda": settings["filename"]}}
+        self.paths = checked(FileSettings, settings).disks
 
     @contextmanager
-    def snapshot(self, parent: Revision | None) -> Iterator[FileSnapshot]:
+    def snapshot(self, request: Request) -> Iterator[FileSnapshot]:
         """See Source. Needs no parent: holes and hashes tell what changed."""
         with ExitStack() as stack:
-            yield FileSnapshot({name: _open(path, stack) for name, path in self.paths.items()})
+            disks = {name: _open(path, stack) for name, path in self.paths.items()}
+            yield FileSnapshot(disks, is_frozen=request.is_frozen)
 
     def forget(self, keep: Collection[str]) -> None:
         """Nothing is left behind: the clone has no name and goes with the process."""
@@ -83,36 +100,19 @@ class FileImage:
 _READ_HINT = "Check the disk behind it (dmesg); nothing was published, older revisions are intact."
 
 
-class FileSnapshot:
+class FileSnapshot(Taken):
     """All disks of the source, open for reading."""
 
-    def __init__(self, disks: Mapping[str, FileImage]) -> None:
-        self.disks = disks
-        self.files: Mapping[str, bytes] = {}
-
-    @property
-    def consistency(self) -> Consistency:
-        """CRASH where every disk is a clone and there is only one: two are not cloned at once."""
-        single = len(self.disks) == 1 and all(image.is_clone for image in self.disks.values())
-        return Consistency.CRASH if single else Consistency.NONE
+    def __init__(self, disks: Mapping[str, FileImage], *, is_frozen: bool) -> None:
+        """CRASH where all are clones: of one disk, for two are not cloned at once, or frozen."""
+        is_point = is_frozen or len(disks) == 1
+        is_point &= all(image.is_clone for image in disks.values())
+        super().__init__(disks, Consistency.CRASH if is_point else Consistency.NONE)
+        self._images = disks
 
     def warnings(self) -> list[str]:
         """See Snapshot."""
-        return [warning for image in self.disks.values() for warning in image.warnings()]
-
-    def keep(self) -> None:
-        """See FileSource.forget."""
-
-
-def _path(path: object) -> Path:
-    """A path that the system can be asked for. Raises ConfigError where it is none."""
-    shown = path if isinstance(path, str) else type(path).__name__
-    if not isinstance(path, str) or not path or not path.isprintable():
-        raise ConfigError(
-            f"{shown!a:.200} cannot be the path of a source: nobody could read it in a message",
-            "Give it a printable name in UTF-8, by a symbolic link for example.",
-        )
-    return Path(path)
+        return [warning for image in self._images.values() for warning in image.warnings()]
 
 
 def _open(path: Path, stack: ExitStack) -> FileImage:

@@ -1,17 +1,20 @@
 """What all stores do alike: hash a block, compare it with the index, and only then touch the store.
 
-A store itself is three verbs on single blocks: get, put, clear.
+A store itself is three verbs on single blocks: get, put, clear; and it says what holds those.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from backy import disk as disks
+from backy.disk import Cache
 from backy.errors import DamagedError, StoreError, translated
 from backy.extent import Extent, Kind
 from backy.index import Index, IndexDraft, block_count, digest_of, start_draft
@@ -46,10 +49,22 @@ class Blocks(Protocol):
         """
 
     def evidence(self, number: int, digest: str, length: int) -> bytes:
-        """The stored bytes as they lie there, good or bad; empty where none can be read."""
+        """The stored bytes as they lie there, good or bad. Raises OSError where it cannot."""
 
     def mend(self, number: int, digest: str, block: memoryview) -> None:
         """Put a block of that digest where bad bytes are; durable on return."""
+
+
+class Scratch(threading.local):
+    """Room for a block, each thread's own from when it first needs it."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+
+    @cached_property
+    def block(self) -> memoryview:
+        """Starts at a page."""
+        return disks.buffer(self._block_size)
 
 
 class StoredImage:
@@ -60,7 +75,7 @@ class StoredImage:
         self.size = index.size
         self.block_size = index.block_size
         self._blocks = blocks
-        self._local = threading.local()
+        self._scratch = Scratch(index.block_size)
 
     def extents(self) -> Iterator[Extent]:
         """DATA and ZERO."""
@@ -78,7 +93,7 @@ class StoredImage:
             if part == length:
                 self._read(number, buffer[done : done + part])
             else:
-                block = self._scratch()[:length]
+                block = self._scratch.block[:length]
                 self._read(number, block)
                 buffer[done : done + part] = block[within : within + part]
             done += part
@@ -88,28 +103,23 @@ class StoredImage:
         return self._blocks.places(first, count)
 
     def evidence(self, number: int) -> bytes:
-        """See Blocks."""
+        """See Blocks; empty where nothing can be read."""
         length = self.index.length_of(number)
-        return self._blocks.evidence(number, self.index.digest(number), length)
+        with suppress(OSError):
+            return self._blocks.evidence(number, self.index.digest(number), length)
+        return b""
 
     def mend(self, number: int, block: memoryview) -> None:
         """Replace a bad block; `block` has the hash that the index says. Raises StoreError."""
         self._blocks.mend(number, self.index.digest(number), block)
-
-    def _scratch(self) -> memoryview:
-        if not hasattr(self._local, "block"):
-            self._local.block = disks.buffer(self.block_size)
-        block: memoryview = self._local.block
-        return block
 
     def _read(self, number: int, block: memoryview) -> None:
         digest = self.index.digest(number)
         self._blocks.get(number, digest, block)
         if digest_of(block) != digest:
             start = number * self.block_size
-            raise DamagedError(
-                f"bytes {start} to {start + len(block)} do not match hash {digest[:12]}…"
-            )
+            where = f"bytes {start} to {start + len(block)}"
+            raise DamagedError(f"{where} do not match hash {digest[:12]}…")
 
 
 class BlockDraft:
@@ -119,7 +129,7 @@ class BlockDraft:
         self.block_size = index.block_size
         self.changed = 0
         self.stored = 0
-        self._index = index
+        self.index = index
         self._blocks = blocks
         self._has_parent = has_parent
         self._lock = threading.Lock()
@@ -130,32 +140,32 @@ class BlockDraft:
         for start in range(0, len(data), self.block_size):
             block = data[start : start + self.block_size]
             digest = digest_of(block)
-            if self._index.lines(number, 1)[:-1] != digest.encode():
+            if self.index.lines(number, 1)[:-1] != digest.encode():
                 stored = self._blocks.put(number, digest, block)
-                self._index.put(number, digest)
+                self.index.put(number, digest)
                 self._count(len(block), stored)
             number += 1
 
     def zero(self, offset: int, length: int) -> None:
         """Make blocks zero that are not; what is costs one comparison for 4 MiB of index."""
         end = block_count(offset + length, self.block_size)
-        for extent in self._index.extents(first=offset // self.block_size, end=end):
+        for extent in self.index.extents(first=offset // self.block_size, end=end):
             if extent.kind is not Kind.ZERO:
                 first = extent.start // self.block_size
                 count = block_count(extent.length, self.block_size)
-                stored = self._blocks.clear(first, count, self._index.length_of(first))
-                self._index.put_zero(first, count)
+                stored = self._blocks.clear(first, count, self.index.length_of(first))
+                self.index.put_zero(first, count)
                 self._count(extent.length if self._has_parent else 0, stored)
 
     def forget(self, start: int, length: int) -> None:
         """Take nothing of the parent's in this range: it must be written or made zero again."""
         first, end = start // self.block_size, block_count(start + length, self.block_size)
-        first, end = (min(number, self._index.blocks) for number in (first, end))
-        self._index.forget(first, end - first)
+        first, end = (min(number, self.index.blocks) for number in (first, end))
+        self.index.forget(first, end - first)
 
     def index_hash(self) -> str:
         """What revision.json records. Raises DamagedError where a block was never written."""
-        return self._index.hash()
+        return self.index.hash()
 
     def _count(self, changed: int, stored: int) -> None:
         with self._lock:
@@ -163,26 +173,55 @@ class BlockDraft:
             self.stored += stored
 
 
-@contextmanager
-def index_draft(
-    path: Path, size: int, block_size: int, parent: Index | None
-) -> Iterator[IndexDraft]:
-    """The index of a draft at `path`, begun with the lines of the parent's, if any."""
-    with translated(StoreError, f"writing {path}"):
-        disks.remove_file(path)
-        draft = start_draft(path, size, block_size, parent)
-    with draft.file:
-        yield draft
+class BlockStore(ABC):
+    """A Store but for `collect`: a subclass says what holds the blocks of a disk."""
 
+    def __init__(self, root: Path, block_size: int, level: int) -> None:
+        self._root = root
+        self._block_size = block_size
 
-@contextmanager
-def parent_index(parent: Revision | None, disk: str, root: Path) -> Iterator[Index | None]:
-    """The index that a draft begins with: the parent's, checked as `open_index` does; or none."""
-    if parent:
-        with open_index(root, parent, disk) as index:
-            yield index
-    else:
-        yield None
+    @abstractmethod
+    def _new_blocks(
+        self, folder: Path, disk: str, size: int, parent: Revision | None
+    ) -> AbstractContextManager[Blocks]:
+        """Where the blocks of a draft go; see `draft`."""
+
+    @abstractmethod
+    def _old_blocks(
+        self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
+    ) -> AbstractContextManager[Blocks]:
+        """Where those of a published disk are, whose `plain_path` is `path`; see `open`."""
+
+    @contextmanager
+    def draft(
+        self, folder: Path, disk: str, size: int, parent: Revision | None
+    ) -> Iterator[BlockDraft]:
+        """See Store. The draft's index begins with the lines of the parent's, if any."""
+        path = folder / f"{disk}.blocks"
+        with ExitStack() as stack:
+            old = stack.enter_context(open_index(self._root, parent, disk)) if parent else None
+            with translated(StoreError, f"writing {path}"):
+                disks.remove_file(path)
+                index = start_draft(path, size, self._block_size, old)
+            stack.enter_context(index.file)
+            blocks = stack.enter_context(self._new_blocks(folder, disk, size, parent))
+            yield BlockDraft(index, blocks, has_parent=bool(parent))
+
+    @contextmanager
+    def open(
+        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE, *, may_be_cut: bool = False
+    ) -> Iterator[StoredImage]:
+        """See Store."""
+        path = self.plain_path(revision, disk)
+        with (
+            open_index(self._root, revision, disk) as index,
+            self._old_blocks(path, index.size, cache, may_be_cut=may_be_cut) as blocks,
+        ):
+            yield StoredImage(index, blocks)
+
+    def plain_path(self, revision: Revision, disk: str) -> Path:
+        """See Store; the index."""
+        return index_path(self._root, revision, disk)
 
 
 def index_path(root: Path, revision: Revision, disk: str) -> Path:
