@@ -41,8 +41,9 @@ def backup(
     tags: tuple[str, ...] = (),
     hooks: Runner | None = None,
     watcher: Watcher = SILENCE,
+    now: datetime | None = None,
 ) -> Revision:
-    """Make one revision of all disks of `source` and give it, published.
+    """Make one revision of all disks of `source` and give it, published; `now` is its time.
 
     What `watcher` is warned of the revision says, too. Raises BusyError where the job is
     being backed up, SourceError, StoreError, FullError, or HookError where a required hook failed;
@@ -54,7 +55,7 @@ def backup(
             warnings: list[str] = []
             parent = _usable_parent(repository, warnings)
             try:
-                return _backup(repository, source, tags, hooks, watcher, parent, warnings)
+                return _backup(repository, source, tags, hooks, watcher, now, parent, warnings)
             except FullError:
                 with suppress(BackyError):  # that the store is full is what the user must hear
                     trash.sweep(repository)
@@ -92,6 +93,7 @@ def _backup(  # noqa: PLR0917 - called once, above
     tags: tuple[str, ...],
     hooks: Runner | None,
     watcher: Watcher,
+    now: datetime | None,
     parent: Revision | None,
     warnings: list[str],
 ) -> Revision:
@@ -99,7 +101,7 @@ def _backup(  # noqa: PLR0917 - called once, above
         warnings.append("restore.sh was not the one of this version; it was written anew")
     source.forget([parent.id] if parent else [])  # what killed backups left behind
     with ExitStack() as stack:
-        draft = stack.enter_context(repository.draft())
+        draft = stack.enter_context(repository.draft(now))
         with hooks.around_snapshot(draft.id) if hooks else nullcontext(Around()) as around:
             request = Request(draft.id, parent, is_frozen=around.consistency is not None)
             snapshot = stack.enter_context(source.snapshot(request))
