@@ -39,8 +39,8 @@ REVISION = Revision(
     seconds=12.345,
     consistency=Consistency.CRASH,
     disks={
-        "vda": Disk(40 * GiB, BLOCK, "ab" * 32, 3 * GiB, 512 * MiB, 200 * MiB),
-        "data-1.raw": Disk(1, BLOCK, "0" * 64, 1, 0, 0),
+        "vda": Disk(40 * GiB, BLOCK, "ab" * 32, 3 * GiB, 512 * MiB, 200 * MiB, 4 * MiB),
+        "data-1.raw": Disk(1, BLOCK, "0" * 64, 1, 0, 0, 0, "its bitmap is gone"),
     },
     tags=("daily", "manual:vor-größerem-umbau"),
     trust=Trust.VERIFIED,
@@ -103,6 +103,14 @@ def test_revision_json_is_written_byte_for_byte_as_it_always_was() -> None:
 
 def test_a_repository_json_of_always_is_read() -> None:
     assert read_settings(FOLDER / "repository.json") == SETTINGS
+
+
+def test_a_revision_json_without_what_came_later_is_read(repository: Path) -> None:
+    record = json.loads((FOLDER / "revision.json").read_bytes())
+    for each in record["disks"].values():
+        del each["compared"], each["whole"]
+    revision = read_revision_from(repository, json.dumps(record).encode())
+    assert [(each.compared, each.whole) for each in revision.disks.values()] == [(0, "")] * 2
 
 
 def test_a_revision_json_of_always_is_read(repository: Path) -> None:

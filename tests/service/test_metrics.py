@@ -59,6 +59,8 @@ def test_all_that_is_known_of_a_job_is_told() -> None:
         "backy_job_size_bytes": 75000.0,
         "backy_job_revisions": 3.0,
         "backy_job_failures_total": 7.0,
+        "backy_job_source_lies_total": 0.0,
+        "backy_job_whole_reads_total": 0.0,
         "backy_job_failed_in_a_row": 2.0,
         "backy_job_overdue_seconds": 60.5,
         "backy_job_paused": 1.0,
@@ -75,6 +77,8 @@ def test_a_job_that_never_succeeded_has_no_success_but_is_told_of() -> None:
     assert views.of_job(told(views.busy_job(), job), "vm2") == {
         "backy_job_revisions": 0.0,
         "backy_job_failures_total": 0.0,
+        "backy_job_source_lies_total": 0.0,
+        "backy_job_whole_reads_total": 0.0,
         "backy_job_failed_in_a_row": 5.0,
         "backy_job_overdue_seconds": 90.0,
         "backy_job_paused": 0.0,
@@ -212,7 +216,8 @@ def test_waits_of_one_daemon_are_not_those_of_another() -> None:
 def test_only_what_grows_for_ever_is_a_counter() -> None:
     kinds = {name: family.kind for name, family in views.exported().items()}
     assert kinds.pop("backy_queue_wait_seconds") == "histogram"
-    assert kinds.pop("backy_job_failures_total") == "counter"
+    for counter in ("failures", "source_lies", "whole_reads"):
+        assert kinds.pop(f"backy_job_{counter}_total") == "counter"
     assert set(kinds.values()) == {"gauge"}
 
 

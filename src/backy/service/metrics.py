@@ -73,6 +73,8 @@ def _of_job(job: JobView, now: datetime) -> _Values:
     values: _Values = {
         "backy_job_revisions": len(job.facts.revisions),
         "backy_job_failures_total": status.failures,
+        "backy_job_source_lies_total": status.lies,
+        "backy_job_whole_reads_total": status.wholes,
         "backy_job_failed_in_a_row": status.errors,
         "backy_job_overdue_seconds": job.overdue_seconds,
         "backy_job_paused": job.is_paused,
