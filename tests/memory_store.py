@@ -5,7 +5,7 @@ nothing clever, nothing on disk but the indexes.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from backy.disk import Cache
@@ -13,51 +13,27 @@ from backy.errors import DamagedError
 from backy.extent import Extent
 from backy.index import Index, zero_digest
 from backy.revision import Revision
-from backy.stores.blocks import (
-    NAMED,
-    BlockDraft,
-    StoredImage,
-    index_draft,
-    index_path,
-    open_index,
-    parent_index,
-)
+from backy.stores.blocks import NAMED, BlockStore
 
 
-class MemoryStore:
+class MemoryStore(BlockStore):
     """A Store; see there for the contract."""
 
     shares_blocks = True
 
     def __init__(self, root: Path, block_size: int, level: int = 1) -> None:
+        super().__init__(root, block_size, level)
         self.blocks = MemoryBlocks(block_size)
-        self._root = root
-        self._block_size = block_size
 
-    @contextmanager
-    def draft(
+    def _new_blocks(
         self, folder: Path, disk: str, size: int, parent: Revision | None
-    ) -> Iterator[BlockDraft]:
-        with (
-            parent_index(parent, disk, self._root) as old,
-            index_draft(folder / f"{disk}.blocks", size, self._block_size, old) as index,
-        ):
-            yield BlockDraft(index, self.blocks, has_parent=bool(parent))
+    ) -> "AbstractContextManager[MemoryBlocks]":
+        return nullcontext(self.blocks)
 
-    @contextmanager
-    def open(
-        self,
-        revision: Revision,
-        disk: str,
-        cache: Cache = Cache.SPARE,
-        *,
-        is_partial_fine: bool = False,
-    ) -> Iterator[StoredImage]:
-        with open_index(self._root, revision, disk) as index:
-            yield StoredImage(index, self.blocks)
-
-    def plain_path(self, revision: Revision, disk: str) -> Path:
-        return index_path(self._root, revision, disk)
+    def _old_blocks(
+        self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
+    ) -> "AbstractContextManager[MemoryBlocks]":
+        return nullcontext(self.blocks)
 
     def collect(self, indexes: Iterable[Index]) -> int:
         named = {index.digest(number) for index in indexes for number in range(index.blocks)}

@@ -267,6 +267,6 @@ def test_a_lock_ends_with_an_exception(lock: Path) -> None:
 
 def test_who_has_locked_a_file_can_write_to_it(tmp_path: Path) -> None:
     with disk.locked(tmp_path / "lock", make=True) as file:
-        file.resize(0)
-        file.write(0, b"held by me")
+        file.note("held by somebody else")
+        file.note("held by me")
         assert disk.read_file(tmp_path / "lock", 99) == b"held by me"

@@ -1,7 +1,7 @@
 """What expires is what backy 2 expires, and never the newest revision, whatever the clock says."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,7 +25,7 @@ SCHEDULES = {
 DAILY = {"daily": Interval(interval=DAY, keep=3)}
 TAGS = ["daily", "weekly", "monthly", "former", "manual:x"]
 
-Schedule = Mapping[str, Interval]
+Schedule = dict[str, Interval]
 
 
 def revision(time: datetime, *tags: str, trust: Trust = Trust.TRUSTED) -> Revision:

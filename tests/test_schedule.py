@@ -8,7 +8,6 @@ asked again at every moment until it does. Where its first answer was another on
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -315,5 +314,5 @@ def test_each_failure_doubles_the_wait_up_to_six_hours(errors: int, minutes: int
 def test_a_revision_may_be_one_and_a_half_of_the_smallest_interval_old(
     intervals: tuple[int, ...], expected: float
 ) -> None:
-    schedule: Mapping[str, Interval] = schedule_of(*intervals)
+    schedule: dict[str, Interval] = schedule_of(*intervals)
     assert sla_seconds(schedule) == expected

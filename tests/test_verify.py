@@ -40,12 +40,7 @@ class CountingStore:
 
     @contextmanager
     def open(
-        self,
-        revision: Revision,
-        disk: str,
-        cache: Cache = Cache.SPARE,
-        *,
-        is_partial_fine: bool = False,
+        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE, *, may_be_cut: bool = False
     ) -> Iterator[StoredImage]:
         self.caches.add(cache)
         with self._store.open(revision, disk, cache) as image:

@@ -194,11 +194,8 @@ class Global(Values):
     """Settings of the daemon. Each of its two pools has `worker_limit` workers, as in backy 2."""
 
     gone: ClassVar[tuple[str, ...]] = (
-        "status-file",
-        "status-interval",
-        "telnet-addrs",
-        "telnet-port",
-    )
+        "status-file", "status-interval", "telnet-addrs", "telnet-port",
+    )  # fmt: skip
     base_dir: AbsolutePath = Path("/srv/backy")
     worker_limit: Whole = Field(default=1, ge=1)
     socket: AbsolutePath = Path("/run/backy/backy.sock")

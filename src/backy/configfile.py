@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,7 +113,9 @@ def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded
                 jobs[name] = file.job(name, settings, known)
             else:
                 file.note((*file.prefix, name), f"there already, in {first[name].path}")
-    problems = tuple(each for file in files for each in sorted(file.problems, key=_LINE))
+    problems = tuple(
+        each for file in files for each in sorted(file.problems, key=lambda each: each.line)
+    )
     if main.is_bad:
         raise ProblemsError(problems)
     config = config.model_copy(update={"jobs": {name: job for name, job in jobs.items() if job}})
@@ -301,6 +302,3 @@ def _included(main: _File, patterns: tuple[str, ...]) -> Iterator[Path]:
 
 def _shown(text: str) -> str:
     return (text if text.isprintable() else ascii(text)[1:-1])[:_LONGEST]
-
-
-_LINE = attrgetter("line")

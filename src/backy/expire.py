@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from backy import trash
+from backy.config import Schedule
 from backy.repository import Repository
 from backy.retention import Expiry, expiries
 
-if TYPE_CHECKING:
-    from backy.config import Interval
-
 
 def expire(
-    repository: Repository,
-    schedule: Mapping[str, Interval],
-    now: datetime,
-    minimum: int,
-    *,
-    is_dry: bool = False,
+    repository: Repository, schedule: Schedule, now: datetime, minimum: int, *, is_dry: bool = False
 ) -> list[Expiry]:
     """Do what retention says, and give it; `is_dry`: only give it.
 

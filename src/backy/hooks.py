@@ -44,19 +44,35 @@ class Runner:
     """
 
     def __init__(self, hooks: Hooks, job: str, root: Path, log: Callable[[str], None]) -> None:
-        self._hooks = hooks
+        self._hooks: dict[str, tuple[Hook, ...]] = dict(hooks)
         self._job = job
         self._root = root
         self._log = log
         self.failures: list[str] = []
 
-    def run(self, event: str, revision: str | None = None, **facts: object) -> list[str]:
+    def run(
+        self, event: str, revision: str | None = None, guard: Guard | None = None, **facts: object
+    ) -> list[str]:
         """Run the hooks of an event, one after the other; give a sentence for each that failed.
 
-        `facts` are added to what they hear. Raises HookError where one of "before-restore" or
-        "before-snapshot" fails that is required; those after it do not run then.
+        `facts` are added to what they hear. `guard` is told of each that runs. Raises HookError
+        where one of "before-restore" or "before-snapshot" fails that is required; those after it
+        do not run then.
         """
-        return self._run(event, revision, facts, None)
+        before = len(self.failures)
+        for hook in self._of(event):
+            outcome = process.run(self._program(hook, event, revision, facts), guard)
+            name = f"hook {event} {hook.command[0]}"
+            lines = [line.strip() for line in outcome.output.splitlines() if line.strip()]
+            for line in lines:
+                self._log(f"{name}: {line}")
+            if outcome.code != 0:
+                failure = ": ".join([f"{name} {_ending(hook, outcome)}", *lines[-1:]])[:_LONGEST]
+                self.failures.append(failure)
+                self._log(failure)
+                if hook.required and event.startswith("before-"):
+                    raise HookError(f"{self._job}: {failure}", _HINT)
+        return self.failures[before:]
 
     @contextmanager
     def around_snapshot(self, revision: str) -> Iterator[Around]:
@@ -76,48 +92,26 @@ class Runner:
             return
         with ExitStack() as stack:
             with translated(HookError, f"{self._job}: starting the guard of the hooks", _HINT):
-                guard = stack.enter_context(
-                    process.guard(
-                        [self._program(hook, "after-snapshot", revision, {}) for hook in after]
-                    )
-                )
+                programs = [self._program(hook, "after-snapshot", revision, {}) for hook in after]
+                guard = stack.enter_context(process.guard(programs))
             try:
-                around.failures += self._run("before-snapshot", revision, {}, guard)
+                around.failures += self.run("before-snapshot", revision, guard)
                 if not around.failures:
                     around.consistency = self._reached()
                 yield around
             finally:
                 # Where a signal comes just before this, the guard does it.
                 with process.shielded():
-                    around.failures += self._run("after-snapshot", revision, {}, guard)
+                    around.failures += self.run("after-snapshot", revision, guard)
                     guard.disarm()
 
     def _of(self, event: str) -> tuple[Hook, ...]:
-        hooks: tuple[Hook, ...] = getattr(self._hooks, event.replace("-", "_"))
-        return hooks
+        return self._hooks[event.replace("-", "_")]
 
     def _reached(self) -> Consistency | None:
         """The least of what the hooks before a snapshot reach: no more than each of them says."""
         reached = {Consistency(hook.consistency) for hook in self._of("before-snapshot")}
         return max(reached, key=list(Consistency).index, default=None)
-
-    def _run(
-        self, event: str, revision: str | None, facts: dict[str, object], guard: Guard | None
-    ) -> list[str]:
-        before = len(self.failures)
-        for hook in self._of(event):
-            outcome = process.run(self._program(hook, event, revision, facts), guard)
-            name = f"hook {event} {hook.command[0]}"
-            lines = [line.strip() for line in outcome.output.splitlines() if line.strip()]
-            for line in lines:
-                self._log(f"{name}: {line}")
-            if outcome.code != 0:
-                failure = ": ".join([f"{name} {_ending(hook, outcome)}", *lines[-1:]])[:_LONGEST]
-                self.failures.append(failure)
-                self._log(failure)
-                if hook.required and event.startswith("before-"):
-                    raise HookError(f"{self._job}: {failure}", _HINT)
-        return self.failures[before:]
 
     def _program(
         self, hook: Hook, event: str, revision: str | None, facts: dict[str, object]

@@ -55,6 +55,12 @@ class Index:
         """The bytes in block `number`: the block size, or less for the last."""
         return min(self.block_size, self.size - number * self.block_size)
 
+    def comparable(self, other: Index) -> int:
+        """How many blocks can be the same as in `other`; a short last one only in equal sizes."""
+        whole = min(self.size, other.size) // self.block_size
+        count = self.blocks if self.size == other.size else whole
+        return count if self.block_size == other.block_size else 0
+
     def lines(self, first: int, count: int) -> bytes:
         """`count` raw lines. Raises DamagedError where the file ends before or is unreadable."""
         try:
@@ -103,9 +109,8 @@ class Index:
         Raises DamagedError where the length is wrong or a line was never written.
         """
         if self.file.size() != self.blocks * LINE:
-            raise DamagedError(
-                f"{self.file.path} has {self.file.size()} bytes, not {self.blocks * LINE}"
-            )
+            sizes = f"{self.file.size()} bytes, not {self.blocks * LINE}"
+            raise DamagedError(f"{self.file.path} has {sizes}")
         hasher = blake3.blake3()
         for first, _, lines in self.pieces():
             if b"\0" in lines:
@@ -125,7 +130,7 @@ class Index:
         Covers the blocks from `first` to before `end`. A short last block is an extent of its
         own: the zero block of another length has another name.
         """
-        end = self.blocks if end is None else end
+        end = self.blocks if end is None else min(end, self.blocks)
         whole = self.size // self.block_size
         yield from merge(self._extents(since, first, min(end, whole)))
         yield from self._extents(since, max(first, whole), end)
@@ -135,10 +140,8 @@ class Index:
             count = min(PIECE, end - first)
             zero = (zero_digest(self.length_of(first)) + "\n").encode()
             lines, old = self.lines(first, count), b""
-            if since and self.length_of(first) == self.block_size == since.block_size:
-                old = since.lines(first, max(0, min(count, since.size // since.block_size - first)))
-            elif since and since.size == self.size and since.block_size == self.block_size:
-                old = since.lines(first, count)
+            if since:
+                old = since.lines(first, max(0, min(count, self.comparable(since) - first)))
             for kind, number, length in _runs(lines, old, zero):
                 start = (first + number) * self.block_size
                 stop = min(start + length * self.block_size, self.size)
@@ -193,7 +196,6 @@ def start_draft(path: Path, size: int, block_size: int, parent: Index | None) ->
     file = disk.create(path)
     draft = IndexDraft(file, size, block_size)
     if parent:
-        whole = min(size, parent.size) // block_size
-        file.copy(parent.file, (draft.blocks if size == parent.size else whole) * LINE)
+        file.copy(parent.file, draft.comparable(parent) * LINE)
     file.resize(draft.blocks * LINE)
     return draft

@@ -7,32 +7,23 @@ quarantine/ID/source        what the source has there now, where that is somethi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from backy import disk
-from backy.errors import (
-    BusyError,
-    ConfigError,
-    DamagedError,
-    NotFoundError,
-    StoreError,
-    translated,
-)
-from backy.records import LARGEST_DISK, encode_record, read_record
+from backy.errors import BusyError, DamagedError, NotFoundError, StoreError, translated
+from backy.records import HASH, LARGEST_DISK, encode_record, read_record
 from backy.repository import Repository
 from backy.revision import check_disk_name, id_for, is_id
 
 MOST = 1000  # reports of one repository; what is found beyond that is only said and distrusted
 _MOST_OCCURRENCES = 1000
 _PATIENCE = 30  # seconds to wait for another process that writes a report
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +37,10 @@ class Occurrence:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One damaged block: which command found it, its hash, why it is bad, and where it is used."""
-
-    verb: str
-    digest: str
-    reason: str
-    occurrences: Sequence[Occurrence]
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """What report.json says of one damaged block. `healed` names where good bytes came from.
 
+    `verb` is the command that found it, `digest` what its hash should be, `reason` why it is bad;
     `revisions` are all that had the bad bytes, `occurrences` the first 1,000 ranges in them.
     """
 
@@ -75,23 +57,26 @@ class Report:
 _REPORT = TypeAdapter(Report)
 
 
-def add(repository: Repository, finding: Finding, evidence: Mapping[str, bytes]) -> Report | None:
+def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -> Report:
     """Keep a damaged block with its report, durably; an unhealed report of it is replaced.
 
+    Gives the report with its id, and a time that no other has.
+
     `evidence` are the files beside the report, "stored" and "source"; empty ones are left out,
-    and so are all where there is no space. Gives None where the quarantine has MOST reports.
+    and so are all where there is no space. Raises StoreError where there are MOST reports.
     """
     with _locked(repository) as folder:
         there = [name for name in disk.list_folder(folder) if is_id(name)]
-        suffix = finding.digest[:4]
+        suffix = report.digest[:4]
         alike = _reports(folder, [name for name in there if name.endswith(suffix)])
-        old = [each for each in alike if each.digest == finding.digest and not each.healed]
+        old = [each for each in alike if each.digest == report.digest and not each.healed]
         if len(there) - len(old) >= MOST:
-            return None
-        now = datetime.now(UTC).replace(microsecond=0)
+            raise StoreError(f"there are {MOST} already", "Look at them, and delete some.")
+        now = report.time
         while id_for(now, suffix) in there:
             now += timedelta(seconds=1)
-        report = _report(finding, id_for(now, suffix), now)
+        places = report.occurrences[:_MOST_OCCURRENCES]
+        report = replace(report, id=id_for(now, suffix), time=now, occurrences=places)
         draft = folder / f".{report.id}"
         disk.make_folder(draft)
         for name, content in evidence.items():
@@ -105,40 +90,27 @@ def add(repository: Repository, finding: Finding, evidence: Mapping[str, bytes])
     return report
 
 
-def _report(finding: Finding, report_id: str, now: datetime) -> Report:
-    return Report(
-        id=report_id,
-        time=now,
-        verb=finding.verb,
-        digest=finding.digest,
-        reason=finding.reason,
-        revisions=tuple(sorted({each.revision for each in finding.occurrences})),
-        occurrences=tuple(finding.occurrences[:_MOST_OCCURRENCES]),
-    )
-
-
 @contextmanager
 def _locked(repository: Repository) -> Iterator[Path]:
     """The folder, made if need be; nobody else changes it meanwhile."""
     folder = repository.root / "quarantine"
     what = f"{repository.name}: writing to {folder}"
-    with ExitStack() as stack, translated(StoreError, what):
+    with translated(StoreError, what):
         disk.make_folder(folder)
         disk.sync_folder(repository.root)
         try:
-            stack.enter_context(disk.locked(folder, patience_seconds=_PATIENCE))
+            lock = disk.locked(folder, patience_seconds=_PATIENCE)
         except BlockingIOError as error:
             raise BusyError(f"{what}: somebody else does", "Try again.") from error
-        yield folder
+        with lock:
+            yield folder
 
 
-def heal(repository: Repository, report: Report, origin: str) -> Report:
+def heal(repository: Repository, report: Report, origin: str) -> None:
     """Note that a report's block is good again, and where its content came from."""
-    report = replace(report, healed=origin)
     path = repository.root / "quarantine" / report.id / "report.json"
     with translated(StoreError, f"{repository.name}: writing {path}"):
-        disk.write_file(path, encode_record(_REPORT, report))
-    return report
+        disk.write_file(path, encode_record(_REPORT, replace(report, healed=origin)))
 
 
 def reports(repository: Repository) -> list[Report]:
@@ -170,21 +142,17 @@ def files(repository: Repository, report: Report) -> list[Path]:
 
 
 def _read(folder: Path) -> Report:
-    path = folder / "report.json"
-    hint = f"Look at {folder}, and delete it."
-    report = read_record(path, _REPORT, DamagedError, hint)
-    try:
+    def check(report: Report) -> None:
+        can_be = report.id == folder.name and bool(HASH.fullmatch(report.digest))
         for each in report.occurrences:
             check_disk_name(each.disk)
-    except ConfigError as error:
-        raise DamagedError(f"{path}: {error.message}", hint) from error
-    can_be = all(
-        is_id(each.revision) and 0 <= each.start < each.start + each.length <= LARGEST_DISK
-        for each in report.occurrences
-    )
-    if not can_be or report.id != folder.name or not _HASH.fullmatch(report.digest):
-        raise DamagedError(f"{path} is not the report {folder.name}", hint)
-    return report
+            end = each.start + each.length
+            can_be = can_be and is_id(each.revision) and 0 <= each.start < end <= LARGEST_DISK
+        if not can_be:
+            raise ValueError(f"it is not the report {folder.name}")
+
+    hint = f"Look at {folder}, and delete it."
+    return read_record(folder / "report.json", _REPORT, DamagedError, hint, check)
 
 
 def delete(repository: Repository, unwanted: Sequence[Report]) -> None:
@@ -199,6 +167,4 @@ def _delete(folder: Path, unwanted: Sequence[Report]) -> None:
         disk.rename(folder / report.id, folder / f".{report.id}")
     if unwanted:
         disk.sync_folder(folder)
-    for name in disk.list_folder(folder):
-        if name.startswith("."):
-            disk.remove_tree(folder / name)
+    disk.remove_hidden(folder)

@@ -12,7 +12,7 @@ import string
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -21,10 +21,8 @@ from pathlib import Path
 from backy import disk, process, status
 from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
 from backy.records import (
-    LARGEST_BLOCK,
-    LEVELS,
-    SMALLEST_BLOCK,
     Settings,
+    check_settings,
     encode_revision,
     encode_settings,
     read_revision,
@@ -46,19 +44,16 @@ def check_job(name: str) -> str:
     """Give `name` back. Raises ConfigError where it cannot safely be the name of a folder."""
     fine = _NAME.fullmatch(name) and unicodedata.is_normalized("NFC", name)
     if not fine or len(name.encode(errors="replace")) > _LONGEST_NAME:
-        raise ConfigError(
-            f"{name!r} cannot be the name of a job",
-            "Use letters, digits and . _ @ + -, a letter or digit first, at most 128 bytes.",
-        )
+        hint = "Use letters, digits and . _ @ + -, a letter or digit first, at most 128 bytes."
+        raise ConfigError(f"{name!r} cannot be the name of a job", hint)
     return name
 
 
 def jobs(base: Path) -> list[str]:
     """The names of all repositories in a base directory, sorted."""
     with translated(StoreError, f"listing {base}"):
-        return [
-            name for name in disk.list_folder(base) if (base / name / "repository.json").exists()
-        ]
+        names = disk.list_folder(base)
+        return [name for name in names if (base / name / "repository.json").exists()]
 
 
 def create(base: Path, job: str, settings: Settings) -> Repository:
@@ -68,13 +63,7 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
     Raises ConfigError where a setting is impossible, StoreError where the folder cannot be made.
     """
     root = base / check_job(job)
-    block_size = settings.block_size
-    if not SMALLEST_BLOCK <= block_size <= LARGEST_BLOCK or block_size % SMALLEST_BLOCK:
-        raise ConfigError(
-            f"a block size of {block_size} bytes is not possible", "Use 64KiB to 16MiB, in 64KiB."
-        )
-    if settings.level not in LEVELS:
-        raise ConfigError(f"zstd has no level {settings.level} here", "Levels go from 1 to 19.")
+    check_settings(settings)
     with translated(StoreError, f"{job}: making {root}", "May you write there?"):
         disk.make_folder(root)
         disk.make_folder(root / "revisions")
@@ -109,19 +98,19 @@ class Repository:
         """Raises NotFoundError where there is none, ConfigError where its settings are unusable."""
         self.root = root
         self.name = root.name
+        path = root / "repository.json"
         with translated(StoreError, f"opening {root}", "May you read it?"):
-            is_there = (root / "repository.json").exists()
+            is_there = path.exists()
         if not is_there and (root / "revisions").is_dir():
             hint = "restore.sh in it does without this file."
-            raise ConfigError(f"{root / 'repository.json'} is missing", hint)
+            raise ConfigError(f"{path} is missing", hint)
         if not is_there:
             there = ", ".join(jobs(root.parent)[:20]) or "none"
             raise NotFoundError(f"there is no repository {root}", f"There are: {there}.")
-        self.settings = read_settings(root / "repository.json")
+        self.settings = read_settings(path)
         try:
             make_store = store_class(self.settings.store)
         except ConfigError as error:
-            path = root / "repository.json"
             raise ConfigError(f"{path}: {error.message}", error.hint) from error
         self.store: Store = make_store(root, self.settings.block_size, self.settings.level)
         self.damaged: list[DamagedError] = []
@@ -142,11 +131,9 @@ class Repository:
         path = self.root / "restore.sh"
         script = _script()
         with translated(StoreError, f"{self.name}: writing {path}"):
-            try:
+            with suppress(OSError):  # missing or unreadable: all the more
                 if disk.read_file(path, MiB) == script:
                     return False
-            except OSError:
-                pass  # missing or unreadable: all the more
             disk.write_file(path, script, mode=0o755)
         return True
 
@@ -164,11 +151,14 @@ class Repository:
                 self._unusable = name
         return found
 
-    def _names(self) -> Iterator[str]:
-        """Of all that lies in the history, and in the trash, from where it may come back."""
-        yield from disk.list_folder(self.root / "revisions")
-        for batch in disk.list_folder(self.root / "trash"):
-            yield from disk.list_folder(self.root / "trash" / batch)
+    def folders(self) -> Iterator[Path]:
+        """Those of all revisions: in the history, and in the trash, from where they may come back.
+
+        Raises OSError where one cannot be listed.
+        """
+        trash = self.root / "trash"
+        for folder in (self.root / "revisions", *map(trash.joinpath, disk.list_folder(trash))):
+            yield from (folder / name for name in disk.list_folder(folder) if is_id(name))
 
     def _read(self, folder: Path) -> Revision:
         if folder.is_symlink():
@@ -205,65 +195,51 @@ class Repository:
         Raises BusyError that names the holder where somebody else is.
         """
         path = self.root / "lock"
-        with ExitStack() as stack:
-            with translated(StoreError, f"{self.name}: locking {path}"):
-                try:
-                    file = stack.enter_context(disk.locked(path, make=True))
-                except BlockingIOError:
-                    holder = (
-                        disk.read_file(path, MiB).decode(errors="replace").strip() or "somebody"
-                    )
-                    hint = "Wait for it to end; the lock ends with that process at the latest."
-                    raise BusyError(
-                        f"{self.name}: {verb} skipped, held by {holder}", hint
-                    ) from None
-            since = datetime.now(UTC)
-            holder = f"{process.identity()} ({verb}) since {since:%Y-%m-%d %H:%M:%S} UTC\n"
+        with translated(StoreError, f"{self.name}: locking {path}"):
+            try:
+                lock = disk.locked(path, make=True)
+            except BlockingIOError:
+                holder = disk.read_file(path, MiB).decode(errors="replace").strip() or "somebody"
+                hint = "Wait for it to end; the lock ends with that process at the latest."
+                raise BusyError(f"{self.name}: {verb} skipped, held by {holder}", hint) from None
+        with lock:
             with translated(StoreError, f"{self.name}: writing {path}"):
-                file.resize(0)
-                file.write(0, holder.encode())
+                now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+                lock.note(f"{process.identity()} ({verb}) since {now}\n")
             yield
 
-    @contextmanager
-    def history_lock(self) -> Iterator[None]:
+    def history_lock(self) -> disk.File:
         """Be the only one that changes what revisions there are; others wait for that moment."""
-        with ExitStack() as stack:
-            with translated(BusyError, f"{self.name}: waiting for the history", "Try again."):
-                folder = self.root / "revisions"
-                stack.enter_context(disk.locked(folder, patience_seconds=_PATIENCE))
-            yield
+        with translated(BusyError, f"{self.name}: waiting for the history", "Try again."):
+            return disk.locked(self.root / "revisions", patience_seconds=_PATIENCE)
 
-    @contextmanager
-    def reading(self, revision: Revision) -> Iterator[None]:
+    def reading(self, revision: Revision) -> disk.File:
         """Keep purge away from a revision while it is read, even when somebody removes it.
 
         Raises NotFoundError where it is gone, BusyError where it is being purged.
         """
         folder = self.folder_of(revision)
-        with ExitStack() as stack:
-            with translated(StoreError, f"{self.name}: locking {folder}"):
-                try:
-                    lock = disk.locked(folder, shared=True, patience_seconds=_PATIENCE)
-                    stack.enter_context(lock)
-                except FileNotFoundError:
-                    raise NotFoundError(f"{self.name}: revision {revision.id} is gone") from None
-                except BlockingIOError:
-                    raise BusyError(f"{self.name}: {revision.id} is being purged") from None
-            yield
+        with translated(StoreError, f"{self.name}: locking {folder}"):
+            try:
+                return disk.locked(folder, shared=True, patience_seconds=_PATIENCE)
+            except FileNotFoundError:
+                raise NotFoundError(f"{self.name}: revision {revision.id} is gone") from None
+            except BlockingIOError:
+                raise BusyError(f"{self.name}: {revision.id} is being purged") from None
 
     @contextmanager
-    def draft(self) -> Iterator[RevisionDraft]:
+    def draft(self, now: datetime | None = None) -> Iterator[RevisionDraft]:
         """A revision to fill and publish; unpublished, nothing of it remains but unnamed chunks.
 
         The caller holds `exclusive`. What a killed backup left of a draft is removed first.
         """
         revisions = self.root / "revisions"
         with translated(StoreError, f"{self.name}: making a draft"):
-            newest = max(filter(is_id, self._names()), default=None)
+            newest = max((folder.name for folder in self.folders()), default=None)
             for name in disk.list_folder(revisions):
                 if name.startswith(".") and (revisions / name).is_dir():
                     disk.remove_tree(revisions / name)
-            draft = RevisionDraft(self, newest)
+            draft = RevisionDraft(self, newest, now or datetime.now(UTC))
         try:
             with draft.anchor:
                 yield draft
@@ -282,19 +258,17 @@ class Repository:
 
         return [self.change(each, tagged) for each in revisions]
 
-    def change(self, revision: Revision, update: Callable[[Revision], Revision]) -> Revision:
+    def change(self, revision: Revision | str, update: Callable[[Revision], Revision]) -> Revision:
         """Write a revision.json anew, in one step, from what it says now; give what it says then.
 
-        Raises NotFoundError where the revision was removed.
+        `revision` may be its id. Raises NotFoundError where the revision was removed.
         """
-        path = self.folder_of(revision) / "revision.json"
+        revision_id = revision if isinstance(revision, str) else revision.id
+        path = self.root / "revisions" / revision_id / "revision.json"
         with self.history_lock():
-            try:
-                changed = update(self._read(path.parent))
-            except DamagedError as error:
-                if path.exists():
-                    raise
-                raise NotFoundError(f"{self.name}: revision {revision.id} was removed") from error
+            if not path.parent.exists():
+                raise NotFoundError(f"{self.name}: revision {revision_id} was removed")
+            changed = update(self._read(path.parent))
             # First, because monitoring must not miss one that became distrusted.
             status.update(self.root, lambda known: status.noted(known, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):
@@ -305,9 +279,9 @@ class Repository:
 class RevisionDraft:
     """A revision while it is written: a hidden folder in revisions/."""
 
-    def __init__(self, repository: Repository, newest: str | None) -> None:
+    def __init__(self, repository: Repository, newest: str | None, now: datetime) -> None:
         self.repository = repository
-        self.time = time_for(datetime.now(UTC), time_of(newest) if newest else None)
+        self.time = time_for(now, time_of(newest) if newest else None)
         self.id = id_for(self.time, "".join(secrets.choice(_SUFFIX) for _ in range(4)))
         self.folder = repository.root / "revisions" / f".{self.id}"
         self._started = time.monotonic()

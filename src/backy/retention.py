@@ -16,11 +16,11 @@ The rules are backy 2's; it has no such exception.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from backy.config import Interval
+from backy.config import Schedule
 from backy.revision import Revision, Trust
 from backy.units import format_duration
 
@@ -41,10 +41,7 @@ class Expiry:
 
 
 def expiries(
-    history: Sequence[Revision],
-    schedule: Mapping[str, Interval],
-    now: datetime,
-    minimum: int = 1,
+    history: Sequence[Revision], schedule: Schedule, now: datetime, minimum: int = 1
 ) -> list[Expiry]:
     """What is to be done now, oldest first; `history` is ascending. Done, there is no more to do.
 
@@ -67,7 +64,7 @@ def expiries(
     return found[::-1]
 
 
-def _reason(tag: str, newer: int, age: float, schedule: Mapping[str, Interval]) -> str:
+def _reason(tag: str, newer: int, age: float, schedule: Schedule) -> str:
     """Why a revision loses `tag`; "" where it keeps it."""
     if tag.startswith("manual:"):
         return ""

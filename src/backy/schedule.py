@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from backy.config import Interval
+from backy.config import Schedule
 from backy.revision import Revision
 
 _EPOCH = datetime.min.replace(tzinfo=UTC)
@@ -32,7 +32,7 @@ class Run:
     tags: frozenset[str]
 
 
-def spread(job: str, schedule: Mapping[str, Interval]) -> int:
+def spread(job: str, schedule: Schedule) -> int:
     """The seconds by which the slots of a job are moved: from 0 to its longest interval.
 
     The same in every process and on every server, since only the job's name decides.
@@ -53,7 +53,7 @@ def next_in_interval(now: datetime, interval: int, spread: int) -> datetime:
 
 
 def next_run(
-    schedule: Mapping[str, Interval],
+    schedule: Schedule,
     spread: int,
     last_by_tag: Mapping[str, datetime],
     has_history: bool,  # noqa: FBT001 - a fact, not a switch
@@ -69,12 +69,10 @@ def next_run(
     missed when it was asked; it saw a slot lost in a restart only when it was asked again.
     """
     slots = {tag: next_in_interval(now, each.interval, spread) for tag, each in schedule.items()}
-    waits = {
-        tag: max(_NONE, timedelta(seconds=each.interval) - (now - last_by_tag[tag]))
-        if tag in last_by_tag
-        else _NONE
-        for tag, each in schedule.items()
-    }
+    waits = dict.fromkeys(schedule, _NONE)
+    for tag in schedule.keys() & last_by_tag:
+        interval = timedelta(seconds=schedule[tag].interval)
+        waits[tag] = max(_NONE, interval - (now - last_by_tag[tag]))
     wait, slot = min(waits.values()), min(slots.values())
     time = now + wait if has_history and wait + _GRACE < slot - now else slot
     tags = {tag for tag in schedule if slots[tag] == time or waits[tag] <= time - now}
@@ -91,6 +89,6 @@ def backoff_seconds(errors: int) -> int:
     return min(2 ** min(errors, 9), _LONGEST_BACKOFF) * 60 if errors else 0
 
 
-def sla_seconds(schedule: Mapping[str, Interval]) -> float:
+def sla_seconds(schedule: Schedule) -> float:
     """How old the newest revision of a job may be: one and a half of its smallest interval."""
     return 1.5 * min(each.interval for each in schedule.values())

@@ -10,8 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -22,14 +21,14 @@ from backy import disk as disks
 from backy import process
 from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.extent import Kind
-from backy.heal import Damage, Healer, Origin, Stored, healing
+from backy.heal import Damage, Healer, Origin, healing
 from backy.image import SILENCE, Watcher
 from backy.index import Index, block_count
 from backy.records import LARGEST_DISK, encode_record, read_record
 from backy.repository import Repository
 from backy.revision import Revision, is_id, time_of
 from backy.units import GiB
-from backy.verify import Range, Survey, check_script, opened
+from backy.verify import Range, Survey, check_script, largest, opened
 
 _MOST_SLICES = 4096  # of all disks, so that scrub.json stays under 1 MiB
 _SAVE_SECONDS = 10  # what a killed scrub reads again at most
@@ -206,21 +205,14 @@ class Scrub:
         self._saved = time.monotonic()
 
     def run(
-        self,
-        limits: Limits,
-        *,
-        origins: Sequence[Origin] = (),
-        watcher: Watcher = SILENCE,
+        self, limits: Limits, *, origins: Sequence[Origin] = (), watcher: Watcher = SILENCE
     ) -> Iterator[Damage]:
         """Read what is due until the time is up; heal what is bad, or give it as damage.
 
         A slice that was begun is finished, so each run gets on, however short it is. `bytes`
         counts what was read. Raises BusyError where the repository is being scrubbed.
         """
-        with (
-            self._alone(),
-            healing(self._repository, "scrub", origins, watcher) as healer,
-        ):
+        with self._alone(), healing(self._repository, "scrub", origins, watcher) as healer:
             check_script(self._repository, watcher)
             self._recall(watcher)
             tasks = plan(self._slices, self._newest, datetime.now(UTC), self._within)
@@ -229,24 +221,19 @@ class Scrub:
                 for name, batch in groupby(tasks, key=lambda task: task.disk):
                     if limits.is_over():
                         break
-                    yield from self._read(name, batch, limits, healer, watcher)
+                    yield from self._read(name, batch, limits, healer)
             finally:
                 if self._has_news:
                     self._save()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> disks.File:
         name = self._repository.name
-        with ExitStack() as stack:
+        with translated(StoreError, f"{name}: locking it"):
             try:
-                stack.enter_context(disks.locked(self._repository.root))
+                return disks.locked(self._repository.root)
             except BlockingIOError:
-                raise BusyError(
-                    f"{name}: scrub skipped, another one is running", "Wait for it to end."
-                ) from None
-            except OSError as error:
-                raise StoreError(f"{name}: locking it: {error.strerror}") from error
-            yield
+                why = f"{name}: scrub skipped, another one is running"
+                raise BusyError(why, "Wait for it to end.") from None
 
     def _recall(self, watcher: Watcher) -> None:
         """What earlier runs read, fitted to the disks that there are now."""
@@ -269,7 +256,7 @@ class Scrub:
         self._saved = time.monotonic()
 
     def _read(
-        self, name: str, batch: Iterable[Task], limits: Limits, healer: Healer, watcher: Watcher
+        self, name: str, batch: Iterable[Task], limits: Limits, healer: Healer
     ) -> Iterator[Damage]:
         """Do tasks of one disk, whose revisions stay open meanwhile."""
         with opened(self._repository, self._revisions, name) as (holders, damages):
@@ -281,26 +268,23 @@ class Scrub:
                 began = datetime.now(UTC).replace(microsecond=0)
                 wanted = [each for each in holders if each.revision.id > task.since]
                 known = [each for each in holders if each.revision.id <= task.since][-1:]
-                size = 0
-                for where in self._range_of(task, holders).cut():
+                before = self.bytes
+                # What cannot be opened may claim any size.
+                for where in self._range_of(task, largest(holders)).cut():
                     survey = Survey(where, wanted, self._seen, known)
-                    yield from healer.treat(survey.read(watcher, limits.spend))
-                    size += survey.bytes
+                    yield from healer.treat(survey.read(healer.watcher, limits.spend))
                     self.bytes += survey.bytes
                 if not healer.is_unrecorded:
-                    self._remember(task, began, size)
+                    self._remember(task, began, self.bytes - before)
 
-    def _range_of(self, task: Task, holders: Sequence[Stored] | None = None) -> Range:
-        start = task.number * self._lengths[task.disk]
-        size = self._sizes[task.disk]
-        if holders is not None:  # what cannot be opened may claim any size
-            size = max([start, *(each.image.size for each in holders)])
-        end = min(start + self._lengths[task.disk], size)
-        return Range(task.disk, start, end)
+    def _range_of(self, task: Task, size: int) -> Range:
+        length = self._lengths[task.disk]
+        start = task.number * length
+        return Range(task.disk, start, min(start + length, size))
 
     def _size_of(self, task: Task) -> int:
         """What `Survey` tells the watcher of a task."""
-        where = self._range_of(task)
+        where = self._range_of(task, self._sizes[task.disk])
         having = [each for each in self._revisions if task.disk in each.disks]
         sizes = [each.disks[task.disk].size for each in having if each.id > task.since]
         return sum(max(0, min(where.end, size) - where.start) for size in sizes)
@@ -308,13 +292,9 @@ class Scrub:
     def _remember(self, task: Task, began: datetime, size: int) -> None:
         """Note that a task is done; on disk now and then."""
         self._has_news = True
-        known, upto = self._slices[task.disk], self._newest[task.disk]
-        if task.since:
-            known[task.number] = replace(
-                known[task.number], upto=upto, bytes=known[task.number].bytes + size
-            )
-        else:
-            known[task.number] = Slice(began, upto, size)
+        known = self._slices[task.disk]
+        old = known[task.number] if task.since else Slice(began)
+        known[task.number] = Slice(old.read, self._newest[task.disk], old.bytes + size)
         if time.monotonic() - self._saved >= _SAVE_SECONDS:
             self._save()
 
@@ -328,17 +308,13 @@ class Scrub:
         """What each slice holds at least: the newest revision's data."""
         newest = [each for each in self._revisions if name in each.disks][-1:]
         with opened(self._repository, newest, name) as (holders, _):
-            return [
-                sum(_data(each.image.index, where) for each in holders)
-                for where in Range(name, 0, self._sizes[name]).cut(self._lengths[name])
-            ]
+            slices = Range(name, 0, self._sizes[name]).cut(self._lengths[name])
+            return [sum(_data(each.image.index, where) for each in holders) for where in slices]
 
 
 def _data(index: Index, where: Range) -> int:
     """The bytes of a range that are in blocks with data."""
-    first, end = (
-        min(index.blocks, block_count(each, index.block_size)) for each in (where.start, where.end)
-    )
+    first, end = (block_count(each, index.block_size) for each in (where.start, where.end))
     extents = index.extents(first=first, end=end)
     return sum(each.length for each in extents if each.kind is Kind.DATA)
 

@@ -40,9 +40,8 @@ def remove(repository: Repository, revisions: list[Revision]) -> None:
         batches = [name for name in disk.list_folder(trash) if is_id(name)]
         for revision in revisions:
             if not repository.folder_of(revision).exists():
-                raise NotFoundError(
-                    f"{repository.name}: revision {revision.id} was removed already"
-                )
+                why = f"{repository.name}: revision {revision.id} was removed already"
+                raise NotFoundError(why)
         batch = trash / _new_batch(batches)
         disk.make_folder(batch)
         for revision in revisions:
@@ -64,12 +63,8 @@ def undo(repository: Repository) -> list[str]:
     """Bring the newest batch back; give the ids. Raises NotFoundError where the trash is empty."""
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
-        for name in reversed(disk.list_folder(trash)):
-            ids = (
-                [each for each in disk.list_folder(trash / name, follow=False) if is_id(each)]
-                if is_id(name)
-                else []
-            )
+        for name in filter(is_id, reversed(disk.list_folder(trash))):
+            ids = [each for each in disk.list_folder(trash / name, follow=False) if is_id(each)]
             for each in ids:
                 disk.rename(trash / name / each, repository.root / "revisions" / each)
             if ids:
@@ -88,9 +83,7 @@ def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
         with translated(StoreError, f"{repository.name}: emptying the trash"):
             with repository.history_lock():
                 purged, kept = _hide_old(repository, older_than_seconds)
-            for name in disk.list_folder(repository.root / "trash"):
-                if name.startswith("."):
-                    disk.remove_tree(repository.root / "trash" / name)
+            disk.remove_hidden(repository.root / "trash")
         freed = sweep(repository)
     return Purged(tuple(purged), tuple(kept), freed)
 
@@ -115,16 +108,13 @@ def erase(repository: Repository) -> None:
     with repository.exclusive("purge"), translated(StoreError, what), repository.history_lock():
         for name in filter(is_id, disk.list_folder(revisions)):
             try:
-                with disk.locked(revisions / name):
-                    pass
+                disk.locked(revisions / name).close()
             except BlockingIOError:
                 raise BusyError(f"{what}: somebody reads {name}", "Try again later.") from None
         disk.rename(repository.root, base / f".{repository.name}{_GONE}")
         disk.sync_folder(base)
     with translated(StoreError, what):
-        for name in disk.list_folder(base):
-            if name.startswith(".") and name.endswith(_GONE):
-                disk.remove_tree(base / name)
+        disk.remove_hidden(base, _GONE)
 
 
 def sweep(repository: Repository) -> int:
@@ -167,20 +157,9 @@ def _hide(folder: Path, hidden: Path) -> bool:
 
 def _indexes(repository: Repository) -> Iterator[Index]:
     """Every index there is; the history stands still until the last one was taken."""
-    trash = repository.root / "trash"
     with repository.history_lock():
-        folders = [
-            repository.root / "revisions" / name
-            for name in disk.list_folder(repository.root / "revisions")
-        ]
-        folders += [
-            trash / batch / name
-            for batch in disk.list_folder(trash)
-            for name in disk.list_folder(trash / batch, follow=False)
-        ]
-        for folder in folders:
-            if is_id(folder.name):
-                revision = read_revision(folder / "revision.json", repository.settings.block_size)
-                for name, each in revision.disks.items():
-                    with checked_index(folder / f"{name}.blocks", each) as index:
-                        yield index
+        for folder in repository.folders():
+            revision = read_revision(folder / "revision.json", repository.settings.block_size)
+            for name, each in revision.disks.items():
+                with checked_index(folder / f"{name}.blocks", each) as index:
+                    yield index

@@ -44,8 +44,12 @@ _FUNCTIONS: dict[str, Callable[[_Revisions, _Revisions], _Revisions]] = {
     "first": lambda _, found: found[:1],
     "last": lambda _, found: found[-1:],
     "reverse": lambda _, found: found[::-1],
-    "": lambda _, found: found,
+    "(": lambda _, found: found,
 }
+_ENDS = {"", ")", ",", "&"}  # what no word begins with, and may stand after ".."
+_ALWAYS = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# The moments that a word stands for, and its revisions; a date has the former without the latter.
+_Word = tuple[Sequence[datetime], _Revisions]
 
 
 def select(spec: str, history: Sequence[Revision]) -> list[Revision]:
@@ -87,9 +91,8 @@ class _Parser:
         self._history = history
         self._depth = 0
         if len(spec) > _LONGEST:
-            raise NotFoundError(
-                f"a revision word of {len(spec)} characters", f"{_LONGEST} is the limit."
-            )
+            why = f"a revision word of {len(spec)} characters"
+            raise NotFoundError(why, f"{_LONGEST} is the limit.")
         self._tokens = _TOKEN.findall(spec.rstrip())
 
     def parse(self) -> _Revisions:
@@ -127,42 +130,33 @@ class _Parser:
         return found
 
     def _range(self) -> _Revisions:
-        start = [] if self._peek() == ".." else [self._word()]
+        left, found = (_ALWAYS[:1], []) if self._peek() == ".." else self._word()
         if not self._take(".."):
-            return start[0][1]
-        ends = start + ([] if self._peek() in {"", ",", "&", ")"} else [self._word()])
-        left = _bounds(start[0]) if start else None
-        right = _bounds(ends[-1]) if len(ends) > len(start) else None
-        if (start and not left) or (len(ends) > len(start) and not right):
-            return []
-        if left and right:
-            left = right = min(left[0], right[0]), max(left[1], right[1])
-        return [
-            revision
-            for revision in self._history
-            if (not left or revision.time >= left[0]) and (not right or revision.time <= right[1])
-        ]
+            return found
+        right, _ = (_ALWAYS[1:], []) if self._peek() in _ENDS else self._word()
+        return self._between([*left, *right]) if left and right else []
+
+    def _between(self, moments: Sequence[datetime]) -> _Revisions:
+        low, high = min(moments), max(moments)
+        return [revision for revision in self._history if low <= revision.time <= high]
 
     def _word(self) -> _Word:
-        """One word: the span of time that it says itself, if it does, and its revisions."""
         word = self._tokens.pop(0) if self._tokens else ""
-        name = word if word in _FUNCTIONS else ""
-        if word == "(" or (name and self._peek() == "("):
-            return None, self._call(name, opened=word == "(")
-        if word in {"", ")", ",", "&", ".."}:
-            raise self._malformed(
-                f"{word!r} stands where a word should" if word else "it ends too early"
-            )
-        if span := _span(word):
-            return span, [each for each in self._history if span[0] <= each.time <= span[1]]
-        return None, self._named(word)
+        if word == "(" or (word in _FUNCTIONS and self._take("(")):
+            found = self._call(word)
+        elif word in {*_ENDS, ".."}:
+            why = f"{word!r} stands where a word should" if word else "it ends too early"
+            raise self._malformed(why)
+        elif span := _span(word):
+            return span, self._between(span)
+        else:
+            found = self._named(word)
+        return [revision.time for revision in found], found
 
-    def _call(self, name: str, *, opened: bool) -> _Revisions:
+    def _call(self, name: str) -> _Revisions:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise self._malformed("its parentheses are nested too deeply")
-        if not opened:
-            self._take("(")
         found = self._list()
         if not self._take(")"):
             raise self._malformed('a ")" is missing')
@@ -180,9 +174,8 @@ class _Parser:
             return [revision for revision in history if value in revision.tags]
         if kind == "trust":
             if value not in {trust.value for trust in Trust}:
-                raise self._unknown(
-                    word, "is none of trust:trusted, trust:verified, trust:distrusted"
-                )
+                why = "is none of trust:trusted, trust:verified, trust:distrusted"
+                raise self._unknown(word, why)
             return [revision for revision in history if revision.trust.value == value]
         return [self._single(word)]
 
@@ -200,34 +193,15 @@ class _Parser:
         return found[0]
 
 
-_Span = tuple[datetime, datetime]
-_Word = tuple[_Span | None, list[Revision]]
-
-
-def _bounds(word: _Word) -> _Span | None:
-    """The oldest and newest moment that a word at one end of a range stands for."""
-    span, found = word
-    if span or not found:
-        return span
-    times = [revision.time for revision in found]
-    return min(times), max(times)
-
-
-def _span(word: str) -> _Span | None:
-    """The first and last moment of a day, minute or second; None where `word` is no date."""
+def _span(word: str) -> Sequence[datetime]:
+    """The first and last moment of a day, minute or second; nothing where `word` is no date."""
     match = _DATE.fullmatch(word)
     if not match:
-        return None
-    minute, second = match[2], match[3]
+        return ()
+    unit = "seconds" if match[3] else "minutes" if match[2] else "days"
     try:
         start = datetime.fromisoformat(word)
         start = start.astimezone(UTC) if start.tzinfo else start.replace(tzinfo=UTC)
+        return start, start + (timedelta(**{unit: 1}) - timedelta(microseconds=1))
     except (ValueError, OverflowError):
-        return None
-    length = (
-        timedelta(seconds=1) if second else timedelta(minutes=1) if minute else timedelta(days=1)
-    )
-    try:
-        return start, start + length - timedelta(microseconds=1)
-    except OverflowError:
-        return start, datetime.max.replace(tzinfo=UTC)
+        return ()

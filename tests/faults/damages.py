@@ -24,7 +24,8 @@ from typer.main import get_command
 from backy import quarantine
 from backy.cli import run as cli
 from backy.cli.app import app
-from backy.quarantine import Finding, Occurrence
+from backy.quarantine import Occurrence, Report
+from backy.revision import time_of
 from backy.scrub import Limits, Scrub
 from tests.lab.repositories import BLOCK, Made
 from tests.lab.watchdog import ends
@@ -101,8 +102,9 @@ class Whole:
         }
 
     def _leave_what_else_there_may_be(self, made: Made) -> None:
-        found = Finding("verify", "ab" * 32, "old", [Occurrence(self.ids[0], "vda", 0, BLOCK)])
-        assert quarantine.add(made.repository, found, {"stored": b"bad"})
+        where = (Occurrence(self.ids[0], "vda", 0, BLOCK),)
+        found = Report("", time_of(self.ids[0]), "verify", "ab" * 32, "old", (self.ids[0],), where)
+        quarantine.add(made.repository, found, {"stored": b"bad"})
         assert list(Scrub(made.repository, timedelta(days=30)).run(Limits())) == []
 
     def files(self) -> list[str]:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from backy import quarantine
 from backy.backup import backup
 from backy.cli import care, reports
-from backy.cli.output import print_json, print_table, revision_row, summary
+from backy.cli.output import print_json, print_lines, revision_table, summary
 from backy.errors import BackyError, ConfigError, DamagedError, NotFoundError
 from backy.heal import Damage, LiveSource, distrusted
 from backy.records import encode_revision, encode_settings, read_revision, read_settings
@@ -119,8 +119,8 @@ def use_revision(room: Room, content: bytes) -> None:
     path = room.put(f"other/{ID}/revision.json", content)
     revision = read_revision(path, BLOCK)
     with printed():
-        print_table([""] * 9, [revision_row(revision)])
-        print_table([""], [[summary(revision, 1)]])
+        print_lines(revision_table([revision]))
+        print_lines([summary(revision, 1)])
     for name, disk in revision.disks.items():
         assert (path.parent / f"{name}.blocks").resolve().parent == path.parent.resolve()
         assert disk_of(revision, name) == name

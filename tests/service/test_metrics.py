@@ -4,15 +4,17 @@ import http.client
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from backy import __version__
 from backy.errors import ConfigError
 from backy.facts import Facts
-from backy.service.metrics import JobView, Metrics, View
+from backy.service.metrics import Metrics, Sample
+from backy.space import Space
 from backy.status import Scrubbed, Status
 from tests.service import views
 
@@ -28,7 +30,7 @@ OF_NEWEST = {
 }
 
 
-def told(*jobs: JobView) -> bytes:
+def told(*jobs: views.JobView) -> bytes:
     return Metrics(lambda: views.view(*jobs)).text()
 
 
@@ -89,7 +91,7 @@ def test_a_job_that_never_succeeded_has_no_success_but_is_told_of() -> None:
 
 
 def test_what_cannot_be_read_is_unreadable_and_no_success() -> None:
-    job = JobView(Facts("vm1", views.IDS, problem="revision.json was cut short"))
+    job = views.JobView(Facts("vm1", views.IDS, problem="revision.json was cut short"))
     said = views.of_job(told(job), "vm1")
     assert said["backy_job_unreadable"] == 1
     assert said["backy_job_revisions"] == 3
@@ -160,7 +162,7 @@ def test_the_server_itself_is_told_of() -> None:
     assert single(text, "backy_capacity_bytes") == 10**12
     assert single(text, "backy_configuration_ok") == 1
     assert single(text, "backy_configuration_loaded_timestamp_seconds") == 1795422600.5
-    assert single(text, "backy_build_info", version="3.0.0") == 1
+    assert single(text, "backy_build_info", version=__version__) == 1
 
 
 @pytest.mark.parametrize(("pool", "said"), [("fast", (4, 3, 7)), ("slow", (2, 1, 0))])
@@ -170,19 +172,20 @@ def test_each_pool_is_told_of(pool: str, said: tuple[int, int, int]) -> None:
 
 
 def test_a_broken_configuration_is_told_of() -> None:
-    text = Metrics(lambda: replace(views.view(), configuration_ok=False)).text()
+    text = Metrics(lambda: views.view(problem="schedules is missing")).text()
     assert single(text, "backy_configuration_ok") == 0
 
 
 def test_a_file_system_that_does_not_answer_has_no_free_space() -> None:
-    text = Metrics(lambda: replace(views.view(), free=None, capacity=None)).text()
+    text = Metrics(lambda: views.view(space=None)).text()
     for name in ("backy_free_bytes", "backy_capacity_bytes"):
         assert views.families(text)[name].values == {}
     assert single(text, "backy_configuration_ok") == 1
 
 
 def test_no_space_left_is_a_number() -> None:
-    assert single(Metrics(lambda: replace(views.view(), free=0)).text(), "backy_free_bytes") == 0
+    text = Metrics(lambda: views.view(space=Space(10**12, 0))).text()
+    assert single(text, "backy_free_bytes") == 0
 
 
 def test_waits_are_counted_by_how_long_they_were() -> None:
@@ -235,9 +238,9 @@ def test_every_metric_that_has_a_text_has_a_value() -> None:
 
 def test_the_view_is_asked_for_once_an_answer() -> None:
     """It is made while the daemon works: two of them would not fit together."""
-    asked: list[View] = []
+    asked: list[Iterable[Sample]] = []
 
-    def view() -> View:
+    def view() -> Iterable[Sample]:
         asked.append(views.view(views.busy_job()))
         return asked[-1]
 
@@ -295,7 +298,7 @@ def test_it_stops_listening_where_the_body_fails() -> None:
 def test_no_answer_is_better_than_a_part_of_it(capfd: pytest.CaptureFixture[str]) -> None:
     broken = [True]
 
-    def view() -> View:
+    def view() -> Iterable[Sample]:
         if broken:
             raise RuntimeError("a bug")
         return views.view()

@@ -29,6 +29,7 @@ from backy.service.planner import (
     Planner,
     Task,
 )
+from backy.status import Status
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 WEEK, YEAR = 7 * DAY, 365 * DAY
@@ -159,9 +160,7 @@ class Machine:
         known = Known(
             last_by_tag=self._last[job],
             newest=history[-1].time if history else None,
-            errors=errors,
-            failed=failed,
-            seconds=self.seconds[job],
+            status=Status(errors=errors, failed=failed, seconds=self.seconds[job]),
             background={SCRUB: scrub} if self.scrub else {},
         )
         self.planner.learn(job, known, self.clock)

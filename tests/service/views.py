@@ -1,6 +1,6 @@
-"""Views of a server for the tests of its metrics, and what can be read from the metrics again."""
+"""Samples of a server for the tests of its metrics, and what can be read from the metrics again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -8,7 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backy.facts import Facts
 from backy.revision import Consistency, Disk, Revision
-from backy.service.metrics import JobView, Metrics, Pool, View
+from backy.service import metrics
+from backy.service.metrics import Metrics, Sample
+from backy.space import Space
 from backy.status import Scrubbed, Status
 
 NOW = datetime(2026, 11, 23, 9, 30, 0, 500_000, UTC)
@@ -25,6 +27,15 @@ class Family:
     values: Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
 
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job, and by how much it misses what was promised."""
+
+    facts: Facts
+    overdue_seconds: float = 0
+    scrub_overdue_seconds: float | None = None
+
+
 def disk(size: int, read: int, changed: int, stored: int) -> Disk:
     return Disk(size, 4 << 20, "ab" * 32, read, changed, stored)
 
@@ -39,9 +50,10 @@ def busy_job(name: str = "vm1") -> JobView:
         failures=7,
         distrusted=IDS[:1],
         verified=NOW - timedelta(days=2),
+        paused=NOW,
         scrubbed=Scrubbed(NOW - timedelta(days=1), 1000, 900, NOW - timedelta(days=31)),
     )
-    return JobView(Facts(name, IDS, newest, status, reports=4), 60.5, 3600.0, is_paused=True)
+    return JobView(Facts(name, IDS, newest, status, reports=4), 60.5, 3600.0)
 
 
 def new_job(name: str = "new") -> JobView:
@@ -49,17 +61,16 @@ def new_job(name: str = "new") -> JobView:
     return JobView(Facts(name))
 
 
-def view(*jobs: JobView) -> View:
-    return View(
-        now=NOW,
-        jobs=jobs,
-        pools={"fast": Pool(4, 3, 7), "slow": Pool(2, 1, 0)},
-        free=250 * 10**9,
-        capacity=10**12,
-        configuration_ok=True,
-        loaded=NOW - timedelta(hours=1),
-        version="3.0.0",
-    )
+def view(
+    *jobs: JobView,
+    space: Space | None = Space(10**12, 250 * 10**9),  # noqa: B008 - it is frozen
+    problem: str = "",
+) -> Iterable[Sample]:
+    for job in jobs:
+        yield metrics.of_job(job.facts, job.overdue_seconds, job.scrub_overdue_seconds, NOW)
+    yield metrics.of_pool("fast", {"slots": 4, "in_use": 3, "queued": 7})
+    yield metrics.of_pool("slow", {"slots": 2, "in_use": 1, "queued": 0})
+    yield from metrics.of_server(space, problem, NOW - timedelta(hours=1))
 
 
 def failing(job: JobView, errors: int) -> JobView:
@@ -95,6 +106,6 @@ def of_job(text: bytes, name: str) -> dict[str, float]:
 
 def exported() -> dict[str, Family]:
     """Every metric that backy has."""
-    metrics = Metrics(lambda: view(busy_job()))
-    metrics.observe_wait(1)
-    return families(metrics.text())
+    told = Metrics(lambda: view(busy_job()))
+    told.observe_wait(1)
+    return families(told.text())

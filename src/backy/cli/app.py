@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer import Argument, Option
 
 from backy import __version__
-from backy.errors import ConfigError
+from backy.errors import BackyError, CancelledError, ConfigError
 from backy.repository import Repository, check_job
 
 if TYPE_CHECKING:
     from backy.config import Config, Global
     from backy.configfile import Loaded
 
+Value = TypeVar("Value")
 DEFAULT_BASE = Path("/srv/backy")
 CONFIG_PATHS = (Path("/etc/backy/backy.yaml"), Path("/etc/backy.conf"))
 
@@ -32,21 +36,12 @@ app = typer.Typer(
 )
 
 Context = typer.Context
-Job = Annotated[
-    str, typer.Argument(metavar="JOB", help="The name of the job, and of its repository.")
-]
-Spec = Annotated[
-    str,
-    typer.Option(
-        "-r",
-        "--revision",
-        metavar="SPEC",
-        help="Revision words: latest, 1, 2026-11-23, tag:daily, an id or its beginning, a..b.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-DiskName = Annotated[
-    str | None, typer.Option("--disk", metavar="NAME", help="Which disk, if there are several.")
+Job = Annotated[str, Argument(metavar="JOB", help="The name of the job, and of its repository.")]
+_WORDS = "Revision words: latest, 1, 2026-11-23, tag:daily, an id or its beginning, a..b."
+Spec = Annotated[str, Option("-r", "--revision", metavar="SPEC", help=_WORDS)]
+AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
+OneDisk = Annotated[
+    str | None, Option("--disk", metavar="NAME", help="Which disk, if there are several.")
 ]
 
 
@@ -56,7 +51,16 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@dataclass(slots=True)
+_BASE = "The folder that has a repository for each job; as configured, or /srv/backy."
+BaseDir = Annotated[Path | None, Option(envvar="BACKY_BASE_DIR", help=_BASE)]
+_FILE = "The configuration; /etc/backy/backy.yaml or /etc/backy.conf."
+ConfigFile = Annotated[Path | None, Option(metavar="FILE", envvar="BACKY_CONFIG", help=_FILE)]
+Version = Annotated[
+    bool, Option("--version", help="Print the version.", is_eager=True, callback=_version)
+]
+
+
+@dataclass
 class Site:
     """Where backy works: the base directory, and the configuration, if there is one.
 
@@ -67,28 +71,26 @@ class Site:
     asked: Path | None
     path: Path | None
     handed: str = ""
-    _global: Global | None = None
-    _loaded: Loaded | None = None
 
     @property
     def base(self) -> Path:
         """The folder that has a repository for each job. Raises ConfigError."""
-        return self.asked or (self.globals().base_dir if self.path else DEFAULT_BASE)
+        return self.asked or (self.globals.base_dir if self.path else DEFAULT_BASE)
 
+    @cached_property
     def globals(self) -> Global:
         """The settings of the daemon, without reading the jobs. Raises ConfigError."""
         from backy.configfile import read_global
 
-        self._global = self._global or read_global(self.needed_path())
-        return self._global
+        return read_global(self.needed_path())
 
+    @cached_property
     def loaded(self) -> Loaded:
         """All of the configuration that is valid. Raises ConfigError where there is none."""
         from backy.configfile import load
         from backy.sources import open_source
 
-        self._loaded = self._loaded or load(self.needed_path(), open_source)
-        return self._loaded
+        return load(self.needed_path(), open_source)
 
     def needed_path(self) -> Path:
         """The file of the configuration. Raises ConfigError where there is none."""
@@ -102,39 +104,26 @@ class Site:
 
         The daemon hands a job's own part over, so that its commands need not read the others'.
         """
-        if self.handed:
-            from backy.config import Config
-
-            config = Config.model_validate_json(self.handed)
-        elif not self.path:
+        if not self.handed and not self.path:
             return None
-        else:
-            config = self.loaded().config
+        from backy.config import Config
+
+        config = Config.model_validate_json(self.handed) if self.handed else self.loaded.config
         return config if job in config.jobs else None
+
+    def ask(self, **request: object) -> dict[str, Any] | None:
+        """What the daemon answers; None where there is none. Raises StoreError as control does."""
+        from backy.service import control
+
+        return control.ask(self.globals.socket, **request)
 
 
 @app.callback()
 def _globals(
     context: Context,
-    base_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="BACKY_BASE_DIR",
-            help="The folder that has a repository for each job; as configured, or /srv/backy.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            envvar="BACKY_CONFIG",
-            help="The configuration; /etc/backy/backy.yaml or /etc/backy.conf.",
-        ),
-    ] = None,
-    version: Annotated[  # noqa: ARG001 - its callback deals with it
-        bool,
-        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
-    ] = False,
+    base_dir: BaseDir = None,
+    config: ConfigFile = None,
+    version: Version = False,  # noqa: ARG001 - its callback deals with it
 ) -> None:
     found = None if base_dir else next((each for each in CONFIG_PATHS if each.exists()), None)
     # Taken away, because the hooks of this job may run commands for other ones.
@@ -144,3 +133,19 @@ def _globals(
 def open_repository(context: Context, job: str) -> Repository:
     """The repository of `job` in the base directory that was asked for."""
     return Repository(context.obj.base / check_job(job))
+
+
+def each_job(
+    context: Context, jobs: Iterable[str], do: Callable[[Repository], Value]
+) -> tuple[list[Value], list[tuple[str, BackyError]]]:
+    """What `do` gives for each repository, and why it failed for others, which stops none."""
+    done: list[Value] = []
+    failed: list[tuple[str, BackyError]] = []
+    for job in jobs:
+        try:
+            done.append(do(open_repository(context, job)))
+        except CancelledError:
+            raise
+        except BackyError as error:
+            failed.append((job, error))
+    return done, failed

@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from backy import process, status
-from backy.cli.app import AsJson, Context, Job, Spec, app, open_repository
-from backy.cli.output import print_json, printable
+from backy.cli.app import AsJson, Context, Job, Spec, app, each_job, open_repository
+from backy.cli.output import answer, print_json, total, warn
 from backy.cli.progress import Meter, meter
-from backy.errors import BackyError, CancelledError, ConfigError, DamagedError, NotFoundError
+from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.repository import Repository, jobs
 from backy.units import format_duration, format_rate, format_size, parse_duration, parse_size
 from backy.words import select
@@ -24,15 +25,14 @@ if TYPE_CHECKING:
     from backy.scrub import Coverage, Limits
 
 _SLOWEST = 1 << 20  # bytes a second
+Jobs = Annotated[list[str] | None, Argument(metavar="JOB", help="Only these jobs.")]
+Box = Annotated[str | None, Option(metavar="DURATION", help="Begin nothing more after it: 30m.")]
+Within = Annotated[str, Option(metavar="DURATION", help="How often each byte is to be read.")]
+Rate = Annotated[str | None, Option(metavar="SIZE", help="Read no more than this in a second.")]
 
 
 @app.command(epilog="Example: backy verify vm1 -r latest")
-def verify(
-    context: Context,
-    job: Job,
-    spec: Spec = "all",
-    as_json: AsJson = False,
-) -> None:
+def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = False) -> None:
     """Read every stored byte again and compare it with its hash.
 
     What is damaged comes back from another revision or the source, where they still have it.
@@ -45,47 +45,43 @@ def verify(
     revisions = sorted(select(spec, repository.history()), key=lambda revision: revision.id)
     if not revisions and not repository.damaged:
         raise NotFoundError(f"{job}: {spec!r} names no revision", f"backy list {job}")
-    unreadable = len(repository.damaged) if spec == "all" else 0
     with meter(job, as_json=as_json) as shown:
-        _warn_of_unreadable(repository, shown)
-        found = _show(job, run(repository, revisions, watcher=shown), shown, as_json=as_json)
-    lost = sum(not each.healed for each in found)
-    size = sum(disk.size for each in revisions for disk in each.disks.values())
+        found = _show(repository, run(repository, revisions, watcher=shown), shown)
+    lost = _lost(found) + (len(repository.damaged) if spec == "all" else 0)
+    size = sum(total(each, "size") for each in revisions)
     if as_json:
         done = {"job": job, "revisions": [revision.id for revision in revisions]}
-        sums = {"damaged": lost + unreadable, "healed": len(found) - lost, "size": size}
+        sums = {"damaged": lost, "healed": len(found) - _lost(found), "size": size}
         print_json({"event": "finished"} | done | sums | {"seconds": shown.seconds})
-    _raise_damaged(job, lost + unreadable, len(revisions))
+    _raise_damaged(job, lost, len(revisions))
     if not as_json:
-        typer.echo(
-            f"{job}: {len(revisions)} revisions, {format_size(size)} verified"
-            f"{_healed_note(found)}, {shown.seconds:.1f} s, {format_rate(size, shown.seconds)}"
-        )
+        verified = f"{len(revisions)} revisions, {format_size(size)} verified"
+        typer.echo(f"{job}: {verified}{_ending(found, size, shown.seconds)}")
 
 
-def _warn_of_unreadable(repository: Repository, shown: Meter) -> None:
+def _show(repository: Repository, damages: Iterable[Damage], shown: Meter) -> list[Damage]:
+    """Name what cannot be read, and each damaged range as it is found."""
     for error in repository.damaged:
         shown.warn(error.message)
-
-
-def _show(job: str, damages: Iterable[Damage], shown: Meter, *, as_json: bool) -> list[Damage]:
-    """Name each damaged range as it is found."""
     found = []
     for damage in damages:
         found.append(damage)
-        if as_json:
-            print_json({"event": "damage", "job": job, **asdict(damage)})
-            continue
         end = damage.start + damage.length
         where = f"{damage.revision} {damage.disk} bytes {damage.start} to {end}"
         what = f"healed from {damage.healed}" if damage.healed else "damaged"
-        shown.warn(f"{what}: {where}: {damage.reason}")
+        event = {"event": "damage", "job": repository.name, **asdict(damage)}
+        shown.warn(f"{what}: {where}: {damage.reason}", event)
     return found
 
 
-def _healed_note(found: list[Damage]) -> str:
-    healed = sum(bool(each.healed) for each in found)
-    return f", {healed} damaged ranges healed" if healed else ""
+def _lost(found: list[Damage]) -> int:
+    return sum(not each.healed for each in found)
+
+
+def _ending(found: list[Damage], read: int, seconds: float) -> str:
+    healed = len(found) - _lost(found)
+    note = f", {healed} damaged ranges healed" if healed else ""
+    return f"{note}, {seconds:.1f} s, {format_rate(read, seconds)}"
 
 
 def _raise_damaged(job: str, count: int, revisions: int) -> None:
@@ -100,18 +96,10 @@ def _raise_damaged(job: str, count: int, revisions: int) -> None:
 @app.command(epilog="Example: backy scrub --max-duration 30m --rate 100MiB")
 def scrub(
     context: Context,
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="JOB", help="Only these jobs.")
-    ] = None,
-    max_duration: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Begin nothing more after it: 30m.")
-    ] = None,
-    within: Annotated[
-        str, typer.Option(metavar="DURATION", help="How often each byte is to be read.")
-    ] = "30d",
-    rate: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Read no more than this in a second.")
-    ] = None,
+    names: Jobs = None,
+    max_duration: Box = None,
+    within: Within = "30d",
+    rate: Rate = None,
     as_json: AsJson = False,
 ) -> None:
     """Read what is stored, a share at each run, and heal what is damaged.
@@ -129,45 +117,30 @@ def scrub(
     until = time.monotonic() + parse_duration(max_duration) if max_duration else None
     limits = Limits(until, bytes_a_second)
     process.be_idle()
-    failed: list[BackyError] = []
-    for job in longest_ago(context.obj.base, names or jobs(context.obj.base)):
-        try:
-            _scrub(open_repository(context, job), within, limits, as_json=as_json)
-        except CancelledError:
-            raise
-        except BackyError as error:
-            failed.append(error)
-    for each in failed[1:]:
-        typer.echo(f"backy: {printable(each.message)}", err=True)
-    if failed:
-        raise failed[0]
+    wanted = longest_ago(context.obj.base, names or jobs(context.obj.base))
+    _, failed = each_job(context, wanted, lambda each: _scrub(each, within, limits, as_json))
+    for _, error in failed[1:]:
+        warn(f"backy: {error.message}")
+    for _, error in failed:
+        raise error
 
 
-def _scrub(repository: Repository, within: str, limits: Limits, *, as_json: bool) -> None:
+def _scrub(repository: Repository, within: str, limits: Limits, as_json: bool) -> None:
     from backy.scrub import Scrub
 
     job = repository.name
     with meter(job, as_json=as_json) as shown:
         run = Scrub(repository, timedelta(seconds=parse_duration(within)))
-        _warn_of_unreadable(repository, shown)
-        found = _show(job, run.run(limits, watcher=shown), shown, as_json=as_json)
+        found = _show(repository, run.run(limits, watcher=shown), shown)
     covered = run.coverage()
     _record(repository, covered)
-    lost = sum(not each.healed for each in found) + len(repository.damaged)
-    if as_json:
-        age = covered.oldest.total_seconds() if covered.oldest is not None else None
-        promised = {"total": covered.total, "within": covered.read, "oldest_seconds": age}
-        sums = {
-            "read": run.bytes,
-            "damaged": lost,
-            "healed": sum(bool(each.healed) for each in found),
-        }
-        print_json({"event": "finished", "job": job, **sums, **promised, "seconds": shown.seconds})
-    else:
-        typer.echo(
-            f"{job}: {_covered(covered, within)}; read {format_size(run.bytes)}"
-            f"{_healed_note(found)}, {shown.seconds:.1f} s, {format_rate(run.bytes, shown.seconds)}"
-        )
+    lost = _lost(found) + len(repository.damaged)
+    sums = {"read": run.bytes, "damaged": lost, "healed": len(found) - _lost(found)}
+    age = covered.oldest.total_seconds() if covered.oldest is not None else None
+    promised = {"total": covered.total, "within": covered.read, "oldest_seconds": age}
+    record = {"event": "finished", "job": job, **sums, **promised, "seconds": shown.seconds}
+    read = f"read {format_size(run.bytes)}{_ending(found, run.bytes, shown.seconds)}"
+    answer(as_json, record, f"{job}: {_covered(covered, within)}; {read}")
     _raise_damaged(job, lost, len(repository.history()))
 
 

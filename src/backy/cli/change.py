@@ -6,17 +6,28 @@ import itertools
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 from backy import trash
 from backy.cli.app import AsJson, Context, Job, Spec, app, open_repository
-from backy.cli.output import print_json
+from backy.cli.output import answer
 from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.records import revision_record
 from backy.repository import Repository
 from backy.revision import Revision, is_id
 from backy.units import format_size, parse_duration
 from backy.words import select
+
+Marks = Annotated[list[str], Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")]
+Emptied = Annotated[str | None, Argument(metavar="[JOB]", help="The job whose trash is emptied.")]
+OlderThan = Annotated[
+    str, Option(metavar="DURATION", help="Leave what was removed more recently: 30m, 4h, 7d.")
+]
+Whole = Annotated[
+    str | None,
+    Option("--job", metavar="JOB", help="Delete all of a job that is not configured."),
+]
 
 
 class _TagCommand(TyperCommand):
@@ -43,13 +54,7 @@ class _TagCommand(TyperCommand):
     cls=_TagCommand, epilog="Example: backy tag vm1 -r latest +manual:before-upgrade -daily"
 )
 def tag(
-    context: Context,
-    job: Job,
-    marks: Annotated[
-        list[str], typer.Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")
-    ],
-    spec: Spec = "latest",
-    as_json: AsJson = False,
+    context: Context, job: Job, marks: Marks, spec: Spec = "latest", as_json: AsJson = False
 ) -> None:
     """Add and drop tags of revisions."""
     if odd := [mark for mark in marks if mark[:1] not in {"+", "-"}]:
@@ -60,10 +65,9 @@ def tag(
         add={mark[1:] for mark in marks if mark.startswith("+")},
         drop={mark[1:] for mark in marks if mark.startswith("-")},
     )
-    if as_json:
-        print_json({"job": job, "revisions": [revision_record(revision) for revision in changed]})
-    for revision in [] if as_json else changed:
-        typer.echo(f"{job}: {revision.id}: {', '.join(revision.tags) or 'no tags'}")
+    records = [revision_record(revision) for revision in changed]
+    lines = (f"{job}: {each.id}: {', '.join(each.tags) or 'no tags'}" for each in changed)
+    answer(as_json, {"job": job, "revisions": records}, lines)
 
 
 def _selected(repository: Repository, spec: str) -> list[Revision]:
@@ -79,52 +83,30 @@ def _selected(repository: Repository, spec: str) -> list[Revision]:
 
 
 @app.command(epilog="Example: backy remove vm1 -r 20261123T004938Z-x7k2")
-def remove(
-    context: Context,
-    job: Job,
-    spec: Spec,
-    as_json: AsJson = False,
-) -> None:
+def remove(context: Context, job: Job, spec: Spec, as_json: AsJson = False) -> None:
     """Move revisions to the trash. backy undo brings them back, backy purge frees their space."""
     repository = open_repository(context, job)
     revisions = _selected(repository, spec)
     trash.remove(repository, revisions)
-    _say(
-        job,
-        "removed",
-        [revision.id for revision in revisions],
-        f"backy undo {job} brings them back",
-        as_json,
-    )
+    ids = [revision.id for revision in revisions]
+    text = f"{job}: removed {', '.join(ids)}; backy undo {job} brings them back"
+    answer(as_json, {"job": job, "removed": ids}, text)
 
 
 @app.command(epilog="Example: backy undo vm1")
 def undo(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Bring back what the last backy remove took away."""
-    _say(job, "restored", trash.undo(open_repository(context, job)), "back in the history", as_json)
-
-
-def _say(job: str, action: str, ids: list[str], what_next: str, as_json: bool) -> None:
-    if as_json:
-        print_json({"job": job, action: ids})
-    else:
-        typer.echo(f"{job}: {action} {', '.join(ids)}; {what_next}")
+    ids = trash.undo(open_repository(context, job))
+    text = f"{job}: restored {', '.join(ids)}; back in the history"
+    answer(as_json, {"job": job, "restored": ids}, text)
 
 
 @app.command(epilog="Example: backy purge vm1 --older-than 7d")
 def purge(
     context: Context,
-    job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="The job whose trash is emptied.")
-    ] = None,
-    older_than: Annotated[
-        str,
-        typer.Option(metavar="DURATION", help="Leave what was removed more recently: 30m, 4h, 7d."),
-    ] = "0s",
-    whole: Annotated[
-        str | None,
-        typer.Option("--job", metavar="JOB", help="Delete all of a job that is not configured."),
-    ] = None,
+    job: Emptied = None,
+    older_than: OlderThan = "0s",
+    whole: Whole = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete removed revisions for good, and every stored block that no revision names.
@@ -135,28 +117,24 @@ def purge(
     if (job is None) == (whole is None):
         raise typer.BadParameter("name a job, or --job and one that is not configured")
     if whole:
-        _erase(context, whole, as_json=as_json)
+        _erase(context, whole)
+        text = f"{whole}: deleted with all its revisions"
+        answer(as_json, {"job": whole, "erased": True}, text)
         return
     purged = trash.purge(open_repository(context, str(job)), parse_duration(older_than))
-    if as_json:
-        kept = {"purged": purged.revisions, "kept": purged.kept}
-        print_json({"job": job, **kept, "freed": purged.freed})
-        return
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
     freed = f"freed {format_size(purged.freed)} of chunks"
-    typer.echo(f"{job}: purged {len(purged.revisions)} revisions, {freed}{kept_note}")
+    text = f"{job}: purged {len(purged.revisions)} revisions, {freed}{kept_note}"
+    record = {"job": job, "purged": purged.revisions, "kept": purged.kept, "freed": purged.freed}
+    answer(as_json, record, text)
 
 
-def _erase(context: Context, job: str, *, as_json: bool) -> None:
+def _erase(context: Context, job: str) -> None:
     """Delete a repository; only where the configuration certainly has no such job."""
-    loaded = context.obj.loaded()
+    loaded = context.obj.loaded
     if job in loaded.config.jobs:
         raise ConfigError(f"{job}: it is configured", "Take it out of the configuration first.")
     if loaded.problems:
         why = f"{job}: nobody can tell that it is not configured: {loaded.problems[0]}"
         raise ConfigError(why, "Mend the configuration first: backy config check.")
     trash.erase(open_repository(context, job))
-    if as_json:
-        print_json({"job": job, "erased": True})
-    else:
-        typer.echo(f"{job}: deleted with all its revisions")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from typer import Option
 
 from backy.cli.app import AsJson, Context, Job, Site, app, open_repository
-from backy.cli.output import print_json, print_table, printable
+from backy.cli.output import answer, print_json, printable, table
 from backy.errors import ConfigError
 
 config = typer.Typer(
     help="Check and show the configuration.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(config, name="config")
+OneJob = Annotated[str | None, Option(metavar="JOB", help="Only this job, with its defaults.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Only show what would go, and why.")]
 
 
 @config.command(epilog="Example: backy config check")
@@ -25,40 +28,32 @@ def check(context: Context, as_json: AsJson = False) -> None:
     site: Site = context.obj
     path = site.needed_path()
     try:
-        loaded = site.loaded()
+        loaded = site.loaded
         problems, count, files = loaded.problems, len(loaded.config.jobs), len(loaded.files)
     except ProblemsError as error:
         problems, count, files = error.problems, 0, 1
-    if as_json:
-        records = [
-            {"file": str(each.path), "line": each.line, "key": each.key, "message": str(each)}
-            for each in problems
-        ]
-        print_json({"file": str(path), "jobs": count, "problems": records})
-    for each in () if as_json else problems:
-        typer.echo(printable(str(each)))
+    records = [
+        {"file": str(each.path), "line": each.line, "key": each.key, "message": str(each)}
+        for each in problems
+    ]
+    fine = f"{path}: {count} jobs in {files} files, nothing is wrong"
+    lines = [printable(str(each)) for each in problems] or fine
+    answer(as_json, {"file": str(path), "jobs": count, "problems": records}, lines)
     if problems:
         raise ConfigError(
             f"{path}: {len(problems)} problems", "A running daemon keeps what it has."
         )
-    if not as_json:
-        typer.echo(f"{path}: {count} jobs in {files} files, nothing is wrong")
 
 
 @config.command(epilog="Example: backy config show --job vm1")
-def show(
-    context: Context,
-    job: Annotated[
-        str | None, typer.Option(metavar="JOB", help="Only this job, with its defaults.")
-    ] = None,
-) -> None:
+def show(context: Context, job: OneJob = None) -> None:
     """Print the configuration as it is understood, includes and defaults filled in, as JSON."""
     site: Site = context.obj
-    loaded = site.loaded()
+    config = site.loaded.config
     if job is None:
-        print_json(loaded.config.model_dump(mode="json"))
-    elif job in loaded.config.jobs:
-        print_json({job: loaded.config.jobs[job].model_dump(mode="json")})
+        print_json(config.model_dump(mode="json"))
+    elif job in config.jobs:
+        print_json({job: config.jobs[job].model_dump(mode="json")})
     else:
         raise ConfigError(f"{site.path} has no valid job {job!r}", "backy config check")
 
@@ -72,35 +67,25 @@ def schema() -> None:
 
 
 @app.command(epilog="Example: backy expire vm1 --dry-run")
-def expire(
-    context: Context,
-    job: Job,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would go, and why.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove what the schedule does not keep: to the trash, from where undo brings it back."""
     from backy.expire import expire as run
 
-    site: Site = context.obj
-    configured = site.config_of(job)
+    configured = context.obj.config_of(job)
     if not configured:
         raise ConfigError(f"{job}: it is not configured, so nothing of it expires", "backy jobs")
     repository = open_repository(context, job)
     minimum = configured.jobs[job].minimum
     now = datetime.now(UTC)
     found = run(repository, configured.intervals(job), now, minimum, is_dry=dry_run)
-    if as_json:
-        records: list[dict[str, Any]] = [
-            {"revision": each.revision.id, "drop": each.drop, "keep": each.keep}
-            | {"removed": each.is_removed, "why": each.why}
-            for each in found
-        ]
-        print_json({"event": "finished", "job": job, "dry_run": dry_run, "expired": records})
-        return
+    records = [
+        {"revision": each.revision.id, "drop": each.drop, "keep": each.keep}
+        | {"removed": each.is_removed, "why": each.why}
+        for each in found
+    ]
     rows = (
         (each.revision.id, "remove" if each.is_removed else f"drop {','.join(each.drop)}", each.why)
         for each in found
     )
-    print_table(("revision", "would" if dry_run else "did", "why"), rows)
+    record = {"event": "finished", "job": job, "dry_run": dry_run, "expired": records}
+    answer(as_json, record, table(("revision", "would" if dry_run else "did", "why"), rows))

@@ -4,64 +4,41 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Argument
 
-from backy.cli.app import AsJson, Context, DiskName, Job, Spec, app, open_repository
-from backy.cli.output import (
-    REVISION_HEADINGS,
-    print_json,
-    print_table,
-    printable,
-    revision_row,
-)
-from backy.errors import BackyError, NotFoundError
+from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app, each_job, open_repository
+from backy.cli.output import answer, print_json, print_lines, revision_table, table, total, warn
+from backy.errors import NotFoundError
 from backy.records import revision_record
 from backy.repository import Repository, jobs
 from backy.revision import disk_of
 from backy.units import format_size
 
+Listed = Annotated[str | None, Argument(metavar="[JOB]", help="Only this job, with its revisions.")]
+Old = Annotated[str, Argument(metavar="REV", help="Revision words for the older one.")]
+New = Annotated[str, Argument(metavar="REV", help="Revision words for the newer one.")]
+
 
 @app.command("list", epilog="Example: backy list vm1")
-def list_(
-    context: Context,
-    job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="Only this job, with its revisions.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None:
     """Show the revisions of a job, or all jobs."""
-    unusable: dict[str, BackyError] = {}
-    if job:
-        repositories = [open_repository(context, job)]
-    else:
-        repositories, unusable = _all(context)
+    names = [job] if job else jobs(context.obj.base)
+    repositories, unusable = each_job(context, names, lambda each: each)
+    if job and unusable:
+        raise unusable[0][1]
     if as_json:
-        listed = [_job_json(repository) for repository in repositories]
-        errors = [{"job": name, "error": error.message} for name, error in unusable.items()]
-        print_json({"jobs": listed, "unusable": errors})
+        errors = [{"job": name, "error": error.message} for name, error in unusable]
+        print_json({"jobs": list(map(_job_json, repositories)), "unusable": errors})
     elif job:
-        print_table(REVISION_HEADINGS, map(revision_row, repositories[0].history()))
+        print_lines(revision_table(repositories[0].history()))
     else:
-        print_table(
-            ("job", "store", "revisions", "newest (UTC)", "size"), map(_job_row, repositories)
-        )
+        headings = ("job", "store", "revisions", "newest (UTC)", "size")
+        print_lines(table(headings, map(_job_row, repositories)))
     for repository in repositories:
-        for error in repository.damaged:
-            typer.echo(f"{repository.name}: warning: {printable(error.message)}", err=True)
-    for reason in unusable.values():
-        raise reason
-
-
-def _all(context: Context) -> tuple[list[Repository], dict[str, BackyError]]:
-    """Every repository in the base directory, and why those that cannot be opened cannot."""
-    usable: list[Repository] = []
-    unusable: dict[str, BackyError] = {}
-    for name in jobs(context.obj.base):
-        try:
-            usable.append(open_repository(context, name))
-        except BackyError as error:
-            unusable[name] = error
-    return usable, unusable
+        for damage in repository.damaged:
+            warn(f"{repository.name}: warning: {damage.message}")
+    for _, error in unusable:
+        raise error
 
 
 def _job_json(repository: Repository) -> dict[str, object]:
@@ -71,60 +48,34 @@ def _job_json(repository: Repository) -> dict[str, object]:
     return {"job": repository.name, **settings, "revisions": revisions, "damaged": damaged}
 
 
-def _job_row(repository: Repository) -> list[str]:
-    history = repository.history()
+def _job_row(repository: Repository) -> tuple[object, ...]:
+    history, store = repository.history(), repository.settings.store
     if not history:
-        return [repository.name, repository.settings.store, "0", "never", "-"]
-    size = sum(disk.size for disk in history[-1].disks.values())
-    newest = f"{history[-1].time:%Y-%m-%d %H:%M:%S}"
-    return [
-        repository.name,
-        repository.settings.store,
-        str(len(history)),
-        newest,
-        format_size(size),
-    ]
+        return repository.name, store, 0, "never", "-"
+    newest, size = history[-1], format_size(total(history[-1], "size"))
+    return repository.name, store, len(history), f"{newest.time:%Y-%m-%d %H:%M:%S}", size
 
 
 @app.command(epilog="Example: backy diff vm1 1 latest")
-def diff(
-    context: Context,
-    job: Job,
-    old: Annotated[str, typer.Argument(metavar="REV", help="Revision words for the older one.")],
-    new: Annotated[str, typer.Argument(metavar="REV", help="Revision words for the newer one.")],
-    as_json: AsJson = False,
-) -> None:
+def diff(context: Context, job: Job, old: Old, new: New, as_json: AsJson = False) -> None:
     """Show which ranges of its disks changed between two revisions, in whole blocks."""
     from backy.diff import diff as run
 
     repository = open_repository(context, job)
     before, after = repository.find(old), repository.find(new)
-    changes = run(repository, before, after)
-    if as_json:
-        extents = [
-            {
-                "disk": name,
-                "start": extent.start,
-                "length": extent.length,
-                "kind": extent.kind.value,
-            }
-            for name, extent in changes
-        ]
-        print_json({"job": job, "old": before.id, "new": after.id, "extents": extents})
-        return
+    headings = ("disk", "start", "length", "kind")
     rows = [
-        (name, str(extent.start), str(extent.length), extent.kind.value) for name, extent in changes
+        (name, extent.start, extent.length, extent.kind.value)
+        for name, extent in run(repository, before, after)
     ]
-    print_table(("disk", "start", "length", "kind"), rows)
+    extents = [dict(zip(headings, row, strict=True)) for row in rows]
+    record = {"job": job, "old": before.id, "new": after.id, "extents": extents}
+    answer(as_json, record, table(headings, rows))
 
 
 @app.command(epilog='Example: cp --sparse=always "$(backy find vm1 -r latest)" disk.img')
 def find(
-    context: Context,
-    job: Job,
-    spec: Spec = "latest",
-    disk: DiskName = None,
-    as_json: AsJson = False,
+    context: Context, job: Job, spec: Spec = "latest", disk: OneDisk = None, as_json: AsJson = False
 ) -> None:
     """Print where a disk's plain image (store images) or index (store chunks) is, for scripts."""
     repository = open_repository(context, job)
@@ -133,10 +84,5 @@ def find(
     path = repository.store.plain_path(revision, name).absolute()
     if not path.exists():
         raise NotFoundError(f"{job}: {path} is missing", f"Run backy verify {job}.")
-    if as_json:
-        store = repository.settings.store
-        print_json(
-            {"job": job, "revision": revision.id, "disk": name, "store": store, "path": str(path)}
-        )
-    else:
-        typer.echo(path)
+    found = {"job": job, "revision": revision.id, "disk": name}
+    answer(as_json, found | {"store": repository.settings.store, "path": str(path)}, str(path))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from backy.cli.app import Context, Site, app
 from backy.errors import BackyError, StoreError
@@ -23,19 +24,15 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: backy check --job '^vm'")
 def check(
     context: Context,
-    job: Annotated[
-        str, typer.Option(metavar="REGEX", help="Only jobs whose name it is found in.")
-    ] = "",
+    job: Annotated[str, Option(metavar="REGEX", help="Only jobs whose name it is found in.")] = "",
     sla: Annotated[
-        float, typer.Option(min=0.01, help="How old the newest revision may be, in intervals.")
+        float, Option(min=0.01, help="How old the newest revision may be, in intervals.")
     ] = 1.5,
-    failed: Annotated[
-        int, typer.Option(min=1, help="Failures in a row that are worth a warning.")
-    ] = 3,
-    free_warning: Annotated[float, typer.Option(help="Percent of space left: warn below.")] = 10,
-    free_critical: Annotated[float, typer.Option(help="Percent of space left: critical.")] = 3,
-    days_warning: Annotated[float, typer.Option(help="Days until it is full: warn below.")] = 14,
-    days_critical: Annotated[float, typer.Option(help="Days until it is full: critical.")] = 3,
+    failed: Annotated[int, Option(min=1, help="Failures in a row that are worth a warning.")] = 3,
+    free_warning: Annotated[float, Option(help="Percent of space left: warn below.")] = 10,
+    free_critical: Annotated[float, Option(help="Percent of space left: critical.")] = 3,
+    days_warning: Annotated[float, Option(help="Days until it is full: warn below.")] = 14,
+    days_critical: Annotated[float, Option(help="Days until it is full: critical.")] = 3,
 ) -> None:
     """Tell Nagios, Icinga or Checkmk how the backups are: one line, perfdata, then each bad job.
 
@@ -47,15 +44,9 @@ def check(
     try:
         pattern = re.compile(job)
         judge = Judge(
-            datetime.now(UTC),
-            sla_factor=sla,
-            failed=failed,
-            free_warning=free_warning,
-            free_critical=free_critical,
-            days_warning=days_warning,
-            days_critical=days_critical,
+            datetime.now(UTC), sla, failed, free_warning, free_critical, days_warning, days_critical
         )
-        promises, server, base = _ask(context)
+        promises, server, base = _ask(context.obj)
         wanted = {name: each for name, each in promises.items() if pattern.search(name)}
         code, text = judge.report((facts(base, name) for name in wanted), wanted, server)
     except re.error as error:
@@ -68,31 +59,26 @@ def check(
     raise typer.Exit(code)
 
 
-def _ask(context: Context) -> tuple[dict[str, Promise], Server, Path]:
+def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     """What is promised: the running daemon knows, or else the configuration says."""
     from backy.check import Promise, Server
-    from backy.service import control
+    from backy.service.row import promised
     from backy.space import space
 
-    site: Site = context.obj
     reply, problem, is_running = None, "", None
     try:
-        reply = control.ask(site.globals().socket, do="promises")
+        reply = site.ask(do="promises")
         is_running = reply is not None
     except StoreError as error:
         problem = error.message
-    if reply:
-        base, promised = Path(reply["base"]), reply["jobs"]
-        problem = reply["problem"]
-    else:
-        from backy.service.row import promised as promised_in
-
-        loaded = site.loaded()
-        base, promised = site.base, promised_in(loaded.config)
+    if not reply:
+        loaded = site.loaded
         problem = problem or "; ".join(map(str, loaded.problems))
-    promises = {job: Promise(*each) for job, each in promised.items()}
+        reply = {"base": site.base, "jobs": promised(loaded.config), "problem": problem}
+    base = Path(reply["base"])
+    promises = {job: Promise(*each) for job, each in reply["jobs"].items()}
     left = None
     with suppress(StoreError):
         left = space(base)
     unknown = sorted(set(jobs(base)) - promises.keys())
-    return promises, Server(is_running, left, problem, unknown), base
+    return promises, Server(is_running, left, reply["problem"], unknown), base

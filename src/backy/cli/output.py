@@ -11,6 +11,14 @@ from backy.revision import Revision
 from backy.units import format_duration, format_rate, format_size
 
 
+def answer(as_json: bool, record: object, text: str | Iterable[str]) -> None:
+    """Print what came of a command: `record` for programs, or else `text`, a line or several."""
+    if as_json:
+        print_json(record)
+    else:
+        print_lines([text] if isinstance(text, str) else text)
+
+
 def print_json(record: object) -> None:
     """One JSON value on one line, at once. Where nobody listens any more, it is dropped.
 
@@ -28,58 +36,52 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table as wide as its content: cut at no terminal's edge, so that it can be piped."""
-    for line in table_lines(headings, rows):
-        sys.stdout.write(line + "\n")
+def warn(text: str) -> None:
+    """Say on standard error what does not keep the command from going on."""
+    sys.stderr.write(f"{printable(text)}\n")
 
 
-def table_lines(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of such a table."""
-    table = [list(headings), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
+def print_lines(lines: Iterable[str]) -> None:
+    """Print what is for people."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
-def revision_row(revision: Revision) -> list[str]:
-    """What `backy list JOB` shows of a revision."""
-    disks = revision.disks.values()
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """The lines of a table as wide as its content: cut at no terminal's edge, for pipes."""
+    cells = [list(headings), *([printable(str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
+
+
+def revision_table(history: Iterable[Revision]) -> Iterator[str]:
+    """What `backy list JOB` shows."""
+    headings = (
+        "revision", "time (UTC)", "size", "changed", "stored", "took", "consistency", "trust",
+        "tags",
+    )  # fmt: skip
+    return table(headings, map(_revision_row, history))
+
+
+def _revision_row(revision: Revision) -> list[str]:
+    sizes = (format_size(total(revision, what)) for what in ("size", "changed", "stored"))
     return [
-        revision.id,
-        f"{revision.time:%Y-%m-%d %H:%M:%S}",
-        format_size(sum(disk.size for disk in disks)),
-        format_size(sum(disk.changed for disk in disks)),
-        format_size(sum(disk.stored for disk in disks)),
-        format_duration(revision.seconds),
-        revision.consistency.value,
-        revision.trust.value,
+        revision.id, f"{revision.time:%Y-%m-%d %H:%M:%S}", *sizes,
+        format_duration(revision.seconds), revision.consistency.value, revision.trust.value,
         ",".join(revision.tags) or "-",
-    ]
+    ]  # fmt: skip
 
 
-REVISION_HEADINGS = (
-    "revision",
-    "time (UTC)",
-    "size",
-    "changed",
-    "stored",
-    "took",
-    "consistency",
-    "trust",
-    "tags",
-)
+def total(revision: Revision, what: str) -> int:
+    """How many bytes all its disks have of "size", "read", "changed" or "stored"."""
+    return sum(getattr(disk, what) for disk in revision.disks.values())
 
 
 def summary(revision: Revision, seconds: float) -> str:
     """The line at the end of a backup: read, changed, stored, ratio, seconds, rate."""
-    disks = revision.disks.values()
-    read, changed, stored = (
-        sum(disk.read for disk in disks),
-        sum(disk.changed for disk in disks),
-        sum(disk.stored for disk in disks),
-    )
+    read, changed, stored = (total(revision, what) for what in ("read", "changed", "stored"))
     ratio = f"{changed / stored:.1f}:1" if stored else "-"
     return (
         f"read {format_size(read)}, changed {format_size(changed)}, stored {format_size(stored)} "

@@ -5,31 +5,25 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 from backy.cli.output import print_json, printable
 from backy.units import format_duration, format_rate, format_size
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
-class Display(Protocol):
-    """Shows how far a command is, whenever it is asked to."""
+
+class Meter(ABC):
+    """Counts bytes from any thread, and shows them no more often than `interval_seconds`."""
 
     interval_seconds: float
 
-    def show(self, done: int, total: int, seconds: float) -> None:
-        """`done` of `total` bytes were dealt with in so many seconds."""
-
-    def say(self, text: str, *, is_warning: bool) -> None:
-        """Something that the user should know, or what a hook said."""
-
-
-class Meter:
-    """Counts bytes from any thread, and asks the display no more often than it wants."""
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
+    def __init__(self, title: str) -> None:
+        self._title = title
         self._lock = threading.Lock()
         self._start = self._shown = time.monotonic()
         self._total = 0
@@ -44,75 +38,90 @@ class Meter:
         with self._lock:
             self._done += length
             now = time.monotonic()
-            if now - self._shown < self._display.interval_seconds:
+            if now - self._shown < self.interval_seconds:
                 return
             self._shown = now
-            self._display.show(self._done, self._total, now - self._start)
+            self._show(self._done, self._total, now - self._start)
 
-    def warn(self, text: str) -> None:
-        """Say it now."""
+    def warn(self, text: str, event: dict[str, Any] | None = None) -> None:
+        """Say it now; programs get `event` where there is one."""
         with self._lock:
-            self._display.say(text, is_warning=True)
+            self._say(f"warning: {text}", event or {"event": "warning", "message": text})
 
     def note(self, text: str) -> None:
         """Say what is no warning."""
         with self._lock:
-            self._display.say(text, is_warning=False)
+            self._say(text, {"event": "note", "message": text})
 
     @property
     def seconds(self) -> float:
         """Since the command began."""
         return time.monotonic() - self._start
 
+    @abstractmethod
+    def _show(self, done: int, total: int, seconds: float) -> None:
+        """`done` of `total` bytes were dealt with in so many seconds."""
+
+    @abstractmethod
+    def _say(self, text: str, event: dict[str, Any]) -> None:
+        """Something that the user should know, or what a hook said; the same for programs."""
+
 
 @contextmanager
 def meter(title: str, *, as_json: bool) -> Iterator[Meter]:
-    """A Meter with the display that fits where this command's output goes."""
+    """A Meter that fits where this command's output goes."""
     if as_json:
-        yield Meter(_Json())
+        yield _Json(title)
     elif sys.stderr.isatty():
-        with _bar(title) as display:
-            yield Meter(display)
+        with _progress() as progress:
+            yield _Bar(title, progress)
     else:
-        yield Meter(_Lines(title))
+        yield _Lines(title)
 
 
-class _Json:
+class _Json(Meter):
     interval_seconds = 1.0
 
-    def show(self, done: int, total: int, seconds: float) -> None:
+    def _show(self, done: int, total: int, seconds: float) -> None:
         rate = done / seconds
         left = round((total - done) / rate, 1) if rate else None
-        print_json(
-            {"event": "progress", "done": done, "total": total, "rate": round(rate)}
-            | {"eta_seconds": left}
-        )
+        event = {"event": "progress", "done": done, "total": total, "rate": round(rate)}
+        print_json(event | {"eta_seconds": left})
 
-    def say(self, text: str, *, is_warning: bool) -> None:
-        print_json({"event": "warning" if is_warning else "note", "message": text})
+    def _say(self, text: str, event: dict[str, Any]) -> None:
+        print_json(event)
 
 
-class _Lines:
+class _Lines(Meter):
     interval_seconds = 60.0
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-
-    def show(self, done: int, total: int, seconds: float) -> None:
+    def _show(self, done: int, total: int, seconds: float) -> None:
         left = format_duration((total - done) * seconds / done) if done else "unknown"
         share = f"{100 * done / max(total, 1):.1f} % of {format_size(total)}"
-        self._write(f"{share}, {format_rate(done, seconds)}, {left} left")
+        self._say(f"{share}, {format_rate(done, seconds)}, {left} left", {})
 
-    def say(self, text: str, *, is_warning: bool) -> None:
-        self._write(f"{'warning: ' if is_warning else ''}{printable(text)}")
-
-    def _write(self, text: str) -> None:
-        sys.stderr.write(f"{self._title}: {text}\n")
+    def _say(self, text: str, event: dict[str, Any]) -> None:
+        sys.stderr.write(f"{self._title}: {printable(text)}\n")
         sys.stderr.flush()
 
 
-@contextmanager
-def _bar(title: str) -> Iterator[Display]:
+class _Bar(Meter):
+    interval_seconds = 0.1
+
+    def __init__(self, title: str, progress: Progress) -> None:
+        super().__init__(title)
+        self._progress = progress
+        self._task = progress.add_task(title, total=None)
+
+    def _show(self, done: int, total: int, seconds: float) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def _say(self, text: str, event: dict[str, Any]) -> None:
+        line = f"{self._title}: {printable(text)}"
+        self._progress.console.print(line, markup=False, highlight=False)
+
+
+def _progress() -> Progress:
     from rich import progress
     from rich.console import Console
 
@@ -123,19 +132,4 @@ def _bar(title: str) -> Iterator[Display]:
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-
-        class Bar:
-            interval_seconds = 0.1
-
-            def show(self, done: int, total: int, seconds: float) -> None:
-                bar.update(task, completed=done, total=total)
-
-            def say(self, text: str, *, is_warning: bool) -> None:
-                mark = "warning: " if is_warning else ""
-                bar.console.print(
-                    f"{title}: {mark}{printable(text)}", markup=False, highlight=False
-                )
-
-        yield Bar()
+    return progress.Progress(*columns, console=Console(stderr=True), transient=True)

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from backy import quarantine
-from backy.cli.app import AsJson, Context, Job, app, open_repository
-from backy.cli.output import print_json, print_table
-from backy.errors import BackyError, ConfigError
+from backy.cli.app import AsJson, Context, Job, app, each_job, open_repository
+from backy.cli.output import answer, table
+from backy.errors import ConfigError
 from backy.quarantine import Report
 from backy.repository import Repository, jobs
 
@@ -21,36 +22,33 @@ reports = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(reports, name="reports")
-ReportId = Annotated[str, typer.Argument(metavar="REPORT", help="The id that backy reports lists.")]
+OneJob = Annotated[str | None, Option(metavar="JOB", help="Only the reports of this job.")]
+ReportId = Annotated[str, Argument(metavar="REPORT", help="The id that backy reports lists.")]
+Ids = Annotated[list[str] | None, Argument(metavar="REPORT", help="These reports.")]
+Healed = Annotated[bool, Option("--healed", help="All reports of what was healed.")]
 HEADINGS = ("job", "report", "found by", "healed from", "revisions", "what")
 
 
 @reports.callback()
-def _list(
-    context: Context,
-    job: Annotated[
-        str | None, typer.Option(metavar="JOB", help="Only the reports of this job.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def _list(context: Context, job: OneJob = None, as_json: AsJson = False) -> None:
     if context.invoked_subcommand:
         return
-    found: list[tuple[Repository, Report]] = []
-    unusable: list[BackyError] = []
-    for name in [job] if job else jobs(context.obj.base):
-        try:
-            repository = open_repository(context, name)
-            found += [(repository, report) for report in quarantine.reports(repository)]
-        except BackyError as error:
-            if job:
-                raise
-            unusable.append(error)
-    if as_json:
-        print_json({"reports": [_record(repository, report) for repository, report in found]})
-    else:
-        print_table(HEADINGS, (_row(repository, report) for repository, report in found))
-    if unusable:
-        raise unusable[0]
+    found, unusable = each_job(context, [job] if job else jobs(context.obj.base), _reports)
+    if unusable and job:
+        raise unusable[0][1]
+    listed = [each for of_job in found for each in of_job]
+    records = [_record(repository, report) for repository, report in listed]
+    rows = (
+        (of.name, each.id, each.verb, each.healed or "-", len(each.revisions), each.reason)
+        for of, each in listed
+    )
+    answer(as_json, {"reports": records}, table(HEADINGS, rows))
+    for _, error in unusable:
+        raise error
+
+
+def _reports(repository: Repository) -> list[tuple[Repository, Report]]:
+    return [(repository, report) for report in quarantine.reports(repository)]
 
 
 def _record(repository: Repository, report: Report) -> dict[str, Any]:
@@ -59,25 +57,11 @@ def _record(repository: Repository, report: Report) -> dict[str, Any]:
     return {"job": repository.name, **record}
 
 
-def _row(repository: Repository, report: Report) -> list[str]:
-    return [
-        repository.name,
-        report.id,
-        report.verb,
-        report.healed or "-",
-        str(len(report.revisions)),
-        report.reason,
-    ]
-
-
 @reports.command(epilog="Example: backy reports show vm1 20261123T004938Z-3fa1")
 def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = False) -> None:
     """Show one report: when, where, which revisions, and where the bytes are kept."""
     repository = open_repository(context, job)
     report = quarantine.find(repository, report_id)
-    if as_json:
-        print_json(_record(repository, report))
-        return
     rows = [
         ("found", f"{report.time:%Y-%m-%d %H:%M:%S} UTC by {report.verb}"),
         ("what", report.reason),
@@ -88,20 +72,12 @@ def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = Fals
         end = each.start + each.length
         rows.append(("affects", f"{each.revision} {each.disk} bytes {each.start} to {end}"))
     rows += [("kept", str(path)) for path in quarantine.files(repository, report)]
-    print_table(("report", report.id), rows)
+    answer(as_json, _record(repository, report), table(("report", report.id), rows))
 
 
 @reports.command(epilog="Example: backy reports delete vm1 --healed")
 def delete(
-    context: Context,
-    job: Job,
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="REPORT", help="These reports.")
-    ] = None,
-    healed: Annotated[
-        bool, typer.Option("--healed", help="All reports of what was healed.")
-    ] = False,
-    as_json: AsJson = False,
+    context: Context, job: Job, ids: Ids = None, healed: Healed = False, as_json: AsJson = False
 ) -> None:
     """Delete reports, and the damaged bytes that are kept with them.
 
@@ -117,7 +93,5 @@ def delete(
         raise ConfigError("no report was named", f"backy reports --job {job} lists them.")
     quarantine.delete(repository, unwanted)
     names = [report.id for report in unwanted]
-    if as_json:
-        print_json({"job": job, "deleted": names})
-    else:
-        typer.echo(f"{job}: deleted {', '.join(names) or 'nothing'}")
+    text = f"{job}: deleted {', '.join(names) or 'nothing'}"
+    answer(as_json, {"job": job, "deleted": names}, text)

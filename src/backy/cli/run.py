@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 
 from backy import errors, process
-from backy.cli import (  # noqa: F401 - importing them adds their commands
-    care,
-    change,
-    configure,
-    history,
-    monitor,
-    reports,
-    service,
-    transfer,
-)
+
+# Importing them adds their commands.
+from backy.cli import care, change, configure, history, monitor, reports, service, transfer  # noqa: F401
 from backy.cli.app import app
-from backy.cli.output import print_json, printable
+from backy.cli.output import print_json, warn
 from backy.errors import BackyError
 
 _BUG = 70  # EX_SOFTWARE, sysexits.h
@@ -41,13 +33,10 @@ def run(arguments: list[str]) -> int:
 
 def _report(error: BackyError, *, as_json: bool) -> None:
     """Say what failed, on which object, and what to do next."""
-    sys.stderr.write(f"backy: {printable(error.message)}\n")
+    warn(f"backy: {error.message}")
     if error.hint:
-        sys.stderr.write(f"  {printable(error.hint)}\n")
+        warn(f"  {error.hint}")
     if as_json:
         kinds = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-        kind = next(kinds).__name__
-        print_json(
-            {"event": "error", "error": kind, "exit_code": error.exit_code}
-            | {"message": error.message, "hint": error.hint}
-        )
+        record = {"event": "error", "error": next(kinds).__name__, "exit_code": error.exit_code}
+        print_json(record | {"message": error.message, "hint": error.hint})

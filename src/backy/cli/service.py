@@ -7,18 +7,18 @@ say, and `run` does the backup itself.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from backy import process
 from backy import status as statuses
 from backy.cli.app import AsJson, Context, Job, Site, app
-from backy.cli.output import print_json, print_table, printable, table_lines
+from backy.cli.output import answer, print_json, print_lines, printable, table, warn
 from backy.errors import CancelledError, NotFoundError
 from backy.facts import facts
 from backy.repository import check_job, jobs
@@ -30,16 +30,12 @@ if TYPE_CHECKING:
 
 _REFRESH_SECONDS = 1.0
 _NO_DAEMON = "the daemon is not running"
-Once = Annotated[bool, typer.Option("--once", help="Show it once, also on a terminal.")]
+LogJson = Annotated[bool, Option("--log-json", help="Log a JSON object a line, not text.")]
+Once = Annotated[bool, Option("--once", help="Show it once, also on a terminal.")]
 
 
 @app.command(epilog="Example: backy daemon --log-json")
-def daemon(
-    context: Context,
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="Log a JSON object a line, not text.")
-    ] = False,
-) -> None:
+def daemon(context: Context, log_json: LogJson = False) -> None:
     """Run all jobs as they are configured, until SIGTERM; SIGHUP reads the configuration again.
 
     It stays in the foreground: systemd, or another supervisor, starts it.
@@ -65,38 +61,30 @@ def status(context: Context, once: Once = False, as_json: AsJson = False) -> Non
 @app.command(epilog="Example: backy top")
 def top(context: Context, once: Once = False, as_json: AsJson = False) -> None:
     """Show what runs and what waits, and how full the pools are."""
-    _show(
-        context.obj, lambda row: row["state"] in {"running", "waiting"}, once=once, as_json=as_json
-    )
+    states = {"running", "waiting"}
+    _show(context.obj, lambda row: row["state"] in states, once=once, as_json=as_json)
 
 
 def _show(site: Site, is_wanted: Callable[[Row], bool], *, once: bool, as_json: bool) -> None:
-    if as_json:
-        print_json(_picture(site, is_wanted))
-    elif once or not sys.stdout.isatty():
-        for line in _lines(_picture(site, is_wanted)):
-            typer.echo(line)
-    else:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
+    if as_json or once or not sys.stdout.isatty():
+        picture = _picture(site, is_wanted)
+        answer(as_json, picture, _lines(picture))
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
 
-        console = Console()
-        with (
-            suppress(CancelledError),
-            Live(console=console, screen=True, auto_refresh=False) as live,
-        ):
-            while True:
-                lines = _lines(_picture(site, is_wanted))[: console.height]
-                live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
-                process.sleep(_REFRESH_SECONDS)
+    console = Console()
+    with suppress(CancelledError), Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            lines = list(_lines(_picture(site, is_wanted)))[: console.height]
+            live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
+            process.sleep(_REFRESH_SECONDS)
 
 
 def _picture(site: Site, is_wanted: Callable[[Row], bool]) -> dict[str, Any]:
     """What the daemon says, or without it the repositories."""
-    from backy.service import control
-
-    reply = control.ask(site.globals().socket, do="status") if site.path else None
+    reply = site.ask(do="status") if site.path else None
     if not reply:
         reply = {"jobs": list(_rows_without(site)), "problem": _NO_DAEMON}
     return reply | {"jobs": [row for row in reply["jobs"] if is_wanted(row)]}
@@ -105,38 +93,29 @@ def _picture(site: Site, is_wanted: Callable[[Row], bool]) -> dict[str, Any]:
 def _rows_without(site: Site) -> Iterable[Row]:
     from backy.service.row import row
 
-    config = site.loaded().config if site.path else None
+    config = site.loaded.config if site.path else None
     now = datetime.now(UTC)
     for job in config.jobs if config else jobs(site.base):
         yield row(facts(site.base, job), config.intervals(job) if config else None, now)
 
 
-def _lines(picture: dict[str, Any]) -> list[str]:
+def _lines(picture: dict[str, Any]) -> Iterator[str]:
     headings = ("job", "state", "last (UTC)", "next (UTC)", "overdue", "took", "now")
-    lines = table_lines(headings, map(_cells, picture["jobs"]))
-    used = [
-        f"{pool}: {each['in_use']} of {each['slots']} slots, {each['queued']} waiting"
-        for pool, each in picture.get("pools", {}).items()
-    ]
-    return [*lines, "", *used, *filter(None, [printable(picture.get("problem", ""))])]
+    yield from table(headings, map(_cells, picture["jobs"]))
+    yield ""
+    for pool, each in picture.get("pools", {}).items():
+        yield f"{pool}: {each['in_use']} of {each['slots']} slots, {each['queued']} waiting"
+    if problem := picture.get("problem"):
+        yield printable(problem)
 
 
 def _cells(row: Row) -> list[str]:
-    overdue, took = row["overdue_seconds"], row["seconds"]
     state = " ".join(filter(None, (row["state"], row.get("verb"), row.get("pool"))))
-    return [
-        row["job"],
-        state,
-        _shown(row["last"]),
-        _shown(row["next"]),
-        format_duration(overdue) if overdue else "-",
-        format_duration(took) if took else "-",
-        _progress(row) or (f"{row['errors']} failed: {row['error']}" if row["error"] else "-"),
-    ]
-
-
-def _shown(time: str | None) -> str:
-    return time.replace("T", " ").rstrip("Z") if time else "-"
+    times = ((row[name] or "-").replace("T", " ").rstrip("Z") for name in ("last", "next"))
+    overdue, took = row["overdue_seconds"], row["seconds"]
+    spans = (format_duration(each) if each else "-" for each in (overdue, took))
+    failure = f"{row['errors']} failed: {row['error']}" if row["error"] else "-"
+    return [row["job"], state, *times, *spans, _progress(row) or failure]
 
 
 def _progress(row: Row) -> str:
@@ -150,18 +129,17 @@ def _progress(row: Row) -> str:
 def list_jobs(context: Context, as_json: AsJson = False) -> None:
     """Show the configured jobs, and the repositories that no job has."""
     site: Site = context.obj
-    loaded = site.loaded()
-    config = loaded.config
+    config = site.loaded.config
     left = sorted(set(jobs(site.base)) - config.jobs.keys()) if site.base.exists() else []
     if as_json:
         records = {name: each.model_dump(mode="json") for name, each in config.jobs.items()}
         print_json({"jobs": records, "not_configured": left})
     else:
         rows = [_job_cells(config, name) for name in config.jobs]
-        headings = ("job", "schedule", "intervals", "source", "limits")
-        print_table(headings, [*rows, *([name, "-", "not configured", "-", "-"] for name in left)])
-    for problem in loaded.problems:
-        typer.echo(f"backy: warning: {printable(str(problem))}", err=True)
+        rows += [[name, "-", "not configured", "-", "-"] for name in left]
+        print_lines(table(("job", "schedule", "intervals", "source", "limits"), rows))
+    for problem in site.loaded.problems:
+        warn(f"backy: warning: {problem}")
 
 
 def _job_cells(config: Config, name: str) -> list[str]:
@@ -180,42 +158,33 @@ def _job_cells(config: Config, name: str) -> list[str]:
 def run(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Have the daemon back up a job now, before all others; without a daemon, do it here."""
     from backy.cli.transfer import backup
-    from backy.service import control
 
-    site: Site = context.obj
-    if not control.ask(site.globals().socket, do="run", job=check_job(job)):
-        typer.echo(f"backy: {_NO_DAEMON}; backing up here", err=True)
-        backup(context, job, as_json=as_json)
-    elif as_json:
-        print_json({"job": job, "state": "waiting"})
+    if context.obj.ask(do="run", job=check_job(job)):
+        text = f"{job}: goes first; backy status shows it"
+        answer(as_json, {"job": job, "state": "waiting"}, text)
     else:
-        typer.echo(f"{job}: goes first; backy status shows it")
+        warn(f"backy: {_NO_DAEMON}; backing up here")
+        backup(context, job, as_json=as_json)
 
 
 @app.command(epilog="Example: backy pause vm1")
 def pause(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Start nothing for a job until backy resume; backy check warns of it. What runs goes on."""
-    _pause(context.obj, job, datetime.now(UTC).replace(microsecond=0), as_json=as_json)
+    _pause(context.obj, job, datetime.now(UTC).replace(microsecond=0))
+    answer(as_json, {"job": job, "state": "paused"}, f"{job}: paused")
 
 
 @app.command(epilog="Example: backy resume vm1")
 def resume(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Go on with a job that backy pause stopped; what was missed is caught up with."""
-    _pause(context.obj, job, None, as_json=as_json)
+    _pause(context.obj, job, None)
+    answer(as_json, {"job": job, "state": "resumed"}, f"{job}: resumed")
 
 
-def _pause(site: Site, job: str, since: datetime | None, *, as_json: bool) -> None:
-    from backy.service import control
-
+def _pause(site: Site, job: str, since: datetime | None) -> None:
     root = site.base / check_job(job)
     if not site.config_of(job) and not root.exists():
         raise NotFoundError(f"there is no job {job!r}", "backy jobs lists them.")
     statuses.update(root, lambda old: replace(old, paused=since and (old.paused or since)))
     if site.path:
-        with suppress(NotFoundError):
-            control.ask(site.globals().socket, do="look", job=job)
-    said = "paused" if since else "resumed"
-    if as_json:
-        print_json({"job": job, "state": said})
-    else:
-        typer.echo(f"{job}: {said}")
+        site.ask(do="look", job=job)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from backy import status
-from backy.cli.app import AsJson, Context, DiskName, Job, Spec, app, open_repository
-from backy.cli.output import print_json, summary
+from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app, open_repository
+from backy.cli.output import answer, summary, warn
 from backy.cli.progress import Meter, meter
 from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.records import Settings, revision_record
@@ -29,20 +29,25 @@ if TYPE_CHECKING:
 _NEW = "For a new repository: "
 Sources = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="[DISK=]PATH", help="A file or block device; remembered. Again for more disks."
-    ),
+    Option(metavar="[DISK=]PATH", help="A file or block device; remembered. Again for more disks."),
 ]
 Tags = Annotated[
-    list[str] | None, typer.Option(metavar="TAG", help="A tag for the revision. Again for more.")
+    list[str] | None, Option(metavar="TAG", help="A tag for the revision. Again for more.")
 ]
 StoreName = Annotated[
-    str | None, typer.Option(help=_NEW + "chunks, images, or auto (what the file system can do).")
+    str | None, Option(help=_NEW + "chunks, images, or auto (what the file system can do).")
 ]
 BlockSize = Annotated[
-    str | None, typer.Option(metavar="SIZE", help=_NEW + "64KiB to 16MiB; 1MiB by default.")
+    str | None, Option(metavar="SIZE", help=_NEW + "64KiB to 16MiB; 1MiB by default.")
 ]
-Level = Annotated[int | None, typer.Option(help=_NEW + "zstd level, 1 to 19; 1 by default.")]
+Level = Annotated[int | None, Option(help=_NEW + "zstd level, 1 to 19; 1 by default.")]
+Target = Annotated[
+    str, Argument(metavar="TARGET", help="A file, a block device, or - for standard output.")
+]
+OverSource = Annotated[bool, Option("--over-source", help="Allow the source itself as the target.")]
+KeepGoing = Annotated[
+    bool, Option("--keep-going", help="Write zeroes for what is lost, and list it.")
+]
 
 
 @app.command(epilog="Example: backy backup vm1 --source /images/vm1.img")
@@ -68,7 +73,7 @@ def backup(
 
     root = context.obj.base / check_job(job)
     config: Config | None = context.obj.config_of(job)
-    asked_tags = [check_tag(each) for each in tag or []]
+    tags = {check_tag(each) for each in tag or []}
     size = parse_size(block_size) if block_size else None
     asked = {"store": store, "block_size": size, "level": level}
     settings = _file_source(source) if source else _source_of(root, config)
@@ -76,14 +81,9 @@ def backup(
         hooks = _hooks(config, root, shown)
         with recorded(root, hooks, is_configured=config is not None):
             repository = _open_or_create(root, asked, config)
-            tags = set(asked_tags or _tags_due(config, repository))
-            revision = run(
-                repository,
-                open_source(settings),
-                tags=tuple(sorted(tags)),
-                hooks=hooks,
-                watcher=shown,
-            )
+            due = tuple(sorted(tags or _tags_due(config, repository)))
+            live = open_source(settings)
+            revision = run(repository, live, tags=due, hooks=hooks, watcher=shown)
         doubt = suspicion(repository, revision, revision.parent)
         repository.remember_source(settings)
         if doubt:
@@ -92,11 +92,9 @@ def backup(
             hooks.run("after-backup", revision.id, record=revision_record(revision))
     error = hooks.failures[-1] if hooks and hooks.failures else ""
     status.update(root, lambda old: status.succeeded(old, revision, error, doubt))
-    if as_json:
-        finished = {"event": "finished", "job": job, "seconds": shown.seconds}
-        print_json(finished | {"revision": revision_record(revision)})
-    else:
-        typer.echo(f"{job}: {revision.id}: {summary(revision, shown.seconds)}")
+    finished = {"event": "finished", "job": job, "seconds": shown.seconds}
+    text = f"{job}: {revision.id}: {summary(revision, shown.seconds)}"
+    answer(as_json, finished | {"revision": revision_record(revision)}, text)
 
 
 def _source_of(root: Path, config: Config | None) -> dict[str, Any]:
@@ -172,18 +170,11 @@ def _open_or_create(root: Path, asked: dict[str, Any], config: Config | None) ->
 def restore(
     context: Context,
     job: Job,
-    target: Annotated[
-        str,
-        typer.Argument(metavar="TARGET", help="A file, a block device, or - for standard output."),
-    ],
+    target: Target,
     spec: Spec = "latest",
-    disk: DiskName = None,
-    over_source: Annotated[
-        bool, typer.Option("--over-source", help="Allow the source itself as the target.")
-    ] = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Write zeroes for what is lost, and list it.")
-    ] = False,
+    disk: OneDisk = None,
+    over_source: OverSource = False,
+    keep_going: KeepGoing = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a disk back: write it to a file, a block device or standard output.
@@ -201,23 +192,16 @@ def restore(
     repository = open_repository(context, job)
     revision = repository.find(spec)
     name = _disk_of(repository, revision, disk)
-    size = revision.disks[name].size
+    facts = {"revision": revision.id, "disk": name, "target": target}
+    bring = partial(run, over_source=over_source, keep_going=keep_going)
     with (
         meter(f"{job} {name}", as_json=as_json) as shown,
-        _hooked(context, repository, shown, revision=revision.id, disk=name, target=target),
+        _hooked(context.obj.config_of(job), repository, facts, shown),
     ):
-        restored = run(
-            repository,
-            revision,
-            name,
-            target,
-            over_source=over_source,
-            keep_going=keep_going,
-            watcher=shown,
-        )
+        restored = bring(repository, revision, name, target, watcher=shown)
         _warn_of_damage(restored, shown)
-    done = {"job": job, "revision": revision.id, "disk": name, "target": target, "size": size}
-    _say_restored(done, restored, shown.seconds, as_json=as_json)
+    done = {"job": job, **facts, "size": revision.disks[name].size}
+    _say_restored(done, restored, shown.seconds, as_json)
     if restored.lost:
         raise DamagedError(
             f"{job}: {revision.id} {name}: {len(restored.lost)} ranges are lost",
@@ -226,10 +210,12 @@ def restore(
 
 
 @contextmanager
-def _hooked(context: Context, repository: Repository, shown: Meter, **facts: str) -> Iterator[None]:
+def _hooked(
+    config: Config | None, repository: Repository, facts: dict[str, Any], shown: Meter
+) -> Iterator[None]:
     """Run the hooks before a restore, and when it ended, however that was, those after it."""
     with ExitStack() as stack:
-        if hooks := _hooks(context.obj.config_of(repository.name), repository.root, shown):
+        if hooks := _hooks(config, repository.root, shown):
             stack.callback(hooks.run, "after-restore", **facts)
             hooks.run("before-restore", **facts)
         yield
@@ -253,17 +239,15 @@ def _warn_of_damage(restored: Restored, shown: Meter) -> None:
         shown.warn(f"bytes {start} to {start + length} are lost; the target has zeroes there")
 
 
-def _say_restored(
-    done: dict[str, Any], restored: Restored, seconds: float, *, as_json: bool
-) -> None:
+def _say_restored(done: dict[str, Any], restored: Restored, seconds: float, as_json: bool) -> None:
     read = restored.read
-    if as_json:
-        ranges = {"lost": restored.lost, "healed": restored.healed}
-        print_json({"event": "finished", **done, "read": read, "seconds": seconds, **ranges})
-        return
-    typer.echo(
+    ranges = {"read": read, "seconds": seconds, "lost": restored.lost, "healed": restored.healed}
+    text = (
         f"{done['job']}: {done['revision']}: {done['disk']} restored to {done['target']}: "
         f"{format_size(done['size'])}, of which {format_size(read)} are data, {seconds:.1f} s, "
-        f"{format_rate(read, seconds)}",
-        file=sys.stderr if done["target"] == "-" else sys.stdout,
+        f"{format_rate(read, seconds)}"
     )
+    if done["target"] == "-":
+        warn(text)
+    else:
+        answer(as_json, {"event": "finished"} | done | ranges, text)

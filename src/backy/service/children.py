@@ -30,7 +30,6 @@ class Child:
         self._is_cancelled = False
         self._began = time.monotonic()
         self.progress: Event = {}
-        self.finished: Event = {}
         self.error = ""
         self._said: deque[str] = deque(maxlen=_LAST_LINES)
 
@@ -57,13 +56,10 @@ class Child:
                 event = json.loads(line)
                 if not isinstance(event, dict):
                     continue
-                kind = event.get("event")
-                if kind == "progress":
+                if event.get("event") == "progress":
                     self.progress = event
                     continue
-                if kind == "finished":
-                    self.finished = event
-                if kind == "error":
+                if event.get("event") == "error":
                     self.error = str(event.get("message", ""))
                 hear(event)
 
@@ -78,16 +74,10 @@ class Child:
 
     def said(self) -> Event:
         """What it is doing, for those who ask."""
-        return {"pid": self.pid, "running_seconds": time.monotonic() - self._began} | {
-            name: self.progress[name]
-            for name in ("done", "total", "rate", "eta_seconds")
-            if name in self.progress
-        }
-
-    @property
-    def pid(self) -> int | None:
-        """The number of its process, once it is started."""
-        return self._process.pid if self._process else None
+        pid = self._process.pid if self._process else None
+        names = ("done", "total", "rate", "eta_seconds")
+        progress = {name: self.progress[name] for name in names if name in self.progress}
+        return {"pid": pid, "running_seconds": time.monotonic() - self._began} | progress
 
     def cancel(self) -> None:
         """Have it clean up and end; within moments, unless its storage hangs."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from collections.abc import Coroutine, Iterable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from backy.service.metrics import Metrics
 from backy.service.notify import notify, watchdog_seconds
 from backy.service.planner import BACKUP, Task
 from backy.service.row import promised
-from backy.service.state import Setup, State, pools, rows, view
+from backy.service.state import Setup, State, pools, rows, samples
 from backy.sources import open_source
 from backy.space import record_space
 
@@ -54,7 +54,7 @@ class Daemon:
         self._base = base
         self._log = log
         self._state = State(self._load())
-        self._metrics = Metrics(partial(view, self._state))
+        self._metrics = Metrics(partial(samples, self._state))
         self._others: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self._is_stopping = False
@@ -73,7 +73,7 @@ class Daemon:
         """
         setup = self._state.setup
         async with AsyncExitStack() as stack:
-            stack.enter_context(_alone(setup.base))
+            _lock(setup.base, stack)
             server = await control.listen(setup.config.global_.socket, self._answer)
             stack.push_async_callback(control.close, server, setup.config.global_.socket)
             if setup.config.global_.metrics_listen:
@@ -254,7 +254,9 @@ class Daemon:
         if do == "status":
             return self._status()
         if do == "promises":
-            return self._promises()
+            setup = self._state.setup
+            jobs = promised(setup.config)
+            return {"jobs": jobs, "problem": setup.problem, "base": str(setup.base)}
         if do == "reload":
             return {"problem": await self._reload()}
         if do not in {"run", "look"}:
@@ -268,33 +270,26 @@ class Daemon:
             self._news.set()
         return {"job": job}
 
-    def _promises(self) -> control.Reply:
-        setup = self._state.setup
-        return {"jobs": promised(setup.config), "problem": setup.problem, "base": str(setup.base)}
-
     def _status(self) -> control.Reply:
         setup = self._state.setup
         return {
             "jobs": list(rows(self._state, datetime.now(UTC))),
-            "pools": {name: asdict(pool) for name, pool in pools(self._state).items()},
+            "pools": pools(self._state),
             "problem": setup.problem,
             "stopping": self._is_stopping,
         }
 
 
-@contextmanager
-def _alone(base: Path) -> Iterator[None]:
-    """Be the only daemon of a base directory."""
+def _lock(base: Path, stack: AsyncExitStack) -> None:
+    """Be the only daemon of a base directory, until `stack` ends."""
     folder = base / ".backy"
-    with ExitStack() as stack:
-        with translated(StoreError, f"locking {folder}", "May you write there?"):
-            disk.make_folder(folder)
-            try:
-                stack.enter_context(disk.locked(folder))
-            except BlockingIOError:
-                hint = "One daemon serves a base directory; stop the other one."
-                raise BusyError(f"another daemon has {base}", hint) from None
-        yield
+    with translated(StoreError, f"locking {folder}", "May you write there?"):
+        disk.make_folder(folder)
+        try:
+            stack.enter_context(disk.locked(folder))
+        except BlockingIOError:
+            hint = "One daemon serves a base directory; stop the other one."
+            raise BusyError(f"another daemon has {base}", hint) from None
 
 
 def _log_event(log: FilteringBoundLogger, event: Event) -> None:

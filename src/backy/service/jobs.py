@@ -31,39 +31,19 @@ def look(base: Path, job: str, settings: Job, tags: Schedule, now: datetime) -> 
     try:
         repository = Repository(base / job)
         history = repository.history()
-        background = _background(repository, history, settings, tags, now)
+        removed = trash.oldest(repository)
+        if settings.expire and expiries(history, tags, now, settings.minimum):
+            background[EXPIRE] = now
+        if removed:
+            background[PURGE] = removed + timedelta(seconds=settings.trash)
         if settings.scrub and history:
             background[SCRUB] = scrub_due(settings.scrub, tags, found.status, now)
     except NotFoundError:
         pass  # never backed up
     except BackyError as error:
         found = replace(found, problem=error.message)
-    known = Known(
-        last_by_tag=schedule.last_by_tag(history),
-        newest=history[-1].time if history else None,
-        errors=found.status.errors,
-        failed=found.status.failed,
-        seconds=found.status.seconds,
-        is_paused=found.status.paused is not None,
-        background=background,
-    )
-    return known, found
-
-
-def _background(
-    repository: Repository,
-    history: Sequence[Revision],
-    settings: Job,
-    tags: Schedule,
-    now: datetime,
-) -> dict[str, datetime]:
-    """When expiry and purge are due, of those that have something to do."""
-    due = {}
-    if settings.expire and expiries(history, tags, now, settings.minimum):
-        due[EXPIRE] = now
-    if removed := trash.oldest(repository):
-        due[PURGE] = removed + timedelta(seconds=settings.trash)
-    return due
+    newest = history[-1].time if history else None
+    return Known(schedule.last_by_tag(history), newest, found.status, background), found
 
 
 def scrub_due(promise: Scrub, tags: Schedule, status: Status, now: datetime) -> datetime:

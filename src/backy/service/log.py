@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TextIO
 
 import structlog
+from structlog import processors
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # sd-daemon(3)
@@ -19,20 +20,14 @@ def open_log(*, as_json: bool) -> FilteringBoundLogger:
     The journal notes the time itself, and the level from its own mark; elsewhere both are shown.
     """
     in_journal = bool(os.environ.get("JOURNAL_STREAM")) and not as_json
-    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    renderer = (
-        structlog.processors.JSONRenderer()
-        if as_json
-        else structlog.processors.KeyValueRenderer(key_order=["event"], drop_missing=True)
-    )
+    text = processors.KeyValueRenderer(key_order=["event"], drop_missing=True)
     return structlog.wrap_logger(  # type: ignore[no-any-return]
         structlog.WriteLogger(_Ear(sys.stderr)),  # type: ignore[arg-type]
         processors=[
-            structlog.processors.add_log_level,
-            *([] if in_journal else [stamp]),
-            *([_marked] if in_journal else []),
-            structlog.processors.format_exc_info,
-            renderer,
+            processors.add_log_level,
+            _marked if in_journal else processors.TimeStamper(fmt="iso", utc=True),
+            processors.format_exc_info,
+            processors.JSONRenderer() if as_json else text,
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
     )

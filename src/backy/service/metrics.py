@@ -7,9 +7,8 @@ rename ours. Most lines are written here, not by prometheus_client: for 10,000 j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -17,50 +16,13 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import Histogram, disable_created_metrics, exposition
 
-from backy import disk
+from backy import __version__, disk
 from backy.errors import ConfigError, translated
 from backy.facts import Facts
+from backy.space import Space
 
-
-@dataclass(frozen=True, slots=True)
-class JobView:
-    """A job of the configuration, and by how much it misses what was promised; 0: by nothing.
-
-    `overdue_seconds` counts from the time at which there should have been a newer revision, at
-    the latest, `scrub_overdue_seconds` from that at which each stored byte should have been read
-    again; None: that is not promised, or nothing is stored.
-    """
-
-    facts: Facts
-    overdue_seconds: float = 0
-    scrub_overdue_seconds: float | None = None
-    is_paused: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """How many tasks may run at once, how many do, and how many wait for their turn."""
-
-    slots: int
-    in_use: int
-    queued: int
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """All that is shown, at one time. Sizes are bytes; None where the file system does not say."""
-
-    now: datetime
-    jobs: Collection[JobView]
-    pools: Mapping[str, Pool]
-    free: int | None
-    capacity: int | None
-    configuration_ok: bool
-    loaded: datetime
-    version: str
-
-
-_Values = dict[str, float | None]  # by the name of the metric; None: there is nothing to say
+Values = dict[str, float | None]  # by the name of the metric; None: there is nothing to say
+Sample = tuple[str, Values]  # the labels, and what is said with them
 _WAITS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)  # seconds
 # What each metric says, by its name.
 _TEXTS = dict(
@@ -68,20 +30,28 @@ _TEXTS = dict(
 )
 
 
-def _of_job(job: JobView, now: datetime) -> _Values:
-    status, newest = job.facts.status, job.facts.newest
-    values: _Values = {
-        "backy_job_revisions": len(job.facts.revisions),
+def of_job(
+    facts: Facts, overdue_seconds: float, scrub_overdue_seconds: float | None, now: datetime
+) -> Sample:
+    """What is said of a job, and by how much it misses what was promised; 0: by nothing.
+
+    `overdue_seconds` counts from the time at which there should have been a newer revision, at
+    the latest, `scrub_overdue_seconds` from that at which each stored byte should have been read
+    again; None: that is not promised, or nothing is stored.
+    """
+    status, newest = facts.status, facts.newest
+    values: Values = {
+        "backy_job_revisions": len(facts.revisions),
         "backy_job_failures_total": status.failures,
         "backy_job_source_lies_total": status.lies,
         "backy_job_whole_reads_total": status.wholes,
         "backy_job_failed_in_a_row": status.errors,
-        "backy_job_overdue_seconds": job.overdue_seconds,
-        "backy_job_paused": job.is_paused,
-        "backy_job_unreadable": bool(job.facts.problem),
-        "backy_job_distrusted_revisions": len(job.facts.distrusted),
-        "backy_job_reports": job.facts.reports,
-        "backy_job_scrub_overdue_seconds": job.scrub_overdue_seconds,
+        "backy_job_overdue_seconds": overdue_seconds,
+        "backy_job_paused": status.paused is not None,
+        "backy_job_unreadable": bool(facts.problem),
+        "backy_job_distrusted_revisions": len(facts.distrusted),
+        "backy_job_reports": facts.reports,
+        "backy_job_scrub_overdue_seconds": scrub_overdue_seconds,
     }
     if newest:
         values["backy_job_duration_seconds"] = newest.seconds
@@ -96,41 +66,42 @@ def _of_job(job: JobView, now: datetime) -> _Values:
         if time:
             values[f"backy_job_last_{what}_timestamp_seconds"] = time.timestamp()
             values[f"backy_job_last_{what}_age_seconds"] = (now - time).total_seconds()
-    return values
+    return f'{{name="{facts.job}"}}', values  # no name has a character that must be escaped
 
 
-def _rows(view: View) -> Iterator[tuple[str, _Values]]:
-    """Labels, and what is said with them. No name has a character that must be escaped."""
-    for job in view.jobs:
-        yield f'{{name="{job.facts.job}"}}', _of_job(job, view.now)
-    for name, pool in view.pools.items():
-        slots: _Values = {"backy_slots": pool.slots, "backy_slots_in_use": pool.in_use}
-        yield f'{{pool="{name}"}}', slots | {"backy_queued": pool.queued}
-    server: _Values = {
-        "backy_free_bytes": view.free,
-        "backy_capacity_bytes": view.capacity,
-        "backy_configuration_ok": view.configuration_ok,
-        "backy_configuration_loaded_timestamp_seconds": view.loaded.timestamp(),
+def of_pool(name: str, pool: Mapping[str, int]) -> Sample:
+    """How many slots a pool has, how many are in use, and how many tasks wait for one."""
+    slots: Values = {"backy_slots": pool["slots"], "backy_slots_in_use": pool["in_use"]}
+    return f'{{pool="{name}"}}', slots | {"backy_queued": pool["queued"]}
+
+
+def of_server(space: Space | None, problem: str, loaded: datetime) -> Iterator[Sample]:
+    """What is no job's: space, if the file system says, and the configuration with its problem."""
+    values: Values = {
+        "backy_free_bytes": space.free if space else None,
+        "backy_capacity_bytes": space.capacity if space else None,
+        "backy_configuration_ok": not problem,
+        "backy_configuration_loaded_timestamp_seconds": loaded.timestamp(),
     }
-    yield "", server
-    yield f'{{version="{view.version}"}}', {"backy_build_info": 1}
+    yield "", values
+    yield f'{{version="{__version__}"}}', {"backy_build_info": 1}
 
 
-def _lines(rows: Collection[tuple[str, _Values]]) -> Iterator[str]:
+def _lines(samples: Collection[Sample]) -> Iterator[str]:
     """The text format of Prometheus, in which all lines of a metric stand together."""
     for name, text in _TEXTS.items():
         kind = "counter" if name.endswith("_total") else "gauge"
         yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
-        for labels, values in rows:
+        for labels, values in samples:
             if (value := values.get(name)) is not None:
                 yield f"{name}{labels} {+value}\n"
 
 
 class Metrics:
-    """What Prometheus is told. `view` is called once for each answer, from other threads too."""
+    """What Prometheus is told. `ask` is called once for each answer, from other threads too."""
 
-    def __init__(self, view: Callable[[], View]) -> None:
-        self._view = view
+    def __init__(self, ask: Callable[[], Iterable[Sample]]) -> None:
+        self._ask = ask
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second metric for a histogram
         text = "How long a task that was due waited for its slot."
         self._waits = Histogram("backy_queue_wait_seconds", text, buckets=_WAITS, registry=None)
@@ -141,7 +112,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics, in the text format of Prometheus."""
-        lines = "".join(_lines(list(_rows(self._view()))))
+        lines = "".join(_lines(list(self._ask())))
         return lines.encode() + exposition.generate_latest(self._waits)
 
     def write(self, path: Path) -> None:

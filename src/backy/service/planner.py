@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 
 from backy import schedule
 from backy.config import Job, Schedule
+from backy.status import Status
 
 FAST, SLOW = "fast", "slow"
 SLOW_SECONDS = 600  # a job whose last backup took that long goes to the slow pool
@@ -31,10 +32,7 @@ class Known:
 
     last_by_tag: Mapping[str, datetime] = field(default_factory=dict)
     newest: datetime | None = None
-    errors: int = 0
-    failed: datetime | None = None
-    seconds: float = 0
-    is_paused: bool = False
+    status: Status = field(default_factory=Status)
     background: Mapping[str, datetime] = field(default_factory=dict)
 
 
@@ -121,7 +119,7 @@ class Planner:
         last = known.newest.timestamp() + plan.interval if known.newest else None
         plan.expected = plan.since.timestamp() if last is None else last
         self._drop(job)
-        plan.next = None if known.is_paused else self._next_run(plan, now)
+        plan.next = None if known.status.paused else self._next_run(plan, now)
         times = {BACKUP: plan.next.time, **known.background} if plan.next else {}
         for verb, due in times.items():
             time = max(due, plan.not_before.get(verb, due))
@@ -136,15 +134,14 @@ class Planner:
         return plan is not None and plan.serial == entry[1]
 
     def _next_run(self, plan: _Plan, now: datetime) -> schedule.Run:
-        known = plan.known
-        run = schedule.next_run(
-            plan.tags, plan.spread, known.last_by_tag, known.newest is not None, now
-        )
-        if not known.errors or not known.failed:
+        known, status = plan.known, plan.known.status
+        has_history = known.newest is not None
+        run = schedule.next_run(plan.tags, plan.spread, known.last_by_tag, has_history, now)
+        if not status.errors or not status.failed:
             return run
         # A clock that went back must not make a backoff of hours one of years.
-        wait = timedelta(seconds=schedule.backoff_seconds(known.errors))
-        return schedule.Run(min(known.failed, now) + wait, run.tags)
+        wait = timedelta(seconds=schedule.backoff_seconds(status.errors))
+        return schedule.Run(min(status.failed, now) + wait, run.tags)
 
     def postpone(self, job: str, verb: str, until: datetime) -> None:
         """From the next `learn` on, do not try again what failed, or what somebody else does."""
@@ -196,7 +193,7 @@ class Planner:
         if verb != BACKUP:
             return Task(job, verb, due, SLOW if verb == SCRUB else FAST)
         tags = plan.next.tags if plan.next else self._next_run(plan, due).tags
-        pool = SLOW if plan.known.seconds >= SLOW_SECONDS else FAST
+        pool = SLOW if plan.known.status.seconds >= SLOW_SECONDS else FAST
         return Task(job, verb, due, pool, tags, is_by_hand)
 
     def _limits(self, task: Task) -> Iterable[str]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
-from backy import __version__
-from backy.config import Config
+from backy.config import Config, Scrub
 from backy.errors import StoreError
 from backy.facts import Facts
 from backy.service.children import Child
-from backy.service.metrics import JobView, Pool, View
+from backy.service.metrics import Sample, of_job, of_pool, of_server
 from backy.service.planner import FAST, SLOW, Planner, Task
 from backy.service.row import Row, iso, overdue_seconds, row
 from backy.space import space
@@ -60,41 +59,32 @@ def _task_said(state: str, task: Task) -> Row:
     return {"state": state, "verb": task.verb, "pool": task.pool, "due": iso(task.due)}
 
 
-def pools(state: State) -> dict[str, Pool]:
-    """How full the pools are."""
+def pools(state: State) -> dict[str, dict[str, int]]:
+    """How many tasks of each pool may run at once, how many do, and how many wait."""
     planner = state.planner
     queued = [task.pool for task in list(planner.waiting.values())]
     return {
-        pool: Pool(planner.slots, planner.in_use(pool), queued.count(pool)) for pool in (FAST, SLOW)
+        pool: {"slots": planner.slots, "in_use": planner.in_use(pool), "queued": queued.count(pool)}
+        for pool in (FAST, SLOW)
     }
 
 
-def view(state: State) -> View:
+def samples(state: State) -> Iterator[Sample]:
     """What the metrics show."""
-    config, now = state.setup.config, datetime.now(UTC)
+    setup, now = state.setup, datetime.now(UTC)
+    for facts in list(state.facts.values()):
+        if job := setup.config.jobs.get(facts.job):
+            overdue = overdue_seconds(facts, setup.config.intervals(facts.job), now)
+            yield of_job(facts, overdue, _scrub_overdue_seconds(facts, job.scrub, now), now)
+    for name, pool in pools(state).items():
+        yield of_pool(name, pool)
     left = None
     with suppress(StoreError):
-        left = space(state.setup.base)
-    return View(
-        now=now,
-        jobs=[
-            _job_view(config, facts, now)
-            for facts in list(state.facts.values())
-            if facts.job in config.jobs
-        ],
-        pools=pools(state),
-        free=left.free if left else None,
-        capacity=left.capacity if left else None,
-        configuration_ok=not state.setup.problem,
-        loaded=state.setup.loaded,
-        version=__version__,
-    )
+        left = space(setup.base)
+    yield from of_server(left, setup.problem, setup.loaded)
 
 
-def _job_view(config: Config, facts: Facts, now: datetime) -> JobView:
-    scrub, since = config.jobs[facts.job].scrub, facts.unread_since
-    late = None
-    if scrub and since:
-        late = max(0.0, (now - since - timedelta(seconds=scrub.within)).total_seconds())
-    overdue = overdue_seconds(facts, config.intervals(facts.job), now)
-    return JobView(facts, overdue, late, facts.status.paused is not None)
+def _scrub_overdue_seconds(facts: Facts, scrub: Scrub | None, now: datetime) -> float | None:
+    if not scrub or not facts.unread_since:
+        return None
+    return max(0.0, (now - facts.unread_since).total_seconds() - scrub.within)

@@ -33,17 +33,12 @@ class Store(Protocol):
         """
 
     def open(
-        self,
-        revision: Revision,
-        disk: str,
-        cache: Cache = Cache.SPARE,
-        *,
-        is_partial_fine: bool = False,
+        self, revision: Revision, disk: str, cache: Cache = Cache.SPARE, *, may_be_cut: bool = False
     ) -> AbstractContextManager[StoredImage]:
         """The image of a disk of a published revision; every read of it checks the hash.
 
         Raises DamagedError where the index is not the one that the revision was published with,
-        or the image is not as long as it was; a shorter one `is_partial_fine` can allow. Reading
+        or the image is not as long as it was; a shorter one `may_be_cut` can allow. Reading
         what it lacks raises DamagedError then.
         """
 

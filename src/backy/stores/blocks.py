@@ -229,11 +229,9 @@ def index_path(root: Path, revision: Revision, disk: str) -> Path:
     return root / "revisions" / revision.id / f"{disk}.blocks"
 
 
-@contextmanager
-def open_index(root: Path, revision: Revision, disk: str) -> Iterator[Index]:
+def open_index(root: Path, revision: Revision, disk: str) -> AbstractContextManager[Index]:
     """The index of a published disk. Raises DamagedError where it is not what was published."""
-    with checked_index(index_path(root, revision, disk), revision.disks[disk]) as index:
-        yield index
+    return checked_index(index_path(root, revision, disk), revision.disks[disk])
 
 
 @contextmanager

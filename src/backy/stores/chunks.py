@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import zstandard
@@ -22,62 +22,33 @@ from backy.errors import DamagedError, StoreError, translated
 from backy.extent import Extent
 from backy.index import LINE, PIECE, Index, digest_of, zero_digest
 from backy.revision import Revision
-from backy.stores.blocks import (
-    NAMED,
-    BlockDraft,
-    StoredImage,
-    index_draft,
-    index_path,
-    open_index,
-    parent_index,
-)
+from backy.stores.blocks import NAMED, BlockStore, Scratch
 
 _CHUNK = re.compile(r"[0-9a-f]{64}\.zst")
-_REMEMBERED = (
-    1 << 17
-)  # chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again
+# Chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again.
+_REMEMBERED = 1 << 17
 _MARK_BITS = 28  # a bit for each value of as many bits of a digest: 32 MiB
 
 
-class ChunkStore:
+class ChunkStore(BlockStore):
     """A Store; see there for the contract."""
 
     shares_blocks = True
 
     def __init__(self, root: Path, block_size: int, level: int) -> None:
-        self._root = root
-        self._block_size = block_size
+        super().__init__(root, block_size, level)
+        self._folder = root / "chunks"
         self._tools = _Tools(block_size, level)
 
-    @contextmanager
-    def draft(
+    def _new_blocks(
         self, folder: Path, disk: str, size: int, parent: Revision | None
-    ) -> Iterator[BlockDraft]:
-        """See Store."""
-        blocks = ChunkBlocks(self._root / "chunks", self._block_size, self._tools)
-        with (
-            parent_index(parent, disk, self._root) as old,
-            index_draft(folder / f"{disk}.blocks", size, self._block_size, old) as index,
-        ):
-            yield BlockDraft(index, blocks, has_parent=bool(parent))
+    ) -> AbstractContextManager[ChunkBlocks]:
+        return nullcontext(ChunkBlocks(self._folder, self._block_size, self._tools))
 
-    @contextmanager
-    def open(
-        self,
-        revision: Revision,
-        disk: str,
-        cache: Cache = Cache.SPARE,
-        *,
-        is_partial_fine: bool = False,
-    ) -> Iterator[StoredImage]:
-        """See Store."""
-        blocks = ChunkBlocks(self._root / "chunks", self._block_size, self._tools, cache)
-        with open_index(self._root, revision, disk) as index:
-            yield StoredImage(index, blocks)
-
-    def plain_path(self, revision: Revision, disk: str) -> Path:
-        """The index."""
-        return index_path(self._root, revision, disk)
+    def _old_blocks(
+        self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
+    ) -> AbstractContextManager[ChunkBlocks]:
+        return nullcontext(ChunkBlocks(self._folder, self._block_size, self._tools, cache))
 
     def collect(self, indexes: Iterable[Index]) -> int:
         """Remove chunks by mark and sweep; see `_Marks` for what that costs."""
@@ -85,8 +56,8 @@ class ChunkStore:
         for index in indexes:
             marks.add_all(index)
         freed = 0
-        for name in disks.list_folder(self._root / "chunks"):
-            folder = self._root / "chunks" / name
+        for name in disks.list_folder(self._folder):
+            folder = self._folder / name
             for chunk in disks.list_folder(folder, follow=False):
                 if not _CHUNK.fullmatch(chunk) or chunk[:-4] not in marks:
                     with translated(StoreError, f"removing {folder / chunk}"):
@@ -94,14 +65,14 @@ class ChunkStore:
         return freed
 
 
-class _Tools(threading.local):
-    """What each thread needs of its own: zstd contexts and room for a frame."""
+class _Tools(Scratch):
+    """What each thread needs of its own: zstd contexts, and room for a frame."""
 
     def __init__(self, block_size: int, level: int) -> None:
+        super().__init__(block_size)
         self.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
         self.decompressor = zstandard.ZstdDecompressor()
         # A frame is hardly larger than its block: ZSTD_COMPRESSBOUND is 1/256 more.
-        self.block = disks.buffer(block_size)
         self.frame = disks.buffer(block_size + block_size // 256 + 2 * disks.PAGE)
 
 
@@ -218,10 +189,7 @@ class ChunkBlocks:
 
     def evidence(self, number: int, digest: str, length: int) -> bytes:
         """The chunk's file."""
-        try:
-            return disks.read_file(self._path(digest), len(self._tools.frame))
-        except OSError:
-            return b""
+        return disks.read_file(self._path(digest), len(self._tools.frame))
 
     def mend(self, number: int, digest: str, block: memoryview) -> None:
         """Replace the chunk, or make it."""

@@ -8,7 +8,6 @@ changed.
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,88 +19,57 @@ from backy.extent import Extent, Kind, align
 from backy.image import is_zero
 from backy.index import Index, block_count
 from backy.revision import Revision
-from backy.stores.blocks import (
-    BlockDraft,
-    StoredImage,
-    index_draft,
-    index_path,
-    open_index,
-    parent_index,
-)
+from backy.stores.blocks import BlockStore, Scratch
 
 _PLACE = struct.Struct("=QQQ")  # from, to, and where on the medium
 
 
-class ImageStore:
+class ImageStore(BlockStore):
     """A Store; see there for the contract."""
 
     shares_blocks = False
 
-    def __init__(self, root: Path, block_size: int, level: int) -> None:
-        self._root = root
-        self._block_size = block_size
-
     @contextmanager
-    def draft(
+    def _new_blocks(
         self, folder: Path, disk: str, size: int, parent: Revision | None
-    ) -> Iterator[BlockDraft]:
-        """See Store."""
-        with (
-            parent_index(parent, disk, self._root) as old,
-            index_draft(folder / f"{disk}.blocks", size, self._block_size, old) as index,
-            disks.create(folder / f"{disk}.img", Cache.SPARE) as file,
-        ):
+    ) -> Iterator[ImageBlocks]:
+        with disks.create(folder / f"{disk}.img", Cache.SPARE) as file:
             file.unshare_only_what_is_written()
             if parent:
                 self._clone(self.plain_path(parent, disk), file)
             with translated(StoreError, f"making {file.path} {size} bytes long"):
                 if file.size() != size:  # XFS parts the last page even where nothing is cut
                     file.resize(size)
-            yield BlockDraft(
-                index,
-                ImageBlocks(file, self._block_size, is_new=not parent),
-                has_parent=bool(parent),
-            )
+            yield ImageBlocks(file, self._block_size, is_new=not parent)
             file.protect()
 
     def _clone(self, path: Path, file: File) -> None:
         with translated(StoreError, f"cloning {path}"), disks.open_to_read(path) as origin:
             if not file.clone(origin):
-                raise StoreError(
-                    f"{path} cannot be cloned: its file system does not share extents",
-                    "Was the repository moved? Make a new one with --store chunks.",
-                )
+                why = f"{path} cannot be cloned: its file system does not share extents"
+                hint = "Was the repository moved? Make a new one with --store chunks."
+                raise StoreError(why, hint)
 
     @contextmanager
-    def open(
-        self,
-        revision: Revision,
-        disk: str,
-        cache: Cache = Cache.SPARE,
-        *,
-        is_partial_fine: bool = False,
-    ) -> Iterator[StoredImage]:
-        """See Store."""
-        path = self.plain_path(revision, disk)
-        with open_index(self._root, revision, disk) as index:
-            hint = "Restore an older revision."
-            with translated(DamagedError, f"opening {path}", hint):
-                try:
-                    file = disks.open_to_read(path, cache)
-                except FileNotFoundError:
-                    raise DamagedError(f"{path} is missing", hint) from None
-            with file:
-                with translated(StoreError, f"looking at {path}"):
-                    size, wanted = file.size(), revision.disks[disk].size
-                if size > wanted or (size < wanted and not is_partial_fine):
-                    raise DamagedError(
-                        f"{path} has {size} bytes, not {wanted}", "Restore an older revision."
-                    )
-                yield StoredImage(index, ImageBlocks(file, self._block_size, is_new=False))
+    def _old_blocks(
+        self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
+    ) -> Iterator[ImageBlocks]:
+        hint = "Restore an older revision."
+        with translated(DamagedError, f"opening {path}", hint):
+            try:
+                file = disks.open_to_read(path, cache)
+            except FileNotFoundError:
+                raise DamagedError(f"{path} is missing", hint) from None
+        with file:
+            with translated(StoreError, f"looking at {path}"):
+                found = file.size()
+            if found > size or (found < size and not may_be_cut):
+                raise DamagedError(f"{path} has {found} bytes, not {size}", hint)
+            yield ImageBlocks(file, self._block_size, is_new=False)
 
     def plain_path(self, revision: Revision, disk: str) -> Path:
         """The raw image."""
-        return index_path(self._root, revision, disk).with_suffix(".img")
+        return super().plain_path(revision, disk).with_suffix(".img")
 
     def collect(self, indexes: Iterable[Index]) -> int:
         """Nothing to do: the file system frees an extent when the last file that shares it goes."""
@@ -115,7 +83,7 @@ class ImageBlocks:
         self._file = file
         self._block_size = block_size
         self._is_new = is_new
-        self._local = threading.local()
+        self._scratch = Scratch(block_size)
 
     def get(self, number: int, digest: str, block: memoryview) -> None:
         """Read a block where it lies."""
@@ -139,9 +107,7 @@ class ImageBlocks:
         return written
 
     def _old(self, start: int, length: int) -> memoryview | None:
-        if not hasattr(self._local, "block"):
-            self._local.block = disks.buffer(self._block_size)
-        block: memoryview = self._local.block[:length]
+        block = self._scratch.block[:length]
         try:
             done = self._file.read_into(start, block)
         except OSError:  # a bad sector that the parent shares: what replaces it goes elsewhere
@@ -162,10 +128,8 @@ class ImageBlocks:
             if extent.kind is Kind.DATA:
                 yield extent
             else:
-                first, end = (
-                    extent.start // index.block_size,
-                    block_count(extent.end, index.block_size),
-                )
+                first = extent.start // index.block_size
+                end = block_count(extent.end, index.block_size)
                 yield from index.extents(first=first, end=end)
 
     def places(self, first: int, count: int) -> list[bytes | None]:
@@ -188,18 +152,12 @@ class ImageBlocks:
 
     def evidence(self, number: int, digest: str, length: int) -> bytes:
         """The block."""
-        try:
-            return self._file.read_bytes(number * self._block_size, length)
-        except OSError:
-            return b""
+        return self._file.read_bytes(number * self._block_size, length)
 
     def mend(self, number: int, digest: str, block: memoryview) -> None:
         """Write the block; revisions that shared the bad one keep theirs."""
-        where = f"block {number} of {self._file.path}"
-        with (
-            translated(StoreError, f"writing {where}"),
-            disks.open_protected(self._file.path) as file,
-        ):
+        what = f"writing block {number} of {self._file.path}"
+        with translated(StoreError, what), disks.open_protected(self._file.path) as file:
             file.write(number * self._block_size, block)
             file.sync()
 
@@ -207,17 +165,18 @@ class ImageBlocks:
 def _changes(new: memoryview, old: memoryview | None) -> Iterator[tuple[Kind, int, int]]:
     """Runs of 4 KiB pieces as (kind, start, end): SAME as in `old`, else ZERO or DATA.
 
-    Without `old` everything is compared with nothing: zero pieces are ZERO.
+    Without `old` everything is compared with nothing: zero pieces are ZERO. The first run may be
+    empty.
     """
     run, run_start = Kind.SAME, 0
     for start in range(0, len(new), PAGE):
         piece = new[start : start + PAGE]
-        if old is not None and bytes(piece) == bytes(old[start : start + PAGE]):
+        # bytearray's comparison is memcmp, which memoryview's is not.
+        if old is not None and bytearray(piece) == old[start : start + PAGE]:
             kind = Kind.SAME
         else:
             kind = Kind.ZERO if is_zero(piece) else Kind.DATA
         if kind is not run:
-            if start > run_start:
-                yield run, run_start, start
+            yield run, run_start, start
             run, run_start = kind, start
     yield run, run_start, len(new)
