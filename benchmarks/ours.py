@@ -24,7 +24,7 @@ def chunks(trial: Trial, block_bytes: int) -> None:
 
 def images(trial: Trial) -> None:
     """The images store on XFS; the restore goes to the file system of the work folder."""
-    run_cycle(trial, _cycle(trial, _on_xfs(trial) / "images", ["--store", "images"]))
+    run_cycle(trial, _cycle(trial, on_xfs(trial) / "images", ["--store", "images"]))
 
 
 def sparse_chunks(trial: Trial) -> None:
@@ -34,7 +34,7 @@ def sparse_chunks(trial: Trial) -> None:
 
 def sparse_images(trial: Trial) -> None:
     """The same with the images store on XFS."""
-    _sparse(trial, _on_xfs(trial) / "sparse", "images")
+    _sparse(trial, on_xfs(trial) / "sparse", "images")
 
 
 def version(trial: Trial) -> None:
@@ -102,7 +102,8 @@ def _backy(trial: Trial, base: Path) -> list[str | Path]:
     return [trial.settings.backy, "--base-dir", base]
 
 
-def _on_xfs(trial: Trial) -> Path:
+def on_xfs(trial: Trial) -> Path:
+    """Where the row may write on XFS."""
     if trial.xfs is None:
         raise BenchmarkError("this row needs the XFS file system")
     return trial.xfs

@@ -11,7 +11,7 @@ from benchmarks.space import MIB, show_size
 from benchmarks.targets import judge
 from benchmarks.workload import Workload
 
-STEPS = ("full", "unchanged", "changed", "restore", "verify", "scrub")
+STEPS = ("full", "unchanged", "changed", "restore", "verify", "scrub", "delta", "full scan")
 NOT_MEASURED = "-"
 ARITHMETIC = {
     "full": "hash and compress everything",

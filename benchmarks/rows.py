@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import ours, peers
+from benchmarks import delta, ours, peers
 from benchmarks.measure import Run, output_of
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial
@@ -19,13 +19,16 @@ PACKAGES = {
     "restic": "restic",
     "borg": "borgbackup",
     "qemu-img": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-common",
     "zstd": "zstd",
     "mkfs.xfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
     "losetup": "mount",
 }
 XFS_PROGRAMS = ("mkfs.xfs", "losetup")
-OURS = ("chunks", "images", "sparse-chunks", "sparse-images", "version", "fleet")
+TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
+TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
+OURS = ("chunks", "images", *TOLD, "sparse-chunks", "sparse-images", "version", "fleet")
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
@@ -58,6 +61,14 @@ def all_rows(settings: Settings) -> list[Row]:
     return [
         *chunk_rows,
         Row("images", "backy images", ours.images, XFS_PROGRAMS, on_xfs=True),
+        Row("told-chunks", "backy chunks told what changed", delta.chunks, TOLD_PROGRAMS),
+        Row(
+            "told-images",
+            "backy images told what changed",
+            delta.images,
+            (*TOLD_PROGRAMS, *XFS_PROGRAMS),
+            on_xfs=True,
+        ),
         Row("restic", "restic", peers.restic, ("restic",)),
         Row("borg", "borg zstd,1 fixed 4 MiB", peers.borg, ("borg",)),
         Row("qemu-img", "qemu-img qcow2 zstd", peers.qemu_img, ("qemu-img",)),
@@ -71,6 +82,19 @@ def all_rows(settings: Settings) -> list[Row]:
             "backy images, 1 TiB sparse",
             ours.sparse_images,
             XFS_PROGRAMS,
+            on_xfs=True,
+        ),
+        Row(
+            "sparse-told-chunks",
+            "backy chunks 1 TiB told",
+            delta.sparse_chunks,
+            TOLD_PROGRAMS,
+        ),
+        Row(
+            "sparse-told-images",
+            "backy images 1 TiB told",
+            delta.sparse_images,
+            (*TOLD_PROGRAMS, *XFS_PROGRAMS),
             on_xfs=True,
         ),
         Row("version", "backy --version", ours.version),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.delta import DELTA_BYTES
 from benchmarks.results import Results
 from benchmarks.rows import Row
 from benchmarks.space import MIB
@@ -54,6 +55,11 @@ RATIOS = (
     Target("images", "scrub", 1 / 0.9, "", "verify"),
     Target("images", "full", 1.0, "cp --sparse=always on XFS", "full"),
     Target("images", "changed", 0.15, "restic", "changed"),
+    *(
+        Target(key, "changed", 1 / 20, reference, "changed")
+        for key in ("told-chunks", "told-images")
+        for reference in ("restic", "borg zstd,1 fixed 4 MiB")
+    ),
 )
 GROWTH_LIMIT = 1.1
 SPARSE_LIMIT_SECONDS = 1.5
@@ -73,6 +79,12 @@ def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Ver
         if row.key in ("sparse-chunks", "sparse-images"):
             seconds = results.median(row.name, "unchanged")
             yield Verdict(f"{row.name}: unchanged", "-", seconds, SPARSE_LIMIT_SECONDS, "s")
+        if row.key.startswith("sparse-told"):
+            seconds = results.median(row.name, "delta")
+            full = results.median(row.name, "full") or 0
+            data = full * DELTA_BYTES / workload.data_bytes
+            limit = SPARSE_LIMIT_SECONDS + data
+            yield Verdict(f"{row.name}: delta", "1.5 s plus the data", seconds, limit, "s")
         if row.key in ONE_STEP:
             step, limit_seconds = ONE_STEP[row.key]
             yield Verdict(row.name, "-", results.median(row.name, step), limit_seconds, "s")
