@@ -150,8 +150,9 @@ def in_parallel(
         for number, event in enumerate(ended)
     ]
     try:
-        for thread in threads:
-            thread.start()
+        with process.shielded():  # a signal within `start` would leave a thread that never ends
+            for thread in threads:
+                thread.start()
         for event in ended:
             while not event.wait(0.1):  # a wait without end is deaf to signals in some Pythons
                 pass

@@ -42,7 +42,9 @@ class Claims(View):
         self.same: list[range] = []
         self._image = image
         self._block_size = block_size
-        self._damaged = [Extent(*each, Kind.DATA) for each in united(damaged)]
+        # A disk that shrank has lost what was damaged beyond its end.
+        ends = ((start, min(start + length, image.size)) for start, length in united(damaged))
+        self._damaged = [Extent(low, high - low, Kind.DATA) for low, high in ends if low < high]
 
     def _told(self) -> Iterator[Extent]:
         usable = cover(self._damaged, self.size, Kind.SAME)

@@ -143,8 +143,12 @@ def checked(kind: type[SettingsT], settings: Mapping[str, object]) -> SettingsT:
         return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "settings"
+        where = ".".join(map(str, first["loc"]))
+        other = f"the source's {where or 'settings'}: {first['msg']}, not {first['input']!a:.200}"
+        texts = {
+            "missing": f"the source needs {where}",
+            "extra_forbidden": f"this type of source has no {where}",
+            "value_error": first["msg"].removeprefix("Value error, ").rstrip("."),
+        }
         known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
-        why = first["msg"].removeprefix("Value error, ")
-        message = f"the source's {where}: {why}, not {first['input']!a:.200}"
-        raise ConfigError(message, f"It has: {known}.") from error
+        raise ConfigError(texts.get(first["type"], other), f"Its settings: {known}.") from error
