@@ -39,7 +39,7 @@ check: $(VENV)/.dev ## format, lint, types, layers, doors and sizes
 	@$(BIN)/python -m tools.check_sizes
 
 bench: $(VENV)/.installed ## measure backy beside restic, borg and qemu-img
-	@echo restic borgbackup qemu-utils qemu-system-common zstd xfsprogs mount | tools/apt-install -
+	@echo restic borgbackup qemu-utils qemu-system-common libnbd-bin zstd xfsprogs mount | tools/apt-install -
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 demo: $(VENV)/.installed ## back up, verify, damage and restore a disk image, to watch

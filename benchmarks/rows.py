@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import delta, ours, peers
+from benchmarks import delta, nbd, ours, peers
 from benchmarks.measure import Run, output_of
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial
@@ -20,6 +20,8 @@ PACKAGES = {
     "borg": "borgbackup",
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
+    "qemu-nbd": "qemu-utils",
+    "nbdcopy": "libnbd-bin",
     "zstd": "zstd",
     "mkfs.xfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
@@ -28,10 +30,11 @@ PACKAGES = {
 XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
-OURS = ("chunks", "images", *TOLD, "sparse-chunks", "sparse-images", "version", "fleet")
+OURS = ("chunks", "images", *TOLD, "sparse-chunks", "sparse-images", "version", "fleet", "nbd")
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
+NEEDED = {"floor": ("blake3", "zstandard"), "nbd": ("backy",)}
 FLOOR_MODES = ("full", "unchanged", "changed", "verify")
 FLOOR_PROGRAM = Path(__file__).with_name("floor.py")
 
@@ -99,6 +102,7 @@ def all_rows(settings: Settings) -> list[Row]:
         ),
         Row("version", "backy --version", ours.version),
         Row("fleet", "backy check, 10,000 jobs", ours.fleet),
+        Row("nbd", "backy NBD client", nbd.nbd, ("qemu-nbd", "nbdcopy")),
         Row("floor", f"arithmetic on {settings.cores} cores", floor),
     ]
 
@@ -117,8 +121,8 @@ def missing(row: Row, settings: Settings) -> str | None:
     """Why a row cannot run here, with what to do about it; None where it can."""
     if row.is_ours and shutil.which(settings.backy) is None:
         return "backy is not installed: run `make install` or give --backy"
-    if row.key == "floor":
-        absent = [name for name in ("blake3", "zstandard") if not importlib.util.find_spec(name)]
+    if needed := NEEDED.get(row.key):
+        absent = [name for name in needed if not importlib.util.find_spec(name)]
         if absent:
             return f"{' and '.join(absent)} missing: run with the Python of .venv"
     for program in row.programs:

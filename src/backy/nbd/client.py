@@ -1,0 +1,128 @@
+"""One connection to an NBD server: requests, one after the other, and what comes back."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+
+from backy.nbd import wire as nbd
+from backy.nbd.handshake import shake_hands
+from backy.nbd.uri import Address
+from backy.nbd.wire import RefusedError, ViolationError, Wire
+from backy.units import KiB, MiB
+
+_LONGEST_ERROR = 6 + 4 * KiB + 8  # bytes: the longest text that the protocol allows, and an offset
+_LONGEST_STATUS = 4 + 8 * MiB  # bytes: as many extents as nbdkit sends, 8 times as many as QEMU
+_SIMPLE = 1 << 16  # stands for the type of a simple reply, which has none
+
+
+class Connection:
+    """For one thread at a time. What fails raises OSError; only after RefusedError it may go on."""
+
+    def __init__(self, address: Address, contexts: Collection[str], timeout_seconds: float) -> None:
+        """Connect and shake hands. This, and later each call, takes `timeout_seconds` at most."""
+        self._wire = Wire(address.where, timeout_seconds)
+        self._cookie = 0
+        try:
+            self.export = shake_hands(self._wire, address, contexts)
+        except BaseException:
+            self._wire.close()
+            raise
+
+    def close(self) -> None:
+        """Say good-bye, and do not wait for an answer: there is none."""
+        with suppress(OSError):
+            self._ask(nbd.DISCONNECT, 0, 0)
+        self._wire.close()
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, which is not empty and keeps the block sizes of the export.
+
+        Chunks must come in ascending order, as all known servers send them.
+        """
+        self._ask(nbd.READ, offset, len(buffer))
+        rest = buffer
+        for kind, length in self._answer():
+            start, size = offset + len(buffer) - len(rest), len(rest)
+            if kind == nbd.DATA and length > 8:  # noqa: PLR2004 - the offset comes first
+                [start], size = self._wire.unpack(">Q"), length - 8
+            elif (kind, length) == (nbd.HOLE, 12):
+                start, size = self._wire.unpack(">QI")
+            elif kind != _SIMPLE:
+                raise ViolationError(f"a read was answered with type {kind} of {length} bytes")
+            if start != offset + len(buffer) - len(rest) or not 0 < size <= len(rest):
+                raise ViolationError(f"{size} bytes came at byte {start}, where they do not belong")
+            if kind == nbd.HOLE:
+                rest[:size] = bytes(size)
+            else:
+                self._wire.receive_into(rest[:size])
+            rest = rest[size:]
+        if rest:
+            raise ViolationError(f"the last {len(rest)} bytes are missing")
+
+    def status(self, offset: int, length: int) -> tuple[int, dict[str, memoryview]]:
+        """Give the bytes that all contexts know of, at most `length`, and what each says of them.
+
+        That is pairs of 32 bits, for `struct.iter_unpack`: a length, which is not 0, and flags.
+        """
+        self._ask(nbd.BLOCK_STATUS, offset, length)
+        known, found = length, dict[str, memoryview]()
+        for kind, size in self._answer():
+            if kind != nbd.STATUS or not 4 < size <= _LONGEST_STATUS or size % 8 != 4:  # noqa: PLR2004
+                raise ViolationError(f"block status is of type {kind} and has {size} bytes")
+            data = memoryview(self._wire.receive(size))
+            name = self.export.contexts.get(int.from_bytes(data[:4], "big"), "")
+            if not name or name in found:
+                raise ViolationError("block status came that nobody had asked for")
+            found[name] = data[4:]
+            known = min(known, _covered(data[4:], length))
+        if len(found) < len(self.export.contexts):
+            raise ViolationError("there is no block status for a context")
+        return known, found
+
+    def _ask(self, command: int, offset: int, length: int) -> None:
+        self._wire.begin()
+        self._cookie += 1
+        self._wire.send(">IHHQQI", nbd.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+
+    def _answer(self) -> Iterator[tuple[int, int]]:
+        """Give the type and the length of each chunk that has something; the caller receives it.
+
+        Raises RefusedError at the end where one of them was an error.
+        """
+        flags, refused = 0, None
+        while not flags & nbd.IS_LAST:
+            [magic] = self._wire.unpack(">I")
+            if magic == nbd.CHUNK_MAGIC:
+                flags, kind, cookie, length = self._wire.unpack(">HHQI")
+            else:
+                error, cookie = self._wire.unpack(">IQ")
+                flags, kind, length = nbd.IS_LAST, nbd.NONE if error else _SIMPLE, 0
+                refused = RefusedError(error, "") if error else None
+            if magic not in {nbd.CHUNK_MAGIC, nbd.SIMPLE_MAGIC} or cookie != self._cookie:
+                raise ViolationError("this is no answer to what was asked for")
+            if kind & nbd.IS_ERROR:
+                refused = self._error(length)
+            elif kind != nbd.NONE:
+                yield kind, length
+        if refused:
+            raise refused
+
+    def _error(self, length: int) -> RefusedError:
+        """What a chunk of an error says; an offset may follow its text."""
+        if not 6 <= length <= _LONGEST_ERROR:  # noqa: PLR2004
+            raise ViolationError(f"an error has {length} bytes")
+        data = self._wire.receive(length)
+        error, size = struct.unpack_from(">IH", data)
+        return RefusedError(error, data[6 : 6 + size].decode(errors="replace"))
+
+
+def _covered(status: memoryview, length: int) -> int:
+    """How many bytes one context tells of. Only its last extent may go beyond `length`."""
+    covered = 0
+    for size, _ in struct.iter_unpack(">II", status):
+        if not size or covered >= length:
+            raise ViolationError("block status has an empty extent, or one that is too far")
+        covered += size
+    return covered

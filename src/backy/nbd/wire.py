@@ -1,0 +1,103 @@
+"""The bytes of NBD: a socket with a time limit for each whole exchange, and the numbers in them.
+
+https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import struct
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from backy.nbd.uri import Address
+
+NBD_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
+REQUEST_MAGIC, SIMPLE_MAGIC, CHUNK_MAGIC = 0x25609513, 0x67446698, 0x668E33EF
+FIXED_NEWSTYLE, NO_ZEROES, CAN_MULTI_CONN = 1, 2, 1 << 8  # flags of the server and of the export
+STARTTLS, GO, STRUCTURED_REPLY, SET_META_CONTEXT = 5, 7, 8, 10  # options
+ACK, INFO, META_CONTEXT, IS_REFUSED = 1, 3, 4, 1 << 31  # types of replies to options
+INFO_EXPORT, INFO_BLOCK_SIZE = 0, 3
+READ, DISCONNECT, BLOCK_STATUS = 0, 2, 7  # commands
+IS_LAST = 1  # flag of a chunk
+NONE, DATA, HOLE, STATUS, IS_ERROR = 0, 1, 2, 5, 1 << 15  # types of chunks
+STATE_ZERO = 2  # of base:allocation; a hole without it may read as anything
+STATE_DIRTY = 1  # https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/nbd.txt
+
+
+class ViolationError(OSError):
+    """The server said what the protocol does not allow; the connection is of no more use."""
+
+
+class RefusedError(OSError):
+    """The server answered with an error; the connection is still good."""
+
+    def __init__(self, error: int, text: str) -> None:
+        shown = "".join(each if each.isprintable() else "?" for each in text[:200])
+        super().__init__(error, f"the server says: {shown or os.strerror(error & 0xFFFF)}")
+
+
+class Wire:
+    """A connected socket. `begin` starts the clock for what follows until the next `begin`.
+
+    All that takes longer raises TimeoutError, however many bytes trickled in meanwhile.
+    """
+
+    def __init__(self, where: str | tuple[str, int], timeout_seconds: float) -> None:
+        """Connect. Raises OSError where nobody answers."""
+        self._timeout = timeout_seconds
+        if isinstance(where, tuple):
+            self._socket = socket.create_connection(where, timeout_seconds)
+        else:
+            with ExitStack() as stack:
+                self._socket = stack.enter_context(socket.socket(socket.AF_UNIX))
+                self._socket.settimeout(timeout_seconds)
+                self._socket.connect(where)
+                stack.pop_all()
+        self.close = self._socket.close
+        self.begin()
+
+    def begin(self) -> None:
+        """All until the next call must happen within the time limit from now on."""
+        self._deadline = time.monotonic() + self._timeout
+
+    def _in_time(self) -> socket.socket:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._socket.settimeout(left)
+        return self._socket
+
+    def start_tls(self, address: Address) -> None:
+        """Encrypt from here on. Raises OSError where a certificate is missing or is not good."""
+        folder = address.certificates
+        context = ssl.create_default_context(cafile=folder and folder / "ca-cert.pem")
+        if folder and (folder / "client-cert.pem").exists():
+            context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
+        self._socket = context.wrap_socket(self._in_time(), server_hostname=address.tls_name)
+        self.close = self._socket.close
+
+    def send(self, layout: str, *values: object, data: bytes = b"") -> None:
+        """Send `values` in the layout of `struct`, and then `data`."""
+        self._in_time().sendall(struct.pack(layout, *values) + data)
+
+    def receive_into(self, buffer: memoryview) -> None:
+        """Fill all of it."""
+        while buffer:
+            length = self._in_time().recv_into(buffer)
+            if not length:
+                raise ConnectionError("the server closed the connection")
+            buffer = buffer[length:]
+
+    def receive(self, length: int) -> bytearray:
+        """Give the next `length` bytes; the caller has seen that these are not too many."""
+        data = bytearray(length)
+        self.receive_into(memoryview(data))
+        return data
+
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        """Give the next values, which have the layout of `struct`."""
+        return struct.unpack(layout, self.receive(struct.calcsize(layout)))

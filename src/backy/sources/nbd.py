@@ -1,0 +1,64 @@
+"""Source "nbd": the exports of any NBD server, and what QEMU's dirty bitmaps say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from backy.config import DiskName
+from backy.nbd.image import NbdImage, open_image
+from backy.nbd.uri import parse_uri
+from backy.revision import Consistency
+from backy.sources import Request, Settings, Taken, checked
+
+
+def _template(text: str) -> str:
+    if text.count("{parent}") != 1:
+        raise ValueError("it must contain {parent} once, where the id of a revision belongs")
+    return text
+
+
+class NbdSettings(Settings):
+    """See docs/sources/nbd.md."""
+
+    disks: dict[DiskName, str] = Field(min_length=1)
+    bitmap: Annotated[str, AfterValidator(_template)] | None = None
+    is_snapshot: bool = False
+
+
+class NbdSource:
+    """A Source; see there for the contract."""
+
+    def __init__(self, /, **settings: object) -> None:
+        self.settings = checked(NbdSettings, settings)
+        self._disks = {name: parse_uri(uri) for name, uri in self.settings.disks.items()}
+
+    @contextmanager
+    def snapshot(self, request: Request) -> Iterator[Taken]:
+        """See Source. Opens the exports; that they stay as they are is up to who made them."""
+        is_one = self.settings.is_snapshot and (len(self._disks) == 1 or request.is_frozen)
+        images: dict[str, NbdImage] = {}
+        taken = Taken(images, Consistency.CRASH if is_one else Consistency.NONE)
+        old = request.parent.disks if request.parent else {}
+        with ExitStack() as stack:
+            for name, address in self._disks.items():
+                bitmap = self._bitmap(request) if name in old else None
+                images[name] = image = stack.enter_context(open_image(address, bitmap=bitmap))
+                if image.tracks_changes and not request.had(name, image.size):
+                    image.tracks_changes = False
+                    taken.whole[name] = f"it was resized, so the bitmap {bitmap} is not enough"
+                elif bitmap and not image.tracks_changes:
+                    taken.whole[name] = f"{address} has no bitmap {bitmap}"
+            yield taken
+
+    def _bitmap(self, request: Request) -> str | None:
+        """The name of the bitmap that was begun with the parent, and with no other revision."""
+        if not (request.parent and self.settings.bitmap):
+            return None
+        return self.settings.bitmap.replace("{parent}", request.parent.id)
+
+    def forget(self, keep: Collection[str]) -> None:
+        """Nothing is left behind: the exports and their bitmaps are somebody else's."""
