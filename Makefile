@@ -71,7 +71,7 @@ lock: $(VENV)/.uv ## write requirements/ from pyproject.toml
 
 clean: ## remove what the tools made
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	@find src tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	@find src tests tools benchmarks contrib -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.made: tools/make-venv
 	@tools/make-venv $(VENV) $(PYTHON)

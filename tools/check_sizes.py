@@ -28,7 +28,10 @@ MAX_CLASS = 200
 MAX_FUNCTION = 50
 MAX_FUNCTION_P90 = 20
 MAX_FUNCTION_MEDIAN = 6
-MAX_SOURCE = 7000
+MAX_SOURCE = 7000  # what everybody runs; docs/decisions/0011-size.md
+MAX_PLUG_INS = 2000
+PLUG_INS = ("backy/nbd/", "backy/sources/")
+NO_PLUG_INS = ("__init__.py", "backy/sources/file.py")
 MIN_TESTS = 1.5
 
 
@@ -75,12 +78,21 @@ def spread(lengths: list[int]) -> Iterator[str]:
 def totals(codebase: Codebase) -> Iterator[str]:
     """The limits on the source as a whole and on its tests."""
     source = codebase.total(lambda module: module.sloc)
+    plug_ins = codebase.total(lambda module: module.sloc if is_plug_in(module.path) else 0)
     tests = sum(module.sloc for module in codebase.tests)
-    if source > MAX_SOURCE:
-        yield f"all source: {source} SLOC, at most {MAX_SOURCE}"
+    print(f"\n{source - plug_ins} SLOC for all, {plug_ins} in plug-ins for storages")
+    if source - plug_ins > MAX_SOURCE:
+        yield f"all source but plug-ins: {source - plug_ins} SLOC, at most {MAX_SOURCE}"
+    if plug_ins > MAX_PLUG_INS:
+        yield f"all plug-ins: {plug_ins} SLOC, at most {MAX_PLUG_INS}"
     if tests < MIN_TESTS * source:
         wanted = f"at least {MIN_TESTS} times the {source} of the source"
         yield f"all tests: {tests} SLOC, {wanted}"
+
+
+def is_plug_in(path: str) -> bool:
+    """Whether only those load a module who name its storage."""
+    return any(each in path for each in PLUG_INS) and not path.endswith(NO_PLUG_INS)
 
 
 def untyped(root: Path, path: str) -> Iterator[str]:

@@ -188,6 +188,7 @@ class Child:
     """A program that runs beside us."""
 
     _popen: Popen[bytes]
+    _hearing: Thread
     _said: bytearray
 
     def has_ended(self) -> bool:
@@ -195,7 +196,9 @@ class Child:
         return self._popen.poll() is not None
 
     def said(self) -> str:
-        """The last 64 KiB of what it said on stderr."""
+        """The last 64 KiB of what it said on stderr; all of that, if it has ended."""
+        if self.has_ended():
+            self._hearing.join(0.5)
         return self._said.decode(errors="replace")
 
 
@@ -216,7 +219,7 @@ def serving(command: Sequence[str]) -> Iterator[Child]:
             hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)
             hearing.start()
             stack.callback(hearing.join, 0.5)
-        yield Child(child, said)
+        yield Child(child, hearing, said)
 
 
 # The shell tells the guard its number before it becomes the program, so that the guard knows of

@@ -18,7 +18,7 @@ def function(sloc: int) -> str:
 def findings(root: Path, source: str, tests: str | None = None) -> list[str]:
     """What is found in a checkout of one module and one file of tests; enough of them if None."""
     tests = LINE * 2 * source.count("\n") if tests is None else tests
-    (root / "src/package").mkdir(parents=True)
+    (root / "src/package").mkdir(parents=True, exist_ok=True)
     (root / "tests").mkdir()
     (root / "src/package/__init__.py").write_text("")
     (root / "src/package/module.py").write_text(source)
@@ -87,7 +87,19 @@ def test_too_few_tests_are_found(tmp_path: Path) -> None:
 
 def test_too_much_source_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_sizes, "MAX_SOURCE", 70)
-    assert findings(tmp_path, LINE * 71) == ["all source: 71 SLOC, at most 70"]
+    assert findings(tmp_path, LINE * 71) == ["all source but plug-ins: 71 SLOC, at most 70"]
+
+
+def test_plug_ins_have_a_limit_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_sizes, "MAX_SOURCE", 70)
+    monkeypatch.setattr(check_sizes, "MAX_PLUG_INS", 20)
+    folder = tmp_path / "src/package/backy/sources"
+    folder.mkdir(parents=True)
+    (folder / "tape.py").write_text(LINE * 21)
+    (folder / "file.py").write_text(LINE * 3)
+    assert findings(tmp_path, LINE * 67, LINE * 200) == ["all plug-ins: 21 SLOC, at most 20"]
 
 
 @pytest.mark.parametrize(("source", "status"), [(LINE, 0), (LINE * 351, 1)])

@@ -1,0 +1,146 @@
+"""Source "exec": a program of the administrator's that takes snapshots and says what changed.
+
+The protocol is in docs/sources/exec.md. The program is trusted as backy is; what it prints is
+checked all the same, because a map of changes that is wrong loses data without a trace.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
+from typing import Any
+
+from pydantic import Base64Bytes, Field
+
+from backy.config import DiskName, Seconds
+from backy.errors import ConfigError, SourceError
+from backy.extent import Extent, Kind
+from backy.image import Image
+from backy.nbd.image import open_image
+from backy.nbd.uri import parse_uri
+from backy.revision import Consistency
+from backy.sources import Request, Settings, Taken, checked
+from backy.sources.file import FileSource
+from backy.sources.image import ImageSource
+from backy.sources.program import ask
+
+_HINT = "What a program has to print is in docs/sources/exec.md."
+_LINE = re.compile(rb"([0-9]{1,19}) ([1-9][0-9]{0,18}) (data|zero|same)\n")
+
+
+class ExecSettings(Settings):
+    """See docs/sources/exec.md. `settings` go to the program as they are."""
+
+    command: tuple[str, ...] = Field(min_length=1)
+    settings: dict[str, Any] = Field(default={})
+    timeout: Seconds = Field(default=600, ge=1)
+
+
+class _Disk(Settings):
+    read: str
+    format: str = "raw"
+    changes_since: str = ""
+
+
+class _Answer(Settings):
+    disks: dict[DiskName, _Disk] = Field(min_length=1)
+    consistency: Consistency = Consistency.NONE
+    files: dict[DiskName, Base64Bytes] = Field(default={})
+
+
+class ExecSource:
+    """A Source; see there for the contract."""
+
+    def __init__(self, /, **settings: object) -> None:
+        self.settings = checked(ExecSettings, settings)
+
+    @contextmanager
+    def snapshot(self, request: Request) -> Iterator[Taken]:
+        """See Source. The program's `release` runs at the end, whatever happened before."""
+        revision, known = request.revision, request.parent.id if request.parent else None
+        facts = {"revision": revision, "parent": known, "is_frozen": request.is_frozen}
+        taken = Taken({}, Consistency.NONE)
+        try:
+            with ExitStack() as stack:
+                self._take(request, taken, self._ask("snapshot", **facts), stack)
+                yield taken
+        finally:
+            with suppress(SourceError):  # the next `forget` finds what this leaves
+                self._ask("release", revision=revision, keep=None, is_kept=taken.is_kept)
+
+    def forget(self, keep: Collection[str]) -> None:
+        """See Source. The program's `release` runs for no revision, and all that are not kept."""
+        self._ask("release", revision=None, keep=sorted(keep), is_kept=False)
+
+    def _ask(self, verb: str, **facts: object) -> bytes:
+        stdin = json.dumps({"settings": self.settings.settings, **facts}).encode()
+        command, limit = (*self.settings.command, verb), self.settings.timeout
+        return ask(command, f"source exec, {verb}", timeout_seconds=limit, stdin=stdin)
+
+    def _take(self, request: Request, taken: Taken, said: bytes, stack: ExitStack) -> None:
+        """Open what an answer to `snapshot` names."""
+        try:
+            answer = checked(_Answer, json.loads(said))
+            disks = {
+                name: self._open(name, each, request, stack) for name, each in answer.disks.items()
+            }
+        except (ConfigError, RecursionError, ValueError) as error:
+            why = f"source exec, snapshot: {self.settings.command[0]} answers: {error}"
+            raise SourceError(why, _HINT) from error
+        for name, each in answer.disks.items():
+            if each.changes_since and request.parent and name in request.parent.disks:
+                try:
+                    disks[name] = self._changed(name, disks[name], each.changes_since, request)
+                except (SourceError, ValueError) as error:
+                    taken.whole[name] = str(error)
+        taken.disks, taken.files, taken.consistency = disks, answer.files, answer.consistency
+
+    def _open(self, name: str, wanted: _Disk, request: Request, stack: ExitStack) -> Image:
+        if not wanted.read.startswith("/"):
+            return stack.enter_context(open_image(parse_uri(wanted.read)))
+        if wanted.format == "raw":
+            source: FileSource | ImageSource = FileSource(disks={name: wanted.read})
+        else:
+            disk = {"path": wanted.read, "format": wanted.format}
+            source = ImageSource(disks={name: disk}, timeout=self.settings.timeout)
+        return stack.enter_context(source.snapshot(request)).disks[name]
+
+    def _changed(self, name: str, image: Image, since: str, request: Request) -> Image:
+        """`image` with a map of its changes. Raises SourceError or ValueError where it has none."""
+        parent = request.parent.id if request.parent else ""
+        if since != parent:
+            raise ValueError(f"it knows no changes since {parent}, but: {since!a:.200}")
+        if not request.had(name, image.size):
+            raise ValueError(f"the parent's disk has another size than {image.size} bytes")
+        facts = {"revision": request.revision, "parent": parent, "disk": name}
+        changed = _Changed(image, self._ask("extents", **facts), parent)
+        for _ in changed.extents():  # all of the map counts, or nothing of it
+            pass
+        return changed
+
+
+class _Changed:
+    """An image with a program's map of what changed, which may be as long as its text."""
+
+    def __init__(self, image: Image, said: bytes, parent: str) -> None:
+        self.size = image.size
+        self.readinto = image.readinto
+        self._said = said
+        self._title = f"parent {parent}\n".encode()
+
+    def extents(self) -> Iterator[Extent]:
+        """See Image. Raises ValueError where the map is for another parent, or not whole."""
+        lines, position = BytesIO(self._said), 0
+        if (title := lines.readline(100)) != self._title:
+            raise ValueError(f"the first line is {title!a}, not {self._title!a}")
+        while line := lines.readline(100):
+            match = _LINE.fullmatch(line)
+            if not match or int(match[1]) != position:
+                raise ValueError(f"at byte {position} the line {line!a} does not go on")
+            yield Extent(position, int(match[2]), Kind(match[3].decode()))
+            position += int(match[2])
+        if position != self.size:
+            raise ValueError(f"the map has {position} bytes, the disk {self.size}")
