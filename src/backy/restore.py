@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from backy.revision import Revision
 from backy.units import MiB, format_size
 
 STREAM = "-"
+_OWN_KINDS = ("blocks", "img")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,25 @@ def restore(
     return Restored(read, tuple(united(rescued.lost)), tuple(united(rescued.healed)))
 
 
+def restore_files(repository: Repository, revision: Revision, folder: Path) -> list[Path]:
+    """Copy what the source saved beside the disks, a domain's XML say, into `folder`.
+
+    Files of that name are replaced. Raises StoreError or TargetError where that fails.
+    """
+    origin = repository.folder_of(revision)
+    own = {"revision.json", *(f"{disk}.{kind}" for disk in revision.disks for kind in _OWN_KINDS)}
+    written = []
+    with repository.reading(revision):
+        for name in disks.list_folder(origin):
+            if name not in own:
+                with translated(StoreError, f"reading {origin / name}"):
+                    content = disks.read_file(origin / name, MiB)
+                with translated(TargetError, f"writing {folder / name}"):
+                    disks.write_file(folder / name, content)
+                written.append(folder / name)
+    return written
+
+
 class _Rescued:
     """The image of a stored disk whose damaged blocks come from elsewhere, if they can."""
 
@@ -124,12 +144,20 @@ def _check_target(path: Path, repository: Repository, *, over_source: bool) -> N
             raise TargetError(f"there is no folder {path.parent}", hint)
         if resolved.is_dir():
             raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
-        origins = repository.settings.source.get("disks")
-        for name, origin in origins.items() if isinstance(origins, dict) else ():
-            if not over_source and _is_same(path, Path(str(origin))):
+        for name, origin in _origins(repository.settings.source):
+            if not over_source and _is_same(path, origin):
                 why = f"{path} is the source of disk {name}; a restore would overwrite it"
                 hint = "If that is what you want, stop the VM and add --over-source."
                 raise TargetError(why, hint)
+
+
+def _origins(settings: Mapping[str, object], disk: str = "") -> Iterator[tuple[str, Path]]:
+    """The paths in the settings of a source, whatever its type, each with the disk's name."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _origins(value, "" if name in {"disks", "images"} else disk or name)
+        elif isinstance(value, str) and value.startswith("/"):
+            yield disk or name, Path(value)
 
 
 def _is_same(path: Path, other: Path) -> bool:

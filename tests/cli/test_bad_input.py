@@ -151,7 +151,7 @@ def test_a_repository_of_another_base_directory_is_protected_too(
     ("target", "what"),
     [
         pytest.param("missing/disk.img", "there is no folder", id="no-folder"),
-        pytest.param("folder", "is a folder", id="folder"),
+        pytest.param("folder", "is a folder", id="folder-in-the-way"),
         pytest.param("fifo", "neither a file nor a block device", id="fifo"),
         pytest.param("x" * 300, "File name too long", id="long-name"),
         pytest.param("file/disk.img", "no folder", id="file-as-folder"),
@@ -160,7 +160,7 @@ def test_a_repository_of_another_base_directory_is_protected_too(
 def test_a_target_that_cannot_be_written_is_named(
     aged: Backy, tmp_path: Path, target: str, what: str
 ) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "vda.img").mkdir(parents=True)
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")
     before = tree(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,8 @@ BlockSize = Annotated[
 ]
 Level = Annotated[int | None, Option(help=_NEW + "zstd level, 1 to 19; 1 by default.")]
 Target = Annotated[
-    str, Argument(metavar="TARGET", help="A file, a block device, or - for standard output.")
+    str,
+    Argument(metavar="TARGET", help="A file, a block device, a folder, or - for standard output."),
 ]
 OverSource = Annotated[bool, Option("--over-source", help="Allow the source itself as the target.")]
 KeepGoing = Annotated[
@@ -179,10 +180,11 @@ def restore(
 ) -> None:
     """Bring a disk back: write it to a file, a block device or standard output.
 
-    Every block's hash is checked on the way. Zeroes become holes. What is damaged comes from
-    another revision or the source, where they still have it.
+    A folder gets all disks, and what was saved beside them. Every block's hash is checked on the
+    way. Zeroes become holes. What is damaged comes from another revision or the source, where they
+    still have it.
     """
-    from backy.restore import STREAM
+    from backy.restore import STREAM, restore_files
     from backy.restore import restore as run
 
     if target == STREAM and as_json:
@@ -191,22 +193,44 @@ def restore(
         )
     repository = open_repository(context, job)
     revision = repository.find(spec)
-    name = _disk_of(repository, revision, disk)
-    facts = {"revision": revision.id, "disk": name, "target": target}
     bring = partial(run, over_source=over_source, keep_going=keep_going)
-    with (
-        meter(f"{job} {name}", as_json=as_json) as shown,
-        _hooked(context.obj.config_of(job), repository, facts, shown),
-    ):
-        restored = bring(repository, revision, name, target, watcher=shown)
-        _warn_of_damage(restored, shown)
-    done = {"job": job, **facts, "size": revision.disks[name].size}
-    _say_restored(done, restored, shown.seconds, as_json)
-    if restored.lost:
+    lost = 0
+    places = _places(repository, revision, disk, target)
+    for name, place in places.items():
+        facts = {"revision": revision.id, "disk": name, "target": place}
+        with (
+            meter(f"{job} {name}", as_json=as_json) as shown,
+            _hooked(context.obj.config_of(job), repository, facts, shown),
+        ):
+            restored = bring(repository, revision, name, place, watcher=shown)
+            _warn_of_damage(restored, shown)
+        done = {"job": job, **facts, "size": revision.disks[name].size}
+        _say_restored(done, restored, shown.seconds, as_json)
+        lost += len(restored.lost)
+    if _is_folder(target):
+        for path in restore_files(repository, revision, Path(target)):
+            warn(f"{job}: {revision.id}: {path.name} restored to {path}")
+    if lost:
         raise DamagedError(
-            f"{job}: {revision.id} {name}: {len(restored.lost)} ranges are lost",
+            f"{job}: {revision.id} {', '.join(places)}: {lost} ranges are lost",
             f"All the rest is in {target}. Try an older revision for them.",
         )
+
+
+def _places(
+    repository: Repository, revision: Revision, disk: str | None, target: str
+) -> dict[str, str]:
+    """Where each disk goes: to `target`, or where that is a folder, into it under its name."""
+    if not _is_folder(target):
+        return {_disk_of(repository, revision, disk): target}
+    names = [_disk_of(repository, revision, disk)] if disk else revision.disks
+    return {name: str(Path(target, f"{name}.img")) for name in names}
+
+
+def _is_folder(target: str) -> bool:
+    with suppress(OSError):  # what is wrong with it, the restore says
+        return Path(target).is_dir()
+    return False
 
 
 @contextmanager

@@ -143,12 +143,15 @@ def checked(kind: type[SettingsT], settings: Mapping[str, object]) -> SettingsT:
         return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        cause = getattr(first.get("ctx", {}).get("error"), "__cause__", None)
+        if isinstance(cause, ConfigError):
+            raise cause from error
         where = ".".join(map(str, first["loc"]))
         other = f"the source's {where or 'settings'}: {first['msg']}, not {first['input']!a:.200}"
         texts = {
             "missing": f"the source needs {where}",
             "extra_forbidden": f"this type of source has no {where}",
-            "value_error": first["msg"].removeprefix("Value error, ").rstrip("."),
+            "value_error": first["msg"].removeprefix("Value error, "),
         }
         known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
         raise ConfigError(texts.get(first["type"], other), f"Its settings: {known}.") from error
