@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.lab.reflink import missing, reflink_file_system
 
-pytest_plugins = ["tests.no_skip"]
+pytest_plugins = ["tests.no_skip", "tests.lab.ceph"]
 
 # Every setting that matters is named, since Hypothesis has defaults of its own for a CI machine.
 # A failure prints a line that repeats it, here and elsewhere.  No deadline and no limit on slow

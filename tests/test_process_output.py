@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,12 +91,21 @@ def test_one_that_cannot_be_started_is_one_that_ended() -> None:
         wait_for(lambda: "no-such-program" in child.said(), "it said why")
 
 
-def test_what_serves_us_dies_when_we_are_killed(tmp_path: Path, mark: str) -> None:
-    code = """if True:
+@pytest.mark.parametrize(
+    "runs",
+    [
+        pytest.param('with process.serving(("sh", "-c", sleep)): input()', id="serving"),
+        pytest.param(
+            'process.run(process.Program(("sh", "-c", sleep), {}, b"", 600), limit=1)', id="asked"
+        ),
+    ],
+)
+def test_a_program_dies_when_we_are_killed(runs: str, tmp_path: Path, mark: str) -> None:
+    code = f"""if True:
         from backy import process
-        with process.serving(("sleep", "600")):
-            print("ready", flush=True)
-            input()
+        sleep = "echo $$ >{tmp_path}/pid; exec sleep 600"
+        print("ready", flush=True)
+        {runs}
     """
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -108,7 +116,7 @@ def test_what_serves_us_dies_when_we_are_killed(tmp_path: Path, mark: str) -> No
     ) as child:
         assert child.stdout
         assert child.stdout.readline() == "ready\n"
-        time.sleep(0.1)
+        wait_for((tmp_path / "pid").exists, "the program runs")
         child.kill()
         child.communicate(timeout=60)
     wait_for_none(mark)

@@ -149,7 +149,8 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     """Run a program to its end, in a session of its own.
 
     With `limit`, which goes without a guard, `stdout` is apart: all of it, but at most `limit` + 1
-    bytes. It is complete only where the program ended within its time and said no more.
+    bytes. It is complete only where the program ended within its time and said no more; and the
+    program dies with us if we are killed.
 
     At its time limit, and where CancelledError or another exception ends the wait for it, its
     process group gets SIGTERM, and SIGKILL after 5 seconds. When it ends by itself, what it left
@@ -161,7 +162,7 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     said, stdout = bytearray(), bytearray()
     code = None
     deadline = time.monotonic() + program.timeout_seconds
-    command = program.command if limit else (*_TELL, *program.command)
+    command = (*(_WITH_US if limit else _TELL), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
     try:
         with ExitStack() as stack:
@@ -213,7 +214,7 @@ def serving(command: Sequence[str]) -> Iterator[Child]:
     said = bytearray()
     with ExitStack() as stack:
         with shielded():
-            child = _start(("setpriv", "--pdeathsig", "TERM", "--", *command), {}, DEVNULL, PIPE)
+            child = _start((*_WITH_US, *command), {}, DEVNULL, PIPE)
             stack.callback(_end, child, None)
             Thread(target=_feed, args=(child.stdin, b""), daemon=True).start()
             hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)
@@ -225,6 +226,10 @@ def serving(command: Sequence[str]) -> Iterator[Child]:
 # The shell tells the guard its number before it becomes the program, so that the guard knows of
 # each program that runs. Where the guard is gone, SIGPIPE ends only the subshell.
 _TELL = ("/bin/sh", "-c", '(echo $$); exec >&2; exec "$@"', "sh")
+
+
+# Of a child that nobody waits for any more the kernel can say so only to the child itself.
+_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def _start(

@@ -60,7 +60,8 @@ def serve(
             if is_ready:
                 address = parse_uri(f"nbd+unix:///?socket={quote(str(socket))}")
                 named = replace(address, text=what)
-                yield stack.enter_context(open_image(named, bitmap=bitmap))
+                opened = open_image(named, bitmap=bitmap, timeout_seconds=timeout_seconds)
+                yield stack.enter_context(opened)
                 return
         said = child.said() or f"it took longer than {timeout_seconds} s"
         if cache == "writeback" or "O_DIRECT" not in said:
