@@ -42,6 +42,8 @@ class BytesImage:
 class MemorySource:
     """A Source of disks in memory, which tells what changed since the revisions that it knows."""
 
+    is_shared = True
+
     def __init__(
         self,
         disks: Mapping[str, bytes],

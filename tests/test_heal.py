@@ -140,10 +140,48 @@ def test_a_source_that_cannot_be_opened_is_no_error(
 ) -> None:
     made.repository.remember_source(settings)
     with ExitStack() as stack:
-        assert LiveSource(settings, stack).images() == {}
+        assert LiveSource(made.repository, stack).images() == {}
     revision = made.backup(DISK)
     damage(made, revision)
     assert found_at(run(made)) == [(revision.id, BLOCK, BLOCK, None)]
+
+
+def test_a_program_that_a_repository_names_is_not_run(made: Made, tmp_path: Path) -> None:
+    command = ["/bin/sh", "-c", f"touch {tmp_path}/run"]
+    made.repository.remember_source({"type": "exec", "command": command})
+    with ExitStack() as stack:
+        assert LiveSource(made.repository, stack).images() == {}
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_source_that_is_configured_comes_before_the_one_that_is_remembered(
+    made: Made, tmp_path: Path
+) -> None:
+    (tmp_path / "vda.img").write_bytes(DISK)
+    settings = {"type": "file", "disks": {"vda": str(tmp_path / "vda.img")}}
+    made.repository.remember_source({"type": "file", "disks": {"vda": "/nowhere/vda.img"}})
+    made.repository.configured = lambda: settings
+    revision = made.backup(DISK)
+    damage(made, revision)
+    assert found_at(run(made)) == [(revision.id, BLOCK, BLOCK, "the source")]
+
+
+def test_a_source_for_one_snapshot_is_left_to_the_backup_that_runs(
+    made: Made, tmp_path: Path
+) -> None:
+    program = tmp_path / "source"
+    answer = '{"disks": {"vda": {"read": "%s/vda.img"}}, "consistency": "crash"}'
+    program.write_text(
+        f"#!/bin/sh\ncat >/dev/null\ntouch {tmp_path}/run\necho '{answer % tmp_path}'"
+    )
+    program.chmod(0o755)
+    (tmp_path / "vda.img").write_bytes(DISK)
+    made.repository.configured = lambda: {"type": "exec", "command": [str(program)]}
+    with ExitStack() as stack, made.repository.exclusive("backup"):
+        assert LiveSource(made.repository, stack).images() == {}
+        assert not (tmp_path / "run").exists()
+    with ExitStack() as stack:
+        assert LiveSource(made.repository, stack).images().keys() == {"vda"}
 
 
 class TestImages:

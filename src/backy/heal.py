@@ -17,14 +17,14 @@ from typing import Protocol
 
 from backy import process, quarantine
 from backy.disk import Cache
-from backy.errors import ConfigError, NotFoundError, SourceError, StoreError
+from backy.errors import BusyError, ConfigError, NotFoundError, SourceError, StoreError
 from backy.extent import Extent, Kind, merge, united
 from backy.image import SILENCE, Image, Watcher
 from backy.index import digest_of, zero_digest
 from backy.quarantine import Occurrence, Report
 from backy.repository import Repository
 from backy.revision import Revision, Trust, id_for
-from backy.sources import Request, open_source
+from backy.sources import Request, open_source, remembered
 from backy.stores.blocks import StoredImage
 
 _MOST_TRIED = 100  # places that should have a block's content, in looking for one that has
@@ -95,12 +95,15 @@ class Origin(Protocol):
 
 
 class LiveSource:
-    """The source as it is now; opened at the first need, and closed with `stack`."""
+    """The source as it is now; opened at the first need, and closed with `stack`.
+
+    One that can have only one snapshot at a time is left to a backup that runs, and a backup to us.
+    """
 
     name = "the source"
 
-    def __init__(self, settings: Mapping[str, object], stack: ExitStack) -> None:
-        self._settings = settings
+    def __init__(self, repository: Repository, stack: ExitStack) -> None:
+        self._repository = repository
         self._stack = stack
         self._images: Mapping[str, Image] | None = None
 
@@ -108,10 +111,13 @@ class LiveSource:
         """See Origin."""
         if self._images is None:
             self._images = {}
-            with suppress(SourceError, ConfigError):
+            with suppress(SourceError, ConfigError, BusyError):
+                known = self._repository.settings.source
+                source = open_source(self._repository.configured() or remembered(known))
+                if not source.is_shared:
+                    self._stack.enter_context(self._repository.exclusive("healing"))
                 request = Request(id_for(datetime.now(UTC), "heal"))
-                snapshot = open_source(self._settings).snapshot(request)
-                self._images = self._stack.enter_context(snapshot).disks
+                self._images = self._stack.enter_context(source.snapshot(request)).disks
         return self._images
 
 
@@ -121,7 +127,7 @@ def healing(
 ) -> Iterator[Healer]:
     """A Healer that has the live source and then `origins`; `verb` is what reports call it."""
     with ExitStack() as stack:
-        live = LiveSource(repository.settings.source, stack)
+        live = LiveSource(repository, stack)
         opened = stack.enter_context(ExitStack())
         yield Healer(repository, verb, [live, *origins], watcher, opened)
 

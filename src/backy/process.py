@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
+from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Thread
 from types import FrameType
@@ -207,14 +208,26 @@ class Child:
 def serving(command: Sequence[str]) -> Iterator[Child]:
     """Have a program run during the body; it is ended with it, and dies with us if we are killed.
 
-    To be called in the main thread: the kernel takes the end of the thread that starts it for
-    ours (PR_SET_PDEATHSIG). Raises OSError where nothing can be started; a program that is
-    missing is one that has ended.
+    Raises OSError where nothing can be started; a program that is missing is one that has ended.
     """
-    said = bytearray()
+    said, begun = bytearray(), SimpleQueue[Popen[bytes] | OSError]()
+
+    def hold() -> None:
+        # The kernel takes the end of the thread that starts a child for ours (PR_SET_PDEATHSIG).
+        try:
+            child = _start((*_WITH_US, *command), {}, DEVNULL, PIPE)
+        except OSError as error:
+            begun.put(error)
+        else:
+            begun.put(child)
+            child.wait()
+
     with ExitStack() as stack:
         with shielded():
-            child = _start((*_WITH_US, *command), {}, DEVNULL, PIPE)
+            Thread(target=hold, daemon=True).start()
+            child = begun.get()
+            if isinstance(child, OSError):
+                raise child
             stack.callback(_end, child, None)
             Thread(target=_feed, args=(child.stdin, b""), daemon=True).start()
             hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)

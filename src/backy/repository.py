@@ -11,7 +11,7 @@ import secrets
 import string
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -113,6 +113,8 @@ class Repository:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.message}", error.hint) from error
         self.store: Store = make_store(root, self.settings.block_size, self.settings.level)
+        self.configured: Callable[[], Mapping[str, object] | None] = lambda: None
+        """The settings of its source that the configuration has, if any; may raise ConfigError."""
         self.damaged: list[DamagedError] = []
         self._unusable = ""  # the newest of those revisions
 

@@ -32,7 +32,7 @@ from backy.records import encode_revision, encode_settings, read_revision, read_
 from backy.repository import Repository
 from backy.revision import Revision, disk_of
 from backy.scrub import Limits, Scrub
-from backy.sources import Request, open_source
+from backy.sources import Request, open_source, remembered
 from backy.words import select
 from tests.fuzz import corpora
 from tests.fuzz.mutate import damaged_json
@@ -97,7 +97,9 @@ def use_repository(room: Room, content: bytes) -> None:
     assert settings.block_size in range(65536, 16 * 2**20 + 1, 65536)
     with (
         suppress(BackyError),
-        open_source(settings.source).snapshot(Request("20261123T004938Z-x7k2")) as snapshot,
+        open_source(remembered(settings.source)).snapshot(
+            Request("20261123T004938Z-x7k2")
+        ) as snapshot,
     ):
         assert snapshot.disks
     try:
@@ -106,7 +108,7 @@ def use_repository(room: Room, content: bytes) -> None:
         said(error)
         return
     with ExitStack() as stack:
-        live = LiveSource(repository.settings.source, stack)
+        live = LiveSource(repository, stack)
         live.images()
     assert repository.history() == []
     again = encode_settings(settings)

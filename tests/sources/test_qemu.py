@@ -415,6 +415,17 @@ def test_a_failed_backup_leaves_the_parents_bitmap_as_it_was(daemon: StorageDaem
         assert pulled(snapshot, before) == content_of(daemon)
 
 
+def test_a_snapshot_to_heal_from_leaves_the_newest_revisions_bitmap(
+    daemon: StorageDaemon,
+) -> None:
+    qemu = source(daemon)
+    before = backed_up(qemu, 1)
+    with qemu.snapshot(Request(name(7))) as snapshot:
+        assert pulled(snapshot, {}) == before
+    scribble(daemon, random.Random(3))
+    assert backed_up(qemu, 2, before) == content_of(daemon)
+
+
 def test_a_job_that_somebody_cancels_fails_the_backup(daemon: StorageDaemon) -> None:
     """What is read afterwards is the disk as it is now, and nothing else would tell."""
     qemu = source(daemon)

@@ -132,7 +132,14 @@ def _globals(
 
 def open_repository(context: Context, job: str) -> Repository:
     """The repository of `job` in the base directory that was asked for."""
-    return Repository(context.obj.base / check_job(job))
+    repository = Repository(context.obj.base / check_job(job))
+
+    def configured() -> dict[str, Any] | None:
+        config = context.obj.config_of(job)
+        return config.jobs[job].source if config else None
+
+    repository.configured = configured
+    return repository
 
 
 def each_job(

@@ -100,11 +100,13 @@ def backup(
 
 def _source_of(root: Path, config: Config | None) -> dict[str, Any]:
     """The source that is configured, or else the one that was used last."""
+    from backy.sources import remembered
+
     found = None
     if config:
         found = config.jobs[root.name].source
     elif (root / "repository.json").exists():
-        found = Repository(root).settings.source
+        found = dict(remembered(Repository(root).settings.source))
     if not found:
         hint = f"Say backy backup {root.name} --source PATH."
         raise ConfigError(f"{root.name}: no source is known", hint)

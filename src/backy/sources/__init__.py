@@ -91,6 +91,9 @@ class Taken:
 class Source(Protocol):
     """Gives snapshots of one VM. Every method may raise SourceError."""
 
+    is_shared: bool
+    """Whether several snapshots may be open at once, also in other processes."""
+
     def snapshot(self, request: Request) -> AbstractContextManager[Snapshot]:
         """Take a snapshot; leaving gives back what it took, also after an exception.
 
@@ -122,6 +125,7 @@ _BUILT_IN = {
     "rbd": "backy.sources.rbd:RbdSource",
     "ceph-rbd": "backy.sources.rbd:RbdSource",  # as backy 2 calls it
 }
+_HARMLESS = {"file", "image", "nbd"}
 
 
 def open_source(settings: Mapping[str, object]) -> Source:
@@ -135,6 +139,21 @@ def open_source(settings: Mapping[str, object]) -> Source:
         raise ConfigError("the source has no type", "Write type: file, or by hand --source PATH.")
     made: SourceClass = load("backy.sources", kind, _BUILT_IN)
     return made(**rest)
+
+
+def remembered(settings: Mapping[str, object]) -> Mapping[str, object]:
+    """Give what a repository remembers of its source, which somebody else may have written.
+
+    Raises ConfigError where more than reading could come of that: a program that is run, a
+    ceph.conf that names a library, a VM that is frozen. Such types only the configuration names.
+    """
+    kind = settings.get("type")
+    if settings and kind not in _HARMLESS:
+        hint = "Name the job in the configuration."
+        raise ConfigError(
+            f"a source of type {kind!r:.40} is taken from the configuration only", hint
+        )
+    return settings
 
 
 def checked(kind: type[SettingsT], settings: Mapping[str, object]) -> SettingsT:

@@ -54,6 +54,8 @@ class _Answer(Settings):
 class ExecSource:
     """A Source; see there for the contract."""
 
+    is_shared = False
+
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(ExecSettings, settings)
 

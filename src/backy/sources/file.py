@@ -42,6 +42,8 @@ class FileSource:
     in time. Otherwise it is read as it lies there, and a change while that goes on is reported.
     """
 
+    is_shared = True
+
     def __init__(self, /, **settings: object) -> None:
         """Take {"disks": {name: absolute path}}, or as in backy 2 {"filename": absolute path}."""
         if settings.keys() == {"filename"}:

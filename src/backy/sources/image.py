@@ -60,6 +60,8 @@ class ImageSettings(Settings):
 class ImageSource:
     """A Source; see there for the contract."""
 
+    is_shared = True
+
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(ImageSettings, settings)
 

@@ -83,6 +83,8 @@ class Domain:
 class LibvirtSource:
     """A Source; see there for the contract."""
 
+    is_shared = False
+
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(LibvirtSettings, settings)
         self._mark = Mark(self.settings.server)

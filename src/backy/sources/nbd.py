@@ -32,6 +32,8 @@ class NbdSettings(Settings):
 class NbdSource:
     """A Source; see there for the contract."""
 
+    is_shared = True
+
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(NbdSettings, settings)
         self._disks = {name: parse_uri(uri) for name, uri in self.settings.disks.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -104,6 +104,8 @@ class _Taken(Taken):
 class QemuSource:
     """A Source; see there for the contract."""
 
+    is_shared = False
+
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(QemuSettings, settings)
         self._name = f"QEMU at {self.settings.qmp}"
@@ -130,8 +132,12 @@ class QemuSource:
 
     def forget(self, keep: Collection[str]) -> None:
         """See Source."""
+        self._remove(lambda revision: revision not in keep)
+
+    def _remove(self, is_unwanted: Callable[[str], bool]) -> None:
+        """Remove all that is ours, but of the bitmaps only those of unwanted revisions."""
         with suppress(NotRunningError), self._connected() as monitor:
-            self._clean(monitor, keep)
+            self._clean(monitor, is_unwanted)
         for folder in self._folders():
             with translated(SourceError, f"removing {folder}"):
                 disk.remove_tree(folder)
@@ -181,10 +187,9 @@ class QemuSource:
         return taken
 
     def _end(self, request: Request, taken: Taken) -> None:
-        """Leave nothing in QEMU but the bitmaps of the parent and, once kept, of this revision."""
-        kept = [request.revision] if taken.is_kept else []
+        """Leave nothing in QEMU but the bitmaps of others and, once kept, of this revision."""
         with suppress(SourceError):  # what fails here, the next `forget` finds, and fails
-            self.forget([*kept, request.parent.id] if request.parent else kept)
+            self._remove(lambda revision: revision == request.revision and not taken.is_kept)
 
     def _disks(self, monitor: Monitor, request: Request, whole: dict[str, str]) -> dict[str, _Disk]:
         """What is to be backed up. Where all of a known disk must be read, `whole` says why."""
@@ -276,8 +281,7 @@ class QemuSource:
         said += failures[:1]
         return Consistency.CRASH if failures else Consistency.FILESYSTEM
 
-    def _clean(self, monitor: Monitor, keep: Collection[str]) -> None:
-        """Remove all that is ours, but for the bitmaps of the revisions in `keep`."""
+    def _clean(self, monitor: Monitor, is_unwanted: Callable[[str], bool]) -> None:
         self._stop_serving(monitor)
         jobs = self._ours(monitor, "query-block-jobs", "device")
         for name in jobs:
@@ -288,7 +292,7 @@ class QemuSource:
         for node in monitor.ask("query-named-block-nodes"):
             for name in [each.get("name", "") for each in node.get("dirty-bitmaps", [])]:
                 revision = self._mark.revision_of(name.removesuffix(_CHANGES))
-                if revision and (revision not in keep or name.endswith(_CHANGES)):
+                if revision and (name.endswith(_CHANGES) or is_unwanted(revision)):
                     monitor.ask("block-dirty-bitmap-remove", node=node["node-name"], name=name)
         if jobs and _status(monitor) == "io-error":  # for lack of room, and now it goes
             monitor.ask("cont")

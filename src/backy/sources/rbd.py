@@ -93,6 +93,8 @@ class RbdSource:
     All methods raise SourceError.
     """
 
+    is_shared = True
+
     def __init__(self, /, **settings: object) -> None:
         """Take the settings, or those of backy 2 for one disk, which is vda then."""
         if "pool" in settings and "disks" not in settings:
