@@ -21,7 +21,7 @@ from benchmarks.workload import SEED, Range, changes
 
 SPARSE_BYTES = 1 << 40
 DELTA_BYTES = 100 * MIB
-WRITE_BYTES = MIB // 4
+WRITE_BYTES = MIB
 ROUNDS = 3
 PATIENCE_SECONDS = 30.0
 
