@@ -27,7 +27,7 @@ test: $(VENV)/.dev ## run all tests, on real file systems and programs where roo
 SOAK := BACKY_SEEDS=50 BACKY_ALL_CALLS=1 BACKY_ROUNDS=10 BACKY_KILLS=1000 BACKY_FLIPS=1000
 soak: $(VENV)/.dev ## the tests of crashes, faults and random sequences, for hours
 	@tools/apt-install tests/lab/apt-packages.txt
-	@$(SOAK) HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) -rP tests/faults \
+	@$(SOAK) HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) -rP tests/faults tests/sources \
 		$$(grep -rl --include='test_*.py' '^from hypothesis' tests | sort) $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, layers, doors and sizes
