@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backy.errors import SourceError
 from backy.sources.qmp import connect
 from tests.cli.runner import wait_for
 
@@ -101,7 +102,9 @@ class Guest:
     def _listens(self) -> bool:
         assert self.process
         assert self.process.poll() is None, (self.folder / "stderr").read_text()
-        return self.socket.is_socket()
+        with suppress(SourceError):  # the socket is there before QEMU listens at it
+            return bool(self.ask("query-version"))
+        return False
 
     def _is_ready(self) -> bool:
         console = self.folder / "console"

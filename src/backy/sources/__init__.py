@@ -125,7 +125,7 @@ _BUILT_IN = {
     "rbd": "backy.sources.rbd:RbdSource",
     "ceph-rbd": "backy.sources.rbd:RbdSource",  # as backy 2 calls it
 }
-_HARMLESS = {"file", "image", "nbd"}
+_HARMLESS = ("file", "image", "nbd")
 
 
 def open_source(settings: Mapping[str, object]) -> Source:
