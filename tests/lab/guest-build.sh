@@ -13,7 +13,14 @@ work=$(mktemp -d "$out/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/packages" "$work/unpacked"
 cd "$work/packages"
-kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ {print $2; exit}')
+newest_kernel() {
+    apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ {print $2; exit}'
+}
+kernel=$(newest_kernel)
+if [ -z "$kernel" ]; then # nobody has fetched the lists of packages yet
+    apt-get update -qq
+    kernel=$(newest_kernel)
+fi
 # As the user that apt drops to, it could not write here.
 apt-get download -qq -o APT::Sandbox::User=root "$kernel" qemu-guest-agent busybox-static
 for package in *.deb; do
