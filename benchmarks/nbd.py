@@ -59,9 +59,9 @@ def _served(trial: Trial) -> Iterator[str]:
 def main() -> int:
     """Read all that is not a hole, and print what it cost."""
     # Only this program needs backy; the benchmark itself runs with any Python.
-    from backy.extent import chop  # noqa: PLC0415
-    from backy.image import in_parallel  # noqa: PLC0415
-    from backy.nbd.image import open_image  # noqa: PLC0415
+    from backy.image.workers import in_parallel  # noqa: PLC0415
+    from backy.model.extent import chop  # noqa: PLC0415
+    from backy.nbd.remote_image import open_image  # noqa: PLC0415
     from backy.nbd.uri import parse_uri  # noqa: PLC0415
 
     begin = time.perf_counter()

@@ -6,8 +6,8 @@ from functools import lru_cache
 from random import Random
 
 from backy.errors import SourceError
-from backy.extent import Extent, Kind, merge
-from backy.revision import Consistency
+from backy.model.extent import Extent, Kind, merge
+from backy.model.revision import Consistency
 from backy.sources import Request
 
 PIECE = 512  # bytes; extents are told in these, so they hardly ever end where a block does

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from backy.disk import Cache
 from backy.errors import DamagedError
-from backy.extent import Extent
-from backy.index import Index, zero_digest
-from backy.revision import Revision
+from backy.model.extent import Extent
+from backy.model.revision import Revision
 from backy.stores.blocks import NAMED, BlockStore
+from backy.stores.index import Index, zero_digest
+from backy.system.files import Cache
 
 
 class MemoryStore(BlockStore):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from backy.process import Program
+from backy.system.process import Program
 from tests.cli.runner import wait_for
 
 MARK = "BACKY_TEST_MARK"

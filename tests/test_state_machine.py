@@ -23,16 +23,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from backy import trash
-from backy.backup import backup
 from backy.errors import NotFoundError, SourceError
-from backy.heal import Damage
-from backy.records import Settings
-from backy.repository import Repository, create
-from backy.restore import restore
-from backy.revision import Revision, Trust
+from backy.model.revision import Revision, Trust
+from backy.operations.backup import backup
+from backy.operations.heal import Damage
+from backy.operations.restore import restore
+from backy.operations.verify import verify
+from backy.repository import trash
+from backy.repository.manifest import Settings
+from backy.repository.repository import Repository, create
 from backy.units import KiB
-from backy.verify import verify
 from tests.lab.reflink import missing, reflink_file_system
 from tests.lab.repositories import names
 from tests.memory_source import FailingSource, MemorySource, changed, sample

@@ -23,8 +23,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 import backy.cli.run  # noqa: F401 - importing it adds the commands
-from backy import __version__, config, errors
+from backy import __version__, errors
 from backy.cli.app import CONFIG_PATHS, app
+from backy.config import settings as config
 
 PROGRAM = "backy"
 TEXTS = Path(__file__).with_name("settings.toml")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from backy.status import Status, read_status
+from backy.repository.status import Status, read_status
 from tests.cli.runner import SMALL, data, image
+from tests.daemon.machine import Server
 from tests.programs import marked
-from tests.service.machine import Server
 
 RULES = {"rules": {"daily": {"interval": "1d", "keep": 2}, "weekly": {"interval": "7d", "keep": 1}}}
 SOON = {"soon": {"tick": {"interval": "1s", "keep": 1}}}

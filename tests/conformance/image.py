@@ -17,8 +17,8 @@ from typing import ClassVar
 import pytest
 
 from backy.errors import SourceError, StoreError
-from backy.extent import Kind
-from backy.image import Image
+from backy.image.image import Image
+from backy.model.extent import Kind
 from backy.units import KiB
 from tests.lab.watchdog import ends
 from tests.memory_source import sample

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from backy.image import Image, copy
-from backy.revision import Consistency, Disk, Revision, id_for
+from backy.image.copy import copy
+from backy.image.image import Image
+from backy.model.revision import Consistency, Disk, Revision, id_for
 from backy.stores import Store, StoreClass
 from backy.stores.blocks import BlockDraft, StoredImage, open_index
 from tests.memory_source import BytesImage

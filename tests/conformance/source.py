@@ -16,8 +16,9 @@ from typing import ClassVar
 
 import pytest
 
-from backy.extent import Kind
-from backy.revision import Consistency, check_disk_name
+from backy.model.extent import Kind
+from backy.model.names import check_disk_name
+from backy.model.revision import Consistency
 from backy.sources import Request, Source
 from tests.conformance.image import read
 from tests.memory_source import sample

@@ -21,8 +21,8 @@ import pytest
 from blake3 import blake3
 
 from backy.errors import DamagedError
-from backy.extent import Kind
-from backy.revision import Revision
+from backy.model.extent import Kind
+from backy.model.revision import Revision
 from backy.stores import StoreClass
 from backy.units import KiB, MiB
 from tests.conformance.shelf import Shelf, digests

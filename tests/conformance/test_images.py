@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from backy.image import Image
+from backy.image.image import Image
 from backy.sources import Request
 from backy.sources.file import FileSource
 from backy.stores import StoreClass

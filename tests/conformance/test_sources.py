@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from backy.sources import Source
 from backy.sources.file import FileSource
 from tests.conformance.source import SourceSuite

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from backy.revision import Revision
+from backy.model.revision import Revision
 from backy.stores import StoreClass
 from backy.stores.chunks import ChunkStore
 from backy.stores.images import ImageStore

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.service import views
+from tests.daemon import views
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 RULES = CONTRIB / "prometheus" / "backy.rules.yml"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.contrib.promtool import CONTRIB, promtool, unknown_metrics
-from tests.service import views
+from tests.daemon import views
 
 DASHBOARD: dict[str, Any] = json.loads((CONTRIB / "grafana" / "backy.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from backy.config import Config
-from backy.service.metrics import Metrics
+from backy.config.settings import Config
+from backy.monitoring.metrics import Metrics
 from tests.cli.commands import COMMANDS
 from tests.contrib.promtool import RULE_TESTS, RULES, promtool, rules, unknown_metrics
+from tests.daemon import views
 from tests.docs import markdown
-from tests.service import views
 
 PAGE = (markdown.PROJECT / "docs" / "monitoring.md").read_text()
 EXAMPLES = [each.text for each in markdown.blocks(markdown.section(PAGE, "Metrics"))]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from backy.extent import Kind
-from backy.image import Image
-from backy.revision import Consistency, Disk, Revision, id_for
+from backy.image.image import Image
+from backy.model.extent import Kind
+from backy.model.revision import Consistency, Disk, Revision, id_for
 from backy.sources import Request
 from backy.sources.exec import ExecSource
 

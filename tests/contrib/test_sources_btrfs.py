@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from backy.sources import Request
 from tests.contrib.test_sources import Chain, revision, say
 

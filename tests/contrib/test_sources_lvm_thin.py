@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from tests.contrib.test_sources import Chain, Taken, recorder, revision, say
 
 BLOCK = 64 * 1024

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from tests.contrib.test_sources import Chain, Taken, revision, say
 
 USER = "postgres"

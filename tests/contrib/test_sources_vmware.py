@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from tests.contrib.test_sources import Chain, Taken, revision, say
 
 MIB = 1024**2

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from tests.contrib.test_sources import Chain, Taken, recorder, revision, say
 
 BLOCK = 16 * 1024

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from backy.revision import Consistency, Disk, Revision, Trust
-from backy.words import select
+from backy.model.revision import Consistency, Disk, Revision, Trust
+from backy.model.selector import select
 from tests.cli import commands
 from tests.docs import markdown
 

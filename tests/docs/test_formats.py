@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backy.space import record_space
+from backy.monitoring.space import record_space
 from tests.docs import markdown
 from tests.docs.stage import Stage
 from tests.lab.handmade import MIB

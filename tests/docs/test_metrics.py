@@ -3,8 +3,8 @@
 import re
 
 from tests.contrib.promtool import rules
+from tests.daemon import views
 from tests.docs import markdown
-from tests.service import views
 
 PAGE = (markdown.PROJECT / "docs" / "monitoring.md").read_text()
 METRICS = {row["metric"]: row for row in markdown.table(markdown.section(PAGE, "Metrics"))}

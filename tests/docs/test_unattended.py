@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from backy.config import Config, Global, Hook, Hooks, Interval, Job, Scrub
+from backy.config.settings import Config, Global, Hook, Hooks, Interval, Job, Scrub
 from tests.docs import markdown
 
 TEXT = (markdown.PROJECT / "docs" / "unattended.md").read_text()

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from backy import disk
 from backy.errors import CancelledError
+from backy.system import files, folders
 
 Fault = Callable[..., Any]
 OS = {
@@ -64,10 +64,13 @@ class Calls:
             for name, real, known in (
                 ("os", os, OS),
                 ("fcntl", fcntl, CONTROL),
-                ("_libc", disk._libc, LIBRARY),
+                ("_libc", files._libc, LIBRARY),
                 ("shutil", shutil, {"rmtree"}),
             ):
-                stack.enter_context(patch.object(disk, name, Counted(real, known, self)))
+                counted = Counted(real, known, self)
+                for door in (files, folders):
+                    if hasattr(door, name):
+                        stack.enter_context(patch.object(door, name, counted))
             for name in PATH:
                 stack.enter_context(patch.object(Path, name, self._method(name)))
             yield

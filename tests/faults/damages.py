@@ -21,12 +21,12 @@ from unittest.mock import patch
 
 from typer.main import get_command
 
-from backy import quarantine
 from backy.cli import run as cli
 from backy.cli.app import app
-from backy.quarantine import Occurrence, Report
-from backy.revision import time_of
-from backy.scrub import Limits, Scrub
+from backy.model.revision import time_of
+from backy.operations.scrub import Limits, Scrub
+from backy.repository import quarantine
+from backy.repository.quarantine import Occurrence, Report
 from tests.lab.repositories import BLOCK, Made
 from tests.lab.watchdog import ends
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import ClassVar
 from unittest.mock import patch
 
-from backy import disk
-from backy.disk import Cache
+from backy.system import files, folders
+from backy.system.files import Cache
 from tests.faults.journal import Effect, Journal
 
 
-class RecordingFile(disk.File):
+class RecordingFile(files.File):
     """A File that tells the journal what it did, once it has done it."""
 
     __slots__ = ("_node",)
@@ -52,13 +52,13 @@ class RecordingFile(disk.File):
         super().resize(size)
         self._changed(size=size)
 
-    def clone(self, origin: disk.File) -> bool:
+    def clone(self, origin: files.File) -> bool:
         done = super().clone(origin)
         if done:
             self._changed(content=os.pread(origin.descriptor, origin.size(), 0))
         return done
 
-    def copy(self, origin: disk.File, length: int) -> None:
+    def copy(self, origin: files.File, length: int) -> None:
         super().copy(origin, length)
         self._changed(content=os.pread(origin.descriptor, length, 0))
 
@@ -77,9 +77,9 @@ def recording(root: Path) -> Iterator[Journal]:
     """In the body everything that backy does below `root` goes into the journal."""
     journal = Journal(root)
     RecordingFile.journal = journal
-    real_make_folder, real_rename = disk.make_folder, disk.rename
-    real_remove_file, real_remove_tree = disk.remove_file, disk.remove_tree
-    real_remove_empty_folder = disk.remove_empty_folder
+    real_make_folder, real_rename = folders.make_folder, folders.rename
+    real_remove_file, real_remove_tree = folders.remove_file, folders.remove_tree
+    real_remove_empty_folder = folders.remove_empty_folder
 
     def make_folder(path: Path) -> None:
         missing = [each for each in (path, *path.parents) if not each.exists()]
@@ -110,9 +110,9 @@ def recording(root: Path) -> Iterator[Journal]:
             _forget(journal, each)
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(disk, "File", RecordingFile))
+        stack.enter_context(patch.object(files, "File", RecordingFile))
         for door in (make_folder, rename, remove_file, remove_tree, remove_empty_folder):
-            stack.enter_context(patch.object(disk, door.__name__, door))
+            stack.enter_context(patch.object(folders, door.__name__, door))
         yield journal
     assert journal.missed() == []
 

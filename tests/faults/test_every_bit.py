@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from backy import disk as disks
+from backy.system import files
 from tests.faults.damages import (
     BREAKS,
     JOB,
@@ -318,12 +318,12 @@ def test_a_file_that_is_not_what_it_was_changes_nothing_that_is_restored_or_is_f
     for file in whole.files():
         kinds.setdefault(kind_of(file), []).append(file)
     wrong = []
-    for kind, files in kinds.items():
+    for kind, found in kinds.items():
         if how != "swapped" or kind not in COMES_ONCE:
             draw = random.Random(f"{SEED} {whole.store} {how} {kind}")
             # What can be healed of an image depends on which one it is.
-            count = 2 * FLIPS if kind != "image" or how in BREAKS else len(files)
-            some = draw.sample(files, min(count, len(files)))
+            count = 2 * FLIPS if kind != "image" or how in BREAKS else len(found)
+            some = draw.sample(found, min(count, len(found)))
             wrong += judge(whole, [DAMAGES[how](whole, file) for file in some], target, draw)
     assert not wrong, "\n\n".join(wrong)
 
@@ -417,7 +417,7 @@ def test_a_bit_that_flips_below_what_revisions_share_is_named_with_each_of_them(
 
 def place(path: Path, offset: int) -> int:
     """Where the medium has a byte of a file."""
-    with disks.open_to_read(path) as file:
+    with files.open_to_read(path) as file:
         [(_, _, physical), *_] = file.places(offset, BLOCK)
     assert physical is not None
     return physical

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from backy import trash
-from backy.backup import backup
 from backy.errors import FullError
-from backy.heal import Damage
-from backy.index import digest_of
-from backy.records import Settings
-from backy.repository import create
-from backy.revision import Trust
-from backy.scrub import Limits, Scrub
+from backy.model.revision import Trust
+from backy.operations.backup import backup
+from backy.operations.heal import Damage
+from backy.operations.scrub import Limits, Scrub
+from backy.operations.verify import verify
+from backy.repository import trash
+from backy.repository.manifest import Settings
+from backy.repository.repository import create
 from backy.sources import open_source
-from backy.verify import verify
+from backy.stores.index import digest_of
 from tests.cli.machine import MIB, ballast, ext4
 from tests.faults.workloads import Disks, damage, read_all
 from tests.lab.reflink import missing, reflink_file_system

@@ -20,15 +20,15 @@ from pathlib import Path
 
 import pytest
 
-from backy import trash
-from backy.backup import backup
 from backy.errors import NotFoundError
-from backy.heal import Damage
-from backy.index import digest_of
-from backy.repository import Repository
-from backy.scrub import Limits, Scrub
+from backy.operations.backup import backup
+from backy.operations.heal import Damage
+from backy.operations.scrub import Limits, Scrub
+from backy.operations.verify import verify
+from backy.repository import trash
+from backy.repository.repository import Repository
 from backy.sources import open_source
-from backy.verify import verify
+from backy.stores.index import digest_of
 from tests.cli.runner import MIB, Backy, Store
 from tests.faults.workloads import Disks, damage, hasty, read_all
 from tests.lab.reflink import missing, reflink_file_system

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from backy.repository import Repository
+from backy.repository.repository import Repository
 from tests.faults.journal import Journal, Survival
 from tests.faults.recording import recording
 from tests.faults.workloads import (

@@ -10,19 +10,20 @@ from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
-from backy import disk, process, quarantine, trash
-from backy.backup import backup
 from backy.errors import DamagedError, NotFoundError
-from backy.heal import Damage
-from backy.index import digest_of
-from backy.records import Settings
-from backy.repository import Repository, create
-from backy.restore import restore
-from backy.revision import Revision, Trust, is_id
-from backy.scrub import Limits, Scrub
+from backy.model.revision import Revision, Trust, is_id
+from backy.operations.backup import backup
+from backy.operations.heal import Damage
+from backy.operations.restore import restore
+from backy.operations.scrub import Limits, Scrub
+from backy.operations.verify import verify
+from backy.repository import quarantine, trash
+from backy.repository.manifest import Settings
+from backy.repository.repository import Repository, create
 from backy.sources.file import FileSource
 from backy.stores import chunks
-from backy.verify import verify
+from backy.stores.index import digest_of
+from backy.system import files, folders, process
 
 BLOCK = 65536
 SIZE = 3 * BLOCK + 1234
@@ -59,9 +60,9 @@ def one_worker() -> Iterator[None]:
 def hasty() -> Iterator[None]:
     """Nothing is made durable, or read from the medium: what is done here meets no fault."""
     with (
-        patch.object(disk.File, "sync", lambda _: None),
-        patch.object(disk.File, "barrier", lambda _: None),
-        patch.object(disk.File, "_open_direct", lambda *_: -1),
+        patch.object(files.File, "sync", lambda _: None),
+        patch.object(files.File, "barrier", lambda _: None),
+        patch.object(files.File, "_open_direct", lambda *_: -1),
         patch.object(chunks, "_MARK_BITS", 16),  # 32 MiB take 30 ms to fill with zeroes
     ):
         yield
@@ -344,7 +345,7 @@ def check_history(
     assert added or not (has_ended and workload.adds)
     assert all(held[each] == known[each] for each in held.keys() & known.keys())
     assert not added & {each for each, _ in lost}
-    for name in disk.list_folder(repository.root / "quarantine"):
+    for name in folders.list_folder(repository.root / "quarantine"):
         assert not is_id(name) or quarantine.find(repository, name).id == name
     restored = repository.root.parent / RESTORED
     assert not restored.exists() or restored.read_bytes() == SECOND

@@ -22,17 +22,18 @@ from typing import Any
 
 import typer.main
 
-from backy import backup, diff, heal, quarantine, restore, scrub, trash, verify
 from backy.cli.app import app
 from backy.cli.run import run
 from backy.errors import BackyError
-from backy.index import digest_of
-from backy.records import read_revision, read_settings
-from backy.repository import Repository
-from backy.revision import Disk
+from backy.model.revision import Disk
+from backy.operations import backup, diff, heal, restore, scrub, verify
+from backy.repository import quarantine, trash
+from backy.repository.manifest import read_revision, read_settings
+from backy.repository.repository import Repository
 from backy.sources import file
 from backy.stores import chunks, images
 from backy.stores.blocks import checked_index
+from backy.stores.index import digest_of
 
 LOADED = [backup, diff, file, heal, images, restore, trash, verify]  # what commands import late
 _SECONDS = 20  # matters only where something hangs

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from backy.backup import backup
-from backy.records import Settings, encode_settings
-from backy.repository import Repository, create
+from backy.operations.backup import backup
+from backy.operations.verify import verify
+from backy.repository.manifest import Settings, encode_settings
+from backy.repository.repository import Repository, create
+from backy.repository.trash import remove
 from backy.sources.file import FileSource
-from backy.trash import remove
-from backy.verify import verify
 from tests.fuzz import sandbox
 from tests.fuzz.sandbox import Child, Sandbox
 from tests.lab.reflink import missing, reflink_file_system

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.errors import BackyError, DamagedError, StoreError
-from backy.index import digest_of
+from backy.operations.verify import verify
 from backy.stores.chunks import ChunkBlocks, _Tools
-from backy.verify import verify
+from backy.stores.index import digest_of
 from tests.fuzz import frames
 from tests.fuzz.mutate import damaged_bytes
 from tests.lab.repositories import Made

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.errors import BackyError, DamagedError
-from backy.index import LINE, Index, digest_of, zero_digest
-from backy.restore import restore
-from backy.revision import Disk, Revision
-from backy.scrub import Limits, Scrub
+from backy.model.revision import Disk, Revision
+from backy.operations.restore import restore
+from backy.operations.scrub import Limits, Scrub
+from backy.operations.verify import verify
 from backy.stores.blocks import checked_index
 from backy.stores.chunks import _Marks
-from backy.verify import verify
+from backy.stores.index import LINE, Index, digest_of, zero_digest
 from tests.fuzz.mutate import damaged_bytes
 from tests.lab.repositories import BLOCK, Made
 

@@ -22,18 +22,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backy import quarantine
-from backy.backup import backup
 from backy.cli import care, reports
 from backy.cli.output import print_json, print_lines, revision_table, summary
 from backy.errors import BackyError, ConfigError, DamagedError, NotFoundError
-from backy.heal import Damage, LiveSource, distrusted
-from backy.records import encode_revision, encode_settings, read_revision, read_settings
-from backy.repository import Repository
-from backy.revision import Revision, disk_of
-from backy.scrub import Limits, Scrub
+from backy.model.revision import Revision, disk_of
+from backy.model.selector import select
+from backy.operations.backup import backup
+from backy.operations.heal import Damage, LiveSource, distrusted
+from backy.operations.scrub import Limits, Scrub
+from backy.repository import quarantine
+from backy.repository.manifest import encode_revision, encode_settings, read_revision, read_settings
+from backy.repository.repository import Repository
 from backy.sources import Request, open_source, remembered
-from backy.words import select
 from tests.fuzz import corpora
 from tests.fuzz.mutate import damaged_json
 from tests.lab.repositories import BLOCK, Made

@@ -12,22 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.errors import BackyError, ConfigError, NotFoundError
-from backy.repository import check_job
-from backy.revision import (
+from backy.model.names import check_disk_name, check_job, check_tag
+from backy.model.revision import (
     Consistency,
     Disk,
     Revision,
     Trust,
-    check_disk_name,
-    check_tag,
     disk_of,
     id_for,
     is_id,
     time_for,
     time_of,
 )
+from backy.model.selector import select, select_one
 from backy.units import format_duration, format_size, parse_duration, parse_size
-from backy.words import select, select_one
 from tests.fuzz import corpora
 from tests.fuzz.mutate import STRINGS
 

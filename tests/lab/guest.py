@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from backy.clients.qmp import connect
 from backy.errors import SourceError
-from backy.sources.qmp import connect
 from tests.cli.runner import wait_for
 
 SCRIPT = Path(__file__).with_name("guest-build.sh")

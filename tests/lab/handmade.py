@@ -14,7 +14,7 @@ from typing import Literal
 import blake3
 import zstandard
 
-RESTORE_SH = Path(__file__).parents[2] / "src" / "backy" / "restore.sh"
+RESTORE_SH = Path(__file__).parents[2] / "src" / "backy" / "repository" / "restore.sh"
 MIB = 1024**2
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backy.backup import backup
-from backy.records import Settings
-from backy.repository import Repository, create
-from backy.revision import Revision
+from backy.model.revision import Revision
+from backy.operations.backup import backup
+from backy.repository.manifest import Settings
+from backy.repository.repository import Repository, create
 from backy.units import KiB
 from tests.memory_source import MemorySource
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from backy.clients.qmp import connect
 from backy.errors import SourceError
-from backy.sources.qmp import connect
 from tests.cli.runner import wait_for
 
 _absent = [p for p in ("qemu-storage-daemon", "qemu-img", "fallocate") if not shutil.which(p)]

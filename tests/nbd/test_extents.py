@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backy.extent import Extent, Kind, merge
-from backy.nbd import image as nbd_image
-from backy.nbd.image import open_image
+from backy.model.extent import Extent, Kind, merge
+from backy.nbd import remote_image as nbd_image
+from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
 from tests.nbd.scripted import (
     ACK,

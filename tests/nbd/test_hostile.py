@@ -10,7 +10,7 @@ from itertools import chain, repeat
 import pytest
 
 from backy.errors import SourceError
-from backy.nbd.image import open_image
+from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
 from tests.conformance.image import read
 from tests.lab.watchdog import ends

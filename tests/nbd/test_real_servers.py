@@ -12,9 +12,9 @@ from typing import ClassVar
 import pytest
 
 from backy.errors import SourceError
-from backy.extent import Extent, Kind, merge
-from backy.image import Image
-from backy.nbd.image import NbdImage, open_image
+from backy.image.image import Image
+from backy.model.extent import Extent, Kind, merge
+from backy.nbd.remote_image import NbdImage, open_image
 from backy.nbd.uri import parse_uri
 from tests.conformance.image import STEP, ImageSuite, read
 from tests.lab.handmade import write_sparse

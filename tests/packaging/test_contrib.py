@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backy import config
+from backy.config import settings as config
 from tests.cli.commands import COMMANDS
 from tests.cli.runner import PROGRAM, environment
 from tests.packaging.conftest import PROJECT

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from backy import config, errors
+from backy import errors
+from backy.config import settings as config
 from tests.cli.commands import COMMANDS, GROUP
 from tests.packaging.conftest import PROJECT
 from tools import make_man

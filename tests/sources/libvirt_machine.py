@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backy.extent import Kind
-from backy.image import Image
-from backy.revision import Consistency, Disk, Revision
+from backy.image.image import Image
+from backy.model.extent import Kind
+from backy.model.revision import Consistency, Disk, Revision
 from backy.sources import Request, Snapshot
 from backy.sources.libvirt import LibvirtSource
 from tests.conformance.image import read

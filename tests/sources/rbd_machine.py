@@ -9,10 +9,10 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from backy.backup import backup
-from backy.records import Settings
-from backy.repository import Repository, create
-from backy.revision import Revision
+from backy.model.revision import Revision
+from backy.operations.backup import backup
+from backy.repository.manifest import Settings
+from backy.repository.repository import Repository, create
 from backy.sources import Request, Snapshot
 from backy.sources.rbd import RbdSource
 from backy.units import KiB, MiB

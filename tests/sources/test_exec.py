@@ -14,8 +14,8 @@ from textwrap import dedent
 import pytest
 
 from backy.errors import ConfigError, SourceError
-from backy.extent import Extent, Kind
-from backy.revision import Consistency, Revision
+from backy.model.extent import Extent, Kind
+from backy.model.revision import Consistency, Revision
 from backy.sources import Request, Source
 from backy.sources.exec import ExecSource
 from tests.conformance.image import read

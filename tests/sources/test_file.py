@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from backy.errors import ConfigError, SourceError
-from backy.extent import Kind
-from backy.revision import Consistency
+from backy.model.extent import Kind
+from backy.model.revision import Consistency
 from backy.sources import Request, open_source
 from backy.sources.file import FileSource
 from tests.conformance.image import read

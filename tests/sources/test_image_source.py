@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from backy.errors import ConfigError, SourceError
-from backy.extent import Kind
-from backy.revision import Consistency
+from backy.model.extent import Kind
+from backy.model.revision import Consistency
 from backy.sources import Request, Source
-from backy.sources.image import ImageSource
+from backy.sources.image_file import ImageSource
 from tests.cli.runner import wait_for
 from tests.conformance.image import read
 from tests.conformance.source import SourceSuite

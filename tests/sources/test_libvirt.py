@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import backy
-from backy.backup import backup
 from backy.errors import ConfigError, SourceError
-from backy.revision import Consistency
+from backy.model.revision import Consistency
+from backy.operations.backup import backup
 from backy.sources import Request
 from backy.sources.libvirt import LibvirtSource
 from tests.cli.runner import wait_for
@@ -346,12 +346,12 @@ def test_a_guest_that_hooks_have_frozen_is_left_to_them(machine: Machine) -> Non
 
 HOLD = """
 import sys, time
-from backy import process
 from backy.sources import Request
 from backy.sources.libvirt import LibvirtSource
+from backy.system.signals import cancellable
 domain, uri, server, scratch, revision = sys.argv[1:]
 source = LibvirtSource(domain=domain, uri=uri, server=server, scratch=scratch, freeze=False)
-with process.cancellable(), source.snapshot(Request(revision, None)):
+with cancellable(), source.snapshot(Request(revision, None)):
     print("taken", flush=True)
     time.sleep(600)
 """

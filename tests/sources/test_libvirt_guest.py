@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backy.errors import SourceError
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from backy.sources import Request
 from tests.cli.runner import environment, wait_for
 from tests.lab.libvirt import MIB, Libvirt, Machine, libvirtd
@@ -156,14 +156,14 @@ def test_a_freeze_ends_within_its_limit(machine: Machine, stuck: Path) -> None:
 
 TAKE = """
 import sys
-from backy import process
 from backy.sources import Request
 from backy.sources.libvirt import LibvirtSource
+from backy.system.signals import cancellable
 domain, uri, server, scratch, revision = sys.argv[1:]
 source = LibvirtSource(
     domain=domain, uri=uri, server=server, scratch=scratch, freeze_timeout=300, timeout=300
 )
-with process.cancellable(), source.snapshot(Request(revision, None)):
+with cancellable(), source.snapshot(Request(revision, None)):
     pass
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from backy.sources import Source
 from tests.conformance.source import SourceSuite
 from tests.lab.libvirt import Libvirt, Machine, libvirtd

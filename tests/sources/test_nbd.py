@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from backy.backup import backup
 from backy.errors import ConfigError, SourceError
-from backy.extent import Kind
-from backy.revision import Consistency, Disk, Revision
+from backy.model.extent import Kind
+from backy.model.revision import Consistency, Disk, Revision
+from backy.operations.backup import backup
 from backy.sources import Request, Source, Taken, open_source
 from backy.sources.nbd import NbdSource
 from tests.conformance.source import SourceSuite

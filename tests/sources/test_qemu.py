@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from backy.clients.qmp import Monitor
 from backy.errors import CancelledError, ConfigError, SourceError
-from backy.extent import Kind
-from backy.image import Image
-from backy.process import cancellable
-from backy.revision import Consistency, Disk, Revision, id_for
+from backy.image.image import Image
+from backy.model.extent import Kind
+from backy.model.revision import Consistency, Disk, Revision, id_for
 from backy.sources import Request, Snapshot
 from backy.sources.qemu import QemuSource
-from backy.sources.qmp import Monitor
+from backy.system.signals import cancellable
 from tests.cli.runner import environment
 from tests.conformance.image import read
 from tests.conformance.source import SourceSuite

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
+from backy.clients.guest_agent import Agent
 from backy.errors import SourceError
-from backy.extent import Kind
-from backy.revision import Consistency, Disk, Revision, id_for
+from backy.model.extent import Kind
+from backy.model.revision import Consistency, Disk, Revision, id_for
 from backy.sources import Request, Snapshot
-from backy.sources.agent import Agent
 from backy.sources.qemu import QemuSource
 from tests.cli.runner import PROGRAM, Backy, environment, wait_for
 from tests.conformance.image import read

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from backy.clients.guest_agent import Agent, frozen, main
+from backy.clients.qmp import Monitor, NotRunningError, connect
 from backy.errors import SourceError
-from backy.sources.agent import Agent, frozen, main
-from backy.sources.qmp import Monitor, NotRunningError, connect
 from tests.lab.watchdog import ends
 
 GREETING = b'{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}\n'

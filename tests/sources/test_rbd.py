@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from backy.errors import SourceError, StoreError
-from backy.extent import Kind
-from backy.repository import RevisionDraft
-from backy.revision import Consistency, Revision
+from backy.model.extent import Kind
+from backy.model.revision import Consistency, Revision
+from backy.repository.draft import RevisionDraft
 from backy.sources import rbd
 from backy.units import KiB, MiB
 from tests.conformance.image import read

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from backy.clients import qemu_nbd
 from backy.errors import SourceError
-from backy.nbd.image import open_image
-from backy.sources import Request, qemu_nbd
+from backy.nbd.remote_image import open_image
+from backy.sources import Request
 from backy.sources.rbd import RbdSource
 from backy.units import KiB, MiB
 from tests.conformance.image import read

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backy.revision import Consistency
+from backy.model.revision import Consistency
 from backy.sources import Source
 from backy.sources.rbd import RbdSource
 from tests.conformance.source import SourceSuite

@@ -11,7 +11,7 @@ import zstandard
 from blake3 import blake3
 
 from backy.errors import DamagedError
-from backy.revision import Revision
+from backy.model.revision import Revision
 from backy.stores.chunks import ChunkStore
 from backy.units import KiB
 from tests.conformance.shelf import Shelf, digests

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from backy.errors import DamagedError, StoreError
-from backy.revision import Revision
+from backy.model.revision import Revision
 from backy.stores.images import ImageStore
 from backy.units import KiB, MiB
 from tests.conformance.shelf import Shelf

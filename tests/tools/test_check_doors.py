@@ -1,4 +1,4 @@
-"""Only backy.disk changes files and only backy.process starts programs."""
+"""Only the doors in backy.system change files and start programs."""
 
 import ast
 import subprocess
@@ -52,9 +52,9 @@ HARMLESS_CALLS = [
     "store.open('vda', revision)",
     "'text'.replace('a', 'b')",
     "moment.replace(tzinfo=UTC)",
-    "from backy import disk\ndisk.rename(old, new)",
-    "import backy.disk\nbacky.disk.unlink(path)",
-    "from backy.disk import Folder\nFolder.mkdir(path)",
+    "from backy.system import folders\nfolders.rename(old, new)",
+    "import backy.system.files\nbacky.system.files.unlink(path)",
+    "from backy.system.folders import Folder\nFolder.mkdir(path)",
 ]
 
 
@@ -64,7 +64,7 @@ def found(text: str, door: str | None = None) -> list[str]:
 
 @pytest.mark.parametrize("text", BANNED_BY_RUFF)
 def test_ruff_finds_the_functions_of_modules(text: str) -> None:
-    name = ["--stdin-filename", "src/backy/index.py", "-"]
+    name = ["--stdin-filename", "src/backy/stores/index.py", "-"]
     result = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--select", "TID251", "--no-cache", *name],
         cwd=ROOT,
@@ -80,8 +80,8 @@ def test_ruff_finds_the_functions_of_modules(text: str) -> None:
 @pytest.mark.parametrize("text", WRITING_CALLS)
 def test_a_method_that_writes_is_found_outside_of_disk(text: str) -> None:
     assert len(found(text)) == 1
-    assert len(found(text, "backy.process")) == 1
-    assert found(text, "backy.disk") == []
+    assert len(found(text, "backy.system.process")) == 1
+    assert found(text, "backy.system.files") == []
 
 
 @pytest.mark.parametrize("text", HARMLESS_CALLS)
@@ -91,10 +91,13 @@ def test_a_call_that_writes_nothing_is_not_found(text: str) -> None:
 
 def test_each_door_is_kept_from_what_belongs_to_the_other() -> None:
     text = "import os\nfrom subprocess import run\nos.unlink('x')\nos.kill(1, 9)\nrun([])\n"
-    program = "only backy.process starts and signals programs"
-    assert found(text, "backy.disk") == [f"2: subprocess: {program}", f"4: os.kill: {program}"]
-    file = "only backy.disk opens and changes files"
-    assert found(text, "backy.process") == [f"3: os.unlink: {file}"]
+    program = "only backy.system.process starts and signals programs"
+    assert found(text, "backy.system.files") == [
+        f"2: subprocess: {program}",
+        f"4: os.kill: {program}",
+    ]
+    file = "only backy.system.files opens and changes files"
+    assert found(text, "backy.system.process") == [f"3: os.unlink: {file}"]
 
 
 def test_the_source_itself_passes() -> None:

@@ -14,11 +14,12 @@ from typer import Argument, Option
 
 from backy import __version__
 from backy.errors import BackyError, CancelledError, ConfigError
-from backy.repository import Repository, check_job
+from backy.model.names import check_job
+from backy.repository.repository import Repository
 
 if TYPE_CHECKING:
-    from backy.config import Config, Global
-    from backy.configfile import Loaded
+    from backy.config.loader import Loaded
+    from backy.config.settings import Config, Global
 
 Value = TypeVar("Value")
 DEFAULT_BASE = Path("/srv/backy")
@@ -80,14 +81,14 @@ class Site:
     @cached_property
     def globals(self) -> Global:
         """The settings of the daemon, without reading the jobs. Raises ConfigError."""
-        from backy.configfile import read_global
+        from backy.config.loader import read_global
 
         return read_global(self.needed_path())
 
     @cached_property
     def loaded(self) -> Loaded:
         """All of the configuration that is valid. Raises ConfigError where there is none."""
-        from backy.configfile import load
+        from backy.config.loader import load
         from backy.sources import open_source
 
         return load(self.needed_path(), open_source)
@@ -106,14 +107,14 @@ class Site:
         """
         if not self.handed and not self.path:
             return None
-        from backy.config import Config
+        from backy.config.settings import Config
 
         config = Config.model_validate_json(self.handed) if self.handed else self.loaded.config
         return config if job in config.jobs else None
 
     def ask(self, **request: object) -> dict[str, Any] | None:
         """What the daemon answers; None where there is none. Raises StoreError as control does."""
-        from backy.service import control
+        from backy.daemon import control
 
         return control.ask(self.globals.socket, **request)
 

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
-from backy import process, status
 from backy.cli.app import AsJson, Context, Job, Spec, app, each_job, open_repository
 from backy.cli.output import answer, print_json, total, warn
 from backy.cli.progress import Meter, meter
 from backy.errors import ConfigError, DamagedError, NotFoundError
-from backy.repository import Repository, jobs
+from backy.model.selector import select
+from backy.repository import status
+from backy.repository.repository import Repository, jobs
+from backy.system import process
 from backy.units import format_duration, format_rate, format_size, parse_duration, parse_size
-from backy.words import select
 
 if TYPE_CHECKING:
-    from backy.heal import Damage
-    from backy.scrub import Coverage, Limits
+    from backy.operations.heal import Damage
+    from backy.operations.scrub import Coverage, Limits
 
 _SLOWEST = 1 << 20  # bytes a second
 Jobs = Annotated[list[str] | None, Argument(metavar="JOB", help="Only these jobs.")]
@@ -39,7 +40,7 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
     What does not is named, range by range, with every revision that has it, and the exit code
     is 6. A revision is verified or distrusted afterwards.
     """
-    from backy.verify import verify as run
+    from backy.operations.verify import verify as run
 
     repository = open_repository(context, job)
     revisions = sorted(select(spec, repository.history()), key=lambda revision: revision.id)
@@ -107,7 +108,7 @@ def scrub(
     New blocks come first, then those read longest ago; what was read in the last half of the
     promised time can wait. The next run goes on where this one ends. All other processes go first.
     """
-    from backy.scrub import Limits, longest_ago
+    from backy.operations.scrub import Limits, longest_ago
 
     if not parse_duration(within):
         raise ConfigError(f"nothing can be read within {within}", "Use --within 30d.")
@@ -126,7 +127,7 @@ def scrub(
 
 
 def _scrub(repository: Repository, within: str, limits: Limits, as_json: bool) -> None:
-    from backy.scrub import Scrub
+    from backy.operations.scrub import Scrub
 
     job = repository.name
     with meter(job, as_json=as_json) as shown:

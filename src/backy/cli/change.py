@@ -9,15 +9,15 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from backy import trash
 from backy.cli.app import AsJson, Context, Job, Spec, app, open_repository
 from backy.cli.output import answer
 from backy.errors import ConfigError, DamagedError, NotFoundError
-from backy.records import revision_record
-from backy.repository import Repository
-from backy.revision import Revision, is_id
+from backy.model.revision import Revision, is_id
+from backy.model.selector import select
+from backy.repository import trash
+from backy.repository.manifest import revision_record
+from backy.repository.repository import Repository
 from backy.units import format_size, parse_duration
-from backy.words import select
 
 Marks = Annotated[list[str], Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")]
 Emptied = Annotated[str | None, Argument(metavar="[JOB]", help="The job whose trash is emptied.")]

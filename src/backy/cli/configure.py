@@ -23,7 +23,7 @@ DryRun = Annotated[bool, Option("--dry-run", help="Only show what would go, and 
 @config.command(epilog="Example: backy config check")
 def check(context: Context, as_json: AsJson = False) -> None:
     """Name everything that is wrong in the configuration, with file and line."""
-    from backy.configfile import ProblemsError
+    from backy.config.loader import ProblemsError
 
     site: Site = context.obj
     path = site.needed_path()
@@ -61,7 +61,7 @@ def show(context: Context, job: OneJob = None) -> None:
 @config.command(epilog="Example: backy config schema > backy.schema.json")
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
-    from backy.configfile import schema as made
+    from backy.config.loader import schema as made
 
     print_json(made())
 
@@ -69,7 +69,7 @@ def schema() -> None:
 @app.command(epilog="Example: backy expire vm1 --dry-run")
 def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove what the schedule does not keep: to the trash, from where undo brings it back."""
-    from backy.expire import expire as run
+    from backy.operations.expire import expire as run
 
     configured = context.obj.config_of(job)
     if not configured:

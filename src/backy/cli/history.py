@@ -9,9 +9,9 @@ from typer import Argument
 from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app, each_job, open_repository
 from backy.cli.output import answer, print_json, print_lines, revision_table, table, total, warn
 from backy.errors import NotFoundError
-from backy.records import revision_record
-from backy.repository import Repository, jobs
-from backy.revision import disk_of
+from backy.model.revision import disk_of
+from backy.repository.manifest import revision_record
+from backy.repository.repository import Repository, jobs
 from backy.units import format_size
 
 Listed = Annotated[str | None, Argument(metavar="[JOB]", help="Only this job, with its revisions.")]
@@ -59,7 +59,7 @@ def _job_row(repository: Repository) -> tuple[object, ...]:
 @app.command(epilog="Example: backy diff vm1 1 latest")
 def diff(context: Context, job: Job, old: Old, new: New, as_json: AsJson = False) -> None:
     """Show which ranges of its disks changed between two revisions, in whole blocks."""
-    from backy.diff import diff as run
+    from backy.operations.diff import diff as run
 
     repository = open_repository(context, job)
     before, after = repository.find(old), repository.find(new)

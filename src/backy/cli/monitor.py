@@ -14,11 +14,11 @@ from typer import Option
 
 from backy.cli.app import Context, Site, app
 from backy.errors import BackyError, StoreError
-from backy.facts import facts
-from backy.repository import jobs
+from backy.repository.repository import jobs
+from backy.repository.summary import facts
 
 if TYPE_CHECKING:
-    from backy.check import Promise, Server
+    from backy.monitoring.health import Promise, Server
 
 
 @app.command(epilog="Example: backy check --job '^vm'")
@@ -39,7 +39,7 @@ def check(
     Exit codes are theirs: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. What cannot be told is never OK.
     """
     gc.disable()  # among the values of ten thousand jobs there is no garbage to look for
-    from backy.check import Judge, unknown
+    from backy.monitoring.health import Judge, unknown
 
     try:
         pattern = re.compile(job)
@@ -61,9 +61,9 @@ def check(
 
 def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     """What is promised: the running daemon knows, or else the configuration says."""
-    from backy.check import Promise, Server
-    from backy.service.row import promised
-    from backy.space import space
+    from backy.monitoring.health import Promise, Server
+    from backy.monitoring.overview import promised
+    from backy.monitoring.space import space
 
     reply, problem, is_running = None, "", None
     try:

@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from backy import disk
-from backy.revision import Revision
+from backy.model.revision import Revision
+from backy.system import files
 from backy.units import format_duration, format_rate, format_size
 
 
@@ -28,7 +28,7 @@ def print_json(record: object) -> None:
         sys.stdout.write(json.dumps(record) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        disk.silence_standard_output()
+        files.silence_standard_output()
 
 
 def printable(text: str) -> str:

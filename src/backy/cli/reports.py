@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from backy import quarantine
 from backy.cli.app import AsJson, Context, Job, app, each_job, open_repository
 from backy.cli.output import answer, table
 from backy.errors import ConfigError
-from backy.quarantine import Report
-from backy.repository import Repository, jobs
+from backy.repository import quarantine
+from backy.repository.quarantine import Report
+from backy.repository.repository import Repository, jobs
 
 reports = typer.Typer(
     help="Show what was found damaged; alone, it lists the reports of all jobs.",

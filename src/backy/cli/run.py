@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import traceback
 
-from backy import errors, process
+from backy import errors
 
 # Importing them adds their commands.
-from backy.cli import care, change, configure, history, monitor, reports, service, transfer  # noqa: F401
+from backy.cli import (
+    transfer,  # noqa: F401
+)
 from backy.cli.app import app
 from backy.cli.output import print_json, warn
 from backy.errors import BackyError
+from backy.system import signals
 
 _BUG = 70  # EX_SOFTWARE, sysexits.h
 
@@ -18,7 +21,7 @@ _BUG = 70  # EX_SOFTWARE, sysexits.h
 def run(arguments: list[str]) -> int:
     """Give the exit code of the command that `arguments` say."""
     try:
-        with process.cancellable():
+        with signals.cancellable():
             app(arguments, prog_name="backy")
     except SystemExit as end:  # typer's: 0 for done, 2 for wrong usage, which it has explained
         return end.code if isinstance(end.code, int) else 1

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from backy import process
-from backy import status as statuses
 from backy.cli.app import AsJson, Context, Job, Site, app
 from backy.cli.output import answer, print_json, print_lines, printable, table, warn
 from backy.errors import CancelledError, NotFoundError
-from backy.facts import facts
-from backy.repository import check_job, jobs
+from backy.model.names import check_job
+from backy.repository import status as statuses
+from backy.repository.repository import jobs
+from backy.repository.summary import facts
+from backy.system import signals
 from backy.units import format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
-    from backy.config import Config
-    from backy.service.row import Row
+    from backy.config.settings import Config
+    from backy.monitoring.overview import Row
 
 _REFRESH_SECONDS = 1.0
 _NO_DAEMON = "the daemon is not running"
@@ -42,8 +43,8 @@ def daemon(context: Context, log_json: LogJson = False) -> None:
     """
     import asyncio
 
-    from backy.service.daemon import Daemon
-    from backy.service.log import open_log
+    from backy.daemon.daemon import Daemon
+    from backy.daemon.log import open_log
 
     site: Site = context.obj
     asyncio.run(Daemon(site.needed_path(), site.asked, open_log(as_json=log_json)).run())
@@ -79,7 +80,7 @@ def _show(site: Site, is_wanted: Callable[[Row], bool], *, once: bool, as_json: 
         while True:
             lines = list(_lines(_picture(site, is_wanted)))[: console.height]
             live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
-            process.sleep(_REFRESH_SECONDS)
+            signals.sleep(_REFRESH_SECONDS)
 
 
 def _picture(site: Site, is_wanted: Callable[[Row], bool]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _picture(site: Site, is_wanted: Callable[[Row], bool]) -> dict[str, Any]:
 
 
 def _rows_without(site: Site) -> Iterable[Row]:
-    from backy.service.row import row
+    from backy.monitoring.overview import row
 
     config = site.loaded.config if site.path else None
     now = datetime.now(UTC)

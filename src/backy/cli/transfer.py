@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from backy import status
 from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app, open_repository
 from backy.cli.output import answer, summary, warn
 from backy.cli.progress import Meter, meter
 from backy.errors import ConfigError, DamagedError, NotFoundError
-from backy.records import Settings, revision_record
-from backy.repository import DEFAULT_BLOCK, Repository, check_job, create
-from backy.revision import Revision, check_tag, disk_of
+from backy.model.names import check_job, check_tag
+from backy.model.revision import Revision, disk_of
+from backy.repository import status
+from backy.repository.manifest import Settings, revision_record
+from backy.repository.repository import DEFAULT_BLOCK, Repository, create
 from backy.units import format_rate, format_size, parse_size
 
 if TYPE_CHECKING:
-    from backy.config import Config
-    from backy.hooks import Runner
-    from backy.restore import Restored
+    from backy.config.settings import Config
+    from backy.operations.hooks import Runner
+    from backy.operations.restore import Restored
 
 _NEW = "For a new repository: "
 Sources = Annotated[
@@ -68,8 +69,8 @@ def backup(
     changed.
     """
     # Imported here, because the commands that only look need neither zstandard nor sources.
-    from backy.backup import backup as run
-    from backy.backup import recorded, suspicion
+    from backy.operations.backup import backup as run
+    from backy.operations.backup import recorded, suspicion
     from backy.sources import open_source
 
     root = context.obj.base / check_job(job)
@@ -117,7 +118,7 @@ def _tags_due(config: Config | None, repository: Repository) -> Iterable[str]:
     """What a backup by hand is tagged with: what its schedule would do next, so that it is kept."""
     if not config:
         return ()
-    from backy.schedule import last_by_tag, next_run, spread
+    from backy.policy.schedule import last_by_tag, next_run, spread
 
     job, history = repository.name, repository.history()
     schedule, now = config.intervals(job), datetime.now(UTC)
@@ -126,7 +127,7 @@ def _tags_due(config: Config | None, repository: Repository) -> Iterable[str]:
 
 
 def _hooks(config: Config | None, root: Path, shown: Meter) -> Runner | None:
-    from backy.hooks import Runner
+    from backy.operations.hooks import Runner
 
     return Runner(config.hooks_of(root.name), root.name, root, shown.note) if config else None
 
@@ -186,8 +187,8 @@ def restore(
     way. Zeroes become holes. What is damaged comes from another revision or the source, where they
     still have it.
     """
-    from backy.restore import STREAM, restore_files
-    from backy.restore import restore as run
+    from backy.operations.restore import STREAM, restore_files
+    from backy.operations.restore import restore as run
 
     if target == STREAM and as_json:
         raise ConfigError(

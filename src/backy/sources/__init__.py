@@ -9,11 +9,11 @@ from typing import Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from backy.config import Values
+from backy.config.settings import Values
 from backy.errors import ConfigError
-from backy.image import Image
+from backy.image.image import Image
+from backy.model.revision import Consistency, Revision
 from backy.plugins import load
-from backy.revision import Consistency, Revision
 
 
 class Settings(Values):

@@ -15,17 +15,17 @@ from typing import Any
 
 from pydantic import Base64Bytes, Field
 
-from backy.config import DiskName, Seconds
+from backy.clients.program import ask
+from backy.config.settings import DiskName, Seconds
 from backy.errors import ConfigError, SourceError
-from backy.extent import Extent, Kind
-from backy.image import Image
-from backy.nbd.image import open_image
+from backy.image.image import Image
+from backy.model.extent import Extent, Kind
+from backy.model.revision import Consistency
+from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.revision import Consistency
 from backy.sources import Request, Settings, Taken, checked
 from backy.sources.file import FileSource
-from backy.sources.image import ImageSource
-from backy.sources.program import ask
+from backy.sources.image_file import ImageSource
 
 _HINT = "What a program has to print is in docs/sources/exec.md."
 _LINE = re.compile(rb"([0-9]{1,19}) ([1-9][0-9]{0,18}) (data|zero|same)\n")

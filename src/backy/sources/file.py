@@ -9,13 +9,13 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from backy import disk
-from backy.config import DiskName, checking
-from backy.disk import Cache, File
+from backy.config.settings import DiskName, checking
 from backy.errors import ConfigError, SourceError, translated
-from backy.extent import Extent
-from backy.revision import Consistency
+from backy.model.extent import Extent
+from backy.model.revision import Consistency
 from backy.sources import Request, Settings, Taken, checked
+from backy.system import files
+from backy.system.files import Cache, File
 
 
 def _path(path: object) -> Path:
@@ -121,7 +121,7 @@ def _open(path: Path, stack: ExitStack) -> FileImage:
     with translated(
         SourceError, f"opening the source {path}", "Is the path right, and may you read it?"
     ):
-        origin = stack.enter_context(disk.open_to_read(path, Cache.SPARE))
+        origin = stack.enter_context(files.open_to_read(path, Cache.SPARE))
         image = FileImage(_clone(origin, stack) or origin, origin)
     if not image.size:
         raise SourceError(
@@ -135,7 +135,7 @@ def _clone(origin: File, stack: ExitStack) -> File | None:
     if origin.is_device:
         return None
     try:
-        clone = disk.create_unnamed(origin.path.resolve().parent, Cache.SPARE)
+        clone = files.create_unnamed(origin.path.resolve().parent, Cache.SPARE)
     except OSError:
         return None
     stack.enter_context(clone)

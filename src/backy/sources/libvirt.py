@@ -23,17 +23,18 @@ from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 import zstandard
 from pydantic import AfterValidator, Field
 
-from backy import disk, process
-from backy.config import AbsolutePath, DiskName, Seconds
+from backy.clients.program import ask
+from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError, translated
-from backy.nbd.image import open_image
+from backy.model.revision import Consistency
+from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.process import Outcome, Program
-from backy.revision import Consistency
 from backy.sources import Request, Settings, Taken, checked
-from backy.sources.image import ImageSource
-from backy.sources.mark import Mark
-from backy.sources.program import ask
+from backy.sources.checkpoint import Mark
+from backy.sources.image_file import ImageSource
+from backy.system import files, folders, process, signals
+from backy.system.guard import guarding
+from backy.system.process import Outcome, Program
 from backy.units import MiB, format_size
 
 _TRACKED = "qcow2"  # the only format whose bitmaps libvirt keeps
@@ -201,13 +202,13 @@ class LibvirtSource:
         with translated(SourceError, f"making {folder}", "May you write there?"):
             for each in (self.settings.scratch, folder):
                 if not each.exists():
-                    disk.make_folder(each)
-                    disk.allow(each, 0o711)
-            disk.make_folder(folder / "nbd")
+                    folders.make_folder(each)
+                    folders.allow(each, 0o711)
+            folders.make_folder(folder / "nbd")
             label = domain.xml.findtext("seclabel[@model='dac']/label", "")
             if owner := re.match(r"\+(\d+)", label):
-                disk.give(folder / "nbd", int(owner[1]))
-            disk.write_file(folder / "checkpoint.xml", _checkpoint(domain, checkpoint))
+                folders.give(folder / "nbd", int(owner[1]))
+            folders.write_file(folder / "checkpoint.xml", _checkpoint(domain, checkpoint))
         return folder
 
     def _begin(self, domain: Domain, bases: dict[str, str], taken: Taken, deadline: float) -> None:
@@ -248,13 +249,13 @@ class LibvirtSource:
         limit, frozen = self.settings.freeze_timeout, Outcome(None, "")
         freeze = self._program("domfsfreeze", domain.uuid, seconds=limit / 2)
         thaw = self._program("domfsthaw", domain.uuid, seconds=self.settings.timeout)
-        with process.guard([thaw]) as guard:
+        with guarding([thaw]) as guard:
             try:
                 deadline = time.monotonic() + limit
                 frozen = process.run(freeze, guard)
                 yield deadline
             finally:
-                with process.shielded():
+                with signals.shielded():
                     thawed = process.run(thaw, guard)
                     if thawed.code == 0 or frozen.code:
                         guard.disarm()
@@ -274,7 +275,7 @@ class LibvirtSource:
 
     def _end(self, domain: Domain, checkpoint: str, taken: Taken) -> None:
         """End the job. What cannot be removed now the next `forget` finds."""
-        with process.shielded(), suppress(SourceError):
+        with signals.shielded(), suppress(SourceError):
             self._abort(domain)
             if not taken.is_kept:
                 self._remove(domain, checkpoint)
@@ -289,7 +290,7 @@ class LibvirtSource:
         with translated(SourceError, f"removing {folder}"):
             while folder.exists():
                 with suppress(FileNotFoundError):  # QEMU removes its socket meanwhile
-                    disk.remove_tree(folder)
+                    folders.remove_tree(folder)
 
     def _remove(self, domain: Domain, checkpoint: str) -> None:
         """Remove a checkpoint; where its bitmap is lost, what libvirt still knows of it."""
@@ -367,7 +368,7 @@ def _content(path: Path) -> tuple[str, bytes]:
 
     Who wrote it may be a hostile QEMU, so it must not lead elsewhere.
     """
-    with disk.File(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
+    with files.File(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
         content = file.read_bytes(0, _LARGEST + 1)
     is_small = len(content) <= MiB
     packed = content if is_small else zstandard.compress(content)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from backy.config import DiskName
-from backy.nbd.image import NbdImage, open_image
+from backy.config.settings import DiskName
+from backy.model.revision import Consistency
+from backy.nbd.remote_image import NbdImage, open_image
 from backy.nbd.uri import parse_uri
-from backy.revision import Consistency
 from backy.sources import Request, Settings, Taken, checked
 
 

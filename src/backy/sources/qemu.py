@@ -21,19 +21,19 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from backy import disk
-from backy.config import AbsolutePath, DiskName, Seconds
+from backy.clients.guest_agent import frozen
+from backy.clients.program import ask
+from backy.clients.qmp import Monitor, NotRunningError, connect
+from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError, translated
-from backy.image import Image
-from backy.nbd.image import open_image
+from backy.image.image import Image
+from backy.model.revision import Consistency
+from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.revision import Consistency
 from backy.sources import Request, Settings, Taken, checked
-from backy.sources.agent import frozen
-from backy.sources.image import ImageSource
-from backy.sources.mark import Mark
-from backy.sources.program import ask
-from backy.sources.qmp import Monitor, NotRunningError, connect
+from backy.sources.checkpoint import Mark
+from backy.sources.image_file import ImageSource
+from backy.system import folders
 from backy.units import format_size
 
 Answer = dict[str, Any]  # what QEMU says of one thing
@@ -140,7 +140,7 @@ class QemuSource:
             self._clean(monitor, is_unwanted)
         for folder in self._folders():
             with translated(SourceError, f"removing {folder}"):
-                disk.remove_tree(folder)
+                folders.remove_tree(folder)
 
     def look(self, jobs: int) -> list[str]:
         """Tell what befell the VM while it was read. Raises SourceError where a job ended."""
@@ -157,7 +157,7 @@ class QemuSource:
 
     def _folders(self) -> list[Path]:
         with translated(SourceError, f"looking into {self.settings.scratch}", _SCRATCH_HINT):
-            names = disk.list_folder(self.settings.scratch)
+            names = folders.list_folder(self.settings.scratch)
         return [self.settings.scratch / name for name in names if name.startswith(self._prefix)]
 
     def _ours(self, monitor: Monitor, query: str, key: str) -> list[str]:
@@ -245,7 +245,7 @@ class QemuSource:
         """A new folder with an image for each disk, all of which QEMU's user owns."""
         folder = self.settings.scratch / f"{self._prefix}{secrets.token_hex(8)}"
         with translated(SourceError, f"making {folder}", _SCRATCH_HINT):
-            disk.make_folder(folder)
+            folders.make_folder(folder)
             for one in disks.values():
                 image, size = str(folder / one.id), str(one.node["image"]["virtual-size"])
                 command = ("qemu-img", "create", "-q", "-f", "qcow2", image, size)
@@ -253,7 +253,7 @@ class QemuSource:
             owner = self.settings.qmp.stat().st_uid
             # The folder comes last: its owner could put a link where we write.
             for path in (*folder.iterdir(), folder) if owner != os.geteuid() else ():
-                disk.give(path, owner)
+                folders.give(path, owner)
         return folder
 
     def _serve(self, monitor: Monitor, disks: Mapping[str, _Disk], folder: Path) -> None:

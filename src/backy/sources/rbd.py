@@ -18,16 +18,17 @@ from typing import Annotated, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 
-from backy.config import AbsolutePath, DiskName, Seconds
+from backy.clients.program import ask
+from backy.clients.qemu_nbd import serve
+from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError
-from backy.extent import Extent, Kind, cover
-from backy.image import Image, in_parallel
-from backy.nbd.image import NbdImage
-from backy.revision import Consistency
+from backy.image.image import Image
+from backy.image.workers import in_parallel
+from backy.model.extent import Extent, Kind, cover
+from backy.model.revision import Consistency
+from backy.nbd.remote_image import NbdImage
 from backy.sources import Request, Settings, Taken, checked
-from backy.sources.mark import Mark
-from backy.sources.program import ask
-from backy.sources.qemu_nbd import serve
+from backy.sources.checkpoint import Mark
 from backy.units import MiB
 
 Value = TypeVar("Value")

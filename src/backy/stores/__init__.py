@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from backy.disk import Cache
-from backy.index import Index
+from backy.model.revision import Revision
 from backy.plugins import load
-from backy.revision import Revision
 from backy.stores.blocks import BlockDraft, StoredImage
+from backy.stores.index import Index
+from backy.system.files import Cache
 
 _BUILT_IN = {"chunks": "backy.stores.chunks:ChunkStore", "images": "backy.stores.images:ImageStore"}
 

@@ -13,12 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from backy import disk as disks
-from backy.disk import Cache
 from backy.errors import DamagedError, StoreError, translated
-from backy.extent import Extent, Kind
-from backy.index import Index, IndexDraft, block_count, digest_of, start_draft
-from backy.revision import Disk, Revision
+from backy.model.extent import Extent, Kind
+from backy.model.revision import Disk, Revision
+from backy.stores.index import Index, IndexDraft, block_count, digest_of, start_draft
+from backy.system import files, folders
+from backy.system.files import Cache
 
 NAMED = b"by its name"
 
@@ -64,7 +64,7 @@ class Scratch(threading.local):
     @cached_property
     def block(self) -> memoryview:
         """Starts at a page."""
-        return disks.buffer(self._block_size)
+        return files.buffer(self._block_size)
 
 
 class StoredImage:
@@ -201,7 +201,7 @@ class BlockStore(ABC):
         with ExitStack() as stack:
             old = stack.enter_context(open_index(self._root, parent, disk)) if parent else None
             with translated(StoreError, f"writing {path}"):
-                disks.remove_file(path)
+                folders.remove_file(path)
                 index = start_draft(path, size, self._block_size, old)
             stack.enter_context(index.file)
             blocks = stack.enter_context(self._new_blocks(folder, disk, size, parent))
@@ -239,7 +239,7 @@ def checked_index(path: Path, disk: Disk) -> Iterator[Index]:
     """The index of `disk` at `path`. Raises DamagedError where its hash is not the one recorded."""
     hint = "Its revision cannot be restored; use another one, and remove this one."
     with translated(DamagedError, f"opening {path}", hint):
-        file = disks.open_to_read(path)
+        file = files.open_to_read(path)
     with file:
         index = Index(file, disk.size, disk.block_size)
         with translated(DamagedError, f"reading {path}", hint):

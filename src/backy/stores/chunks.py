@@ -16,13 +16,13 @@ from pathlib import Path
 
 import zstandard
 
-from backy import disk as disks
-from backy.disk import Cache
 from backy.errors import DamagedError, StoreError, translated
-from backy.extent import Extent
-from backy.index import LINE, PIECE, Index, digest_of, zero_digest
-from backy.revision import Revision
+from backy.model.extent import Extent
+from backy.model.revision import Revision
 from backy.stores.blocks import NAMED, BlockStore, Scratch
+from backy.stores.index import LINE, PIECE, Index, digest_of, zero_digest
+from backy.system import files, folders
+from backy.system.files import Cache
 
 _CHUNK = re.compile(r"[0-9a-f]{64}\.zst")
 # Chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again.
@@ -56,12 +56,12 @@ class ChunkStore(BlockStore):
         for index in indexes:
             marks.add_all(index)
         freed = 0
-        for name in disks.list_folder(self._folder):
+        for name in folders.list_folder(self._folder):
             folder = self._folder / name
-            for chunk in disks.list_folder(folder, follow=False):
+            for chunk in folders.list_folder(folder, follow=False):
                 if not _CHUNK.fullmatch(chunk) or chunk[:-4] not in marks:
                     with translated(StoreError, f"removing {folder / chunk}"):
-                        freed += disks.remove_file(folder / chunk)
+                        freed += folders.remove_file(folder / chunk)
         return freed
 
 
@@ -73,7 +73,7 @@ class _Tools(Scratch):
         self.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
         self.decompressor = zstandard.ZstdDecompressor()
         # A frame is hardly larger than its block: ZSTD_COMPRESSBOUND is 1/256 more.
-        self.frame = disks.buffer(block_size + block_size // 256 + 2 * disks.PAGE)
+        self.frame = files.buffer(block_size + block_size // 256 + 2 * files.PAGE)
 
 
 class ChunkBlocks:
@@ -109,7 +109,7 @@ class ChunkBlocks:
     def _read(self, path: Path, where: str) -> memoryview:
         frame = self._tools.frame
         try:
-            with disks.open_to_read(path, self._cache) as file:
+            with files.open_to_read(path, self._cache) as file:
                 length = file.read_into(0, frame)
         except FileNotFoundError:
             raise DamagedError(f"{where} is missing") from None
@@ -144,7 +144,7 @@ class ChunkBlocks:
     def _compress(self, block: memoryview) -> tuple[int, memoryview]:
         """The length of a block's frame, and the frame in whole pages, filled up with zeroes."""
         frame = self._tools.compressor.compress(block)
-        length, whole = len(frame), -(-len(frame) // disks.PAGE) * disks.PAGE
+        length, whole = len(frame), -(-len(frame) // files.PAGE) * files.PAGE
         room = self._tools.frame[:whole]
         room[:length] = frame
         room[length:] = bytes(whole - length)
@@ -153,9 +153,9 @@ class ChunkBlocks:
     def _make(self, path: Path, frame: memoryview, length: int) -> None:
         """Write a chunk under its name: nobody relies on that before it is published."""
         try:
-            file = disks.create(path, Cache.SPARE)
+            file = files.create(path, Cache.SPARE)
         except FileNotFoundError:
-            disks.make_folder(path.parent)
+            folders.make_folder(path.parent)
             self._make(path, frame, length)
         except FileExistsError:  # another thread has the same block
             self._replace(path, frame, length)
@@ -168,12 +168,12 @@ class ChunkBlocks:
     def _replace(self, path: Path, frame: memoryview, length: int) -> None:
         """Replace a chunk that may be published: whole and durable first, then renamed."""
         beside = path.with_name(f".{path.name}.{threading.get_native_id()}")
-        disks.remove_file(beside)
-        with disks.create(beside, Cache.SPARE) as file:
+        folders.remove_file(beside)
+        with files.create(beside, Cache.SPARE) as file:
             file.write(0, frame)
             file.resize(length)
             file.sync()
-        disks.rename(beside, path)
+        folders.rename(beside, path)
 
     def clear(self, first: int, count: int, length: int) -> int:
         """Zero blocks have a chunk like any other; one serves all of a length."""
@@ -189,19 +189,19 @@ class ChunkBlocks:
 
     def evidence(self, number: int, digest: str, length: int) -> bytes:
         """The chunk's file."""
-        return disks.read_file(self._path(digest), len(self._tools.frame))
+        return folders.read_file(self._path(digest), len(self._tools.frame))
 
     def mend(self, number: int, digest: str, block: memoryview) -> None:
         """Replace the chunk, or make it."""
         path = self._path(digest)
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
-            disks.make_folder(path.parent)
+            folders.make_folder(path.parent)
             if path.is_dir():
-                disks.remove_tree(path)  # no file can be renamed over a folder
+                folders.remove_tree(path)  # no file can be renamed over a folder
             length, frame = self._compress(block)
             self._replace(path, frame, length)
-            disks.sync_folder(path.parent)
-            disks.sync_folder(self._folder)
+            folders.sync_folder(path.parent)
+            folders.sync_folder(self._folder)
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / f"{digest}.zst"

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from backy import disk as disks
-from backy.disk import PAGE, Cache, File
 from backy.errors import DamagedError, StoreError, translated
-from backy.extent import Extent, Kind, align
-from backy.image import is_zero
-from backy.index import Index, block_count
-from backy.revision import Revision
+from backy.image.copy import is_zero
+from backy.model.extent import Extent, Kind, align
+from backy.model.revision import Revision
 from backy.stores.blocks import BlockStore, Scratch
+from backy.stores.index import Index, block_count
+from backy.system import files
+from backy.system.files import PAGE, Cache, File
 
 _PLACE = struct.Struct("=QQQ")  # from, to, and where on the medium
 
@@ -33,7 +33,7 @@ class ImageStore(BlockStore):
     def _new_blocks(
         self, folder: Path, disk: str, size: int, parent: Revision | None
     ) -> Iterator[ImageBlocks]:
-        with disks.create(folder / f"{disk}.img", Cache.SPARE) as file:
+        with files.create(folder / f"{disk}.img", Cache.SPARE) as file:
             file.unshare_only_what_is_written()
             if parent:
                 self._clone(self.plain_path(parent, disk), file)
@@ -44,7 +44,7 @@ class ImageStore(BlockStore):
             file.protect()
 
     def _clone(self, path: Path, file: File) -> None:
-        with translated(StoreError, f"cloning {path}"), disks.open_to_read(path) as origin:
+        with translated(StoreError, f"cloning {path}"), files.open_to_read(path) as origin:
             if not file.clone(origin):
                 why = f"{path} cannot be cloned: its file system does not share extents"
                 hint = "Was the repository moved? Make a new one with --store chunks."
@@ -57,7 +57,7 @@ class ImageStore(BlockStore):
         hint = "Restore an older revision."
         with translated(DamagedError, f"opening {path}", hint):
             try:
-                file = disks.open_to_read(path, cache)
+                file = files.open_to_read(path, cache)
             except FileNotFoundError:
                 raise DamagedError(f"{path} is missing", hint) from None
         with file:
@@ -157,7 +157,7 @@ class ImageBlocks:
     def mend(self, number: int, digest: str, block: memoryview) -> None:
         """Write the block; revisions that shared the bad one keep theirs."""
         what = f"writing block {number} of {self._file.path}"
-        with translated(StoreError, what), disks.open_protected(self._file.path) as file:
+        with translated(StoreError, what), files.open_protected(self._file.path) as file:
             file.write(number * self._block_size, block)
             file.sync()
 

@@ -1,0 +1,1 @@
+"""Programs and servers of storages that backy asks, for sources and targets alike."""

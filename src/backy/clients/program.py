@@ -1,0 +1,39 @@
+"""Ask a program of the storage's: rbd, virsh, qemu-img, or one of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backy.errors import SourceError
+from backy.system import process
+from backy.system.process import Program
+from backy.units import MiB
+
+_MOST_OUTPUT = 64 * MiB
+_LONGEST = 500  # characters of what a program says last
+
+
+def ask(
+    command: Sequence[str],
+    what: str,
+    *,
+    timeout_seconds: float,
+    stdin: bytes = b"",
+    limit: int = _MOST_OUTPUT,
+) -> bytes:
+    """Give what a program says on stdout, at most `limit` bytes; messages are in English.
+
+    Raises SourceError that begins with `what`, and has what the program said last on stderr, where
+    it fails, cannot be started, takes longer than its time, or says more.
+    """
+    program = Program(command, {"LC_ALL": "C"}, stdin, timeout_seconds)
+    outcome = process.run(program, limit=limit)
+    if outcome.code is None:
+        hint = "Look whether the storage answers, or allow more with `timeout`."
+        raise SourceError(f"{what}: {command[0]} took longer than {timeout_seconds:g} s", hint)
+    if outcome.code:
+        said = outcome.output.strip().rpartition("\n")[2][-_LONGEST:] or f"code {outcome.code}"
+        raise SourceError(f"{what}: {command[0]}: {said}", "Nothing was published.")
+    if len(outcome.stdout) > limit:
+        raise SourceError(f"{what}: {command[0]} said more than {limit} bytes")
+    return outcome.stdout

@@ -1,0 +1,93 @@
+"""QEMU's monitor protocol, one command after the other, each with a time limit.
+
+https://www.qemu.org/docs/master/interop/qmp-spec.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from backy.errors import SourceError, translated
+from backy.system.signals import shielded
+
+_HINT = "Does QEMU live, and does no other program (libvirt, a console) hold this monitor?"
+# What goes wrong is in the exceptions; without a handler Python would print it as well.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+
+
+class NotRunningError(SourceError):
+    """Nobody listens at the socket: the VM is off."""
+
+
+class Monitor:
+    """A connection to one QEMU, or storage daemon; see `connect`."""
+
+    def __init__(self, path: Path, runner: asyncio.Runner, timeout_seconds: float) -> None:
+        self._name = f"QEMU at {path}"
+        self._runner = runner
+        self._timeout = timeout_seconds
+        self.client = QMPClient()
+
+    def ask(self, command: str, within: float | None = None, /, **arguments: object) -> Any:  # noqa: ANN401 - QEMU's
+        """Execute a command, and give what it returns; names have underscores instead of dashes.
+
+        Raises SourceError where QEMU refuses, or does not answer in time: in `within` seconds, or
+        those of the connection. Then it may execute it later.
+        """
+        named = {name.replace("_", "-"): value for name, value in arguments.items()}
+        about = " ".join([command, *(value for value in named.values() if isinstance(value, str))])
+        return self.wait_for(about, self.client.execute(command, named), within)
+
+    def wait_for(
+        self, about: str, work: Coroutine[Any, Any, object], within: float | None = None
+    ) -> object:
+        """What the client comes back with. Raises SourceError, as above."""
+        seconds = self._timeout if within is None else within
+        try:
+            # A signal must not cut through the event loop, which may swallow what it raises.
+            with shielded():
+                return self._runner.run(asyncio.wait_for(work, seconds))
+        except (QMPError, OSError, EOFError) as error:
+            why = f"no answer within {seconds:.1f} s" if isinstance(error, TimeoutError) else error
+            hint = "" if isinstance(error, ExecuteError) else _HINT
+            raise SourceError(f"{self._name}: {about}: {why}", hint) from error
+
+    def wait_until(self, done: Callable[[], bool], what: str) -> None:
+        """Return when it is `done`. Raises SourceError where it is not within the time limit."""
+        deadline = time.monotonic() + self._timeout
+        while not done():
+            if time.monotonic() > deadline:
+                raise SourceError(f"{self._name}: {what} did not end", _HINT)
+            time.sleep(0.01)
+
+
+@contextmanager
+def connect(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
+    """Talk to the QEMU that listens at a Unix socket; it listens to nobody else meanwhile.
+
+    Raises NotRunningError where nobody listens there, SourceError where it does not greet.
+    """
+    with socket.socket(socket.AF_UNIX) as connected, asyncio.Runner() as runner:
+        connected.settimeout(timeout_seconds)
+        with translated(SourceError, f"connecting to QEMU at {path}", _HINT):
+            try:
+                connected.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                why = f"nobody listens at {path}: the VM is off"
+                raise NotRunningError(why, "Start it, or name its `images`.") from error
+        monitor = Monitor(path, runner, timeout_seconds)
+        try:
+            monitor.wait_for("greeting", monitor.client.connect(connected))
+            yield monitor
+        finally:
+            with suppress(Exception), shielded():  # what broke the connection was told already
+                runner.run(asyncio.wait_for(monitor.client.disconnect(), 1))

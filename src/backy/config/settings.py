@@ -1,0 +1,233 @@
+"""What the configuration says, as values: checked one by one, nothing read or written.
+
+Keys in YAML and JSON have dashes where attributes have underscores. A key that nobody knows is an
+error, one without a value counts as left out. Durations are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from backy.errors import ConfigError
+from backy.model.names import check_disk_name, check_tag
+from backy.units import KiB, MiB, parse_duration, parse_size
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
+_LARGEST_PORT = 65535
+_DAY = 86400  # seconds
+
+
+def checking(check: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A validator that calls `check`: pydantic collects ValueErrors, and no others."""
+
+    def convert(value: object) -> object:
+        try:
+            return check(value)
+        except ConfigError as error:
+            raise ValueError(". ".join(filter(None, (error.message, error.hint)))) from error
+
+    return convert
+
+
+def _tag(tag: str) -> str:
+    if tag.startswith("manual:"):
+        raise ConfigError(f"{tag!r} is for revisions that never expire", "Take another tag.")
+    return check_tag(tag)
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute() or not str(path).isprintable():
+        raise ValueError(f"{str(path)!r} is not an absolute path")
+    return path
+
+
+def _address(text: str) -> str:
+    if not _ADDRESS.fullmatch(text) or not 0 < int(text.rpartition(":")[2]) <= _LARGEST_PORT:
+        raise ValueError(f"{text!r} is not HOST:PORT. Write 127.0.0.1:9436, for example.")
+    return text
+
+
+def _program(command: tuple[str, ...]) -> tuple[str, ...]:
+    if not "".join(command[:1]) or "\0" in "".join(command):
+        raise ValueError(f"{command!r} is not a program and its arguments")
+    return command
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, (str, Mapping)) else value
+
+
+def _hook(value: object) -> object:
+    return {"command": value} if isinstance(value, str) else value
+
+
+def _switch(value: object) -> object:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+def _named(name: str, info: pydantic.ValidationInfo) -> str:
+    """Look whether it is one of the names that the context of the validation has, if any."""
+    there = (info.context or {}).get(info.field_name)
+    if isinstance(there, Mapping) and name not in there:
+        raise ValueError(f"{name!r} does not exist. There are: {', '.join(there) or 'none'}")
+    return name
+
+
+def _source(source: dict[str, Any], info: pydantic.ValidationInfo) -> dict[str, Any]:
+    if info.context:
+        checking(info.context["source"])(source)
+    return source
+
+
+_AsText = BeforeValidator(str, json_schema_input_type=int | str)  # pydantic takes true for 1
+_Listed = BeforeValidator(_listed, json_schema_input_type=str | list[Any] | dict[str, Any])
+Seconds = Annotated[int, BeforeValidator(checking(parse_duration)), _AsText]
+Bytes = Annotated[int, BeforeValidator(checking(parse_size)), _AsText]
+Whole = Annotated[int, _AsText]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute), _AsText]
+DiskName = Annotated[str, AfterValidator(checking(check_disk_name))]
+Named = Annotated[str, AfterValidator(_named)]
+SourceSettings = Annotated[dict[str, Any], AfterValidator(_source)]
+
+
+class Values(BaseModel):
+    """What all parts have in common."""
+
+    model_config = ConfigDict(
+        alias_generator=lambda name: name.replace("_", "-"), coerce_numbers_to_str=True,
+        extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True,
+    )  # fmt: skip
+    gone: ClassVar[tuple[str, ...]] = ()  # keys of backy 2 that say nothing any more
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, values: object) -> object:
+        if not isinstance(values, Mapping):
+            return values
+        return {k: v for k, v in values.items() if v is not None and k not in cls.gone}
+
+
+class Interval(Values):
+    """How often a backup with some tag is made, and how many with that tag are kept."""
+
+    interval: Seconds = Field(ge=1)
+    keep: Whole = Field(ge=1)
+
+
+Tag = Annotated[str, AfterValidator(checking(_tag))]
+Schedule = Annotated[dict[Tag, Interval], Field(min_length=1)]
+
+
+class Hook(Values):
+    """A program that runs around a step. `consistency` is what one before a snapshot reaches."""
+
+    command: Annotated[tuple[str, ...], AfterValidator(_program), _Listed]
+    timeout: Seconds = Field(default=60, ge=1, le=_DAY)
+    required: bool = False
+    consistency: Literal["application", "filesystem"] = "application"
+
+
+_Programs = Annotated[tuple[Annotated[Hook, BeforeValidator(_hook)], ...], _Listed]
+
+
+class Hooks(Values):
+    """What runs at which event, one after the other. YAML: a program, a hook, or a list of them."""
+
+    before_snapshot: _Programs = ()
+    after_snapshot: _Programs = ()
+    after_backup: _Programs = ()
+    on_failure: _Programs = ()
+    before_restore: _Programs = ()
+    after_restore: _Programs = ()
+
+    def __add__(self, others: Hooks) -> Hooks:
+        """These, and after them those of `others`."""
+        return Hooks(**{event: hooks + getattr(others, event) for event, hooks in self})
+
+
+class Scrub(Values):
+    """Within which time every stored byte is read again, and at most how much of that at once."""
+
+    within: Seconds = Field(default=30 * _DAY, ge=1)
+    rate: Bytes | None = Field(default=None, ge=MiB)
+    max_duration: Seconds = Field(default=15 * 60, ge=1)
+
+
+class Defaults(Values):
+    """What jobs that do not say it themselves have; see Job."""
+
+    schedule: Named | None = None
+    source: SourceSettings | None = None
+    store: Literal["auto", "chunks", "images"] | None = None
+    block_size: Bytes | None = Field(default=None, ge=64 * KiB, le=16 * MiB, multiple_of=64 * KiB)
+    level: Whole | None = Field(default=None, ge=1, le=19)
+    limits: Annotated[tuple[Named, ...], _Listed] = ()
+    hooks: Hooks = Hooks()
+    expire: bool = True
+    minimum: Whole = Field(default=1, ge=1)
+    trash: Seconds = 7 * _DAY
+    scrub: Annotated[
+        Scrub | None,
+        BeforeValidator(_switch, json_schema_input_type=Scrub | bool),
+        pydantic.PlainSerializer(lambda scrub: scrub or False),
+    ] = Scrub()
+
+
+class Job(Defaults):
+    """What is backed up, when, and what becomes of it.
+
+    `limits` are names in Config.limits. The newest `minimum` revisions never expire. What was
+    removed can be brought back for `trash` seconds. None instead of `scrub` switches it off.
+    """
+
+    schedule: Named
+    source: SourceSettings
+
+
+class Global(Values):
+    """Settings of the daemon. Each of its two pools has `worker_limit` workers, as in backy 2."""
+
+    gone: ClassVar[tuple[str, ...]] = (
+        "status-file", "status-interval", "telnet-addrs", "telnet-port",
+    )  # fmt: skip
+    base_dir: AbsolutePath = Path("/srv/backy")
+    worker_limit: Whole = Field(default=1, ge=1)
+    socket: AbsolutePath = Path("/run/backy/backy.sock")
+    metrics_listen: Annotated[str, AfterValidator(_address)] | None = None
+    metrics_file: AbsolutePath | None = None
+    stop_timeout: Seconds = 10 * 60
+    nice: Whole = Field(default=10, ge=0, le=19)
+    io_class: Literal["best-effort", "idle", "none"] = "best-effort"
+    backup_completed_callback: AbsolutePath | None = None
+
+
+class Config(Values):
+    """All of it. `limits` say how many jobs that name one run at once; `defaults` are in the jobs.
+
+    `include` are files or patterns of names relative to the folder of the main file.
+    """
+
+    gone: ClassVar[tuple[str, ...]] = ("api", "peers")
+    global_: Global = Field(default=Global(), alias="global")
+    schedules: dict[str, Schedule] = {}
+    defaults: Defaults = Defaults()
+    hooks: Hooks = Hooks()
+    limits: dict[str, Annotated[Whole, Field(ge=1)]] = {}
+    jobs: dict[str, Job] = {}
+    include: Annotated[tuple[str, ...], _Listed] = ("jobs.d/*.yaml",)
+
+    def hooks_of(self, name: str) -> Hooks:
+        """What runs around a job: the callback of backy 2, the hooks of all, then its own."""
+        callback = self.global_.backup_completed_callback
+        first = Hooks(after_backup=(Hook(command=(str(callback), name)),)) if callback else Hooks()
+        return first + self.hooks + self.jobs[name].hooks
+
+    def intervals(self, name: str) -> Schedule:
+        """The schedule of a job."""
+        return self.schedules[self.jobs[name].schedule]

@@ -1,0 +1,1 @@
+"""Images, drafts, and the loop that copies one to the other."""

@@ -1,0 +1,84 @@
+"""A bounded pool of threads that works through steps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from backy.system import files, process, signals
+from backy.units import MiB
+
+Step = TypeVar("Step")
+_BUFFERS = 32 * MiB  # bytes that all workers' buffers may take together
+
+
+def in_parallel(
+    steps: Iterator[Step],
+    take: Callable[[Step, memoryview], None],
+    buffer_size: int,
+    workers: int | None = None,
+) -> None:
+    """Call `take(step, buffer)` for each step, from a bounded pool of threads.
+
+    Each thread has one buffer of `buffer_size` bytes and fetches its next step when it is done
+    with the last: nothing queues up. The first exception stops all threads at their next step
+    and is raised here; so does a CancelledError that a signal raises while this waits.
+    """
+    wanted = workers or min(8, process.processors() + 2)
+    pool = _Pool(steps, take, buffer_size)
+    if wanted == 1:
+        # In this thread, so that a signal can interrupt a write to a pipe that nobody reads.
+        pool.work(threading.Event())
+        if pool.error:
+            raise pool.error
+        return
+    ended = [threading.Event() for _ in range(max(1, min(wanted, _BUFFERS // buffer_size)))]
+    threads = [
+        threading.Thread(target=pool.work, args=(event,), name=f"worker-{number}", daemon=True)
+        for number, event in enumerate(ended)
+    ]
+    try:
+        with signals.shielded():  # a signal within `start` would leave a thread that never ends
+            for thread in threads:
+                thread.start()
+        for event in ended:
+            while not event.wait(0.1):  # a wait without end is deaf to signals in some Pythons
+                pass
+    finally:
+        pool.stopped = True
+        for thread, event in zip(threads, ended, strict=True):
+            if thread.ident:
+                event.wait()  # a `join` that a signal interrupted takes its thread for ended
+                thread.join()
+    if pool.error:
+        raise pool.error
+
+
+class _Pool(Generic[Step]):
+    """What the threads of one `in_parallel` share."""
+
+    def __init__(
+        self, steps: Iterator[Step], take: Callable[[Step, memoryview], None], buffer_size: int
+    ) -> None:
+        self._steps = steps
+        self._take = take
+        self._buffer_size = buffer_size
+        self._lock = threading.Lock()
+        self.error: BaseException | None = None
+        self.stopped = False
+
+    def work(self, ended: threading.Event) -> None:
+        try:
+            buffer = files.buffer(self._buffer_size)
+            while not self.stopped and (step := self._next()):
+                self._take(step, buffer)
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            self.error = self.error or error
+            self.stopped = True
+        finally:
+            ended.set()
+
+    def _next(self) -> Step | None:
+        with self._lock:
+            return next(self._steps, None)

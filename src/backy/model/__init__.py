@@ -1,0 +1,1 @@
+"""Values and names: no module here reads or writes anything."""

@@ -1,0 +1,207 @@
+"""Revision words: how a person names revisions on a command line. Pure functions.
+
+    words      = list of sets, joined by ","     a list keeps its order and drops duplicates
+    set        = ranges joined by "&"            what is in all of them, in the order of the first
+    range      = word | [word] ".." [word]       from the older to the newer, both included
+    word       = "all" | "clean" | "local" | "latest" | "last" | "first"
+               | number                          0 is the newest, 1 the one before
+               | "tag:" name | "trust:" state
+               | date | time                     2026-11-23, 2026-11-23T02:14, with +01:00 or UTC
+               | id | unique prefix of an id
+               | ("not" | "first" | "last" | "reverse")? "(" words ")"
+
+This is backy 2's grammar, and two things more: a date on its own names the revisions of that
+day (minute, second), and an id may be shortened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from backy.errors import NotFoundError
+from backy.model.revision import Revision, Trust
+
+_TOKEN = re.compile(r"\s*(\.\.|[(),&]|(?:(?!\.\.)[^\s(),&])+)")
+_DATE = re.compile(
+    r"(\d{4}-\d{2}-\d{2})(?:T(\d{2}:\d{2})(:\d{2}(?:\.\d{1,6})?)?(Z|[+-]\d{2}:\d{2})?)?", re.ASCII
+)
+_LONGEST = 4096  # characters; together with the depth it bounds what a hostile word can cost
+_DEEPEST = 64
+_LISTED = 20  # revisions that an error shows
+
+_Revisions = list[Revision]
+
+
+def _without(revisions: _Revisions, others: _Revisions) -> _Revisions:
+    ids = {revision.id for revision in others}
+    return [revision for revision in revisions if revision.id not in ids]
+
+
+_FUNCTIONS: dict[str, Callable[[_Revisions, _Revisions], _Revisions]] = {
+    "not": _without,
+    "first": lambda _, found: found[:1],
+    "last": lambda _, found: found[-1:],
+    "reverse": lambda _, found: found[::-1],
+    "(": lambda _, found: found,
+}
+_ENDS = {"", ")", ",", "&"}  # what no word begins with, and may stand after ".."
+_ALWAYS = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# The moments that a word stands for, and its revisions; a date has the former without the latter.
+_Word = tuple[Sequence[datetime], _Revisions]
+
+
+def select(spec: str, history: Sequence[Revision]) -> list[Revision]:
+    """The revisions that `spec` names; `history` is ascending by time.
+
+    Raises NotFoundError where `spec` is malformed or a word in it names nothing that exists; it
+    quotes the word and lists what is there. Sets ("all", "tag:x", a date, a range) may be empty.
+    """
+    return _Parser(spec, list(history)).parse()
+
+
+def select_one(spec: str, history: Sequence[Revision]) -> Revision:
+    """The one revision that `spec` names. Raises NotFoundError where it names none or several."""
+    found = select(spec, history)
+    if not found:
+        raise NotFoundError(f"{spec!r} names no revision", _there(history))
+    if len(found) > 1:
+        ids = ", ".join(revision.id for revision in found[-_LISTED:])
+        raise NotFoundError(f"{spec!r} names {len(found)} revisions: {ids}", f'Say "last({spec})".')
+    return found[0]
+
+
+def _there(history: Sequence[Revision]) -> str:
+    if not history:
+        return "There are no revisions yet."
+    shown = [
+        " ".join((revision.id, *(f"tag:{tag}" for tag in revision.tags)))
+        for revision in history[-_LISTED:]
+    ]
+    older = f" and {len(history) - _LISTED} older" if len(history) > _LISTED else ""
+    return f"There are: {', '.join(shown)}{older}."
+
+
+class _Parser:
+    """Recursive descent over the tokens of one spec."""
+
+    def __init__(self, spec: str, history: _Revisions) -> None:
+        self._spec = spec
+        self._history = history
+        self._depth = 0
+        if len(spec) > _LONGEST:
+            why = f"a revision word of {len(spec)} characters"
+            raise NotFoundError(why, f"{_LONGEST} is the limit.")
+        self._tokens = _TOKEN.findall(spec.rstrip())
+
+    def parse(self) -> _Revisions:
+        found = self._list()
+        if self._tokens:
+            raise self._malformed(f"{self._tokens[0]!r} was not expected")
+        return found
+
+    def _malformed(self, why: str) -> NotFoundError:
+        hint = "Examples: latest, 1, 2026-11-23, tag:daily, last(tag:daily & 2026-11-01..)."
+        return NotFoundError(f"{self._spec!r} is not a revision word: {why}", hint)
+
+    def _unknown(self, word: str, why: str = "names no revision") -> NotFoundError:
+        return NotFoundError(f"{word!r} {why}", _there(self._history))
+
+    def _peek(self) -> str:
+        return self._tokens[0] if self._tokens else ""
+
+    def _take(self, token: str) -> bool:
+        if self._peek() != token:
+            return False
+        self._tokens.pop(0)
+        return True
+
+    def _list(self) -> _Revisions:
+        found = self._set()
+        while self._take(","):
+            found += _without(self._set(), found)
+        return found
+
+    def _set(self) -> _Revisions:
+        found = self._range()
+        while self._take("&"):
+            found = _without(found, _without(found, self._range()))
+        return found
+
+    def _range(self) -> _Revisions:
+        left, found = (_ALWAYS[:1], []) if self._peek() == ".." else self._word()
+        if not self._take(".."):
+            return found
+        right, _ = (_ALWAYS[1:], []) if self._peek() in _ENDS else self._word()
+        return self._between([*left, *right]) if left and right else []
+
+    def _between(self, moments: Sequence[datetime]) -> _Revisions:
+        low, high = min(moments), max(moments)
+        return [revision for revision in self._history if low <= revision.time <= high]
+
+    def _word(self) -> _Word:
+        word = self._tokens.pop(0) if self._tokens else ""
+        if word == "(" or (word in _FUNCTIONS and self._take("(")):
+            found = self._call(word)
+        elif word in {*_ENDS, ".."}:
+            why = f"{word!r} stands where a word should" if word else "it ends too early"
+            raise self._malformed(why)
+        elif span := _span(word):
+            return span, self._between(span)
+        else:
+            found = self._named(word)
+        return [revision.time for revision in found], found
+
+    def _call(self, name: str) -> _Revisions:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise self._malformed("its parentheses are nested too deeply")
+        found = self._list()
+        if not self._take(")"):
+            raise self._malformed('a ")" is missing')
+        self._depth -= 1
+        return _FUNCTIONS[name](self._history, found)
+
+    def _named(self, word: str) -> _Revisions:
+        history = self._history
+        kind, _, value = word.partition(":")
+        if word in {"all", "local"}:
+            return list(history)
+        if word == "clean":
+            return [revision for revision in history if revision.trust is not Trust.DISTRUSTED]
+        if kind == "tag" and value:
+            return [revision for revision in history if value in revision.tags]
+        if kind == "trust":
+            if value not in {trust.value for trust in Trust}:
+                why = "is none of trust:trusted, trust:verified, trust:distrusted"
+                raise self._unknown(word, why)
+            return [revision for revision in history if revision.trust.value == value]
+        return [self._single(word)]
+
+    def _single(self, word: str) -> Revision:
+        history = self._history
+        if word in {"latest", "last", "first"} and history:
+            return history[0 if word == "first" else -1]
+        if word.isascii() and word.isdigit() and int(word) < len(history):
+            return history[-1 - int(word)]
+        found = [revision for revision in history if revision.id.startswith(word)]
+        if len(found) > 1 and word not in {revision.id for revision in found}:
+            raise self._unknown(word, f"is the beginning of {len(found)} ids")
+        if not found:
+            raise self._unknown(word)
+        return found[0]
+
+
+def _span(word: str) -> Sequence[datetime]:
+    """The first and last moment of a day, minute or second; nothing where `word` is no date."""
+    match = _DATE.fullmatch(word)
+    if not match:
+        return ()
+    unit = "seconds" if match[3] else "minutes" if match[2] else "days"
+    try:
+        start = datetime.fromisoformat(word)
+        start = start.astimezone(UTC) if start.tzinfo else start.replace(tzinfo=UTC)
+        return start, start + (timedelta(**{unit: 1}) - timedelta(microseconds=1))
+    except (ValueError, OverflowError):
+        return ()

@@ -1,0 +1,1 @@
+"""What monitoring and people are told of jobs and of the server. Judges, and changes nothing."""

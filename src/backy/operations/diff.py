@@ -1,0 +1,27 @@
+"""Diff: which ranges of its disks changed between two revisions. Reads nothing but indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from backy.model.extent import Extent, Kind, merge
+from backy.model.revision import Revision
+from backy.repository.repository import Repository
+from backy.stores.blocks import open_index
+
+
+def diff(repository: Repository, old: Revision, new: Revision) -> Iterator[tuple[str, Extent]]:
+    """The ranges of `new` that `old` does not have, as (disk, extent), in whole blocks.
+
+    A disk that `old` lacks is listed whole, one that `new` lacks not at all. Raises DamagedError
+    where an index is not what it was.
+    """
+    for name in new.disks:
+        with repository.reading(new), open_index(repository.root, new, name) as index:
+            if name not in old.disks:
+                yield from ((name, extent) for extent in merge(index.extents()))
+                continue
+            with repository.reading(old), open_index(repository.root, old, name) as since:
+                for extent in merge(index.extents(since)):
+                    if extent.kind is not Kind.SAME:
+                        yield name, extent

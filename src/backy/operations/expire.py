@@ -1,0 +1,28 @@
+"""Expire: drop the tags, and remove to the trash the revisions, that the schedule lets go."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from backy.config.settings import Schedule
+from backy.policy.retention import Expiry, expiries
+from backy.repository import trash
+from backy.repository.repository import Repository
+
+
+def expire(
+    repository: Repository, schedule: Schedule, now: datetime, minimum: int, *, is_dry: bool = False
+) -> list[Expiry]:
+    """Do what retention says, and give it; `is_dry`: only give it.
+
+    Revisions go to the trash as one batch, so one `undo` brings them back. Raises StoreError.
+    """
+    found = expiries(repository.history(), schedule, now, minimum)
+    if is_dry:
+        return found
+    for each in found:
+        if not each.is_removed:
+            repository.retag([each.revision], add=set(), drop=set(each.drop))
+    if removed := [each.revision for each in found if each.is_removed]:
+        trash.remove(repository, removed)
+    return found

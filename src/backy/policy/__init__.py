@@ -1,0 +1,1 @@
+"""What is due and what expires: pure functions; `now` is an argument."""

@@ -1,0 +1,1 @@
+"""The folder of one VM: its records, history, locks, trash and quarantine."""

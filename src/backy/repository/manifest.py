@@ -1,0 +1,113 @@
+"""repository.json and revision.json: what they say, and which values can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from backy.errors import ConfigError, DamagedError
+from backy.model.names import check_disk_name, check_tag
+from backy.model.revision import Disk, Revision, is_id, time_of
+from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
+from backy.units import KiB, MiB
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
+LEVELS = range(1, 20)  # zstd's, without those that need more memory to decompress
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What repository.json says. The store and the block size hold for the repository's life."""
+
+    store: str
+    block_size: int
+    level: int = 1
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+_SETTINGS = TypeAdapter(Settings)
+_REVISION = TypeAdapter(Revision)
+
+
+def encode_settings(settings: Settings) -> bytes:
+    """The bytes of repository.json."""
+    return encode_record(_SETTINGS, settings)
+
+
+def encode_revision(revision: Revision) -> bytes:
+    """The bytes of revision.json."""
+    return encode_record(_REVISION, revision)
+
+
+def revision_record(revision: Revision) -> dict[str, Any]:
+    """What JSON says of a revision, on disk and on the screen."""
+    record: dict[str, Any] = _REVISION.dump_python(revision, mode="json")
+    return record
+
+
+def read_settings(path: Path) -> Settings:
+    """Read repository.json. Raises ConfigError where it is not one that this version can use."""
+    hint = f"Is {path.parent} a repository? restore.sh in it does without this file's settings."
+    return read_record(path, _SETTINGS, ConfigError, hint, check_settings)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises ConfigError where no repository can have them."""
+    size = settings.block_size
+    if not SMALLEST_BLOCK <= size <= LARGEST_BLOCK or size % SMALLEST_BLOCK:
+        why = f"a block size of {size} bytes is not possible"
+        raise ConfigError(why, "Use 64KiB to 16MiB, in 64KiB.")
+    if settings.level not in LEVELS:
+        raise ConfigError(f"zstd has levels 1 to 19 here, not {settings.level}", "Use another.")
+
+
+def read_revision(path: Path, block_size: int | None = None) -> Revision:
+    """Read a revision.json in the folder that has the revision's name.
+
+    Raises DamagedError where it is not one, where its disks have another block size than the
+    repository's, if that is known, or where it names what could lead out of its folder.
+    """
+    hint = "Its disks can still be restored by hand; see docs/restore-by-hand.md."
+    check = partial(_check_revision, folder=path.parent.name, block_size=block_size)
+    return read_record(path, _REVISION, DamagedError, hint, check)
+
+
+def _check_revision(revision: Revision, folder: str, block_size: int | None) -> None:
+    if revision.id != folder.lstrip(".") or not is_id(revision.id):
+        raise ValueError(f"it says that it is revision {revision.id!r}")
+    if _is_not_utc(revision.time) or revision.time != time_of(revision.id) or not revision.disks:
+        raise ValueError("it has no disks, or another time than its id says")
+    if revision.verified and _is_not_utc(revision.verified):
+        raise ValueError("it was verified at a time that is not UTC")
+    if not 0 <= revision.seconds <= LARGEST_DISK:
+        raise ValueError(f"it cannot have taken {revision.seconds} seconds")
+    for tag in revision.tags:
+        check_tag(tag)
+    for name, disk in revision.disks.items():
+        _check_disk(name, disk, block_size or disk.block_size)
+    for name, ranges in revision.damaged.items():
+        size = revision.disks[name].size if name in revision.disks else 0
+        if not all(0 <= start < start + length <= size for start, length in ranges):
+            raise ValueError(f"disk {name} has no such damaged range")
+
+
+def _is_not_utc(time: datetime) -> bool:
+    return time.utcoffset() != timedelta(0)
+
+
+def _check_disk(name: str, disk: Disk, block_size: int) -> None:
+    check_disk_name(name)
+    if disk.block_size != block_size or not 0 < disk.size <= LARGEST_DISK:
+        raise ValueError(
+            f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
+        )
+    counted = (disk.read, disk.changed, disk.stored, disk.compared)
+    if not all(0 <= each <= 3 * LARGEST_DISK for each in counted):
+        raise ValueError(f"disk {name} says of itself what cannot be")
+    if not HASH.fullmatch(disk.index_hash):
+        raise ValueError(f"disk {name} has no index hash")

@@ -1,0 +1,72 @@
+"""JSON files on disk: values on one side, checked bytes on the other.
+
+Whatever is read here may be damaged, forged or from the future, so it is bounded and checked
+before anything else sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from backy.errors import BackyError, translated
+from backy.system import folders
+from backy.units import MiB
+
+Value = TypeVar("Value")
+FORMAT = 1
+_LARGEST_RECORD = MiB  # bytes
+_MOST_PARTS = 20_000  # lists, objects and commas; what is made of them takes less than 50 MiB
+_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
+LARGEST_DISK = 2**60  # bytes; what an index of 64 KiB blocks can still number
+HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def encode_record(adapter: TypeAdapter[Value], value: Value) -> bytes:
+    """The bytes of a JSON file that holds `value`, with the number of the format."""
+    record = adapter.dump_python(value, mode="json")
+    return (json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_record(
+    path: Path,
+    adapter: TypeAdapter[Value],
+    kind: type[BackyError],
+    hint: str,
+    check: Callable[[Value], None] = lambda _: None,
+) -> Value:
+    """The value in a JSON file, checked. Raises `kind` with `hint` where it is not one.
+
+    The file may have 1 MiB; a longer one is refused unread. `check` may raise BackyError, or
+    ValueError, of a value that has the right form.
+    """
+    with translated(kind, f"reading {path}", hint):
+        content = folders.read_file(path, _LARGEST_RECORD)
+    if sum(map(content.count, (b"[", b"{", b","))) > _MOST_PARTS:
+        raise kind(f"{path} has more parts than backy writes", hint)
+    if b"\\u" in content and _SURROGATE.search(content):
+        raise kind(f"{path} has a text that is no Unicode", hint)
+    try:
+        record = json.loads(content.decode())
+        version = record.pop("format") if isinstance(record, dict) else None
+    except (ValueError, RecursionError, KeyError) as error:
+        raise kind(f"{path} is cut short or was not written by backy: {error}", hint) from error
+    if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
+        why = f"has format {version!r:.40}; this version of backy knows {FORMAT}"
+        raise kind(f"{path} {why}", "Update backy." if newer else hint)
+    try:
+        value = adapter.validate_python(record)
+        check(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise kind(f"{path}: {where}: {first['msg']}", hint) from error
+    except (BackyError, ValueError) as error:
+        raise kind(f"{path}: {error}", hint) from error
+    return value

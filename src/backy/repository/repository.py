@@ -1,0 +1,264 @@
+"""One VM's folder: its settings, its history, its locks.
+
+Which operations wait for which, and why nothing else is needed, is the locking table in
+ARCHITECTURE.md; the crash rules are there, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
+from backy.model.names import check_job, check_tag
+from backy.model.revision import Revision, is_id
+from backy.model.selector import select_one
+from backy.repository import status
+from backy.repository.draft import RevisionDraft
+from backy.repository.manifest import (
+    Settings,
+    check_settings,
+    encode_revision,
+    encode_settings,
+    read_revision,
+    read_settings,
+)
+from backy.stores import Store, store_class
+from backy.system import files, folders, process
+from backy.units import MiB
+
+DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
+_PATIENCE = 30  # seconds to wait for the history lock, which nobody holds for longer than a moment
+
+
+def jobs(base: Path) -> list[str]:
+    """The names of all repositories in a base directory, sorted."""
+    with translated(StoreError, f"listing {base}"):
+        names = folders.list_folder(base)
+        return [name for name in names if (base / name / "repository.json").exists()]
+
+
+def create(base: Path, job: str, settings: Settings) -> Repository:
+    """Make the repository of `job`: its folders, restore.sh, and last of all repository.json.
+
+    A store called "auto" becomes images where the file system can share extents, else chunks.
+    Raises ConfigError where a setting is impossible, StoreError where the folder cannot be made.
+    """
+    root = base / check_job(job)
+    check_settings(settings)
+    with translated(StoreError, f"{job}: making {root}", "May you write there?"):
+        folders.make_folder(root)
+        folders.make_folder(root / "revisions")
+        if settings.store == "auto":
+            settings = replace(settings, store="images" if _shares_extents(root) else "chunks")
+        store_class(settings.store)
+        with folders.locked(root / "revisions", patience_seconds=_PATIENCE):
+            if not (root / "repository.json").exists():  # somebody else may have been faster
+                folders.write_file(root / "restore.sh", _script(), mode=0o755)
+                folders.write_file(root / "repository.json", encode_settings(settings))
+                folders.sync_folder(base)
+    return Repository(root)
+
+
+def _script() -> bytes:
+    return resources.files("backy.repository").joinpath("restore.sh").read_bytes()
+
+
+def _shares_extents(folder: Path) -> bool:
+    try:
+        with files.create_unnamed(folder) as origin, files.create_unnamed(folder) as clone:
+            origin.write(0, bytes(files.PAGE))
+            return clone.clone(origin)
+    except OSError:
+        return False
+
+
+class Repository:
+    """The repository in the folder `root`, which exists."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises NotFoundError where there is none, ConfigError where its settings are unusable."""
+        self.root = root
+        self.name = root.name
+        path = root / "repository.json"
+        with translated(StoreError, f"opening {root}", "May you read it?"):
+            is_there = path.exists()
+        if not is_there and (root / "revisions").is_dir():
+            hint = "restore.sh in it does without this file."
+            raise ConfigError(f"{path} is missing", hint)
+        if not is_there:
+            there = ", ".join(jobs(root.parent)[:20]) or "none"
+            raise NotFoundError(f"there is no repository {root}", f"There are: {there}.")
+        self.settings = read_settings(path)
+        try:
+            make_store = store_class(self.settings.store)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.message}", error.hint) from error
+        self.store: Store = make_store(root, self.settings.block_size, self.settings.level)
+        self.configured: Callable[[], Mapping[str, object] | None] = lambda: None
+        """The settings of its source that the configuration has, if any; may raise ConfigError."""
+        self.damaged: list[DamagedError] = []
+        self._unusable = ""  # the newest of those revisions
+
+    def remember_source(self, source: dict[str, object]) -> None:
+        """Use this source from now on, when a backup names none."""
+        if source != self.settings.source:
+            self.settings = replace(self.settings, source=source)
+            with translated(StoreError, f"{self.name}: writing repository.json"):
+                folders.write_file(self.root / "repository.json", encode_settings(self.settings))
+
+    def renew_script(self) -> bool:
+        """Whether restore.sh was not the one of this version; it is then.
+
+        A script has no hash, so this is what tells that a bit in it changed. Raises StoreError.
+        """
+        path = self.root / "restore.sh"
+        script = _script()
+        with translated(StoreError, f"{self.name}: writing {path}"):
+            with suppress(OSError):  # missing or unreadable: all the more
+                if folders.read_file(path, MiB) == script:
+                    return False
+            folders.write_file(path, script, mode=0o755)
+        return True
+
+    def history(self) -> list[Revision]:
+        """All revisions, oldest first. Those whose revision.json is unusable are in `damaged`."""
+        self.damaged, self._unusable = [], ""
+        found = []
+        with translated(StoreError, f"{self.name}: listing revisions"):
+            names = folders.list_folder(self.root / "revisions")
+        for name in filter(is_id, names):
+            try:
+                found.append(self._read(self.root / "revisions" / name))
+            except DamagedError as error:
+                self.damaged.append(error)
+                self._unusable = name
+        return found
+
+    def folders(self) -> Iterator[Path]:
+        """Those of all revisions: in the history, and in the trash, from where they may come back.
+
+        Raises OSError where one cannot be listed.
+        """
+        trash = self.root / "trash"
+        for folder in (self.root / "revisions", *map(trash.joinpath, folders.list_folder(trash))):
+            yield from (folder / name for name in folders.list_folder(folder) if is_id(name))
+
+    def _read(self, folder: Path) -> Revision:
+        if folder.is_symlink():
+            raise DamagedError(f"{folder} is a link, not a revision", "Delete it.")
+        return read_revision(folder / "revision.json", self.settings.block_size)
+
+    def find(self, spec: str) -> Revision:
+        """The one revision that a revision word names.
+
+        Raises NotFoundError, or DamagedError where it may be one whose revision.json is unusable:
+        "latest" must not quietly be an older one.
+        """
+        history = self.history()
+        why = self.damaged[-1].message if self.damaged else ""
+        try:
+            found = select_one(spec, history)
+        except NotFoundError as error:
+            kind = DamagedError if self.damaged else NotFoundError
+            message = "; ".join(filter(None, (error.message, why)))
+            raise kind(f"{self.name}: {message}", error.hint) from None
+        if self._unusable > found.id and not found.id.startswith(spec):
+            hint = f"Name the one that you want: {found.id}, for example."
+            raise DamagedError(f"{self.name}: {spec!r} may be another revision: {why}", hint)
+        return found
+
+    def folder_of(self, revision: Revision) -> Path:
+        """Where a published revision lies."""
+        return self.root / "revisions" / revision.id
+
+    @contextmanager
+    def exclusive(self, verb: str) -> Iterator[None]:
+        """Be the only one that adds or drops stored bytes: backup and purge.
+
+        Raises BusyError that names the holder where somebody else is.
+        """
+        path = self.root / "lock"
+        with translated(StoreError, f"{self.name}: locking {path}"):
+            try:
+                lock = folders.locked(path, make=True)
+            except BlockingIOError:
+                holder = folders.read_file(path, MiB).decode(errors="replace").strip() or "somebody"
+                hint = "Wait for it to end; the lock ends with that process at the latest."
+                raise BusyError(f"{self.name}: {verb} skipped, held by {holder}", hint) from None
+        with lock:
+            with translated(StoreError, f"{self.name}: writing {path}"):
+                now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+                lock.note(f"{process.identity()} ({verb}) since {now}\n")
+            yield
+
+    def history_lock(self) -> files.File:
+        """Be the only one that changes what revisions there are; others wait for that moment."""
+        with translated(BusyError, f"{self.name}: waiting for the history", "Try again."):
+            return folders.locked(self.root / "revisions", patience_seconds=_PATIENCE)
+
+    def reading(self, revision: Revision) -> files.File:
+        """Keep purge away from a revision while it is read, even when somebody removes it.
+
+        Raises NotFoundError where it is gone, BusyError where it is being purged.
+        """
+        folder = self.folder_of(revision)
+        with translated(StoreError, f"{self.name}: locking {folder}"):
+            try:
+                return folders.locked(folder, shared=True, patience_seconds=_PATIENCE)
+            except FileNotFoundError:
+                raise NotFoundError(f"{self.name}: revision {revision.id} is gone") from None
+            except BlockingIOError:
+                raise BusyError(f"{self.name}: {revision.id} is being purged") from None
+
+    @contextmanager
+    def draft(self, now: datetime | None = None) -> Iterator[RevisionDraft]:
+        """A revision to fill and publish; unpublished, nothing of it remains but unnamed chunks.
+
+        The caller holds `exclusive`. What a killed backup left of a draft is removed first.
+        """
+        revisions = self.root / "revisions"
+        with translated(StoreError, f"{self.name}: making a draft"):
+            newest = max((folder.name for folder in self.folders()), default=None)
+            for name in folders.list_folder(revisions):
+                if name.startswith(".") and (revisions / name).is_dir():
+                    folders.remove_tree(revisions / name)
+            draft = RevisionDraft(self, newest, now or datetime.now(UTC))
+        try:
+            with draft.anchor:
+                yield draft
+        finally:
+            with suppress(OSError):  # the next backup removes it, and what failed is worth more
+                if draft.folder.exists():
+                    folders.remove_tree(draft.folder)
+
+    def retag(self, revisions: list[Revision], add: set[str], drop: set[str]) -> list[Revision]:
+        """Add and drop tags; give the revisions as they are now."""
+        for tag in add | drop:
+            check_tag(tag)
+
+        def tagged(revision: Revision) -> Revision:
+            return replace(revision, tags=tuple(sorted((set(revision.tags) | add) - drop)))
+
+        return [self.change(each, tagged) for each in revisions]
+
+    def change(self, revision: Revision | str, update: Callable[[Revision], Revision]) -> Revision:
+        """Write a revision.json anew, in one step, from what it says now; give what it says then.
+
+        `revision` may be its id. Raises NotFoundError where the revision was removed.
+        """
+        revision_id = revision if isinstance(revision, str) else revision.id
+        path = self.root / "revisions" / revision_id / "revision.json"
+        with self.history_lock():
+            if not path.parent.exists():
+                raise NotFoundError(f"{self.name}: revision {revision_id} was removed")
+            changed = update(self._read(path.parent))
+            # First, because monitoring must not miss one that became distrusted.
+            status.update(self.root, lambda known: status.noted(known, changed))
+            with translated(StoreError, f"{self.name}: writing {path}"):
+                folders.write_file(path, encode_revision(changed))
+        return changed

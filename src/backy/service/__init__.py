@@ -1,1 +1,0 @@
-"""The daemon: what runs the commands of all jobs when they are due."""

@@ -1,0 +1,1 @@
+"""The only doors: to files and folders, to programs, to signals."""

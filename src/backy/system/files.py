@@ -1,0 +1,368 @@
+"""The door to files and devices: every read and write of an open one goes through here.
+
+With `backy.system.folders` it is the seam for fault injection and for the power-cut simulation, and
+the one place that knows Linux: O_DIRECT, FICLONE, holes, syncfs. Functions raise OSError; their
+callers know which object failed and say so. Offsets and lengths are bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from backy.model.extent import Extent, Kind
+
+PAGE = 4096  # bytes; what O_DIRECT offsets, lengths and buffers are multiples of
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_BLKGETSIZE64 = 0x80081272  # linux/fs.h
+_FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820  # linux/fs.h, on struct fsxattr
+_FSXATTR = struct.Struct("=5I8x")  # flags, extent size, extents, project, copy-on-write extent size
+_COWEXTSIZE = 0x10000  # FS_XFLAG_COWEXTSIZE
+_FIEMAP = 0xC020660B  # FS_IOC_FIEMAP, linux/fs.h
+_FIEMAP_REQUEST = struct.Struct("=QQIIII")  # start, length, flags, found, room, reserved
+_FIEMAP_EXTENT = struct.Struct("=QQQ16xI12x")  # logical and physical start, length, flags
+_FIEMAP_ROOM = 128  # extents a call
+_FIEMAP_LAST = 0x1
+_FIEMAP_SYNC = 0x1  # a flag of the request: write back what is delayed, then answer
+_FIEMAP_UNPLACED = 0xF8E  # unknown, delayed, encoded, encrypted, unaligned, inline, tail, unwritten
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # FALLOC_FL_, fallocate(2)
+_NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
+_NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+_CACHESTAT = ctypes.c_long(451)  # the same number on every architecture
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class Cache(Enum):
+    """How a file's bytes go past the page cache.
+
+    USE is for small files. SPARE takes what the cache holds and leaves no more in it than it
+    found, so that a backup does not push out what the machine is working with. AVOID reads the
+    medium itself, which is what a verification has to do.
+    """
+
+    USE = "use"
+    SPARE = "spare"
+    AVOID = "avoid"
+
+
+class File:
+    """An open file or block device.
+
+    Reads and writes at offsets may come from several threads at once. Use it as a context
+    manager; leaving closes it.
+    """
+
+    __slots__ = ("_direct", "_is_written", "cache", "descriptor", "is_device", "path")
+
+    def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600) -> None:
+        self.path = path
+        self.cache = cache
+        self._is_written = False
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+        self.is_device = stat.S_ISBLK(os.fstat(self.descriptor).st_mode)
+        self._direct = -1
+        if cache is not Cache.USE:
+            self._direct = self._open_direct(flags)
+
+    def _open_direct(self, flags: int) -> int:
+        """Open the same file for O_DIRECT; -1 where its file system has none (FUSE, some NFS)."""
+        access = flags & os.O_ACCMODE
+        try:
+            same = f"/proc/self/fd/{self.descriptor}"
+            return os.open(same, access | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in _NO_DIRECT | {errno.ENOENT}:
+                self.close()
+                raise
+            return -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it; closing again does nothing. Raises OSError only where a write may be lost."""
+        descriptors = [each for each in (self.descriptor, self._direct) if each >= 0]
+        self.descriptor = self._direct = -1
+        for descriptor in descriptors:
+            try:
+                os.close(descriptor)
+            except OSError:
+                if self._is_written:
+                    raise
+
+    def size(self) -> int:
+        """The size in bytes, of a block device too (where stat says 0)."""
+        if not self.is_device:
+            return os.fstat(self.descriptor).st_size
+        answer = fcntl.ioctl(self.descriptor, _BLKGETSIZE64, bytes(8))
+        return int(struct.unpack("Q", answer)[0])
+
+    def status(self) -> os.stat_result:
+        """What stat(2) says now: identity, modification time, allocated blocks."""
+        return os.fstat(self.descriptor)
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` from `offset`; give the bytes read, fewer only at the end of the file."""
+        done = self._read_some(offset, buffer)
+        while 0 < done < len(buffer):
+            if self.cache is Cache.AVOID:
+                os.posix_fadvise(self.descriptor, offset + done, PAGE, os.POSIX_FADV_DONTNEED)
+            more = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            if not more:
+                break
+            done += more
+        return done
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        whole = len(buffer) - len(buffer) % PAGE
+        if self._direct < 0 or offset % PAGE or not whole:
+            return os.preadv(self.descriptor, [buffer], offset)
+        buffer = buffer[:whole]
+        if self.cache is Cache.SPARE:
+            with suppress(OSError):
+                if self._is_cached(offset, whole):
+                    return os.preadv(self.descriptor, [buffer], offset)
+        try:
+            return os.preadv(self._direct, [buffer], offset)
+        except OSError as error:
+            if error.errno not in _NO_DIRECT:
+                raise
+            return os.preadv(self.descriptor, [buffer], offset)  # a buffer or sector it cannot do
+
+    def _is_cached(self, offset: int, length: int) -> bool:
+        """Whether the page cache has all of it, by cachestat(2), which Linux 6.5 brought.
+
+        Older kernels are asked for the first page by RWF_NOWAIT. That is no more than a guess,
+        and since Linux 5.12 a miss starts a read-ahead, so it does not serve where there is better.
+        """
+        found = (ctypes.c_uint64 * 5)()
+        wanted = (ctypes.c_uint64 * 2)(offset, length)
+        if _libc.syscall(
+            _CACHESTAT, ctypes.c_uint(self.descriptor), wanted, found, ctypes.c_uint(0)
+        ):
+            return os.preadv(self.descriptor, [bytearray(PAGE)], offset, os.RWF_NOWAIT) == PAGE
+        return int(found[0]) * PAGE >= length
+
+    def read_bytes(self, offset: int, length: int) -> bytes:
+        """Give `length` bytes from `offset`; fewer only at the end of the file."""
+        pieces = []
+        while length and (piece := os.pread(self.descriptor, length, offset)):
+            pieces.append(piece)
+            offset, length = offset + len(piece), length - len(piece)
+        return b"".join(pieces)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at `offset`. It is durable after `sync` or a barrier."""
+        self._is_written = True
+        view = memoryview(data)
+        direct = self._direct >= 0 and not (offset | len(view)) % PAGE
+        while view:
+            try:
+                done = os.pwrite(self._direct if direct else self.descriptor, view, offset)
+            except OSError as error:
+                if not direct or error.errno not in _NO_DIRECT:
+                    raise
+                direct = False
+                continue
+            view, offset = view[done:], offset + done
+            direct = direct and not done % PAGE
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeroes and, where possible, give its space back."""
+        if self.is_device and (rest := length % PAGE):
+            # One odd sector would make the kernel refuse the whole range.
+            self._write_zeroes(offset + length - rest, rest)
+            length -= rest
+        # A device that can give nothing back can still be told to write zeroes by itself.
+        for mode in (_PUNCH_HOLE, _ZERO_RANGE) if length else ():
+            if not _libc.fallocate(self.descriptor, mode | _KEEP_SIZE, offset, length):
+                return
+            error = ctypes.get_errno()
+            if error not in {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}:
+                raise OSError(error, os.strerror(error))
+        self._write_zeroes(offset, length)
+
+    def _write_zeroes(self, offset: int, length: int) -> None:
+        zeroes = memoryview(bytes(1 << 20))
+        for start in range(offset, offset + length, len(zeroes)):
+            self.write(start, zeroes[: offset + length - start])
+
+    def resize(self, size: int) -> None:
+        """Cut the file, or make it longer with a hole."""
+        os.ftruncate(self.descriptor, size)
+
+    def clone(self, origin: File) -> bool:
+        """Share all of `origin`'s extents (FICLONE); False where the file systems cannot."""
+        try:
+            fcntl.ioctl(self.descriptor, _FICLONE, origin.descriptor)
+        except OSError as error:
+            if error.errno not in _NO_CLONE:
+                raise
+            return False
+        return True
+
+    def unshare_only_what_is_written(self) -> None:
+        """Have XFS allocate no more than a write needs where it parts from a shared extent.
+
+        By default it takes 128 KiB and gives the rest back minutes later: a delta of 288 MiB in
+        64 KiB writes then costs 325 MiB. Other file systems do not do that, or do not listen.
+        """
+        with suppress(OSError):
+            state = fcntl.ioctl(self.descriptor, _FSGETXATTR, bytes(_FSXATTR.size))
+            flags, extent_size, extents, project, _ = _FSXATTR.unpack(state)
+            wanted = _FSXATTR.pack(flags | _COWEXTSIZE, extent_size, extents, project, PAGE)
+            fcntl.ioctl(self.descriptor, _FSSETXATTR, wanted)
+
+    def copy(self, origin: File, length: int) -> None:
+        """Take the first `length` bytes of `origin`, sharing them where the file system can."""
+        done = 0
+        while left := length - done:
+            moved = os.copy_file_range(origin.descriptor, self.descriptor, left, done, done)
+            if not moved:
+                raise OSError(errno.EIO, f"{origin.path} ends at {done}, not at {length} bytes")
+            done += moved
+
+    def extents(self, size: int) -> Iterator[Extent]:
+        """Where the file system has data and where holes, over [0, size); a device is all data."""
+        if self.is_device:
+            yield Extent(0, size, Kind.DATA)
+            return
+        position = 0
+        while position < size:
+            data = self._seek(position, os.SEEK_DATA, size)
+            if data > position:
+                yield Extent(position, data - position, Kind.ZERO)
+            position = self._seek(data, os.SEEK_HOLE, size)
+            if position > data:
+                yield Extent(data, position - data, Kind.DATA)
+
+    def _seek(self, position: int, whence: int, size: int) -> int:
+        if position >= size:
+            return size
+        try:
+            return min(size, os.lseek(self.descriptor, position, whence))
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # "no data beyond this position", lseek(2)
+                raise
+            return size
+
+    def places(self, start: int, length: int) -> Iterator[tuple[int, int, int | None]]:
+        """Where the medium has a range, hole by hole left out: (offset, length, physical offset).
+
+        The last is None where the file system does not say (compressed, or not yet written), so
+        equal physical offsets mean the same bytes. Raises OSError where it cannot tell at all.
+        """
+        position, end = start, start + length
+        while (left := end - position) > 0:
+            # Without the sync a block that parts from its clone still seems to be shared.
+            header = _FIEMAP_REQUEST.pack(position, left, _FIEMAP_SYNC, 0, _FIEMAP_ROOM, 0)
+            request = bytearray(header) + bytes(_FIEMAP_ROOM * _FIEMAP_EXTENT.size)
+            fcntl.ioctl(self.descriptor, _FIEMAP, request)
+            found = _FIEMAP_REQUEST.unpack_from(request)[3]
+            extents = _FIEMAP_EXTENT.iter_unpack(request[_FIEMAP_REQUEST.size :])
+            for logical, physical, size, flags in islice(extents, found):
+                low, position = max(logical, start), logical + size
+                is_placed = not flags & _FIEMAP_UNPLACED
+                if low < min(position, end):
+                    physical_low = physical + low - logical if is_placed else None
+                    yield low, min(position, end) - low, physical_low
+                if flags & _FIEMAP_LAST:
+                    return
+            if not found:
+                return
+
+    def start_writeback(self) -> None:
+        """Have the kernel begin to write it out and keep none of it cached; does not wait.
+
+        Measured with 5,472 chunks of 360 KiB: the barrier at the end takes 0.02 s, not 1.8 s.
+        """
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def note(self, text: str) -> None:
+        """Have a lock file say this alone. It is for people only: to lose it is no error."""
+        self.resize(0)
+        self.write(0, text.encode())
+        self._is_written = False
+
+    def protect(self) -> None:
+        """Take everybody's right to write to it."""
+        os.fchmod(self.descriptor, 0o444)
+
+    def sync(self) -> None:
+        """Return when its content and size are durable."""
+        os.fsync(self.descriptor)
+
+    def barrier(self) -> None:
+        """Return when everything written to its file system is durable (syncfs).
+
+        Raises OSError where any write-back failed since this file was opened (Linux 5.8 and
+        later), so open it before the first write that it has to vouch for.
+        """
+        if _libc.syncfs(self.descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def buffer(length: int) -> memoryview:
+    """A writable buffer that starts at a page, as O_DIRECT needs it."""
+    return memoryview(mmap.mmap(-1, -(-length // PAGE) * PAGE))[:length]
+
+
+def open_to_read(path: Path, cache: Cache = Cache.USE) -> File:
+    """Open an existing file or block device, and nothing else: a FIFO would hang us."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "neither a file nor a block device")
+    return File(path, os.O_RDONLY, cache)
+
+
+def open_to_write(path: Path, cache: Cache = Cache.USE) -> File:
+    """Open an existing file or block device; a device that is mounted or in use is refused."""
+    exclusive = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
+    return File(path, os.O_RDWR | exclusive, cache)
+
+
+def open_protected(path: Path) -> File:
+    """Open a file that `protect` was called on, to write; for everybody else it stays protected."""
+    with File(path, os.O_RDONLY | os.O_NOFOLLOW) as guard:
+        os.fchmod(guard.descriptor, 0o600)
+        try:
+            return File(path, os.O_RDWR | os.O_NOFOLLOW, Cache.SPARE)
+        finally:
+            guard.protect()
+
+
+def create(path: Path, cache: Cache = Cache.USE) -> File:
+    """Make a file that does not exist; raises FileExistsError where it does."""
+    return File(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, cache)
+
+
+def create_unnamed(folder: Path, cache: Cache = Cache.USE) -> File:
+    """Make a file without a name in `folder`'s file system; it vanishes when it is closed."""
+    return File(folder, os.O_RDWR | os.O_TMPFILE, cache, 0o600)
+
+
+def append_to_standard_output(data: bytes | memoryview) -> None:
+    """Write all of `data` to the stream that a shell gave us."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+def silence_standard_output() -> None:
+    """Have what is written from here on go nowhere: who read it is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,136 @@
+"""What a backup asks of its source, and what it says of disks that came, went or lost track."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from backy.errors import SourceError
+from backy.operations.backup import backup
+from backy.repository import status
+from tests.lab.repositories import BLOCK, Made
+from tests.memory_source import FailingSource, MemorySource, changed, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from backy.sources import Request
+    from tests.memory_source import MemorySnapshot
+
+DISKS = {"vda": sample(5 * BLOCK), "vdb": sample(3 * BLOCK, seed=1)}
+
+
+def test_a_source_forgets_all_but_the_parent_before_and_all_but_the_new_one_after(
+    tmp_path: Path,
+) -> None:
+    made = Made(tmp_path)
+    first = made.backup(**DISKS)
+    source = MemorySource(DISKS)
+    second = backup(made.repository, source)
+    assert source.forgotten == [[first.id], [second.id]]
+    assert source.kept == 1
+
+
+def test_after_a_failed_backup_the_source_keeps_what_the_parent_needs(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    first = made.backup(**DISKS)
+    source = FailingSource(DISKS)
+    with pytest.raises(SourceError):
+        backup(made.repository, source)
+    assert source.forgotten == [[first.id]]
+    assert source.kept == 0
+
+
+class Stubborn(MemorySource):
+    """Cannot remove anything once a snapshot was taken."""
+
+    def forget(self, keep: "Collection[str]") -> None:
+        super().forget(keep)
+        if self.kept:
+            raise SourceError("the storage does not answer")
+
+
+def test_a_source_that_cannot_forget_does_not_undo_a_backup(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    revision = backup(made.repository, Stubborn(DISKS))
+    assert made.ids() == [revision.id]
+
+
+class Asking(MemorySource):
+    """Remembers what it was asked."""
+
+    request: "Request"
+
+    @contextmanager
+    def snapshot(self, request: "Request") -> "Iterator[MemorySnapshot]":
+        self.request = request
+        with super().snapshot(request) as snapshot:
+            yield snapshot
+
+
+def test_a_source_hears_which_revision_is_made_and_of_which_parent(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    first = made.backup(**DISKS)
+    source = Asking(DISKS)
+    second = backup(made.repository, source)
+    assert (source.request.revision, source.request.parent) == (second.id, first)
+    assert not source.request.is_frozen
+    assert source.request.had("vda", 5 * BLOCK)
+    assert not source.request.had("vda", 4 * BLOCK)
+    assert not source.request.had("vdc", 5 * BLOCK)
+
+
+def test_disks_that_lost_track_are_named_in_the_revision_and_counted(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.backup(**DISKS)
+    source = MemorySource(DISKS)
+    source.whole = {"vdb": "its bitmap is gone"}
+    revision = backup(made.repository, source)
+    assert "all of disk vdb was read: its bitmap is gone" in revision.warnings
+    assert revision.disks["vdb"].whole == "its bitmap is gone"
+    assert not revision.disks["vda"].whole
+    known = status.update(made.root, lambda old: status.succeeded(old, revision, "", ""))
+    assert known.wholes == 1
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        pytest.param({"vda": DISKS["vda"]}, {"disk vdb is gone"}, id="vanished"),
+        pytest.param(
+            {**DISKS, "vdc": sample(BLOCK)}, {"disk vdc is new; all of it was read"}, id="new"
+        ),
+        pytest.param(
+            {"vda": DISKS["vda"], "vdc": DISKS["vdb"]},
+            {"disk vdb is gone", "disk vdc is new; all of it was read"},
+            id="renamed",
+        ),
+    ],
+)
+def test_a_disk_that_came_or_went_is_said_and_all_that_is_there_is_stored(
+    now: dict[str, bytes], expected: set[str], tmp_path: Path
+) -> None:
+    made = Made(tmp_path)
+    first = made.backup(**DISKS)
+    revision = backup(made.repository, MemorySource(now, {first.id: DISKS}))
+    assert set(revision.warnings) == expected
+    assert {name: made.read(revision, name) for name in now} == now
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["delta", "full-scan"])
+def test_a_delta_says_how_much_it_read_of_what_was_called_unchanged(
+    known: bool, tmp_path: Path
+) -> None:
+    made = Made(tmp_path)
+    first = made.backup(**DISKS)
+    now = {**DISKS, "vda": changed(DISKS["vda"], 10)}
+    source = MemorySource(now, {first.id: DISKS} if known else {})
+    revision = backup(made.repository, source)
+    compared = {name: disk.compared for name, disk in revision.disks.items()}
+    assert {name: made.read(revision, name) for name in now} == now
+    if not known:
+        assert compared == {"vda": 0, "vdb": 0}
+    else:
+        assert all(compared.values())
+        assert revision.disks["vda"].changed == BLOCK
