@@ -189,7 +189,7 @@ class Commands(RuleBasedStateMachine):
 
     @rule()
     def verifies(self) -> None:
-        assert list(verify(self.repository, self.repository.history())) == []
+        assert list(verify(self.repository, self.repository.history().revisions)) == []
         for kept in self.history.values():
             kept.trust = Trust.VERIFIED
 
@@ -204,7 +204,7 @@ class Commands(RuleBasedStateMachine):
         before = path.read_bytes()
         with path.open("r+b") as file:
             os.pwrite(file.fileno(), bytes([before[offset] ^ 1]), offset)
-        found = list(verify(self.repository, self.repository.history()))
+        found = list(verify(self.repository, self.repository.history().revisions))
         digest = self.lines(revision, name)[number]
         assert {self.block_of(each) for each in found} == {digest}
         assert {each.revision for each in found} == self.holders(revision, digest)
@@ -215,7 +215,7 @@ class Commands(RuleBasedStateMachine):
             os.pwrite(file.fileno(), before[offset : offset + 1], offset)
 
     def one(self) -> st.SearchStrategy[Revision]:
-        return st.sampled_from(self.repository.history())
+        return st.sampled_from(self.repository.history().revisions)
 
     def lines(self, revision: Revision, name: str) -> list[str]:
         index = self.repository.folder_of(revision) / f"{name}.blocks"
@@ -225,14 +225,16 @@ class Commands(RuleBasedStateMachine):
         """The revisions that a damage of that revision's block touches."""
         if self.store == "images":
             return {revision.id}
-        history = self.repository.history()
+        history = self.repository.history().revisions
         return {
             each.id for each in history for name in each.disks if digest in self.lines(each, name)
         }
 
     def block_of(self, damage: Damage) -> str:
         """The hash of the damaged block; there may be several alike in a row, but not others."""
-        revision = next(each for each in self.repository.history() if each.id == damage.revision)
+        revision = next(
+            each for each in self.repository.history().revisions if each.id == damage.revision
+        )
         end = damage.start + damage.length
         [digest] = set(self.lines(revision, damage.disk)[damage.start // BLOCK : -(-end // BLOCK)])
         return digest
@@ -257,8 +259,8 @@ class Commands(RuleBasedStateMachine):
 
     @invariant()
     def history_is_the_model(self) -> None:
-        history = self.repository.history()
-        assert self.repository.damaged == []
+        history = self.repository.history().revisions
+        assert self.repository.history().unreadable == {}
         assert [each.id for each in history] == sorted(self.history)
         for each in history:
             kept = self.history[each.id]
@@ -269,7 +271,7 @@ class Commands(RuleBasedStateMachine):
 
     @invariant()
     def the_oldest_and_the_newest_revision_read_as_they_were_backed_up(self) -> None:
-        history = self.repository.history()
+        history = self.repository.history().revisions
         for each in {revision.id: revision for revision in history[:1] + history[-1:]}.values():
             self.reads(each)
 

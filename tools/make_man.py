@@ -22,10 +22,11 @@ import typer.main
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-import backy.cli.run  # noqa: F401 - importing it adds the commands
+import backy.cli.execute  # noqa: F401 - importing it adds the commands
 from backy import __version__, errors
-from backy.cli.app import CONFIG_PATHS, app
+from backy.cli.app import app
 from backy.config import settings as config
+from backy.operations.site import CONFIG_PATHS
 
 PROGRAM = "backy"
 TEXTS = Path(__file__).with_name("settings.toml")

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer.main
 
-import backy.cli.run  # noqa: F401 - importing it adds the commands
+import backy.cli.execute  # noqa: F401 - importing it adds the commands
 from backy.cli.app import app
 
 GROUP: Any = typer.main.get_group(app)

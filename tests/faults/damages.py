@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from typer.main import get_command
 
-from backy.cli import run as cli
+from backy.cli import execute as cli
 from backy.cli.app import app
 from backy.model.revision import time_of
 from backy.operations.scrub import Limits, Scrub

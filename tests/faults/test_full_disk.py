@@ -91,7 +91,7 @@ class Round:
         self.held[revision.id] = self.content
 
     def verify(self) -> list[Damage]:
-        return list(verify(self.repository, self.repository.history()))
+        return list(verify(self.repository, self.repository.history().revisions))
 
     def scrub(self) -> list[Damage]:
         return list(Scrub(self.repository, timedelta(0)).run(Limits()))
@@ -112,7 +112,7 @@ class Round:
         damage(self.repository, self.bad)
 
     def remove_oldest(self) -> None:
-        oldest = self.repository.history()[0]
+        oldest = self.repository.history().revisions[0]
         trash.remove(self.repository, [oldest])
         del self.held[oldest.id]
 
@@ -143,7 +143,7 @@ def play(each: Round) -> None:
     assert all(found.healed for found in each.verify())
     each.bad = {}
     each.look()
-    assert {found.trust for found in each.repository.history()} == {Trust.VERIFIED}
+    assert {found.trust for found in each.repository.history().revisions} == {Trust.VERIFIED}
     each.remove_oldest()
     if not each.run_full(each.purge, each.chance.choice([0, 1, 2]) * 16384):
         each.purge()

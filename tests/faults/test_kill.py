@@ -48,7 +48,7 @@ ARGUMENTS: dict[str, list[str]] = {
 
 
 def _verify(repository: Repository) -> list[Damage]:
-    return list(verify(repository, repository.history()))
+    return list(verify(repository, repository.history().revisions))
 
 
 def _scrub(repository: Repository) -> list[Damage]:
@@ -121,7 +121,7 @@ class Victim:
         if verb == "backup":
             self._write()
         elif verb == "purge":
-            unwanted = self._opened().history()[:-KEPT]
+            unwanted = self._opened().history().revisions[:-KEPT]
             trash.remove(self._opened(), unwanted)
             self.removed = {each.id: self.held.pop(each.id) for each in unwanted}
         elif self.chance.random() < 0.7:

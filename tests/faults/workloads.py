@@ -88,7 +88,7 @@ def read_all(repository: Repository, bad: dict[str, bytes] | None = None) -> tup
     """
     held: Disks = {}
     lost: Lost = set()
-    for revision in repository.history():
+    for revision in repository.history().revisions:
         with repository.store.open(revision, "vda") as image:
             content = bytearray(image.size)
             for number in range(image.index.blocks):
@@ -102,7 +102,7 @@ def read_all(repository: Repository, bad: dict[str, bytes] | None = None) -> tup
                     content[start : start + length] = (bad or {})[digest]
                     lost.add((revision.id, number))
             held[revision.id] = bytes(content)
-    assert not repository.damaged
+    assert not repository.history().unreadable
     return held, lost
 
 
@@ -130,11 +130,11 @@ def _opened(base: Path) -> Repository:
 
 def _remove_oldest(repository: Repository) -> None:
     oldest = min(each.name for each in (repository.root / "revisions").iterdir())
-    trash.remove(repository, [each for each in repository.history() if each.id == oldest])
+    trash.remove(repository, [each for each in repository.history().revisions if each.id == oldest])
 
 
 def _verify(repository: Repository) -> list[Damage]:
-    return list(verify(repository, repository.history()))
+    return list(verify(repository, repository.history().revisions))
 
 
 def _scrub(repository: Repository) -> list[Damage]:
@@ -151,7 +151,7 @@ def damage(repository: Repository, bad: dict[str, bytes]) -> None:
     """Turn some bits of these blocks wherever they are stored."""
     places = set()
     size = repository.settings.block_size
-    for revision in repository.history():
+    for revision in repository.history().revisions:
         folder = repository.folder_of(revision)
         for number, digest in enumerate((folder / "vda.blocks").read_text().split()):
             chunk = repository.root / "chunks" / digest[:2] / f"{digest}.zst"
@@ -220,7 +220,7 @@ WORKLOADS = (
     Workload(
         "tag-change",
         (FIRST, SECOND),
-        lambda b, _: _opened(b).retag(_opened(b).history(), add={"new"}, drop=set()),
+        lambda b, _: _opened(b).retag(_opened(b).history().revisions, add={"new"}, drop=set()),
     ),
     Workload("verify", (FIRST, SECOND), lambda b, _: _verify(_opened(b))),
     Workload("scrub", (FIRST, SECOND), lambda b, _: _scrub(_opened(b))),
@@ -335,7 +335,7 @@ def check_history(
 ) -> None:
     """Just after the fault: what is published reads back, but for what was damaged before."""
     held, lost = read_all(repository, BAD if workload.is_damaged else None)
-    trust = {each.id: each.trust for each in repository.history()}
+    trust = {each.id: each.trust for each in repository.history().revisions}
     assert not any(trust[each] is Trust.VERIFIED for each, _ in lost)
     ids = sorted(known)
     added = held.keys() - known.keys()
@@ -376,7 +376,7 @@ def check_undo(repository: Repository, known: Disks) -> None:
 def _check_damage_is_known(repository: Repository) -> None:
     """What cannot be read says so in each revision that has it, so nothing is built upon it."""
     _, lost = read_all(repository, BAD)
-    for revision in repository.history():
+    for revision in repository.history().revisions:
         ranges = revision.damaged.get("vda", ())
         for each, number in lost:
             if each == revision.id:
@@ -397,4 +397,4 @@ def _check_healed(repository: Repository) -> None:
     }
     assert before <= named
     assert read_all(repository)[1] == set()
-    assert {each.trust for each in repository.history()} == {Trust.VERIFIED}
+    assert {each.trust for each in repository.history().revisions} == {Trust.VERIFIED}

@@ -23,7 +23,7 @@ from typing import Any
 import typer.main
 
 from backy.cli.app import app
-from backy.cli.run import run
+from backy.cli.execute import run
 from backy.errors import BackyError
 from backy.model.revision import Disk
 from backy.operations import backup, diff, heal, restore, scrub, verify

@@ -49,16 +49,16 @@ def made(folder: Path, store: str) -> Path:
         source.write_bytes(bytes([seed]) * BLOCK + os.urandom(BLOCK) + bytes(BLOCK + 1000))
         backup(repository, FileSource(disks={"vda": str(source)}))
     _damage(repository)
-    for _ in verify(repository, repository.history()[-1:]):
+    for _ in verify(repository, repository.history().revisions[-1:]):
         pass
-    remove(repository, repository.history()[:1])
+    remove(repository, repository.history().revisions[:1])
     (repository.root / "scrub.json").write_text('{"format": 1, "lengths": {}, "disks": {}}')
     return folder
 
 
 def _damage(repository: Repository) -> None:
     """Make the second block of the newest revision bad, for the source, too."""
-    newest = repository.history()[-1]
+    newest = repository.history().revisions[-1]
     path = repository.store.plain_path(newest, "vda")
     if path.suffix == ".img":
         path.chmod(0o600)

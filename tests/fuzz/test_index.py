@@ -140,7 +140,7 @@ def test_one_forged_index_does_not_hide_the_damage_of_other_revisions(
 ) -> None:
     made, first, second = forged
     damage(made, first)
-    found = {each.revision for each in verify(made.repository, made.repository.history())}
+    found = {each.revision for each in verify(made.repository, made.repository.history().revisions)}
     assert found == {first.id, second.id}
 
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backy.cli import care, reports
+from backy.cli import reports, scrub
 from backy.cli.output import print_json, print_lines, revision_table, summary
 from backy.errors import BackyError, ConfigError, DamagedError, NotFoundError
 from backy.model.revision import Revision, disk_of
@@ -110,7 +110,7 @@ def use_repository(room: Room, content: bytes) -> None:
     with ExitStack() as stack:
         live = LiveSource(repository, stack)
         live.images()
-    assert repository.history() == []
+    assert repository.history().revisions == []
     again = encode_settings(settings)
     path.write_bytes(again)
     assert encode_settings(read_settings(path)) == again
@@ -173,7 +173,7 @@ def use_scrub(room: Room, content: bytes) -> None:
     assert list(run.run(Limits())) == []
     covered = run.coverage()
     with printed():
-        sys.stdout.write(care._covered(covered, "30d"))
+        sys.stdout.write(scrub._covered(covered, "30d"))
         print_json([covered.total, covered.read])
     assert 0 <= covered.share <= 1
     again = path.read_bytes()

@@ -43,7 +43,7 @@ class Made:
         return revision
 
     def ids(self) -> list[str]:
-        return [each.id for each in self.repository.history()]
+        return [each.id for each in self.repository.history().revisions]
 
     def again(self, revision: Revision) -> Revision:
         """The revision as it is now on disk."""
@@ -59,7 +59,7 @@ class Made:
         """Whether every revision of the history gives back what was backed up."""
         return all(
             self.read(revision, name) == content
-            for revision in self.repository.history()
+            for revision in self.repository.history().revisions
             for name, content in self.contents[revision.id].items()
         )
 

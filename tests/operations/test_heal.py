@@ -64,7 +64,7 @@ def unchanged(made: Made, content: bytes = DISK) -> Revision:
 
 
 def run(made: Made, **options: object) -> list[Damage]:
-    return list(verify(made.repository, made.repository.history(), **options))  # type: ignore[arg-type]
+    return list(verify(made.repository, made.repository.history().revisions, **options))  # type: ignore[arg-type]
 
 
 def found_at(damages: Sequence[Damage]) -> list[tuple[str, int, int, str | None]]:
@@ -197,7 +197,7 @@ class TestImages:
         damage(made, first)
         assert found_at(run(made)) == [(first.id, BLOCK, BLOCK, f"revision {second.id}")]
         assert made.intact()
-        assert {each.trust for each in made.repository.history()} == {Trust.VERIFIED}
+        assert {each.trust for each in made.repository.history().revisions} == {Trust.VERIFIED}
 
     def test_a_healed_image_is_read_only_again(self, made: Made) -> None:
         first, _ = made.backup(DISK), made.backup(DISK)
@@ -227,7 +227,7 @@ def test_a_block_comes_back_from_where_it_lies_in_the_source_by_now(
     made: Made, source: Path
 ) -> None:
     made.backup(DISK)
-    lost = made.repository.history()[0]
+    lost = made.repository.history().revisions[0]
     moved = DISK[BLOCK : 2 * BLOCK] + DISK[:BLOCK] + DISK[2 * BLOCK :]
     made.backup(moved)
     source.write_bytes(moved)
@@ -319,8 +319,8 @@ def test_what_was_healed_by_the_next_backup_is_found_whole(made: Made) -> None:
     run(made)
     made.backup(DISK)
     assert [each.healed for each in run(made)] in ([], [f"revision {made.ids()[-1]}"])
-    assert {each.trust for each in made.repository.history()} == {Trust.VERIFIED}
-    assert all(each.damaged == {} for each in made.repository.history())
+    assert {each.trust for each in made.repository.history().revisions} == {Trust.VERIFIED}
+    assert all(each.damaged == {} for each in made.repository.history().revisions)
     assert made.intact()
 
 

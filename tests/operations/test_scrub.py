@@ -57,7 +57,7 @@ def run(made: Made, within: timedelta = MONTH, **limits: object) -> tuple[Scrub,
 
 def flip(made: Made, number: int) -> None:
     """Change a stored byte of a block of the newest revision."""
-    revision = made.repository.history()[-1]
+    revision = made.repository.history().revisions[-1]
     if made.store == "chunks":
         path, offset = made.chunk(revision, number), 100
     else:
@@ -235,7 +235,8 @@ def test_a_revision_that_verify_calls_damaged_scrub_does_not_call_whole(made: Ma
         flip(made, number)
     ours = {(each.start, each.length) for each in run(made)[1]}
     theirs = {
-        (each.start, each.length) for each in verify(made.repository, made.repository.history())
+        (each.start, each.length)
+        for each in verify(made.repository, made.repository.history().revisions)
     }
     assert ours == theirs == {(0, 2 * BLOCK), (4 * BLOCK, BLOCK)}
 

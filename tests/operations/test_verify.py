@@ -110,7 +110,7 @@ def either(request: pytest.FixtureRequest) -> Made:
 
 
 def run(made: Made) -> list[Damage]:
-    return list(verify(made.repository, made.repository.history()))
+    return list(verify(made.repository, made.repository.history().revisions))
 
 
 def ranges(found: list[Damage]) -> list[tuple[str, str, int, int]]:
@@ -140,7 +140,9 @@ def test_what_revisions_share_is_read_once_and_past_the_page_cache(made: Made) -
         made.backup(content)
     store = made.repository.store = CountingStore(made.repository.store)
     assert run(made) == []
-    named = {line for revision in made.repository.history() for line in made.lines(revision)}
+    named = {
+        line for revision in made.repository.history().revisions for line in made.lines(revision)
+    }
     assert {digest for digest, _ in store.reads} == named
     assert set(store.reads.values()) == {1}
     assert store.caches == {Cache.AVOID}
@@ -163,7 +165,7 @@ def test_extents_that_images_share_are_read_once_and_all_others_each(images: Mad
     lines = images.lines(first)
     assert store.reads[lines[0], 0] == 1
     assert store.reads[lines[DATA], DATA] == 2
-    assert store.reads[images.lines(images.repository.history()[2])[DATA], DATA] == 1
+    assert store.reads[images.lines(images.repository.history().revisions[2])[DATA], DATA] == 1
     assert store.reads[lines[FIRST_ZERO], FIRST_ZERO] == 0
 
 
@@ -321,7 +323,7 @@ def test_a_revision_removed_meanwhile_is_not_called_damaged_and_the_others_are_v
     made: Made,
 ) -> None:
     first, second, third = (made.backup(sample(BLOCK, seed)) for seed in range(3))
-    revisions = made.repository.history()
+    revisions = made.repository.history().revisions
     trash.remove(made.repository, [second])
     assert list(verify(made.repository, revisions)) == []
     assert [made.again(each).trust for each in (first, third)] == [Trust.VERIFIED] * 2
@@ -356,5 +358,7 @@ def test_all_bytes_are_announced_and_then_reported(made: Made) -> None:
     bad = made.backup(vda=DISK, vdb=b"x")
     (made.repository.folder_of(bad) / "vdb.blocks").unlink()
     total = Total()
-    assert len(list(verify(made.repository, made.repository.history(), watcher=total))) == 1
+    assert (
+        len(list(verify(made.repository, made.repository.history().revisions, watcher=total))) == 1
+    )
     assert total.begun == total.done == 2 * (len(DISK) + 1)

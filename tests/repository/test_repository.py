@@ -38,7 +38,7 @@ from tests.memory_source import FailingSource, sample
 HOLDER = """
 import sys
 from pathlib import Path
-from backy.repository import Repository
+from backy.repository.repository import Repository
 with Repository(Path(sys.argv[1])).exclusive("backup"):
     print("held", flush=True)
     sys.stdin.read()
@@ -95,22 +95,27 @@ Verb = Callable[[Made], object]
 VERBS: dict[str, Verb] = {
     "backup": lambda made: made.backup(b"more"),
     "purge": lambda made: trash.purge(made.repository),
-    "remove": lambda made: trash.remove(made.repository, made.repository.history()[:1]),
+    "remove": lambda made: trash.remove(made.repository, made.repository.history().revisions[:1]),
     "undo": lambda made: trash.undo(made.repository),
-    "tag": lambda made: made.repository.retag(made.repository.history()[:1], {"x"}, set()),
-    "verify": lambda made: list(verify(made.repository, made.repository.history()[:1])),
-    "restore": lambda made: restore(
-        made.repository, made.repository.history()[0], "vda", str(made.base.parent / "target")
+    "tag": lambda made: made.repository.retag(
+        made.repository.history().revisions[:1], {"x"}, set()
     ),
-    "list": lambda made: made.repository.history(),
+    "verify": lambda made: list(verify(made.repository, made.repository.history().revisions[:1])),
+    "restore": lambda made: restore(
+        made.repository,
+        made.repository.history().revisions[0],
+        "vda",
+        str(made.base.parent / "target"),
+    ),
+    "list": lambda made: made.repository.history().revisions,
 }
 Lock = Callable[[Made], AbstractContextManager[object]]
 LOCKS: dict[str, Lock] = {
     "backup or purge": lambda made: made.repository.exclusive("backup"),
     "history": lambda made: made.repository.history_lock(),
-    "being read": lambda made: made.repository.reading(made.repository.history()[0]),
+    "being read": lambda made: made.repository.reading(made.repository.history().revisions[0]),
     "being purged": lambda made: folders.locked(
-        made.repository.folder_of(made.repository.history()[0])
+        made.repository.folder_of(made.repository.history().revisions[0])
     ),
 }
 WAITS = {
@@ -131,7 +136,7 @@ def test_who_waits_for_whom(
     made = Made(tmp_path / "base")
     for content in (b"one", b"two", b"three"):
         made.backup(content)
-    trash.remove(made.repository, made.repository.history()[-1:])
+    trash.remove(made.repository, made.repository.history().revisions[-1:])
     before = made.ids()
     with LOCKS[lock](made):
         if verb in WAITS[lock]:
@@ -271,7 +276,7 @@ def test_a_draft_is_no_revision_until_it_is_published(made: Made) -> None:
 
 def rename_to(made: Made, time: datetime) -> str:
     """Have the only revision been made at another time."""
-    [revision] = made.repository.history()
+    [revision] = made.repository.history().revisions
     new = replace(revision, id=f"{time:%Y%m%dT%H%M%SZ}{revision.id[16:]}", time=time)
     folder = made.repository.folder_of(revision)
     made.contents[new.id] = made.contents[revision.id]
@@ -286,7 +291,7 @@ def test_the_history_has_the_order_of_backups_even_if_the_clock_goes_back(made: 
     order = [rename_to(made, tomorrow)]
     order += [made.backup(content).id for content in (b"1", b"2", b"3")]
     assert made.ids() == order
-    times = [each.time for each in made.repository.history()]
+    times = [each.time for each in made.repository.history().revisions]
     assert times == [tomorrow + timedelta(seconds=number) for number in range(4)]
     assert names(made.root / "revisions") == order
 
@@ -300,7 +305,7 @@ def test_backups_within_a_second_keep_their_order(made: Made) -> None:
 def test_what_comes_back_from_the_trash_is_older_than_what_was_backed_up_since(made: Made) -> None:
     made.backup(b"first")
     first = rename_to(made, datetime.now(UTC).replace(microsecond=0) + timedelta(days=1))
-    trash.remove(made.repository, made.repository.history())
+    trash.remove(made.repository, made.repository.history().revisions)
     second = made.backup(b"second")
     trash.undo(made.repository)
     assert made.ids() == [first, second.id]
@@ -370,7 +375,7 @@ def test_a_damaged_revision_is_told_apart_and_hides_no_other(made: Made) -> None
     bad, good = made.backup(b"one"), made.backup(b"two")
     (made.repository.folder_of(bad) / "revision.json").write_text("{")
     assert made.ids() == [good.id]
-    [error] = made.repository.damaged
+    [error] = made.repository.history().unreadable.values()
     assert bad.id in error.message
 
 

@@ -18,7 +18,7 @@ READER = """
 import sys
 from pathlib import Path
 from typing import Self
-from backy.repository import Repository
+from backy.repository.repository import Repository
 repository = Repository(Path(sys.argv[1]))
 with repository.reading(repository.find(sys.argv[2])):
     print("reading", flush=True)

@@ -79,12 +79,12 @@ class Machine:
         return f"{self.images[disk]}@{name}"
 
     def last(self) -> Revision:
-        return self.repository.history()[-1]
+        return self.repository.history().revisions[-1]
 
     @contextmanager
     def snapshot(self, *, is_frozen: bool = False, **settings: object) -> Iterator[Snapshot]:
         """One that is taken and left as by a backup that fails."""
-        history = self.repository.history()
+        history = self.repository.history().revisions
         request = Request(NEW, history[-1] if history else None, is_frozen)
         with self.source(**settings).snapshot(request) as snapshot:
             yield snapshot

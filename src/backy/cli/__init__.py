@@ -12,6 +12,6 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:  # monitoring asks often, and typer takes 100 ms to import
         sys.stdout.write(f"backy {__version__}\n")
         return 0
-    from backy.cli.run import run
+    from backy.cli.execute import run
 
     return run(sys.argv[1:])

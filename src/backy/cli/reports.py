@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from backy.cli.app import AsJson, Context, Job, app, each_job, open_repository
+from backy.cli.app import AsJson, Context, Job, app, each_job
 from backy.cli.output import answer, table
 from backy.errors import ConfigError
 from backy.repository import quarantine
@@ -60,7 +60,7 @@ def _record(repository: Repository, report: Report) -> dict[str, Any]:
 @reports.command(epilog="Example: backy reports show vm1 20261123T004938Z-3fa1")
 def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = False) -> None:
     """Show one report: when, where, which revisions, and where the bytes are kept."""
-    repository = open_repository(context, job)
+    repository = context.obj.repository(job)
     report = quarantine.find(repository, report_id)
     rows = [
         ("found", f"{report.time:%Y-%m-%d %H:%M:%S} UTC by {report.verb}"),
@@ -83,7 +83,7 @@ def delete(
 
     Which ranges of a revision are damaged is recorded in the revision, too, and stays.
     """
-    repository = open_repository(context, job)
+    repository = context.obj.repository(job)
     unwanted = [quarantine.find(repository, each) for each in dict.fromkeys(ids or [])]
     if healed:
         unwanted += [

@@ -1,45 +1,25 @@
-"""Run a command and report how it ended."""
+"""backy run: back up now."""
 
 from __future__ import annotations
 
-import traceback
+from typing import TYPE_CHECKING
 
-from backy import errors
+from backy.cli.app import NO_DAEMON, AsJson, Context, Job, app, ask_daemon
+from backy.cli.output import answer, warn
+from backy.model.names import check_job
 
-# Importing them adds their commands.
-from backy.cli import (
-    transfer,  # noqa: F401
-)
-from backy.cli.app import app
-from backy.cli.output import print_json, warn
-from backy.errors import BackyError
-from backy.system import signals
-
-_BUG = 70  # EX_SOFTWARE, sysexits.h
+if TYPE_CHECKING:
+    pass
 
 
-def run(arguments: list[str]) -> int:
-    """Give the exit code of the command that `arguments` say."""
-    try:
-        with signals.cancellable():
-            app(arguments, prog_name="backy")
-    except SystemExit as end:  # typer's: 0 for done, 2 for wrong usage, which it has explained
-        return end.code if isinstance(end.code, int) else 1
-    except BackyError as error:
-        _report(error, as_json="--json" in arguments)
-        return error.exit_code
-    except Exception:  # noqa: BLE001 - a bug: whoever mends it needs the traceback, a script the code
-        traceback.print_exc()
-        return _BUG
-    return 0
+@app.command(epilog="Example: backy run vm1")
+def run(context: Context, job: Job, as_json: AsJson = False) -> None:
+    """Have the daemon back up a job now, before all others; without a daemon, do it here."""
+    from backy.cli.backup import backup
 
-
-def _report(error: BackyError, *, as_json: bool) -> None:
-    """Say what failed, on which object, and what to do next."""
-    warn(f"backy: {error.message}")
-    if error.hint:
-        warn(f"  {error.hint}")
-    if as_json:
-        kinds = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-        record = {"event": "error", "error": next(kinds).__name__, "exit_code": error.exit_code}
-        print_json(record | {"message": error.message, "hint": error.hint})
+    if ask_daemon(context.obj, do="run", job=check_job(job)):
+        text = f"{job}: goes first; backy status shows it"
+        answer(as_json, {"job": job, "state": "waiting"}, text)
+    else:
+        warn(f"backy: {NO_DAEMON}; backing up here")
+        backup(context, job, as_json=as_json)

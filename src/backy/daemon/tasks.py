@@ -31,7 +31,7 @@ def look(base: Path, job: str, settings: Job, tags: Schedule, now: datetime) -> 
     background: dict[str, datetime] = {}
     try:
         repository = Repository(base / job)
-        history = repository.history()
+        history = repository.history().revisions
         removed = trash.oldest(repository)
         if settings.expire and expiries(history, tags, now, settings.minimum):
             background[EXPIRE] = now

@@ -154,8 +154,8 @@ def _usable_parent(repository: Repository, warnings: list[str]) -> Revision | No
     A distrusted one serves where it says which ranges are damaged; they are stored anew.
     """
     history = repository.history()
-    warnings += [f"ignored a revision: {error.message}" for error in repository.damaged]
-    for revision in reversed(history):
+    warnings += [f"ignored a revision: {error.message}" for error in history.unreadable.values()]
+    for revision in reversed(history.revisions):
         if revision.trust is Trust.DISTRUSTED and not revision.damaged:
             warnings.append(f"revision {revision.id} is distrusted; it is not built upon")
             continue

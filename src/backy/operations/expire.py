@@ -17,7 +17,7 @@ def expire(
 
     Revisions go to the trash as one batch, so one `undo` brings them back. Raises StoreError.
     """
-    found = expiries(repository.history(), schedule, now, minimum)
+    found = expiries(repository.history().revisions, schedule, now, minimum)
     if is_dry:
         return found
     for each in found:

@@ -216,11 +216,12 @@ class Healer:
         They stay open until the history is another one: opening an index means to hash it.
         """
         history = self.repository.history()
-        self.is_unrecorded |= bool(self.repository.damaged)
-        if [revision.id for revision in history] != self._opened_ids:
+        self.is_unrecorded |= bool(history.unreadable)
+        ids = [revision.id for revision in history.revisions]
+        if ids != self._opened_ids:
             self.stack.close()
-            self._opened = list(self._open(history))
-            self._opened_ids = [revision.id for revision in history]
+            self._opened = list(self._open(history.revisions))
+            self._opened_ids = ids
 
     def _open(self, history: Sequence[Revision]) -> Iterator[Stored]:
         process.allow_open_files(4 * sum(len(each.disks) for each in history) + 1000)

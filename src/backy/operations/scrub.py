@@ -188,7 +188,8 @@ class Scrub:
         self.bytes = 0
         self._repository = repository
         self._within = within
-        self._revisions = repository.history()
+        self.history = repository.history()
+        self._revisions = self.history.revisions
         self._sizes: dict[str, int] = {}
         self._newest: dict[str, str] = {}
         for revision in self._revisions:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -77,6 +77,14 @@ def _shares_extents(folder: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is published: `revisions`, oldest first, and why others cannot be read, by their ids."""
+
+    revisions: list[Revision]
+    unreadable: dict[str, DamagedError]
+
+
 class Repository:
     """The repository in the folder `root`, which exists."""
 
@@ -101,8 +109,6 @@ class Repository:
         self.store: Store = make_store(root, self.settings.block_size, self.settings.level)
         self.configured: Callable[[], Mapping[str, object] | None] = lambda: None
         """The settings of its source that the configuration has, if any; may raise ConfigError."""
-        self.damaged: list[DamagedError] = []
-        self._unusable = ""  # the newest of those revisions
 
     def remember_source(self, source: dict[str, object]) -> None:
         """Use this source from now on, when a backup names none."""
@@ -125,19 +131,17 @@ class Repository:
             folders.write_file(path, script, mode=0o755)
         return True
 
-    def history(self) -> list[Revision]:
-        """All revisions, oldest first. Those whose revision.json is unusable are in `damaged`."""
-        self.damaged, self._unusable = [], ""
-        found = []
+    def history(self) -> History:
+        """What is published now. Raises StoreError where that cannot be listed."""
+        revisions, unreadable = [], {}
         with translated(StoreError, f"{self.name}: listing revisions"):
             names = folders.list_folder(self.root / "revisions")
         for name in filter(is_id, names):
             try:
-                found.append(self._read(self.root / "revisions" / name))
+                revisions.append(self._read(self.root / "revisions" / name))
             except DamagedError as error:
-                self.damaged.append(error)
-                self._unusable = name
-        return found
+                unreadable[name] = error
+        return History(revisions, unreadable)
 
     def folders(self) -> Iterator[Path]:
         """Those of all revisions: in the history, and in the trash, from where they may come back.
@@ -160,14 +164,15 @@ class Repository:
         "latest" must not quietly be an older one.
         """
         history = self.history()
-        why = self.damaged[-1].message if self.damaged else ""
+        newest = max(history.unreadable, default="")
+        why = history.unreadable[newest].message if newest else ""
         try:
-            found = select_one(spec, history)
+            found = select_one(spec, history.revisions)
         except NotFoundError as error:
-            kind = DamagedError if self.damaged else NotFoundError
+            kind = DamagedError if history.unreadable else NotFoundError
             message = "; ".join(filter(None, (error.message, why)))
             raise kind(f"{self.name}: {message}", error.hint) from None
-        if self._unusable > found.id and not found.id.startswith(spec):
+        if newest > found.id and not found.id.startswith(spec):
             hint = f"Name the one that you want: {found.id}, for example."
             raise DamagedError(f"{self.name}: {spec!r} may be another revision: {why}", hint)
         return found

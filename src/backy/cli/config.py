@@ -1,23 +1,22 @@
-"""config and expire: what the configuration says, and what follows from it for the history."""
+"""backy config: check and show the configuration."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from typer import Option
 
-from backy.cli.app import AsJson, Context, Job, Site, app, open_repository
-from backy.cli.output import answer, print_json, printable, table
+from backy.cli.app import AsJson, Context, app
+from backy.cli.output import answer, print_json, printable
 from backy.errors import ConfigError
+from backy.operations.site import Site
 
 config = typer.Typer(
     help="Check and show the configuration.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(config, name="config")
 OneJob = Annotated[str | None, Option(metavar="JOB", help="Only this job, with its defaults.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Only show what would go, and why.")]
 
 
 @config.command(epilog="Example: backy config check")
@@ -64,28 +63,3 @@ def schema() -> None:
     from backy.config.loader import schema as made
 
     print_json(made())
-
-
-@app.command(epilog="Example: backy expire vm1 --dry-run")
-def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Remove what the schedule does not keep: to the trash, from where undo brings it back."""
-    from backy.operations.expire import expire as run
-
-    configured = context.obj.config_of(job)
-    if not configured:
-        raise ConfigError(f"{job}: it is not configured, so nothing of it expires", "backy jobs")
-    repository = open_repository(context, job)
-    minimum = configured.jobs[job].minimum
-    now = datetime.now(UTC)
-    found = run(repository, configured.intervals(job), now, minimum, is_dry=dry_run)
-    records = [
-        {"revision": each.revision.id, "drop": each.drop, "keep": each.keep}
-        | {"removed": each.is_removed, "why": each.why}
-        for each in found
-    ]
-    rows = (
-        (each.revision.id, "remove" if each.is_removed else f"drop {','.join(each.drop)}", each.why)
-        for each in found
-    )
-    record = {"event": "finished", "job": job, "dry_run": dry_run, "expired": records}
-    answer(as_json, record, table(("revision", "would" if dry_run else "did", "why"), rows))

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from backy.cli.app import Context, Site, app
+from backy.cli.app import Context, app, ask_daemon
 from backy.errors import BackyError, StoreError
+from backy.operations.site import Site
 from backy.repository.repository import jobs
 from backy.repository.summary import facts
 
@@ -67,7 +68,7 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
 
     reply, problem, is_running = None, "", None
     try:
-        reply = site.ask(do="promises")
+        reply = ask_daemon(site, do="promises")
         is_running = reply is not None
     except StoreError as error:
         problem = error.message

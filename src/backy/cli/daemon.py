@@ -1,0 +1,31 @@
+"""backy daemon: run all jobs as they are configured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from backy.cli.app import Context, app
+from backy.operations.site import Site
+
+if TYPE_CHECKING:
+    pass
+
+
+LogJson = Annotated[bool, Option("--log-json", help="Log a JSON object a line, not text.")]
+
+
+@app.command(epilog="Example: backy daemon --log-json")
+def daemon(context: Context, log_json: LogJson = False) -> None:
+    """Run all jobs as they are configured, until SIGTERM; SIGHUP reads the configuration again.
+
+    It stays in the foreground: systemd, or another supervisor, starts it.
+    """
+    import asyncio
+
+    from backy.daemon.daemon import Daemon
+    from backy.daemon.log import open_log
+
+    site: Site = context.obj
+    asyncio.run(Daemon(site.needed_path(), site.asked, open_log(as_json=log_json)).run())

@@ -1,0 +1,23 @@
+"""backy find: where a plain image or an index is."""
+
+from __future__ import annotations
+
+from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
+from backy.cli.output import answer
+from backy.errors import NotFoundError
+from backy.model.revision import disk_of
+
+
+@app.command(epilog='Example: cp --sparse=always "$(backy find vm1 -r latest)" disk.img')
+def find(
+    context: Context, job: Job, spec: Spec = "latest", disk: OneDisk = None, as_json: AsJson = False
+) -> None:
+    """Print where a disk's plain image (store images) or index (store chunks) is, for scripts."""
+    repository = context.obj.repository(job)
+    revision = repository.find(spec)
+    name = disk_of(revision, disk)
+    path = repository.store.plain_path(revision, name).absolute()
+    if not path.exists():
+        raise NotFoundError(f"{job}: {path} is missing", f"Run backy verify {job}.")
+    found = {"job": job, "revision": revision.id, "disk": name}
+    answer(as_json, found | {"store": repository.settings.store, "path": str(path)}, str(path))

@@ -1,0 +1,62 @@
+"""backy purge: free the space of what was removed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from backy.cli.app import AsJson, Context, app
+from backy.cli.output import answer
+from backy.errors import ConfigError
+from backy.repository import trash
+from backy.units import format_size, parse_duration
+
+Emptied = Annotated[str | None, Argument(metavar="[JOB]", help="The job whose trash is emptied.")]
+OlderThan = Annotated[
+    str, Option(metavar="DURATION", help="Leave what was removed more recently: 30m, 4h, 7d.")
+]
+Whole = Annotated[
+    str | None,
+    Option("--job", metavar="JOB", help="Delete all of a job that is not configured."),
+]
+
+
+@app.command(epilog="Example: backy purge vm1 --older-than 7d")
+def purge(
+    context: Context,
+    job: Emptied = None,
+    older_than: OlderThan = "0s",
+    whole: Whole = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete removed revisions for good, and every stored block that no revision names.
+
+    With --job it deletes a whole repository, whose job must have been taken out of the
+    configuration before.
+    """
+    if (job is None) == (whole is None):
+        raise typer.BadParameter("name a job, or --job and one that is not configured")
+    if whole:
+        _erase(context, whole)
+        text = f"{whole}: deleted with all its revisions"
+        answer(as_json, {"job": whole, "erased": True}, text)
+        return
+    purged = trash.purge(context.obj.repository(str(job)), parse_duration(older_than))
+    kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
+    freed = f"freed {format_size(purged.freed)} of chunks"
+    text = f"{job}: purged {len(purged.revisions)} revisions, {freed}{kept_note}"
+    record = {"job": job, "purged": purged.revisions, "kept": purged.kept, "freed": purged.freed}
+    answer(as_json, record, text)
+
+
+def _erase(context: Context, job: str) -> None:
+    """Delete a repository; only where the configuration certainly has no such job."""
+    loaded = context.obj.loaded
+    if job in loaded.config.jobs:
+        raise ConfigError(f"{job}: it is configured", "Take it out of the configuration first.")
+    if loaded.problems:
+        why = f"{job}: nobody can tell that it is not configured: {loaded.problems[0]}"
+        raise ConfigError(why, "Mend the configuration first: backy config check.")
+    trash.erase(context.obj.repository(job))

@@ -1,0 +1,57 @@
+"""backy tag: add and drop tags."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any
+
+import typer
+from typer import Argument
+from typer.core import TyperCommand
+
+from backy.cli.app import AsJson, Context, Job, Spec, app
+from backy.cli.output import answer
+from backy.cli.remove import selected
+from backy.repository.manifest import revision_record
+
+Marks = Annotated[list[str], Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")]
+
+
+class _TagCommand(TyperCommand):
+    """Takes +TAG and -TAG as arguments: click would see the options -T, -A and -G in the latter."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own click
+        options: list[str] = []
+        marks: list[str] = []
+        arguments = iter(args)
+        for argument in arguments:
+            if argument in {"-r", "--revision"}:
+                value = list(itertools.islice(arguments, 1))
+                if not value:
+                    raise typer.BadParameter(f"{argument} needs revision words.", ctx=ctx)
+                options += [argument, *value]
+            elif argument[:1] in {"+", "-"} and argument[:2] != "--" and argument != "-h":
+                marks.append(argument)
+            else:
+                options.append(argument)
+        return super().parse_args(ctx, [*options, "--", *marks])
+
+
+@app.command(
+    cls=_TagCommand, epilog="Example: backy tag vm1 -r latest +manual:before-upgrade -daily"
+)
+def tag(
+    context: Context, job: Job, marks: Marks, spec: Spec = "latest", as_json: AsJson = False
+) -> None:
+    """Add and drop tags of revisions."""
+    if odd := [mark for mark in marks if mark[:1] not in {"+", "-"}]:
+        raise typer.BadParameter(f"write +{odd[0]} or -{odd[0]}")
+    repository = context.obj.repository(job)
+    changed = repository.retag(
+        selected(repository, spec),
+        add={mark[1:] for mark in marks if mark.startswith("+")},
+        drop={mark[1:] for mark in marks if mark.startswith("-")},
+    )
+    records = [revision_record(revision) for revision in changed]
+    lines = (f"{job}: {each.id}: {', '.join(each.tags) or 'no tags'}" for each in changed)
+    answer(as_json, {"job": job, "revisions": records}, lines)

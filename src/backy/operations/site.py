@@ -1,0 +1,135 @@
+"""A site: where backy works. Gives for each job its repository, source, hooks and due tags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backy.errors import ConfigError
+from backy.model.names import check_job
+from backy.model.revision import Revision
+from backy.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from backy.config.loader import Loaded
+    from backy.config.settings import Config, Global
+    from backy.operations.hooks import Runner
+
+DEFAULT_BASE = Path("/srv/backy")
+CONFIG_PATHS = (Path("/etc/backy/backy.yaml"), Path("/etc/backy.conf"))
+
+
+@dataclass
+class Site:
+    """The base directory, and the configuration where there is one; read when first needed.
+
+    `asked` is the base directory that somebody asked for, `path` the main file of the
+    configuration. `handed` is the part of it that the daemon hands to a job's command, as JSON,
+    so that it need not read the others'.
+    """
+
+    asked: Path | None = None
+    path: Path | None = None
+    handed: str = ""
+
+    @classmethod
+    def of(cls, base: Path | None, path: Path | None, handed: str = "") -> Site:
+        """The site for what was asked for, with the system's configuration by default.
+
+        That configuration is for its own base directory: another one has none, unless `path`
+        names it.
+        """
+        found = None if base else next((each for each in CONFIG_PATHS if each.exists()), None)
+        return cls(base, path or found, handed)
+
+    @property
+    def base(self) -> Path:
+        """The folder that has a repository for each job. Raises ConfigError."""
+        return self.asked or (self.globals.base_dir if self.path else DEFAULT_BASE)
+
+    @cached_property
+    def globals(self) -> Global:
+        """The settings of the daemon, without reading the jobs. Raises ConfigError."""
+        from backy.config.loader import read_global
+
+        return read_global(self.needed_path())
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """All of the configuration that is valid. Raises ConfigError where there is none."""
+        from backy.config.loader import load
+        from backy.sources import open_source
+
+        return load(self.needed_path(), open_source)
+
+    def needed_path(self) -> Path:
+        """The main file of the configuration. Raises ConfigError where there is none."""
+        if not self.path:
+            there = " or ".join(map(str, CONFIG_PATHS))
+            raise ConfigError("there is no configuration", f"Write {there}, or say --config FILE.")
+        return self.path
+
+    def config_of(self, job: str) -> Config | None:
+        """The configuration where it has `job`; None where that is not configured."""
+        if not self.handed and not self.path:
+            return None
+        from backy.config.settings import Config
+
+        config = Config.model_validate_json(self.handed) if self.handed else self.loaded.config
+        return config if job in config.jobs else None
+
+    def root(self, job: str) -> Path:
+        """The folder of a job's repository, which need not exist. Raises ConfigError."""
+        return self.base / check_job(job)
+
+    def repository(self, job: str) -> Repository:
+        """The repository of a job. Raises NotFoundError, ConfigError."""
+        repository = Repository(self.root(job))
+
+        def configured() -> Mapping[str, object] | None:
+            config = self.config_of(job)
+            return config.jobs[job].source if config else None
+
+        repository.configured = configured
+        return repository
+
+    def source_settings(self, job: str) -> Mapping[str, object]:
+        """The source that is configured, or else the one that was used last.
+
+        Raises ConfigError where neither is known.
+        """
+        from backy.sources import remembered
+
+        found: Mapping[str, object] = {}
+        root = self.root(job)
+        if config := self.config_of(job):
+            found = config.jobs[job].source
+        elif (root / "repository.json").exists():
+            found = remembered(Repository(root).settings.source)
+        if not found:
+            raise ConfigError(
+                f"{job}: no source is known", f"Say backy backup {job} --source PATH."
+            )
+        return found
+
+    def hooks(self, job: str, log: Callable[[str], None]) -> Runner | None:
+        """What runs around the steps of a job; None where it is not configured."""
+        from backy.operations.hooks import Runner
+
+        config = self.config_of(job)
+        return Runner(config.hooks_of(job), job, self.root(job), log) if config else None
+
+    def tags_due(self, job: str, revisions: Sequence[Revision], now: datetime) -> tuple[str, ...]:
+        """The tags that a backup by hand gets: those that its schedule would give next."""
+        from backy.policy.schedule import last_by_tag, next_run, spread
+
+        config = self.config_of(job)
+        if not config:
+            return ()
+        schedule = config.intervals(job)
+        last, has_history = last_by_tag(revisions), bool(revisions)
+        return tuple(sorted(next_run(schedule, spread(job, schedule), last, has_history, now).tags))
