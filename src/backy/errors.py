@@ -1,7 +1,8 @@
 """What can go wrong, with the exit code that a script sees.
 
     BackyError             1   base of everything that is not a bug
-    ├── ConfigError        3   repository.json or an option is wrong
+    ├── UsageError         2   what was typed is wrong
+    ├── ConfigError        3   the configuration or repository.json is wrong
     ├── SourceError        4   the source is missing, unreadable or empty
     ├── StoreError         5   the repository cannot be read or written
     │   ├── DamagedError   6   stored bytes are not what was stored
@@ -12,8 +13,7 @@
     ├── HookError         11   a required hook failed; nothing was published or restored
     └── CancelledError   130   Ctrl-C or SIGTERM
 
-Exit code 2 is a usage error (wrong options). Anything else that escapes is a bug and keeps its
-traceback, with exit code 70 (EX_SOFTWARE).
+Anything else that escapes is a bug and keeps its traceback, with exit code 70 (EX_SOFTWARE).
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ class BackyError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class UsageError(BackyError):
+    """What was typed is wrong; nothing was read or written, and nothing is recorded."""
+
+    exit_code = 2
 
 
 class ConfigError(BackyError):

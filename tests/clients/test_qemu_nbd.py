@@ -122,7 +122,7 @@ def test_qemu_nbd_dies_with_us(tmp_path: Path, mark: str, number: signal.Signals
     path = qcow2(tmp_path / "vm1.qcow2")
     code = (
         "import sys, time\n"
-        "from backy.sources.qemu_nbd import serve\n"
+        "from backy.clients.qemu_nbd import serve\n"
         "with serve(['--format=qcow2', sys.argv[1]], 'vm1'):\n"
         "    print('open', flush=True)\n"
         "    time.sleep(600)\n"

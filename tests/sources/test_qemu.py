@@ -248,7 +248,7 @@ def test_whichever_command_fails_nothing_is_left_and_the_next_delta_is_right(
 VICTIM = """
 import sys, time
 from datetime import UTC, datetime
-from backy.revision import *
+from backy.model.revision import *
 from backy.sources import Request
 from backy.sources.qemu import QemuSource
 qmp, scratch, server, revision, old, *sizes = sys.argv[1:]
