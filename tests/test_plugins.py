@@ -1,10 +1,12 @@
 """A plug-in is found by its name: built in, or in a package that is really installed."""
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from backy import sources, stores
 from backy.errors import BackyError, ConfigError
 from backy.plugins import load
 from backy.sources import open_source
@@ -45,6 +47,14 @@ def test_the_built_in_stores_and_sources_are_found() -> None:
     assert store_class("images") is ImageStore
     source = open_source({"type": "file", "disks": {"vda": "/srv/vda.img"}})
     assert isinstance(source, FileSource)
+
+
+def test_all_that_is_built_in_can_be_loaded_and_is_what_the_package_offers() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    built_in = {"backy.sources": sources._BUILT_IN, "backy.stores": stores._BUILT_IN}
+    assert project["entry-points"] == built_in
+    for group, names in built_in.items():
+        assert all(load(group, name, names) for name in names)
 
 
 @pytest.mark.parametrize("name", ["tapes", "", "path:Path", "../path", "PATH", "a\nb"])

@@ -111,7 +111,7 @@ def frozen(path: Path, timeout_seconds: float) -> Iterator[list[str]]:
     except SourceError as error:
         yield [error.message]
         return
-    again = (sys.executable, "-P", "-m", "backy.sources.agent", str(path), str(timeout_seconds))
+    again = (sys.executable, "-P", "-m", __name__, str(path), str(timeout_seconds))
     program = Program(again, {}, b"", timeout_seconds + _START)
     with guarding([program]) as guard, closing(agent):
         try:

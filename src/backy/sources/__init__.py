@@ -118,7 +118,7 @@ class SourceClass(Protocol):
 _BUILT_IN = {
     "exec": "backy.sources.exec:ExecSource",
     "file": "backy.sources.file:FileSource",
-    "image": "backy.sources.image:ImageSource",
+    "image": "backy.sources.image_file:ImageSource",
     "libvirt": "backy.sources.libvirt:LibvirtSource",
     "nbd": "backy.sources.nbd:NbdSource",
     "qemu": "backy.sources.qemu:QemuSource",
