@@ -1,4 +1,4 @@
-"""Sizes and durations, as people write and read them."""
+"""Sizes, durations and counts, as people write and read them."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -13,6 +13,7 @@ from backy.units import (
     KiB,
     MiB,
     TiB,
+    counted,
     format_duration,
     format_rate,
     format_size,
@@ -207,3 +208,17 @@ def test_a_rate_is_printed_and_no_time_is_a_thousandth_second(
     size: int, seconds: float, text: str
 ) -> None:
     assert format_rate(size, seconds) in {text, "1.0 GiB/s" if text.startswith("1000") else text}
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "plural", "text"),
+    [
+        (1, "job", "", "1 job"),
+        (0, "job", "", "0 jobs"),
+        (2, "damaged range", "", "2 damaged ranges"),
+        (1, "repository", "repositories", "1 repository"),
+        (3, "repository", "repositories", "3 repositories"),
+    ],
+)
+def test_a_count_has_the_noun_in_its_number(number: int, noun: str, plural: str, text: str) -> None:
+    assert counted(number, noun, plural) == text

@@ -1,4 +1,4 @@
-"""Sizes and durations, as people write and read them."""
+"""Sizes, durations and counts, as people write and read them."""
 
 from __future__ import annotations
 
@@ -82,3 +82,8 @@ def format_duration(seconds: float) -> str:
 def format_rate(size: float, seconds: float) -> str:
     """Say how fast `size` bytes in `seconds` are: "812.0 MiB/s"."""
     return f"{format_size(size / max(seconds, 1e-3))}/s"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Say how many there are: "1 job", "2 jobs"; `plural` where that is not `noun` with an s."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
