@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from random import Random
 
 from backy.errors import SourceError
@@ -54,6 +55,7 @@ class MemorySource:
         self.disks = disks
         self.known = known or {}
         self.files = files or {}
+        self.paths: dict[str, Path] = {}
         self.whole: dict[str, str] = {}
         self.kept = 0
         self.forgotten: list[list[str]] = []

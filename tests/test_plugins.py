@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,27 @@ def test_a_package_that_cannot_be_loaded_is_named(name: str) -> None:
 def test_a_source_without_a_type_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="the source has no type"):
         open_source(settings)
+
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+OFFERED = PROJECT["project"]["entry-points"]
+
+
+@pytest.mark.parametrize(
+    ("group", "built_in"),
+    [("backy.sources", sources._BUILT_IN), ("backy.stores", stores._BUILT_IN)],
+)
+def test_what_is_built_in_is_what_the_package_offers_and_all_of_it_can_be_loaded(
+    group: str, built_in: Mapping[str, str]
+) -> None:
+    assert built_in == OFFERED[group]
+    for name in built_in:
+        assert callable(load(group, name, built_in))
+
+
+def test_nobody_imports_a_plug_in_but_by_its_name() -> None:
+    [contract] = [
+        each for each in PROJECT["tool"]["importlinter"]["contracts"] if each["id"] == "plug-ins"
+    ]
+    plug_ins = {each.partition(":")[0] for group in OFFERED.values() for each in group.values()}
+    assert set(contract["protected_modules"]) == plug_ins

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -94,6 +95,13 @@ class Source(Protocol):
     is_shared: bool
     """Whether several snapshots may be open at once, also in other processes."""
 
+    @property
+    def paths(self) -> Mapping[str, Path]:
+        """The local files and devices that its settings name, by disk; a restore spares them.
+
+        Nothing is opened or run for it, because a repository may have been made by somebody else.
+        """
+
     def snapshot(self, request: Request) -> AbstractContextManager[Snapshot]:
         """Take a snapshot; leaving gives back what it took, also after an exception.
 
@@ -109,7 +117,7 @@ class Source(Protocol):
 
 
 class SourceClass(Protocol):
-    """What makes a source from what repository.json remembers of it."""
+    """What makes a source from its settings. It only looks at them: it opens and runs nothing."""
 
     def __call__(self, **settings: object) -> Source:
         """Raises ConfigError where `settings` are not those of this kind of source."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from pydantic import Base64Bytes, Field
@@ -58,6 +59,21 @@ class ExecSource:
 
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(ExecSettings, settings)
+
+    @property
+    def paths(self) -> Mapping[str, Path]:
+        """See Source. Only the program can tell a disk from other paths, so all of them count."""
+        found: dict[str, Path] = {}
+        left: list[tuple[str, object]] = list(self.settings.settings.items())
+        while left:
+            name, value = left.pop()
+            if isinstance(value, dict):
+                left += [(f"{name}.{key}", each) for key, each in value.items()]
+            elif isinstance(value, list):
+                left += [(f"{name}.{number}", each) for number, each in enumerate(value)]
+            elif isinstance(value, str) and value.startswith("/"):
+                found[name] = Path(value)
+        return found
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[Taken]:

@@ -64,6 +64,7 @@ class ImageSource:
 
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(ImageSettings, settings)
+        self.paths = {name: each.path for name, each in self.settings.disks.items()}
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[Taken]:

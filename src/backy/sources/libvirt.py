@@ -88,6 +88,7 @@ class LibvirtSource:
 
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(LibvirtSettings, settings)
+        self.paths: dict[str, Path] = {}  # only libvirt knows them
         self._mark = Mark(self.settings.server)
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -36,6 +37,7 @@ class NbdSource:
 
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(NbdSettings, settings)
+        self.paths: dict[str, Path] = {}
         self._disks = {name: parse_uri(uri) for name, uri in self.settings.disks.items()}
 
     @contextmanager

@@ -112,6 +112,7 @@ class QemuSource:
         self._mark = Mark(self.settings.server)
         images = self.settings.images
         self._images = ImageSource(disks=images) if images else None
+        self.paths = self._images.paths if self._images else {}
         owner = f"{self._mark.name('')} {self.settings.qmp}"
         # Of nodes, jobs, exports and our folder. The name of a node has at most 31 characters.
         self._prefix = f"backy-{sha256(owner.encode()).hexdigest()[:12]}-"

@@ -14,6 +14,7 @@ from collections import UserDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
@@ -102,6 +103,7 @@ class RbdSource:
             place = {key: settings.pop(key) for key in _PLACE if key in settings}
             settings["disks"] = {"vda": place}
         self.settings = known = checked(RbdSettings, settings)
+        self.paths: dict[str, Path] = {}
         self.mark = Mark(known.server)
         # Programs take the name of the cluster from that of the file.
         conf = known.conf or (known.cluster and f"/etc/ceph/{known.cluster}.conf")
