@@ -56,7 +56,7 @@ class MemorySource:
         self.known = known or {}
         self.files = files or {}
         self.paths: dict[str, Path] = {}
-        self.whole: dict[str, str] = {}
+        self.full_read_reasons: dict[str, str] = {}
         self.kept = 0
         self.forgotten: list[list[str]] = []
 
@@ -65,9 +65,9 @@ class MemorySource:
         before = self.known.get(request.parent.id, {}) if request.parent else {}
         yield MemorySnapshot(self, before)
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """Nothing is left behind; what was asked for is in `forgotten`."""
-        self.forgotten.append(sorted(keep))
+        self.forgotten.append(sorted(revisions))
 
 
 class MemorySnapshot:
@@ -83,13 +83,13 @@ class MemorySnapshot:
             for old in [before.get(name, b"")]
         }
         self.files = source.files
-        self.whole = source.whole
+        self.full_read_reasons = source.full_read_reasons
         self._source = source
 
     def warnings(self) -> Sequence[str]:
         return []
 
-    def keep(self) -> None:
+    def keep_checkpoint(self) -> None:
         self._source.kept += 1
 
 

@@ -76,8 +76,8 @@ class SourceSuite:
             for _ in range(3):
                 with source.snapshot(REQUEST) as snapshot:
                     assert read(snapshot.disks["vda"], 0, 1000) == DISKS["vda"][:1000]
-                    snapshot.keep()
-                source.forget(keep=[])
+                    snapshot.keep_checkpoint()
+                source.remove_all_except([])
 
     def test_gives_a_snapshot_after_one_that_failed(self, folder: Path) -> None:
         with self.open(DISKS, folder) as source:
@@ -90,14 +90,14 @@ class SourceSuite:
         with self.open(DISKS, folder) as source:
             before = files(folder)
             with source.snapshot(REQUEST) as snapshot:
-                snapshot.keep()
-            source.forget(keep=[])
+                snapshot.keep_checkpoint()
+            source.remove_all_except([])
             assert files(folder) == before
 
     def test_forgetting_what_was_never_there_is_fine(self, folder: Path) -> None:
         with self.open(DISKS, folder) as source:
-            source.forget(keep=["20261123T004938Z-x7k2"])
-            source.forget(keep=[])
+            source.remove_all_except(["20261123T004938Z-x7k2"])
+            source.remove_all_except([])
 
 
 def files(folder: Path) -> dict[str, bytes]:

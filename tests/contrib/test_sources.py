@@ -45,7 +45,7 @@ class Taken:
     contents: dict[str, bytes] = field(default_factory=dict)
     data: dict[str, int] = field(default_factory=dict)
     same: dict[str, int] = field(default_factory=dict)
-    whole: dict[str, str] = field(default_factory=dict)
+    full_read_reasons: dict[str, str] = field(default_factory=dict)
     consistency: Consistency = Consistency.NONE
 
 
@@ -60,10 +60,10 @@ class Chain:
     def backup(self, *, is_kept: bool = True, is_frozen: bool = False) -> Taken:
         """The next one, upon the one before."""
         parent = self.taken[-1] if self.taken else None
-        self.source.forget([parent.revision.id] if parent else [])
+        self.source.remove_all_except([parent.revision.id] if parent else [])
         taken = self.take(parent, revision(len(self.taken), {}), is_kept, is_frozen)
         if is_kept:
-            self.source.forget([taken.revision.id])
+            self.source.remove_all_except([taken.revision.id])
             self.taken.append(taken)
         return taken
 
@@ -72,12 +72,16 @@ class Chain:
     ) -> Taken:
         request = Request(new.id, parent.revision if parent else None, is_frozen)
         with self.source.snapshot(request) as snapshot:
-            taken = Taken(new, whole=dict(snapshot.whole), consistency=snapshot.consistency)
+            taken = Taken(
+                new,
+                full_read_reasons=dict(snapshot.full_read_reasons),
+                consistency=snapshot.consistency,
+            )
             for name, image in snapshot.disks.items():
                 before = parent.contents.get(name, b"") if parent else b""
                 read(name, image, before, taken)
             if is_kept:
-                snapshot.keep()
+                snapshot.keep_checkpoint()
         sizes = {name: len(content) for name, content in taken.contents.items()}
         taken.revision = replace(new, disks=revision(0, sizes).disks)
         return taken

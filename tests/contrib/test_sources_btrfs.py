@@ -81,7 +81,7 @@ def test_a_delta_restores_to_what_the_snapshot_has(vm: Vm, change: str) -> None:
     CHANGES[change](vm)
     taken = vm.chain.backup()
     assert taken.contents == {"vda": vm.image.read_bytes()}
-    assert taken.whole == {}
+    assert taken.full_read_reasons == {}
     assert taken.consistency is Consistency.CRASH
     assert taken.data["vda"] <= READ.get(change, 2 * MIB)
 
@@ -103,7 +103,7 @@ def test_ten_deltas_under_random_changes(vm: Vm) -> None:
                     vm.write(offset, noise.randbytes(length))
         taken = vm.chain.backup()
         assert taken.contents == {"vda": vm.image.read_bytes()}
-        assert taken.whole == {}
+        assert taken.full_read_reasons == {}
 
 
 def test_what_is_written_after_the_snapshot_is_not_in_it(vm: Vm) -> None:
@@ -133,15 +133,15 @@ def test_a_file_in_the_place_of_the_image_is_read_in_full(vm: Vm) -> None:
     vm.image.unlink()
     vm.image.write_bytes(Random(5).randbytes(SIZE))
     taken = vm.chain.backup()
-    assert "is another file" in taken.whole["vda"]
+    assert "is another file" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": vm.image.read_bytes()}
 
 
 def test_a_parent_whose_snapshot_is_gone_is_read_in_full(vm: Vm) -> None:
     vm.chain.backup()
-    vm.chain.source.forget([])
+    vm.chain.source.remove_all_except([])
     taken = vm.chain.backup()
-    assert "no snapshot of the parent is left" in taken.whole["vda"]
+    assert "no snapshot of the parent is left" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": vm.image.read_bytes()}
 
 
@@ -160,5 +160,5 @@ def test_a_name_that_btrfs_would_write_in_another_way_is_refused(vm: Vm) -> None
     vm.chain.backup()
     vm.write(0, b"changed")
     taken = vm.chain.backup()
-    assert "other characters" in taken.whole["vda"]
+    assert "other characters" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": vm.image.read_bytes()}

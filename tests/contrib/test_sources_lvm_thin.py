@@ -148,7 +148,7 @@ def test_deltas_restore_to_what_each_snapshot_has(pool: Pool) -> None:
         pool.change(number)
         taken = backup(chain, pool)
         assert taken.contents == {"vda": pool.content()}
-        assert taken.whole == {}
+        assert taken.full_read_reasons == {}
         assert taken.consistency is Consistency.CRASH
         if number:
             assert taken.same["vda"] >= SIZE // 2
@@ -172,7 +172,7 @@ def test_a_parent_whose_snapshot_is_gone_is_read_in_full(pool: Pool) -> None:
     backup(chain, pool)
     pool.save({"vm1": pool.load()["vm1"]})
     taken = backup(chain, pool)
-    assert "no snapshot of the parent is left" in taken.whole["vda"]
+    assert "no snapshot of the parent is left" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": pool.content()}
     assert taken.same == {"vda": 0}
 
@@ -193,7 +193,7 @@ def test_a_failed_backup_leaves_the_parent_for_the_next(pool: Pool) -> None:
     backup(chain, pool, is_kept=False)
     assert set(pool.load()) == {"vm1", f"vm1-backy-{revision(0, {}).id}"}
     taken = backup(chain, pool)
-    assert taken.whole == {}
+    assert taken.full_read_reasons == {}
     assert taken.contents == {"vda": pool.content()}
 
 
@@ -210,7 +210,7 @@ def test_release_removes_our_snapshots_of_this_volume_and_no_others(pool: Pool) 
         old: {"id": 94, "origin": "vm1", "map": {}},
     }
     pool.save(pool.load() | volumes | ours)
-    chain_of(pool).source.forget([revision(2, {}).id])
+    chain_of(pool).source.remove_all_except([revision(2, {}).id])
     assert set(pool.load()) == {"vm1", kept, *volumes}
 
 

@@ -113,7 +113,7 @@ def test_every_delta_is_a_server_that_has_what_was_committed(server: Server) -> 
         if number == 2:
             server.ask("CHECKPOINT; INSERT INTO filling SELECT repeat('y', 500)")
         taken = chain.backup()
-        assert taken.whole == {}
+        assert taken.full_read_reasons == {}
         assert taken.consistency is Consistency.APPLICATION
         server.ask("UPDATE counter SET value = -1")
         with restored(taken, folder) as again:
@@ -133,7 +133,7 @@ def test_the_archive_shares_what_it_has_and_a_delta_reads_what_was_written(
     assert shutil.disk_usage(server.data).used - before < 24 * MIB
     chain.backup(is_kept=False)
     taken = chain.backup()
-    assert taken.whole == {}
+    assert taken.full_read_reasons == {}
     assert taken.data["db"] < 3 * WAL_SEGMENT + 8 * MIB
     assert first.same == {"db": 0}
     path = tmp_path / "db.tar"
@@ -151,8 +151,8 @@ def test_a_map_for_another_parent_is_refused_and_a_server_that_is_down_an_error(
 ) -> None:
     chain = chain_of(server)
     chain.backup()
-    chain.source.forget([])
-    assert "no archive of the parent is left" in chain.backup().whole["db"]
+    chain.source.remove_all_except([])
+    assert "no archive of the parent is left" in chain.backup().full_read_reasons["db"]
     settings = chain.source.settings.settings
     asked = {"revision": revision(1, {}).id, "parent": revision(7, {}).id, "disk": "db"}
     ended = say("postgresql", "extents", settings=settings, **asked)

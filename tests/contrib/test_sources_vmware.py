@@ -65,7 +65,7 @@ def test_deltas_restore_to_what_each_snapshot_has(export: Export) -> None:
         export.say()
         taken = export.backup()
         assert taken.contents == {"vda": export.content}
-        assert taken.whole == {}
+        assert taken.full_read_reasons == {}
         assert taken.data == {"vda": 3 * 65536}
         assert taken.consistency is Consistency.CRASH
     assert [path.name for path in (export.folder / "state").iterdir()] == [revision(4, {}).id]
@@ -80,7 +80,7 @@ def test_changes_since_another_snapshot_are_refused(export: Export, since: str) 
     export.write(MIB, b"changed")
     export.say(since=since)
     taken = export.backup()
-    assert "the changes are since" in taken.whole["vda"]
+    assert "the changes are since" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": export.content}
     assert taken.same == {"vda": 0}
 
@@ -94,7 +94,7 @@ def test_a_failed_backup_does_not_move_the_base(export: Export) -> None:
     export.chain.backup(is_kept=False)
     export.say()
     taken = export.backup()
-    assert "the changes are since" in taken.whole["vda"]
+    assert "the changes are since" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": export.content}
 
 
@@ -110,7 +110,7 @@ def test_answers_in_pieces_are_put_together(export: Export) -> None:
     ]
     export.say(answers=pieces)
     taken = export.backup()
-    assert taken.whole == {}
+    assert taken.full_read_reasons == {}
     assert taken.contents == {"vda": export.content}
 
 
@@ -132,7 +132,7 @@ def test_answers_that_do_not_cover_the_disk_are_refused(
     export.write(SIZE - 600, b"lost")
     export.say(answers=pieces)
     taken = export.backup()
-    assert set(taken.whole) == {"vda"}
+    assert set(taken.full_read_reasons) == {"vda"}
     assert taken.contents == {"vda": export.content}
 
 

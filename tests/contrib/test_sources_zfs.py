@@ -123,7 +123,7 @@ def test_deltas_restore_to_what_each_snapshot_has(volume: Volume) -> None:
         volume.change(60, bytes(4 * BLOCK), free(60, -1))
         taken = volume.backup()
         assert taken.contents == {"vda": volume.content}
-        assert taken.whole == {}
+        assert taken.full_read_reasons == {}
         assert taken.data == {"vda": 3 * BLOCK}
         assert taken.same == {"vda": SIZE - 12 * BLOCK}
         assert taken.consistency is Consistency.CRASH
@@ -154,16 +154,16 @@ def test_a_stream_that_is_not_understood_is_a_full_read(
     volume.backup()
     volume.change(0, b"y" * BLOCK, "")
     taken = volume.backup(head, tail)
-    assert set(taken.whole) == {"vda"}
+    assert set(taken.full_read_reasons) == {"vda"}
     assert taken.contents == {"vda": volume.content}
 
 
 def test_a_parent_whose_snapshot_is_gone_is_read_in_full(volume: Volume) -> None:
     volume.backup()
-    volume.chain.source.forget([])
+    volume.chain.source.remove_all_except([])
     volume.change(3, b"z" * BLOCK, "")
     taken = volume.backup()
-    assert "no snapshot of the parent is left" in taken.whole["vda"]
+    assert "no snapshot of the parent is left" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": volume.content}
 
 

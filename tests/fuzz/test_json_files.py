@@ -33,7 +33,7 @@ from backy.operations.scrub import Limits, Scrub
 from backy.repository import quarantine
 from backy.repository.manifest import encode_revision, encode_settings, read_revision, read_settings
 from backy.repository.repository import Repository
-from backy.sources import Request, open_source, remembered
+from backy.sources import Request, open_source, reject_unsafe
 from tests.fuzz import corpora
 from tests.fuzz.mutate import damaged_json
 from tests.lab.repositories import BLOCK, Made
@@ -97,7 +97,7 @@ def use_repository(room: Room, content: bytes) -> None:
     assert settings.block_size in range(65536, 16 * 2**20 + 1, 65536)
     with (
         suppress(BackyError),
-        open_source(remembered(settings.source)).snapshot(
+        open_source(reject_unsafe(settings.source)).snapshot(
             Request("20261123T004938Z-x7k2")
         ) as snapshot,
     ):

@@ -45,8 +45,8 @@ def test_after_a_failed_backup_the_source_keeps_what_the_parent_needs(tmp_path: 
 class Stubborn(MemorySource):
     """Cannot remove anything once a snapshot was taken."""
 
-    def forget(self, keep: "Collection[str]") -> None:
-        super().forget(keep)
+    def remove_all_except(self, revisions: "Collection[str]") -> None:
+        super().remove_all_except(revisions)
         if self.kept:
             raise SourceError("the storage does not answer")
 
@@ -76,16 +76,16 @@ def test_a_source_hears_which_revision_is_made_and_of_which_parent(tmp_path: Pat
     second = backup(made.repository, source)
     assert (source.request.revision, source.request.parent) == (second.id, first)
     assert not source.request.is_frozen
-    assert source.request.had("vda", 5 * BLOCK)
-    assert not source.request.had("vda", 4 * BLOCK)
-    assert not source.request.had("vdc", 5 * BLOCK)
+    assert source.request.parent_has("vda", 5 * BLOCK)
+    assert not source.request.parent_has("vda", 4 * BLOCK)
+    assert not source.request.parent_has("vdc", 5 * BLOCK)
 
 
 def test_disks_that_lost_track_are_named_in_the_revision_and_counted(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.backup(**DISKS)
     source = MemorySource(DISKS)
-    source.whole = {"vdb": "its bitmap is gone"}
+    source.full_read_reasons = {"vdb": "its bitmap is gone"}
     revision = backup(made.repository, source)
     assert "all of disk vdb was read: its bitmap is gone" in revision.warnings
     assert revision.disks["vdb"].whole == "its bitmap is gone"

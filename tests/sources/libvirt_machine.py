@@ -71,7 +71,7 @@ def published(
     """A first revision, which was kept, and what it has."""
     with source(machine, **settings).snapshot(Request(IDS[number], None)) as snapshot:
         got = contents(snapshot)
-        snapshot.keep()
+        snapshot.keep_checkpoint()
         return revision(number, **sizes(snapshot)), got
 
 

@@ -4,25 +4,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backy.sources.checkpoint import Mark
+from backy.sources.checkpoint import CheckpointNames
 
 REVISION = "20261123T004938Z-x7k2"
 
 
 def test_a_name_has_the_revision_and_the_server() -> None:
-    assert Mark("web-1.example").name(REVISION) == f"backy-{REVISION}-web_1.example"
+    assert CheckpointNames("web-1.example").name(REVISION) == f"backy-{REVISION}-web_1.example"
 
 
 def test_without_a_setting_the_host_is_the_server() -> None:
-    name = Mark().name(REVISION)
+    name = CheckpointNames().name(REVISION)
     assert name.startswith(f"backy-{REVISION}-")
-    assert Mark().revision_of(name) == REVISION
+    assert CheckpointNames().revision_of(name) == REVISION
 
 
 @given(st.text(max_size=300))
 def test_any_server_finds_its_own_names_which_any_storage_takes(server: str) -> None:
-    name = Mark(server).name(REVISION)
-    assert Mark(server).revision_of(name) == REVISION
+    name = CheckpointNames(server).name(REVISION)
+    assert CheckpointNames(server).revision_of(name) == REVISION
     assert len(name) <= 100
     assert name.isascii()
     assert not set(name) & set("/@ \n\0'\"")
@@ -43,4 +43,4 @@ def test_any_server_finds_its_own_names_which_any_storage_takes(server: str) -> 
     ],
 )
 def test_what_others_made_is_not_ours(name: str) -> None:
-    assert Mark("web1").revision_of(name) is None
+    assert CheckpointNames("web1").revision_of(name) is None

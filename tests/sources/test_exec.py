@@ -83,13 +83,13 @@ def parent(size: int = len(CONTENT)) -> Revision:
 def extents(double: Double, before: Revision | None) -> tuple[list[Extent], Mapping[str, str]]:
     """What the source says of vda, and why all of it has to be read."""
     with double.source().snapshot(Request(NEW, before)) as snapshot:
-        return list(snapshot.disks["vda"].extents()), dict(snapshot.whole)
+        return list(snapshot.disks["vda"].extents()), dict(snapshot.full_read_reasons)
 
 
 def test_the_program_is_asked_in_order(double: Double) -> None:
     with double.source().snapshot(Request(NEW, parent(), is_frozen=True)) as snapshot:
         assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
-        snapshot.keep()
+        snapshot.keep_checkpoint()
     assert double.asked() == [
         ("snapshot", {"revision": NEW, "parent": OLD, "is_frozen": True}),
         ("extents", {"revision": NEW, "parent": OLD, "disk": "vda"}),
@@ -99,12 +99,12 @@ def test_the_program_is_asked_in_order(double: Double) -> None:
 
 def test_its_settings_come_to_the_program_as_they_are(double: Double) -> None:
     settings = {"pool": "é", "list": [1, {"deep": None}], "a-key": True}
-    double.source(settings=settings).forget([])
+    double.source(settings=settings).remove_all_except([])
     assert json.loads((double.folder / "request").read_text())["settings"] == settings
 
 
 def test_forgetting_tells_the_program_what_to_keep(double: Double) -> None:
-    double.source().forget({NEW, OLD})
+    double.source().remove_all_except({NEW, OLD})
     assert double.asked() == [("release", {"revision": None, "keep": [OLD, NEW], "is_kept": False})]
 
 
@@ -132,9 +132,9 @@ def test_a_release_that_fails_does_not_undo_a_backup(double: Double) -> None:
     double.code["release"] = "exit 1"
     source = double.source()
     with source.snapshot(Request(NEW)) as snapshot:
-        snapshot.keep()
+        snapshot.keep_checkpoint()
     with pytest.raises(SourceError, match="release"):
-        source.forget([NEW])
+        source.remove_all_except([NEW])
 
 
 def test_a_program_that_fails_is_quoted(double: Double) -> None:
@@ -394,14 +394,14 @@ def test_the_example_in_the_documentation_gives_deltas(reflink_folder: Path) -> 
         disk.write(number * MIB + 77, os.urandom(100))
         taken = disk.chain.backup()
         assert taken.contents == {"vda": disk.image.read_bytes()}
-        assert taken.whole == {}
+        assert taken.full_read_reasons == {}
         assert taken.data["vda"] < MIB
     disk.write(0, b"lost")
     disk.chain.backup(is_kept=False)
     disk.chain.take(None, revision(9, {}), is_kept=False)  # as `heal` does
     taken = disk.chain.backup()
     assert taken.contents == {"vda": disk.image.read_bytes()}
-    assert taken.whole == {}
+    assert taken.full_read_reasons == {}
     assert len(list(reflink_folder.glob("vm1.raw.backy-*"))) == 1
 
 
@@ -411,5 +411,5 @@ def test_the_example_in_the_documentation_refuses_another_parent(reflink_folder:
     first = disk.chain.taken[0]
     disk.chain.taken[0] = replace(first, revision=replace(first.revision, id=NEW))
     taken = disk.chain.take(disk.chain.taken[0], revision(5, {}))
-    assert set(taken.whole) == {"vda"}
+    assert set(taken.full_read_reasons) == {"vda"}
     assert taken.same == {"vda": 0}

@@ -121,7 +121,7 @@ def test_a_backup_has_no_change_tracking_and_is_of_one_point_in_time(tmp_path: P
     with ImageSource(disks=disks).snapshot(REQUEST) as snapshot:
         assert snapshot.consistency is Consistency.CRASH
         assert set(snapshot.disks) == {"vda", "vdb"}
-        assert snapshot.whole == {}
+        assert snapshot.full_read_reasons == {}
 
 
 @contextmanager

@@ -74,18 +74,18 @@ def test_a_full_and_deltas_are_what_the_disks_hold(machine: Machine) -> None:
     for number in range(1, 4):
         machine.write("vda", (10 + number) * CLUSTER, 512, number)
         machine.write("vdc", (20 + number) * CLUSTER, 512, number)
-        source(machine).forget([parent.id])
+        source(machine).remove_all_except([parent.id])
         with source(machine).snapshot(Request(IDS[number], parent)) as snapshot:
             assert same(snapshot.disks["vda"]) == SIZE - CLUSTER
             assert same(snapshot.disks["vdb"]) == SIZE
             assert same(snapshot.disks["vdc"]) == 0
-            assert snapshot.whole.keys() == {"vdc"}
-            assert "raw" in snapshot.whole["vdc"]
+            assert snapshot.full_read_reasons.keys() == {"vdc"}
+            assert "raw" in snapshot.full_read_reasons["vdc"]
             assert snapshot.consistency is Consistency.CRASH
             got = contents(snapshot, got)
             parent = revision(number, **sizes(snapshot))
-            snapshot.keep()
-        source(machine).forget([parent.id])
+            snapshot.keep_checkpoint()
+        source(machine).remove_all_except([parent.id])
         assert machine.checkpoints() == [checkpoint(number)]
     machine.stop()
     for file in ("vda.qcow2", "vdb.qcow2", "vdc.raw"):
@@ -150,7 +150,7 @@ def test_checkpoints_of_others_are_never_touched(machine: Machine) -> None:
     for name in others:
         machine.virsh("checkpoint-create-as", "--name", name, "--diskspec", "vda")
     published(machine)
-    source(machine).forget([])
+    source(machine).remove_all_except([])
     assert sorted(machine.checkpoints()) == sorted(others)
 
 
@@ -161,8 +161,8 @@ def test_a_new_disk_is_read_whole_and_the_others_are_not(machine: Machine) -> No
     with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
         assert same(snapshot.disks["vda"]) == SIZE
         assert same(snapshot.disks["vdd"]) == 0
-        assert set(snapshot.whole) == {"vdc"}
-        snapshot.keep()
+        assert set(snapshot.full_read_reasons) == {"vdc"}
+        snapshot.keep_checkpoint()
         parent = revision(1, **sizes(snapshot))
     with source(machine).snapshot(Request(IDS[2], parent)) as snapshot:
         assert same(snapshot.disks["vdd"]) == SIZE
@@ -237,18 +237,18 @@ def test_a_disk_whose_checkpoint_is_lost_is_read_whole(
     machine.write("vda", 0, SIZE, 0x11)
     parent, got = published(machine)
     lose(machine)
-    source(machine).forget([parent.id])
+    source(machine).remove_all_except([parent.id])
     machine.write("vda", 0, CLUSTER, 0x22)
     with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
         for disk in ("vda", "vdb"):
             assert same(snapshot.disks[disk]) == (0 if disk in lost else SIZE)
-        assert set(snapshot.whole) == lost | {"vdc"}
-        assert checkpoint(0) in snapshot.whole["vda"]
+        assert set(snapshot.full_read_reasons) == lost | {"vdc"}
+        assert checkpoint(0) in snapshot.full_read_reasons["vda"]
         got = contents(snapshot, got)
         assert got["vda"][:CLUSTER] == b"\x22" * CLUSTER
         parent = revision(1, **sizes(snapshot))
-        snapshot.keep()
-    source(machine).forget([parent.id])
+        snapshot.keep_checkpoint()
+    source(machine).remove_all_except([parent.id])
     assert machine.checkpoints() == [checkpoint(1)]
     with source(machine).snapshot(Request(IDS[2], parent)) as snapshot:
         assert same(snapshot.disks["vda"]) == SIZE
@@ -262,7 +262,7 @@ def test_a_disk_that_was_resized_is_read_whole(machine: Machine) -> None:
     with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
         assert snapshot.disks["vda"].size == 2 * SIZE
         assert same(snapshot.disks["vda"]) == 0
-        assert snapshot.whole["vda"] == "it was resized"
+        assert snapshot.full_read_reasons["vda"] == "it was resized"
         assert same(snapshot.disks["vdb"]) == SIZE
 
 
@@ -281,7 +281,7 @@ def test_an_image_that_can_have_no_checkpoint_is_backed_up_with_a_warning(
                 [warning] = snapshot.warnings()
                 assert "the next backup reads all" in warning
                 assert "bitmap" in warning
-                snapshot.keep()
+                snapshot.keep_checkpoint()
         assert aged.checkpoints() == []
 
 
@@ -290,20 +290,20 @@ def test_the_disks_of_a_domain_that_is_off_are_read_directly(machine: Machine) -
     machine.write("vdc", 0, CLUSTER, 0x33)
     parent, before = published(machine)
     machine.stop()
-    source(machine).forget([parent.id])
+    source(machine).remove_all_except([parent.id])
     with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
         assert contents(snapshot) == before
-        assert set(snapshot.whole.values()) == {"the domain is off"}
+        assert set(snapshot.full_read_reasons.values()) == {"the domain is off"}
         assert snapshot.consistency is Consistency.CRASH
         assert list(snapshot.warnings()) == []
         assert "domain.xml" in snapshot.files
         with pytest.raises(subprocess.CalledProcessError) as refused:
             machine.start()
         assert "lock" in refused.value.stderr
-        snapshot.keep()
-    source(machine).forget([IDS[1]])
+        snapshot.keep_checkpoint()
+    source(machine).remove_all_except([IDS[1]])
     machine.start()
-    source(machine).forget([IDS[1]])
+    source(machine).remove_all_except([IDS[1]])
     assert machine.checkpoints() == []
 
 
@@ -380,7 +380,7 @@ def test_what_a_killed_backup_left_is_found_and_removed(machine: Machine) -> Non
         child.kill()
     assert machine.has_job()
     assert leftovers(machine)
-    source(machine).forget([parent.id])
+    source(machine).remove_all_except([parent.id])
     assert not machine.has_job()
     assert machine.checkpoints() == [checkpoint(0)]
     assert leftovers(machine) == []
@@ -399,7 +399,7 @@ def test_a_backup_that_is_told_to_stop_leaves_nothing(machine: Machine) -> None:
 
 def test_a_job_of_somebody_else_is_not_ended(machine: Machine) -> None:
     with held(machine, 0, "another"):
-        source(machine).forget([])
+        source(machine).remove_all_except([])
         assert machine.has_job()
         assert machine.checkpoints() == [checkpoint(0, "another")]
 
@@ -412,7 +412,7 @@ def test_a_domain_that_is_stopped_meanwhile_fails_the_backup(machine: Machine) -
             contents(snapshot)
     assert leftovers(machine) == []
     machine.start()
-    source(machine).forget([])
+    source(machine).remove_all_except([])
     assert machine.checkpoints() == []
 
 
@@ -542,7 +542,7 @@ def test_disks_are_included_and_excluded_by_name(machine: Machine) -> None:
 def test_only_raw_disks_need_no_checkpoint(machine: Machine) -> None:
     with source(machine, disks=["vdc"]).snapshot(Request(IDS[0], None)) as snapshot:
         assert set(snapshot.disks) == {"vdc"}
-        snapshot.keep()
+        snapshot.keep_checkpoint()
     assert machine.checkpoints() == []
 
 
@@ -588,7 +588,7 @@ def test_a_disk_that_cannot_be_backed_up_is_named(
 def test_a_domain_that_is_not_there_is_told_with_the_next_step(machine: Machine) -> None:
     there = source(machine, domain="moved-away")
     with pytest.raises(SourceError, match="moved-away") as caught:
-        there.forget([])
+        there.remove_all_except([])
     assert "list --all" in caught.value.hint
     with pytest.raises(SourceError, match="moved-away"), there.snapshot(Request(IDS[0], None)):
         pytest.fail("a snapshot was taken")
@@ -597,19 +597,19 @@ def test_a_domain_that_is_not_there_is_told_with_the_next_step(machine: Machine)
 def test_the_number_of_a_running_domain_is_not_its_name(machine: Machine) -> None:
     number = machine.virsh("domid").strip()
     with pytest.raises(SourceError, match=f"no domain called {number}"):
-        source(machine, domain=number).forget([])
-    source(machine, domain=machine.uuid).forget([])
+        source(machine, domain=number).remove_all_except([])
+    source(machine, domain=machine.uuid).remove_all_except([])
 
 
 def test_a_libvirtd_that_is_not_there_is_told(machine: Machine, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="No such file") as caught:
-        source(machine, uri=f"qemu+unix:///system?socket={tmp_path}/none").forget([])
+        source(machine, uri=f"qemu+unix:///system?socket={tmp_path}/none").remove_all_except([])
     assert "libvirtd" in caught.value.hint
 
 
 def test_a_libvirtd_that_hangs_fails_the_job(machine: Machine) -> None:
     with pytest.raises(SourceError, match="1 s"), frozen_libvirtd(machine.libvirt):
-        source(machine, timeout=1).forget([])
+        source(machine, timeout=1).remove_all_except([])
 
 
 @contextmanager

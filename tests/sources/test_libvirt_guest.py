@@ -47,7 +47,7 @@ def booted(libvirtd: Libvirt) -> Iterator[Machine]:
 @pytest.fixture
 def machine(booted: Machine) -> Machine:
     """As new, but for what the guest has written."""
-    source(booted).forget([])
+    source(booted).remove_all_except([])
     return booted
 
 
@@ -106,7 +106,7 @@ def test_a_guest_under_load_is_clean_in_each_delta(machine: Machine, tmp_path: P
     parent, reached, got = None, -1, dict[str, bytes]()
     for number in range(DELTAS + 1):
         wait_for_writes(machine)
-        source(machine).forget([parent.id] if parent else [])
+        source(machine).remove_all_except([parent.id] if parent else [])
         with source(machine, freeze=True).snapshot(Request(IDS[number], parent)) as snapshot:
             assert snapshot.consistency is Consistency.FILESYSTEM
             assert list(snapshot.warnings()) == []
@@ -116,7 +116,7 @@ def test_a_guest_under_load_is_clean_in_each_delta(machine: Machine, tmp_path: P
                 assert same(snapshot.disks["vdb"]) == 0
             got = contents(snapshot, got)
             parent = revision(number, **sizes(snapshot))
-            snapshot.keep()
+            snapshot.keep_checkpoint()
         first, second = counters(got, tmp_path)
         assert reached < first
         assert second in {first - 1, first}
@@ -183,7 +183,7 @@ def test_a_guest_is_thawed_when_its_backup_is_stopped(
         child.send_signal(number)
         child.wait(60)
     wait_for(lambda: status(machine) == "thawed", "the guest goes on")
-    source(machine).forget([])
+    source(machine).remove_all_except([])
     assert leftovers(machine) == []
     assert not machine.has_job()
 

@@ -13,7 +13,7 @@ from backy.errors import ConfigError, SourceError
 from backy.model.extent import Kind
 from backy.model.revision import Consistency, Disk, Revision
 from backy.operations.backup import backup
-from backy.sources import Request, Source, Taken, open_source
+from backy.sources import Request, SnapshotData, Source, open_source
 from backy.sources.nbd import NbdSource
 from tests.conformance.source import SourceSuite
 from tests.lab.repositories import Made
@@ -72,7 +72,7 @@ def request(parent: Revision | None = None, *, is_frozen: bool = False) -> Reque
 
 
 @contextmanager
-def taken(*sizes: int, asked: Request | None = None, **settings: object) -> Iterator[Taken]:
+def taken(*sizes: int, asked: Request | None = None, **settings: object) -> Iterator[SnapshotData]:
     """A snapshot of disks vda, vdb and so on, whose server says that nothing changed at all."""
     unchanged = {f"qemu:dirty-bitmap:backy-{PARENT}": everything}
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def taken(*sizes: int, asked: Request | None = None, **settings: object) -> Iter
         yield stack.enter_context(source.snapshot(asked or request()))
 
 
-def kinds(snapshot: Taken, disk: str = "vda") -> set[Kind]:
+def kinds(snapshot: SnapshotData, disk: str = "vda") -> set[Kind]:
     return {each.kind for each in snapshot.disks[disk].extents()}
 
 
@@ -92,7 +92,7 @@ def test_a_bitmap_of_the_parent_is_believed() -> None:
     asked = request(revision(vda=5000, vdb=6000))
     with taken(5000, 6000, asked=asked, bitmap=TEMPLATE) as snapshot:
         assert kinds(snapshot, "vda") == kinds(snapshot, "vdb") == {Kind.SAME}
-        assert snapshot.whole == {}
+        assert snapshot.full_read_reasons == {}
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_where_there_is_no_bitmap_of_the_parent_all_is_read(
 ) -> None:
     with taken(5000, asked=request(parent), bitmap=bitmap) as snapshot:
         assert kinds(snapshot) == {Kind.DATA}
-        assert set(snapshot.whole) == ({"vda"} if why else set())
-        assert (why or "") in snapshot.whole.get("vda", "")
+        assert set(snapshot.full_read_reasons) == ({"vda"} if why else set())
+        assert (why or "") in snapshot.full_read_reasons.get("vda", "")
 
 
 @pytest.mark.parametrize(

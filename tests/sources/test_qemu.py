@@ -82,13 +82,13 @@ def backed_up(
 ) -> dict[str, bytes]:
     """One backup, as backup.py makes it, upon the one before; nothing must be read in whole."""
     parent = revision(number - 1, before) if before else None
-    qemu.forget([parent.id] if parent else [])
+    qemu.remove_all_except([parent.id] if parent else [])
     with qemu.snapshot(Request(name(number), parent)) as snapshot:
         content = pulled(snapshot, before or {})
         assert list(snapshot.warnings()) == []
-        assert snapshot.whole == {}
-        snapshot.keep()
-    qemu.forget([name(number)])
+        assert snapshot.full_read_reasons == {}
+        snapshot.keep_checkpoint()
+    qemu.remove_all_except([name(number)])
     return content
 
 
@@ -176,13 +176,13 @@ def test_each_delta_is_the_disk_of_one_moment_and_reads_only_what_changed(
         expected = content_of(daemon)
         parent = revision(number - 1, before)
         with qemu.snapshot(Request(name(number), parent)) as snapshot:
-            assert snapshot.whole == {}
+            assert snapshot.full_read_reasons == {}
             scribble(daemon, chance)  # while it is being read
             before = pulled(snapshot, before)
             assert list(snapshot.warnings()) == []
-            snapshot.keep()
+            snapshot.keep_checkpoint()
         assert before == expected
-        qemu.forget([name(number)])
+        qemu.remove_all_except([name(number)])
         assert ours(daemon) == {bitmap(number)}
 
 
@@ -230,12 +230,12 @@ def test_whichever_command_fails_nothing_is_left_and_the_next_delta_is_right(
             with suppress(SourceError), qemu.snapshot(request) as snapshot:
                 pulled(snapshot, before)
                 snapshot.warnings()
-                snapshot.keep()
+                snapshot.keep_checkpoint()
                 kept = name(number)
         if count < failing:
             break
         # The failure may have been in the removal itself.
-        qemu.forget([name(number - 1)])
+        qemu.remove_all_except([name(number - 1)])
         assert ours(daemon) - {bitmap(number)} == {bitmap(number - 1)}, failing
         expected = content_of(daemon)
         before = backed_up(qemu, number, before)
@@ -302,7 +302,7 @@ def test_what_others_made_is_left_alone(daemon: StorageDaemon) -> None:
     qemu = source(daemon)
     before = backed_up(qemu, 0)
     backed_up(qemu, 1, before)
-    qemu.forget([])
+    qemu.remove_all_except([])
     [node] = [n for n in daemon.ask("query-named-block-nodes") if n["node-name"] == "q"]
     assert {each["name"] for each in node["dirty-bitmaps"]} == set(theirs)
     exports = {each["id"] for each in daemon.ask("query-block-exports")}
@@ -319,7 +319,7 @@ def test_an_nbd_server_that_somebody_else_uses_is_left_alone(
     qemu = source(daemon)
     (folder / "scratch" / qemu._prefix).mkdir()  # as a killed backup leaves it
     for _ in range(2):
-        qemu.forget([])
+        qemu.remove_all_except([])
         with (
             pytest.raises(SourceError, match=r"nbd-server-start.*already running"),
             qemu.snapshot(Request(name(0))),
@@ -338,7 +338,7 @@ def test_a_bitmap_in_qcow2_outlives_a_power_cycle_and_one_of_a_raw_disk_does_not
     daemon.start()
     daemon.write("q", MIB, b"x")
     with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
-        assert snapshot.whole == {"r": f"its bitmap {bitmap(0)} is gone"}
+        assert snapshot.full_read_reasons == {"r": f"its bitmap {bitmap(0)} is gone"}
         assert changed(snapshot.disks["q"]) == 65536
         assert changed(snapshot.disks["r"]) == len(DISKS["r"])
         assert pulled(snapshot, before) == content_of(daemon)
@@ -357,10 +357,10 @@ def test_after_a_crash_of_qemu_no_bitmap_is_believed(
     daemon.start()
     daemon.write("q", MIB, b"x")
     with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
-        assert ("inconsistent" if was_stored else "gone") in snapshot.whole["q"]
+        assert ("inconsistent" if was_stored else "gone") in snapshot.full_read_reasons["q"]
         assert changed(snapshot.disks["q"]) == len(DISKS["q"])
         before = pulled(snapshot, {})
-        snapshot.keep()
+        snapshot.keep_checkpoint()
     assert before == content_of(daemon)
     daemon.write("r", MIB, b"x")
     expected = content_of(daemon)
@@ -374,8 +374,8 @@ def test_a_bitmap_that_was_switched_off_is_not_believed(daemon: StorageDaemon) -
     daemon.ask("block-dirty-bitmap-disable", node="q", name=bitmap(0))
     daemon.ask("block-dirty-bitmap-remove", node="r", name=bitmap(0))
     with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
-        assert "switched off" in snapshot.whole["q"]
-        assert "is gone" in snapshot.whole["r"]
+        assert "switched off" in snapshot.full_read_reasons["q"]
+        assert "is gone" in snapshot.full_read_reasons["r"]
         assert pulled(snapshot, {}) == DISKS
 
 
@@ -384,7 +384,7 @@ def test_a_disk_of_another_size_than_the_parents_is_read_in_whole(daemon: Storag
     before = backed_up(qemu, 0)
     before["q"] = before["q"][:-512]
     with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
-        assert "size" in snapshot.whole["q"]
+        assert "size" in snapshot.full_read_reasons["q"]
         assert changed(snapshot.disks["q"]) == len(DISKS["q"])
 
 
@@ -394,7 +394,7 @@ def test_a_disk_that_the_parent_has_not_is_read_in_whole_without_a_word(
     qemu = source(daemon)
     backed_up(qemu, 0)
     with qemu.snapshot(Request(name(1), revision(0, {"q": DISKS["q"]}))) as snapshot:
-        assert snapshot.whole == {}
+        assert snapshot.full_read_reasons == {}
         assert [changed(image) for image in snapshot.disks.values()] == [0, len(DISKS["r"])]
 
 
@@ -498,10 +498,10 @@ def test_a_vm_that_is_off_is_read_from_its_images(daemon: StorageDaemon) -> None
     daemon.stop()
     for _ in ("no socket", "nobody listens"):
         with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
-            assert set(snapshot.whole) == {"q", "r"}
+            assert set(snapshot.full_read_reasons) == {"q", "r"}
             assert pulled(snapshot, {}) == DISKS
-            snapshot.keep()
-        qemu.forget([name(1)])
+            snapshot.keep_checkpoint()
+        qemu.remove_all_except([name(1)])
         daemon.start()
         daemon.stop(kill=True)
         # The door of a VM that lost its power stays, with nobody behind it.
@@ -519,7 +519,7 @@ def test_a_vm_that_is_off_and_has_no_images_is_told_by_its_socket(tmp_path: Path
     ):
         pytest.fail("there is nothing")
     assert "images" in caught.value.hint
-    qemu.forget([])
+    qemu.remove_all_except([])
 
 
 def test_an_error_of_qemus_names_its_socket_the_object_and_what_it_said(

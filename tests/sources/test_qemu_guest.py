@@ -167,7 +167,7 @@ def running() -> Iterator[Guest]:
 @pytest.fixture
 def vm(running: Guest) -> Iterator[Guest]:
     yield running
-    source(running).forget([])
+    source(running).remove_all_except([])
     assert not any((running.folder / "scratch").iterdir())
 
 
@@ -185,13 +185,13 @@ def test_deltas_under_constant_writes_are_clean_and_the_guest_is_hardly_held_up(
         qemu = source(vm, agent=agent)
         for number in range(ROUNDS + 1):
             before = parent(number - 1, content) if number else None
-            qemu.forget([before.id] if before else [])
+            qemu.remove_all_except([before.id] if before else [])
             with qemu.snapshot(Request(name(number), before)) as snapshot:
-                assert snapshot.whole == {}
+                assert snapshot.full_read_reasons == {}
                 assert snapshot.consistency is Consistency.FILESYSTEM
                 content = pulled(snapshot, content)
                 assert list(snapshot.warnings()) == []
-                snapshot.keep()
+                snapshot.keep_checkpoint()
             first, second = now = counters(content, folder)
             assert second <= first <= second + 1
             assert now > last or not number

@@ -123,7 +123,7 @@ def test_snapshots_that_this_server_did_not_take_are_never_touched(machine: Mach
         machine.ceph.rbd("snap", "create", "--no-progress", f"{machine.images['vda']}@{name}")
     machine.run()
     assert len(machine.points()) == len(FOREIGN) + 1
-    machine.source().forget([])
+    machine.source().remove_all_except([])
     assert machine.points() == FOREIGN
 
 
@@ -290,7 +290,7 @@ def test_several_disks_are_of_one_point_in_time_only_where_the_guest_was_frozen(
         kinds = {name: {e.kind for e in disk.extents()} for name, disk in snapshot.disks.items()}
         # A disk that is new has to be read, and needs no reason.
         assert kinds == {"vda": {Kind.SAME}, "vdb": {Kind.DATA, Kind.ZERO}}
-        assert snapshot.whole == {}
+        assert snapshot.full_read_reasons == {}
 
 
 def test_all_snapshots_are_taken_before_anything_else_is_waited_for(pair: Machine) -> None:
@@ -324,11 +324,11 @@ def test_forget_removes_all_but_what_is_kept(pair: Machine) -> None:
     old = kept[0][0].replace(revision.id, "20200101T000000Z-abcd")
     for image in pair.images.values():
         pair.ceph.rbd("snap", "create", "--no-progress", f"{image}@{old}")
-    pair.source().forget([revision.id, NEW])
+    pair.source().remove_all_except([revision.id, NEW])
     assert [pair.points(disk) for disk in pair.images] == kept
     # Images that are gone have nothing that could be removed.
     gone = {"vdc": "rbd/none", "vdd": "none/none", "vde": "rbd/none/none"}
-    pair.source(disks=pair.images | gone).forget([])
+    pair.source(disks=pair.images | gone).remove_all_except([])
     assert not any(pair.points(disk) for disk in pair.images)
 
 
@@ -337,8 +337,8 @@ def test_forget_removes_nothing_where_it_cannot_see_everything(machine: Machine)
     hidden = {**machine.images, "vdb": f"{machine.ceph.pool(unique('hidden'))}/vm"}
     user = machine.ceph.user(unique("half"), "profile rbd", "profile rbd pool=rbd")
     with pytest.raises(SourceError, match="not permitted"):
-        machine.source(disks=hidden, user=user).forget([])
+        machine.source(disks=hidden, user=user).remove_all_except([])
     # Without a key `rbd` ends as it does where there is no image.
     with pytest.raises(SourceError, match=machine.images["vda"]):
-        machine.source(user="nobody").forget([])
+        machine.source(user="nobody").remove_all_except([])
     assert len(machine.points()) == 1

@@ -75,7 +75,7 @@ def test_monitors_that_do_not_answer_are_waited_for_so_long_and_no_longer(
     conf.write_text(re.sub("(?m)^mon host.*", "mon host = v2:127.0.0.1:1", text))
     source = machine.source(conf=str(conf), timeout=1)
     with ends(60), pytest.raises(SourceError, match="longer than 1 s") as caught:
-        source.forget([])
+        source.remove_all_except([])
     assert machine.images["vda"] in caught.value.message
     assert "monitors" in caught.value.hint
 

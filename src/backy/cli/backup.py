@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _NEW = "For a new repository: "
 Sources = Annotated[
     list[str] | None,
-    Option(metavar="[DISK=]PATH", help="A file or block device; remembered. Again for more disks."),
+    Option(
+        metavar="[DISK=]PATH", help="A file or block device; reject_unsafe. Again for more disks."
+    ),
 ]
 Tags = Annotated[
     list[str] | None, Option(metavar="TAG", help="A tag for the revision. Again for more.")
@@ -90,13 +92,13 @@ def backup(
 
 def _source_of(root: Path, config: Config | None) -> dict[str, Any]:
     """The source that is configured, or else the one that was used last."""
-    from backy.sources import remembered
+    from backy.sources import reject_unsafe
 
     found = None
     if config:
         found = config.jobs[root.name].source
     elif (root / "repository.json").exists():
-        found = dict(remembered(Repository(root).settings.source))
+        found = dict(reject_unsafe(Repository(root).settings.source))
     if not found:
         hint = f"Say backy backup {root.name} --source PATH."
         raise ConfigError(f"{root.name}: no source is known", hint)

@@ -93,7 +93,7 @@ Whole = Annotated[int, _AsText]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute), _AsText]
 DiskName = Annotated[str, AfterValidator(checking(check_disk_name))]
 Named = Annotated[str, AfterValidator(_named)]
-SourceSettings = Annotated[dict[str, Any], AfterValidator(_source)]
+SourceDefinition = Annotated[dict[str, Any], AfterValidator(_source)]
 
 
 class Values(BaseModel):
@@ -163,7 +163,7 @@ class Defaults(Values):
     """What jobs that do not say it themselves have; see Job."""
 
     schedule: Named | None = None
-    source: SourceSettings | None = None
+    source: SourceDefinition | None = None
     store: Literal["auto", "chunks", "images"] | None = None
     block_size: Bytes | None = Field(default=None, ge=64 * KiB, le=16 * MiB, multiple_of=64 * KiB)
     level: Whole | None = Field(default=None, ge=1, le=19)
@@ -187,7 +187,7 @@ class Job(Defaults):
     """
 
     schedule: Named
-    source: SourceSettings
+    source: SourceDefinition
 
 
 class Global(Values):

@@ -103,7 +103,7 @@ def _backup(  # noqa: PLR0917 - called once, above
 ) -> Revision:
     if repository.renew_script():
         warnings.append("restore.sh was not the one of this version; it was written anew")
-    source.forget([parent.id] if parent else [])  # what killed backups left behind
+    source.remove_all_except([parent.id] if parent else [])  # what killed backups left behind
     with ExitStack() as stack:
         draft = stack.enter_context(repository.draft(now))
         with hooks.around_snapshot(draft.id) if hooks else nullcontext(Around()) as around:
@@ -114,7 +114,9 @@ def _backup(  # noqa: PLR0917 - called once, above
         warnings += _differences(parent, snapshot)
         making = _Making(draft, parent, watcher, warnings)
         made = {
-            check_disk_name(name): making.copy(name, image, snapshot.whole.get(name, ""))
+            check_disk_name(name): making.copy(
+                name, image, snapshot.full_read_reasons.get(name, "")
+            )
             for name, image in snapshot.disks.items()
         }
         _write_files(draft, snapshot)
@@ -133,9 +135,9 @@ def _backup(  # noqa: PLR0917 - called once, above
                 warnings=tuple(warnings),
             )
         )
-        snapshot.keep()
+        snapshot.keep_checkpoint()
     try:
-        source.forget([revision.id])
+        source.remove_all_except([revision.id])
     except SourceError as error:  # the next backup tries again
         watcher.warn(f"the source keeps more than it needs: {error.message}")
     return revision
@@ -182,7 +184,7 @@ def _differences(parent: Revision | None, snapshot: Snapshot) -> Iterator[str]:
             change = "grew" if size > old.size else "shrank"
             sizes = f"from {format_size(old.size)} to {format_size(size)}"
             yield f"disk {name} {change} {sizes} ({old.size} to {size} bytes)"
-        if why := snapshot.whole.get(name):
+        if why := snapshot.full_read_reasons.get(name):
             yield f"all of disk {name} was read: {why}"
 
 

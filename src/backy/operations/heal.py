@@ -23,7 +23,7 @@ from backy.model.revision import Revision, Trust, id_for
 from backy.repository import quarantine
 from backy.repository.quarantine import Occurrence, Report
 from backy.repository.repository import Repository
-from backy.sources import Request, open_source, remembered
+from backy.sources import Request, open_source, reject_unsafe
 from backy.stores.blocks import StoredImage
 from backy.stores.index import digest_of, zero_digest
 from backy.system import process
@@ -115,7 +115,7 @@ class LiveSource:
             self._images = {}
             with suppress(SourceError, ConfigError, BusyError):
                 known = self._repository.settings.source
-                source = open_source(self._repository.configured() or remembered(known))
+                source = open_source(self._repository.configured() or reject_unsafe(known))
                 if not source.is_shared:
                     self._stack.enter_context(self._repository.exclusive("healing"))
                 request = Request(id_for(datetime.now(UTC), "heal"))

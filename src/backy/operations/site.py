@@ -102,14 +102,14 @@ class Site:
 
         Raises ConfigError where neither is known.
         """
-        from backy.sources import remembered
+        from backy.sources import reject_unsafe
 
         found: Mapping[str, object] = {}
         root = self.root(job)
         if config := self.config_of(job):
             found = config.jobs[job].source
         elif (root / "repository.json").exists():
-            found = remembered(Repository(root).settings.source)
+            found = reject_unsafe(Repository(root).settings.source)
         if not found:
             raise ConfigError(
                 f"{job}: no source is known", f"Say backy backup {job} --source PATH."

@@ -17,11 +17,11 @@ from backy.model.revision import Consistency, Revision
 from backy.plugins import load
 
 
-class Settings(Values):
+class SourceSettings(Values):
     """What a source is told; the base of each source's own."""
 
 
-SettingsT = TypeVar("SettingsT", bound=Settings)
+SettingsT = TypeVar("SettingsT", bound=SourceSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Request:
     parent: Revision | None = None
     is_frozen: bool = False
 
-    def had(self, disk: str, size: int) -> bool:
+    def parent_has(self, disk: str, size: int) -> bool:
         """Whether the parent has the disk, and had it in that size."""
         old = self.parent.disks.get(disk) if self.parent else None
         return bool(old and old.size == size)
@@ -59,34 +59,34 @@ class Snapshot(Protocol):
         """What a VM that boots from it finds."""
 
     @property
-    def whole(self) -> Mapping[str, str]:
+    def full_read_reasons(self) -> Mapping[str, str]:
         """Why all of a disk is read though the parent has it: what told the changes is gone."""
 
     def warnings(self) -> Sequence[str]:
         """What the user should know of the reading; asked when everything has been read."""
 
-    def keep(self) -> None:
+    def keep_checkpoint(self) -> None:
         """The revision is published: what the next delta needs stays when the snapshot is left."""
 
 
 @dataclass
-class Taken:
+class SnapshotData:
     """A Snapshot of which everything is known when it has been taken."""
 
     disks: Mapping[str, Image]
     consistency: Consistency
     files: Mapping[str, bytes] = field(default_factory=dict)
-    whole: dict[str, str] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-    is_kept: bool = False
+    full_read_reasons: dict[str, str] = field(default_factory=dict)
+    early_warnings: list[str] = field(default_factory=list)
+    keeps_checkpoint: bool = False
 
     def warnings(self) -> Sequence[str]:
         """See Snapshot."""
-        return self.said
+        return self.early_warnings
 
-    def keep(self) -> None:
+    def keep_checkpoint(self) -> None:
         """See Snapshot."""
-        self.is_kept = True
+        self.keeps_checkpoint = True
 
 
 class Source(Protocol):
@@ -105,10 +105,10 @@ class Source(Protocol):
     def snapshot(self, request: Request) -> AbstractContextManager[Snapshot]:
         """Take a snapshot; leaving gives back what it took, also after an exception.
 
-        Whatever may be there for the parent stays as good as it was, unless `forget` is called.
+        What the parent's delta needs stays as good as it was, unless `remove_all_except` is called.
         """
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """Remove whatever earlier snapshots left behind, but for the revision ids in `keep`.
 
         Finds it by looking, not by remembering, so that leaks heal. Leaves alone what others
@@ -149,7 +149,7 @@ def open_source(settings: Mapping[str, object]) -> Source:
     return made(**rest)
 
 
-def remembered(settings: Mapping[str, object]) -> Mapping[str, object]:
+def reject_unsafe(settings: Mapping[str, object]) -> Mapping[str, object]:
     """Give what a repository remembers of its source, which somebody else may have written.
 
     Raises ConfigError where more than reading could come of that: a program that is run, a

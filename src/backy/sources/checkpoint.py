@@ -13,7 +13,7 @@ _LONGEST = 64  # characters of the server's part: a name stays short enough for 
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class CheckpointNames:
     """The names of one server, so that two that back up the same VM leave each other's alone."""
 
     server: str | None = None

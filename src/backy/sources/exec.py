@@ -24,7 +24,7 @@ from backy.model.extent import Extent, Kind
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, Settings, Taken, checked
+from backy.sources import Request, SnapshotData, SourceSettings, checked
 from backy.sources.file import FileSource
 from backy.sources.image_file import ImageSource
 
@@ -32,7 +32,7 @@ _HINT = "What a program has to print is in docs/sources/exec.md."
 _LINE = re.compile(rb"([0-9]{1,19}) ([1-9][0-9]{0,18}) (data|zero|same)\n")
 
 
-class ExecSettings(Settings):
+class ExecSettings(SourceSettings):
     """See docs/sources/exec.md. `settings` go to the program as they are."""
 
     command: tuple[str, ...] = Field(min_length=1)
@@ -40,13 +40,13 @@ class ExecSettings(Settings):
     timeout: Seconds = Field(default=600, ge=1)
 
 
-class _Disk(Settings):
+class _Disk(SourceSettings):
     read: str
     format: str = "raw"
     changes_since: str = ""
 
 
-class _Answer(Settings):
+class _Answer(SourceSettings):
     disks: dict[DiskName, _Disk] = Field(min_length=1)
     consistency: Consistency = Consistency.NONE
     files: dict[DiskName, Base64Bytes] = Field(default={})
@@ -76,29 +76,29 @@ class ExecSource:
         return found
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[Taken]:
+    def snapshot(self, request: Request) -> Iterator[SnapshotData]:
         """See Source. The program's `release` runs at the end, whatever happened before."""
         revision, known = request.revision, request.parent.id if request.parent else None
         facts = {"revision": revision, "parent": known, "is_frozen": request.is_frozen}
-        taken = Taken({}, Consistency.NONE)
+        taken = SnapshotData({}, Consistency.NONE)
         try:
             with ExitStack() as stack:
                 self._take(request, taken, self._ask("snapshot", **facts), stack)
                 yield taken
         finally:
-            with suppress(SourceError):  # the next `forget` finds what this leaves
-                self._ask("release", revision=revision, keep=None, is_kept=taken.is_kept)
+            with suppress(SourceError):  # the next `remove_all_except` finds what this leaves
+                self._ask("release", revision=revision, keep=None, is_kept=taken.keeps_checkpoint)
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. The program's `release` runs for no revision, and all that are not kept."""
-        self._ask("release", revision=None, keep=sorted(keep), is_kept=False)
+        self._ask("release", revision=None, keep=sorted(revisions), is_kept=False)
 
     def _ask(self, verb: str, **facts: object) -> bytes:
         stdin = json.dumps({"settings": self.settings.settings, **facts}).encode()
         command, limit = (*self.settings.command, verb), self.settings.timeout
         return ask(command, f"source exec, {verb}", timeout_seconds=limit, stdin=stdin)
 
-    def _take(self, request: Request, taken: Taken, said: bytes, stack: ExitStack) -> None:
+    def _take(self, request: Request, taken: SnapshotData, said: bytes, stack: ExitStack) -> None:
         """Open what an answer to `snapshot` names."""
         try:
             answer = checked(_Answer, json.loads(said))
@@ -113,7 +113,7 @@ class ExecSource:
                 try:
                     disks[name] = self._changed(name, disks[name], each.changes_since, request)
                 except (SourceError, ValueError) as error:
-                    taken.whole[name] = str(error)
+                    taken.full_read_reasons[name] = str(error)
         taken.disks, taken.files, taken.consistency = disks, answer.files, answer.consistency
 
     def _open(self, name: str, wanted: _Disk, request: Request, stack: ExitStack) -> Image:
@@ -131,7 +131,7 @@ class ExecSource:
         parent = request.parent.id if request.parent else ""
         if since != parent:
             raise ValueError(f"it knows no changes since {parent}, but: {since!a:.200}")
-        if not request.had(name, image.size):
+        if not request.parent_has(name, image.size):
             raise ValueError(f"the parent's disk has another size than {image.size} bytes")
         facts = {"revision": request.revision, "parent": parent, "disk": name}
         changed = _Changed(image, self._ask("extents", **facts), parent)

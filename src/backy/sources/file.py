@@ -13,7 +13,7 @@ from backy.config.settings import DiskName, checking
 from backy.errors import ConfigError, SourceError, translated
 from backy.model.extent import Extent
 from backy.model.revision import Consistency
-from backy.sources import Request, Settings, Taken, checked
+from backy.sources import Request, SnapshotData, SourceSettings, checked
 from backy.system import files
 from backy.system.files import Cache, File
 
@@ -29,7 +29,7 @@ def _path(path: object) -> Path:
     return Path(path)
 
 
-class FileSettings(Settings):
+class FileSettings(SourceSettings):
     """Each disk's image or block device."""
 
     disks: dict[DiskName, Annotated[Path, BeforeValidator(checking(_path))]] = Field(min_length=1)
@@ -57,7 +57,7 @@ class FileSource:
             disks = {name: _open(path, stack) for name, path in self.paths.items()}
             yield FileSnapshot(disks, is_frozen=request.is_frozen)
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """Nothing is left behind: the clone has no name and goes with the process."""
 
 
@@ -102,7 +102,7 @@ class FileImage:
 _READ_HINT = "Check the disk behind it (dmesg); nothing was published, older revisions are intact."
 
 
-class FileSnapshot(Taken):
+class FileSnapshot(SnapshotData):
     """All disks of the source, open for reading."""
 
     def __init__(self, disks: Mapping[str, FileImage], *, is_frozen: bool) -> None:

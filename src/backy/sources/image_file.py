@@ -23,7 +23,7 @@ from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError, translated
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import NbdImage
-from backy.sources import Request, Settings, Taken, checked
+from backy.sources import Request, SnapshotData, SourceSettings, checked
 from backy.system import files
 from backy.units import KiB, TiB, format_size
 
@@ -38,7 +38,7 @@ def _format(given: dict[str, Any]) -> str:
     return _FORMATS.get(given["path"].suffix.lower(), "")
 
 
-class ImageDisk(Settings):
+class ImageDisk(SourceSettings):
     """An image. `backing` allows it to name other files, which may be any that we may read."""
 
     path: AbsolutePath
@@ -50,7 +50,7 @@ class ImageDisk(Settings):
 _Disk = Annotated[ImageDisk, BeforeValidator(lambda d: {"path": d} if isinstance(d, str) else d)]
 
 
-class ImageSettings(Settings):
+class ImageSettings(SourceSettings):
     """See docs/sources/image.md."""
 
     disks: dict[DiskName, _Disk] = Field(min_length=1)
@@ -67,16 +67,16 @@ class ImageSource:
         self.paths = {name: each.path for name, each in self.settings.disks.items()}
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[Taken]:
+    def snapshot(self, request: Request) -> Iterator[SnapshotData]:
         """See Source. Every disk is locked before the first is read."""
         with ExitStack() as stack:
             opened = {
                 name: stack.enter_context(_open(each, self.settings.timeout))
                 for name, each in self.settings.disks.items()
             }
-            yield Taken(opened, Consistency.CRASH)
+            yield SnapshotData(opened, Consistency.CRASH)
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """Nothing is left behind: a lock goes with qemu-nbd, and that with us."""
 
 

@@ -29,8 +29,8 @@ from backy.errors import SourceError, translated
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, Settings, Taken, checked
-from backy.sources.checkpoint import Mark
+from backy.sources import Request, SnapshotData, SourceSettings, checked
+from backy.sources.checkpoint import CheckpointNames
 from backy.sources.image_file import ImageSource
 from backy.system import files, folders, process, signals
 from backy.system.guard import guarding
@@ -57,7 +57,7 @@ def _local(uri: str) -> str:
     return uri
 
 
-class LibvirtSettings(Settings):
+class LibvirtSettings(SourceSettings):
     """See docs/sources/libvirt.md."""
 
     domain: str = Field(pattern=r"^[^-\s]")
@@ -89,26 +89,26 @@ class LibvirtSource:
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(LibvirtSettings, settings)
         self.paths: dict[str, Path] = {}  # only libvirt knows them
-        self._mark = Mark(self.settings.server)
+        self._names = CheckpointNames(self.settings.server)
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[Taken]:
+    def snapshot(self, request: Request) -> Iterator[SnapshotData]:
         """See Source. Scratch files grow by what the guest overwrites meanwhile."""
         domain = self._domain()
-        taken = Taken({}, Consistency.CRASH)
+        taken = SnapshotData({}, Consistency.CRASH)
         with ExitStack() as stack:
             take = self._take if "id" in domain.xml.attrib else self._take_off
             take(domain, request, taken, stack)
-            taken.files = dict(self._files(domain, taken.said))
+            taken.files = dict(self._files(domain, taken.early_warnings))
             yield taken
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. The checkpoints of a domain that is off stay until it runs again."""
         domain = self._domain()
         self._abort(domain)
         for name in self._virsh("checkpoint-list", domain.uuid, "--name").split():
-            revision = self._mark.revision_of(name)
-            if revision and revision not in keep:
+            revision = self._names.revision_of(name)
+            if revision and revision not in revisions:
                 self._remove(domain, name)
 
     def _domain(self) -> Domain:
@@ -137,7 +137,9 @@ class LibvirtSource:
                 raise SourceError(why, _DISK_HINT)
             yield name, _get(element, "driver", "type") or "raw"
 
-    def _take_off(self, domain: Domain, request: Request, taken: Taken, stack: ExitStack) -> None:
+    def _take_off(
+        self, domain: Domain, request: Request, taken: SnapshotData, stack: ExitStack
+    ) -> None:
         """Open the disks of a domain that is off. Until the end it cannot be started."""
         disks = {}
         for name, kind in domain.formats.items():
@@ -148,16 +150,18 @@ class LibvirtSource:
                 raise SourceError(why, "Start it, or use the source for such disks.")
             disks[name] = {"path": path, "format": kind, "backing": True}
             if request.parent and name in request.parent.disks:
-                taken.whole[name] = "the domain is off"
+                taken.full_read_reasons[name] = "the domain is off"
         taken.disks = stack.enter_context(ImageSource(disks=disks).snapshot(request)).disks
 
-    def _take(self, domain: Domain, request: Request, taken: Taken, stack: ExitStack) -> None:
+    def _take(
+        self, domain: Domain, request: Request, taken: SnapshotData, stack: ExitStack
+    ) -> None:
         """Begin a backup job and open what it exports; the end of the stack ends it."""
-        checkpoint, parent = self._mark.name(request.revision), request.parent
+        checkpoint, parent = self._names.name(request.revision), request.parent
         bases: dict[str, str] = {}
         if parent:
             known = parent.disks.keys() & domain.formats
-            bases = dict.fromkeys(sorted(known), self._mark.name(parent.id))
+            bases = dict.fromkeys(sorted(known), self._names.name(parent.id))
         folder = self._prepare(domain, checkpoint)
         stack.callback(self._end, domain, checkpoint, taken)
         self._check(domain)
@@ -168,8 +172,8 @@ class LibvirtSource:
             address = parse_uri(f"nbd+unix:///{name}?socket={quote(f'{folder}/nbd/s')}")
             bitmap = _BITMAP if name in bases else None
             disks[name] = stack.enter_context(open_image(address, bitmap=bitmap))
-            if bitmap and not request.had(name, disks[name].size):
-                taken.whole[name] = "it was resized"
+            if bitmap and not request.parent_has(name, disks[name].size):
+                taken.full_read_reasons[name] = "it was resized"
                 disks[name] = stack.enter_context(open_image(address))
         taken.disks = disks
 
@@ -191,7 +195,7 @@ class LibvirtSource:
             raise SourceError(f"{self.settings.scratch}: {why}", "Let `scratch` be where is room.")
 
     def _folder(self, domain: Domain) -> Path:
-        return self.settings.scratch / self._mark.name(domain.uuid)
+        return self.settings.scratch / self._names.name(domain.uuid)
 
     def _prepare(self, domain: Domain, checkpoint: str) -> Path:
         """Make the folder of a job, with the checkpoint's XML in it.
@@ -212,14 +216,18 @@ class LibvirtSource:
             folders.write_file(folder / "checkpoint.xml", _checkpoint(domain, checkpoint))
         return folder
 
-    def _begin(self, domain: Domain, bases: dict[str, str], taken: Taken, deadline: float) -> None:
+    def _begin(
+        self, domain: Domain, bases: dict[str, str], taken: SnapshotData, deadline: float
+    ) -> None:
         """Begin the job; where checkpoints are lost or broken, without them."""
         folder = self._folder(domain)
         files = ["/dev/stdin"]
         if _TRACKED in domain.formats.values():
             files.append(f"{folder}/checkpoint.xml")
         for name in [each for each in bases if domain.formats[each] != _TRACKED]:
-            taken.whole[name] = f"libvirt keeps no {bases.pop(name)}: it is {domain.formats[name]}"
+            taken.full_read_reasons[name] = (
+                f"libvirt keeps no {bases.pop(name)}: it is {domain.formats[name]}"
+            )
         while True:
             seconds = max(1, deadline - time.monotonic())
             job = _job(domain, folder, bases)
@@ -229,16 +237,16 @@ class LibvirtSource:
                 if time.monotonic() > deadline or not (bases or files[1:]):
                     raise
                 if not bases:
-                    taken.said.append(f"the next backup reads all: {error.message}")
+                    taken.early_warnings.append(f"the next backup reads all: {error.message}")
                     files.pop()
                 # libvirtd may say it in any language, but it names the disk.
                 for name in [n for n in bases if f"{n}'" in error.message] or [*bases]:
-                    taken.whole[name] = f"{bases.pop(name)}: {error.message}"
+                    taken.full_read_reasons[name] = f"{bases.pop(name)}: {error.message}"
             else:
                 return
 
     @contextmanager
-    def _frozen(self, domain: Domain, request: Request, taken: Taken) -> Iterator[float]:
+    def _frozen(self, domain: Domain, request: Request, taken: SnapshotData) -> Iterator[float]:
         """Have the guest hold its file systems still; give when (monotonic) the body must end.
 
         It is told to go on whatever happens, also if we are killed.
@@ -262,7 +270,7 @@ class LibvirtSource:
                         guard.disarm()
         self._judge(frozen, thawed, taken)
 
-    def _judge(self, frozen: Outcome, thawed: Outcome, taken: Taken) -> None:
+    def _judge(self, frozen: Outcome, thawed: Outcome, taken: SnapshotData) -> None:
         """Whether the guest was still all the time: both say of how many file systems."""
         if not frozen.code and thawed.code != 0:
             what = f"the guest of domain {self.settings.domain} may still be frozen"
@@ -272,13 +280,13 @@ class LibvirtSource:
             taken.consistency = Consistency.FILESYSTEM
         else:
             said = vain[0].output.strip()[-300:].replace("\n", " ")
-            taken.said.append(f"the guest was not frozen: {said or 'it took too long'}")
+            taken.early_warnings.append(f"the guest was not frozen: {said or 'it took too long'}")
 
-    def _end(self, domain: Domain, checkpoint: str, taken: Taken) -> None:
-        """End the job. What cannot be removed now the next `forget` finds."""
+    def _end(self, domain: Domain, checkpoint: str, taken: SnapshotData) -> None:
+        """End the job. What cannot be removed now the next `remove_all_except` finds."""
         with signals.shielded(), suppress(SourceError):
             self._abort(domain)
-            if not taken.is_kept:
+            if not taken.keeps_checkpoint:
                 self._remove(domain, checkpoint)
 
     def _abort(self, domain: Domain) -> None:

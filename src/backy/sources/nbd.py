@@ -13,7 +13,7 @@ from backy.config.settings import DiskName
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import NbdImage, open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, Settings, Taken, checked
+from backy.sources import Request, SnapshotData, SourceSettings, checked
 
 
 def _template(text: str) -> str:
@@ -22,7 +22,7 @@ def _template(text: str) -> str:
     return text
 
 
-class NbdSettings(Settings):
+class NbdSettings(SourceSettings):
     """See docs/sources/nbd.md."""
 
     disks: dict[DiskName, str] = Field(min_length=1)
@@ -41,21 +41,23 @@ class NbdSource:
         self._disks = {name: parse_uri(uri) for name, uri in self.settings.disks.items()}
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[Taken]:
+    def snapshot(self, request: Request) -> Iterator[SnapshotData]:
         """See Source. Opens the exports; that they stay as they are is up to who made them."""
         is_one = self.settings.is_snapshot and (len(self._disks) == 1 or request.is_frozen)
         images: dict[str, NbdImage] = {}
-        taken = Taken(images, Consistency.CRASH if is_one else Consistency.NONE)
+        taken = SnapshotData(images, Consistency.CRASH if is_one else Consistency.NONE)
         old = request.parent.disks if request.parent else {}
         with ExitStack() as stack:
             for name, address in self._disks.items():
                 bitmap = self._bitmap(request) if name in old else None
                 images[name] = image = stack.enter_context(open_image(address, bitmap=bitmap))
-                if image.tracks_changes and not request.had(name, image.size):
+                if image.tracks_changes and not request.parent_has(name, image.size):
                     image.tracks_changes = False
-                    taken.whole[name] = f"it was resized, so the bitmap {bitmap} is not enough"
+                    taken.full_read_reasons[name] = (
+                        f"it was resized, so the bitmap {bitmap} is not enough"
+                    )
                 elif bitmap and not image.tracks_changes:
-                    taken.whole[name] = f"{address} has no bitmap {bitmap}"
+                    taken.full_read_reasons[name] = f"{address} has no bitmap {bitmap}"
             yield taken
 
     def _bitmap(self, request: Request) -> str | None:
@@ -64,5 +66,5 @@ class NbdSource:
             return None
         return self.settings.bitmap.replace("{parent}", request.parent.id)
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """Nothing is left behind: the exports and their bitmaps are somebody else's."""

@@ -30,8 +30,8 @@ from backy.image.image import Image
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, Settings, Taken, checked
-from backy.sources.checkpoint import Mark
+from backy.sources import Request, SnapshotData, SourceSettings, checked
+from backy.sources.checkpoint import CheckpointNames
 from backy.sources.image_file import ImageSource
 from backy.system import folders
 from backy.units import format_size
@@ -43,7 +43,7 @@ _SPARE = 10  # the scratch folder must have room for a tenth of what the disks h
 _SCRATCH_HINT = "Let `scratch` name a folder with more room, which QEMU may enter, too."
 
 
-class QemuSettings(Settings):
+class QemuSettings(SourceSettings):
     """See docs/sources/qemu.md."""
 
     qmp: AbsolutePath
@@ -91,14 +91,14 @@ def _action(kind: str, **data: object) -> Answer:
 
 
 @dataclass
-class _Taken(Taken):
+class _QemuSnapshot(SnapshotData):
     """What was taken of a VM that runs."""
 
     source: QemuSource = field(kw_only=True)
 
     def warnings(self) -> list[str]:
         """See Snapshot. Raises SourceError where what was read is not of one point in time."""
-        return [*self.said, *self.source.look(len(self.disks))]
+        return [*self.early_warnings, *self.source.look(len(self.disks))]
 
 
 class QemuSource:
@@ -109,16 +109,16 @@ class QemuSource:
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(QemuSettings, settings)
         self._name = f"QEMU at {self.settings.qmp}"
-        self._mark = Mark(self.settings.server)
+        self._names = CheckpointNames(self.settings.server)
         images = self.settings.images
         self._images = ImageSource(disks=images) if images else None
         self.paths = self._images.paths if self._images else {}
-        owner = f"{self._mark.name('')} {self.settings.qmp}"
+        owner = f"{self._names.name('')} {self.settings.qmp}"
         # Of nodes, jobs, exports and our folder. The name of a node has at most 31 characters.
         self._prefix = f"backy-{sha256(owner.encode()).hexdigest()[:12]}-"
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[Taken]:
+    def snapshot(self, request: Request) -> Iterator[SnapshotData]:
         """See Source."""
         with ExitStack() as stack:
             try:
@@ -128,12 +128,14 @@ class QemuSource:
                     raise
                 taken = stack.enter_context(self._images.snapshot(request))
                 known = request.parent.disks if request.parent else {}
-                taken.whole = {name: "the VM is off" for name in taken.disks if name in known}
+                taken.full_read_reasons = {
+                    name: "the VM is off" for name in taken.disks if name in known
+                }
             yield taken
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source."""
-        self._remove(lambda revision: revision not in keep)
+        self._remove(lambda revision: revision not in revisions)
 
     def _remove(self, is_unwanted: Callable[[str], bool]) -> None:
         """Remove all that is ours, but of the bitmaps only those of unwanted revisions."""
@@ -165,18 +167,18 @@ class QemuSource:
         found = [each.get(key, "") for each in monitor.ask(query)]
         return [name for name in found if name.startswith(self._prefix)]
 
-    def _take(self, request: Request, stack: ExitStack) -> Taken:
+    def _take(self, request: Request, stack: ExitStack) -> SnapshotData:
         """Begin. What is to be ended is in `stack`; the monitor is free for others meanwhile."""
         images: dict[str, Image] = {}
-        taken = _Taken(images, Consistency.CRASH, source=self)
+        taken = _QemuSnapshot(images, Consistency.CRASH, source=self)
         with self._connected() as monitor:
             stack.callback(self._end, request, taken)
-            disks = self._disks(monitor, request, taken.whole)
+            disks = self._disks(monitor, request, taken.full_read_reasons)
             options = self._options(monitor, disks)
             folder = self._make_scratch(disks)
             self._serve(monitor, disks, folder)
             actions = [each for one in disks.values() for each in one.actions(options)]
-            taken.consistency = self._transact(monitor, actions, request, taken.said)
+            taken.consistency = self._transact(monitor, actions, request, taken.early_warnings)
             for one in disks.values():
                 named = {"id": one.id, "name": one.id, "node_name": one.id}
                 bitmaps = {"bitmaps": [one.changes]} if one.parent else {}
@@ -187,10 +189,14 @@ class QemuSource:
             images[name] = stack.enter_context(image)
         return taken
 
-    def _end(self, request: Request, taken: Taken) -> None:
+    def _end(self, request: Request, taken: SnapshotData) -> None:
         """Leave nothing in QEMU but the bitmaps of others and, once kept, of this revision."""
-        with suppress(SourceError):  # what fails here, the next `forget` finds, and fails
-            self._remove(lambda revision: revision == request.revision and not taken.is_kept)
+        with suppress(
+            SourceError
+        ):  # what fails here, the next `remove_all_except` finds, and fails
+            self._remove(
+                lambda revision: revision == request.revision and not taken.keeps_checkpoint
+            )
 
     def _disks(self, monitor: Monitor, request: Request, whole: dict[str, str]) -> dict[str, _Disk]:
         """What is to be backed up. Where all of a known disk must be read, `whole` says why."""
@@ -202,11 +208,11 @@ class QemuSource:
                 raise SourceError(f"{self._name}: no disk {place!r}", f"There is: {there}.")
             parent = ""
             if request.parent and name in request.parent.disks:
-                parent = self._mark.name(request.parent.id)
-                had = request.had(name, nodes[place]["image"]["virtual-size"])
+                parent = self._names.name(request.parent.id)
+                had = request.parent_has(name, nodes[place]["image"]["virtual-size"])
                 if reason := _why_whole(nodes[place], parent, had=had):
                     whole[name], parent = reason, ""
-            bitmap = self._mark.name(request.revision)
+            bitmap = self._names.name(request.revision)
             disks[name] = _Disk(f"{self._prefix}{number}", nodes[place], bitmap, parent)
         if not disks:
             raise SourceError(f"{self._name}: there is no disk to back up", "Name some in `disks`.")
@@ -292,7 +298,7 @@ class QemuSource:
             monitor.ask("blockdev-del", node_name=name)
         for node in monitor.ask("query-named-block-nodes"):
             for name in [each.get("name", "") for each in node.get("dirty-bitmaps", [])]:
-                revision = self._mark.revision_of(name.removesuffix(_CHANGES))
+                revision = self._names.revision_of(name.removesuffix(_CHANGES))
                 if revision and (name.endswith(_CHANGES) or is_unwanted(revision)):
                     monitor.ask("block-dirty-bitmap-remove", node=node["node-name"], name=name)
         if jobs and _status(monitor) == "io-error":  # for lack of room, and now it goes

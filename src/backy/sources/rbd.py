@@ -28,8 +28,8 @@ from backy.image.workers import in_parallel
 from backy.model.extent import Extent, Kind, cover
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import NbdImage
-from backy.sources import Request, Settings, Taken, checked
-from backy.sources.checkpoint import Mark
+from backy.sources import Request, SnapshotData, SourceSettings, checked
+from backy.sources.checkpoint import CheckpointNames
 from backy.units import MiB
 
 Value = TypeVar("Value")
@@ -56,7 +56,7 @@ _Word = Annotated[str, Field(pattern=f"^{_WORD}$")]
 _Image = Annotated[str, BeforeValidator(_joined), Field(pattern=f"^{_WORD}(/{_WORD}){{1,2}}$")]
 
 
-class RbdSettings(Settings):
+class RbdSettings(SourceSettings):
     """See docs/sources/rbd.md. A disk is "pool/image" or "pool/namespace/image"."""
 
     disks: dict[DiskName, _Image] = Field(min_length=1)
@@ -104,7 +104,7 @@ class RbdSource:
             settings["disks"] = {"vda": place}
         self.settings = known = checked(RbdSettings, settings)
         self.paths: dict[str, Path] = {}
-        self.mark = Mark(known.server)
+        self.names = CheckpointNames(known.server)
         # Programs take the name of the cluster from that of the file.
         conf = known.conf or (known.cluster and f"/etc/ceph/{known.cluster}.conf")
         access = {"conf": str(conf or ""), "id": known.user or ""}
@@ -121,30 +121,30 @@ class RbdSource:
             with taken.stack:
                 yield taken
         finally:
-            if not taken.is_kept:
+            if not taken.keeps_checkpoint:
                 _at_once(self._drop, points)
 
-    def forget(self, keep: Collection[str]) -> None:
+    def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. A snapshot that somebody protected stays."""
         unwanted = [
             f"{image}@{name}"
             for image in self.settings.disks.values()
             for name, each in self.points(image).items()
-            if (revision := self.revision_of(name)) and revision not in keep
+            if (revision := self.revision_of(name)) and revision not in revisions
             if not each.protected
         ]
         _at_once(partial(self.snap, "rm"), unwanted)
 
     def revision_of(self, name: str) -> str | None:
         """The revision for which this server took a snapshot with this name; or None."""
-        return self.mark.revision_of("-".join(name.split("-")[:4]))
+        return self.names.revision_of("-".join(name.split("-")[:4]))
 
     def snap(self, verb: str, point: str) -> None:
         """Create or rm a snapshot. If that fails, it may still happen later."""
         self._call("snap", verb, "--no-progress", point)
 
     def _drop(self, point: str) -> None:
-        with suppress(SourceError):  # what stays the next `forget` finds
+        with suppress(SourceError):  # what stays the next `remove_all_except` finds
             self.snap("rm", point)
 
     def id_of(self, image: str) -> str:
@@ -210,7 +210,7 @@ class RbdSource:
             raise SourceError(error.message, f"{_HINT} {error.hint}") from error
 
 
-class RbdSnapshot(Taken):
+class RbdSnapshot(SnapshotData):
     """A Snapshot; see there for the contract. Disks are opened when the first is asked for."""
 
     def __init__(self, source: RbdSource, request: Request) -> None:
@@ -229,11 +229,11 @@ class RbdSnapshot(Taken):
         for image, used in self._used.items():
             if used - {each.id for each in self._source.points(image).values()}:
                 raise SourceError(f"a snapshot of {image} was removed while we read", _GONE_HINT)
-        return self.said
+        return self.early_warnings
 
     def point(self, disk: str, revision: str) -> str:
         """The snapshot of a disk as it is called if it was taken for this revision."""
-        image, mark = self._source.settings.disks[disk], self._source.mark
+        image, mark = self._source.settings.disks[disk], self._source.names
         return f"{image}@{mark.name(revision)}-{disk}-{self.ids[disk]}"
 
     def _open(self) -> dict[str, Image]:
@@ -243,7 +243,7 @@ class RbdSnapshot(Taken):
         source, point = self._source, self.point(disk, self._request.revision)
         image, _, name = point.partition("@")
         points = source.points(image)
-        self.said += [
+        self.early_warnings += [
             f"{image}@{each} is needed no more, but protected; it stays"
             for each in points
             if points[each].protected and source.revision_of(each)
@@ -255,7 +255,7 @@ class RbdSnapshot(Taken):
         self._used[image] = {points[each].id for each in (name, base) if each in points}
         extents = source.extents(point, base, size)
         if base and extents is None:
-            self.whole[disk] = "the list of its changes is too long"
+            self.full_read_reasons[disk] = "the list of its changes is too long"
         if extents is None and size != content.size:
             extents = [Extent(0, size, Kind.DATA)]
         return RbdImage(content, extents, size)
@@ -272,11 +272,11 @@ class RbdSnapshot(Taken):
             why = "is gone, or was taken of another image or disk"
         elif old.protected:
             why = "was protected by somebody"
-        elif not self._request.had(disk, size) or old.size != size:
+        elif not self._request.parent_has(disk, size) or old.size != size:
             why = "has another size: the image was resized"
         else:
             return name
-        self.whole[disk] = f"{point} {why}"
+        self.full_read_reasons[disk] = f"{point} {why}"
         return None
 
 

@@ -124,7 +124,7 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class RunningProgram:
     """A program that runs beside us."""
 
     _popen: Popen[bytes]
@@ -143,7 +143,7 @@ class Child:
 
 
 @contextmanager
-def serving(command: Sequence[str]) -> Iterator[Child]:
+def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
     """Have a program run during the body; it is ended with it, and dies with us if we are killed.
 
     Raises OSError where nothing can be started; a program that is missing is one that has ended.
@@ -171,7 +171,7 @@ def serving(command: Sequence[str]) -> Iterator[Child]:
             hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)
             hearing.start()
             stack.callback(hearing.join, 0.5)
-        yield Child(child, hearing, said)
+        yield RunningProgram(child, hearing, said)
 
 
 # The shell tells the guard its number before it becomes the program, so that the guard knows of
