@@ -1,5 +1,7 @@
-"""ARCHITECTURE.md and README.md say what the code says: modules, exit codes."""
+"""ARCHITECTURE.md and README.md say what the code says: folders, layers, exit codes."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import backy
@@ -22,14 +24,32 @@ def exit_codes() -> dict[str, int]:
     return found
 
 
-def test_the_list_of_modules_is_complete_and_names_no_other() -> None:
+def folders() -> set[str]:
+    """Each folder of modules, and each module that is in none."""
     root = Path(backy.__file__).parent
-    modules = {
-        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        for path in root.glob("**/*.py")
-    }
-    listed = [row["module"] for row in markdown.table(markdown.section(ARCHITECTURE, "Layers"))]
-    assert sorted(listed) == sorted(modules - {"__init__"})
+    found = {path.relative_to(root).with_suffix("").parts[0] for path in root.glob("**/*.py")}
+    return found - {"__init__"}
+
+
+def layers() -> list[str]:
+    """What import-linter holds, the highest first."""
+    project = tomllib.loads((markdown.PROJECT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (contract,) = [each for each in contracts if each["id"] == "layers"]
+    return re.findall(r"\w+", " ".join(contract["layers"]))
+
+
+def listed() -> list[str]:
+    """The first column of the table of folders."""
+    return [row["folder"] for row in markdown.table(markdown.section(ARCHITECTURE, "Layers"))]
+
+
+def test_every_folder_is_in_the_table_and_no_other() -> None:
+    assert sorted(listed()) == sorted(folders())
+
+
+def test_the_table_has_the_folders_in_the_order_of_the_layers() -> None:
+    assert listed() == [each for each in layers() if each in folders()]
 
 
 def test_the_exit_code_of_every_error_is_documented() -> None:
