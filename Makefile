@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 # Only errors are shown, such as a hash that differs.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip -qq install
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
+# `make install` links to .venv/bin/backy from here, so that a shell finds it.
+PREFIX ?= $(shell if [ "$$(id -u)" -eq 0 ]; then echo /usr/local; else echo "$$HOME/.local"; fi)
 # Two workers even on a larger machine: the tests on real file systems and programs share one kernel.
 WORKERS ?= 2
 
@@ -17,7 +19,8 @@ WORKERS ?= 2
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
-install: $(VENV)/.installed ## make .venv/bin/backy
+install: $(VENV)/.installed ## make .venv/bin/backy, and backy a command in PREFIX/bin (/usr/local or ~/.local)
+	@tools/link-program $(BIN)/backy $(PREFIX)/bin
 
 test: $(VENV)/.dev ## run all tests, on real file systems and programs where root
 	@tools/apt-install tests/lab/apt-packages.txt
@@ -42,7 +45,7 @@ bench: $(VENV)/.installed ## measure backy beside restic, borg and qemu-img
 	@echo restic borgbackup qemu-utils qemu-system-common libnbd-bin zstd xfsprogs mount | tools/apt-install -
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
-demo: $(VENV)/.installed ## back up, verify, damage and restore a disk image, to watch
+demo: $(VENV)/.installed ## watch backy back up, damage, verify and restore a small disk image
 	@echo e2fsprogs zstd b3sum diffutils | tools/apt-install -
 	@./demo.sh
 
@@ -74,17 +77,20 @@ clean: ## remove what the tools made
 	@find src tests tools benchmarks contrib -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.made: tools/make-venv
+	@echo "Making the virtual environment $(VENV) ..."
 	@tools/make-venv $(VENV) $(PYTHON)
 	@touch $@
 
 # The package is built with the locked hatchling of the .venv itself, so that nothing comes in unchecked.
 $(VENV)/.installed: $(VENV)/.made requirements/run.txt requirements/build.txt pyproject.toml src/backy/__init__.py
+	@echo "Installing the Python libraries of backy into $(VENV), about a minute ..."
 	@$(PIP) --require-hashes -r requirements/run.txt -r requirements/build.txt
 	@$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q src/backy
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
+	@echo "Installing the tools for development into $(VENV) ..."
 	@$(PIP) --require-hashes -r requirements/dev.txt
 	@touch $@
 

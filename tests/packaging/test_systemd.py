@@ -39,6 +39,20 @@ def test_systemd_finds_nothing_wrong_with_the_unit(systemd_root: Root) -> None:
     assert done.stdout + done.stderr == ""
 
 
+def test_the_unit_starts_what_make_install_makes_where_there_is_no_package(
+    systemd_root: Root, tmp_path: Path
+) -> None:
+    root = systemd_root.copy(tmp_path / "root")
+    verify = ["systemd-analyze", "verify", "--man=no", "/etc/systemd/system/backy.service"]
+    shutil.copy(UNIT, root.path / "etc/systemd/system")
+    (root.path / "usr/bin/backy").rename(root.path / "usr/lib/backy/moved")
+    assert "backy is not executable" in root.run(*verify, check=False).stderr
+    (root.path / "usr/local/bin").mkdir(parents=True, exist_ok=True)
+    (root.path / "usr/local/bin/backy").symlink_to("/usr/lib/backy/bin/backy")
+    done = root.run(*verify)
+    assert done.stdout + done.stderr == ""
+
+
 def test_the_unit_is_no_more_exposed_than_was_argued_for(systemd_root: Root) -> None:
     command = ["systemd-analyze", "security", "--offline=yes", "--no-pager"]
     said = systemd_root.run(*command, "/usr/lib/systemd/system/backy.service").stdout
