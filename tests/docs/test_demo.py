@@ -43,7 +43,9 @@ def test_the_demo_runs_shows_its_commands_and_leaves_nothing_behind(stage: Stage
     for command in ("backup", "list", "diff", "verify", "restore"):
         assert f"$ backy {command} vm1" in result.stdout
     assert "$ cmp vm1.img by-script.img" in result.stdout
-    assert result.stdout.rstrip().endswith("Every restored disk equals the disk that was backed up.")
+    assert result.stdout.rstrip().endswith(
+        "Every restored disk equals the disk that was backed up."
+    )
     assert "\x1b" not in result.stdout + result.stderr
     assert list((stage.root.parent / "tmp").iterdir()) == []
 
