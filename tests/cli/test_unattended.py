@@ -219,7 +219,7 @@ def test_check_ends_with_the_code_of_what_is_worst(server: Server) -> None:
     server.ok("backup", "vm1")
     result = server.run("check")
     assert (result.code, result.err) == (2, "")
-    assert result.out.startswith("BACKY CRITICAL - 1 jobs: daemon is not running")
+    assert result.out.startswith("BACKY CRITICAL - 1 job: daemon is not running")
     assert "CRITICAL vm1" not in result.out
     server.job("vm2", schedule="soon")
     assert "CRITICAL vm2: never backed up" in server.run("check", "--job", "^vm2$").out

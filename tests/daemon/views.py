@@ -11,7 +11,7 @@ from backy.monitoring import metrics
 from backy.monitoring.metrics import Metrics, Sample
 from backy.monitoring.space import Space
 from backy.repository.status import Scrubbed, Status
-from backy.repository.summary import Facts
+from backy.repository.summary import Summary
 
 NOW = datetime(2026, 11, 23, 9, 30, 0, 500_000, UTC)
 IDS = ("20261121T004938Z-a1b2", "20261122T004938Z-a1b2", "20261123T004938Z-x7k2")
@@ -31,7 +31,7 @@ class Family:
 class JobView:
     """A job, and by how much it misses what was promised."""
 
-    facts: Facts
+    summary: Summary
     overdue_seconds: float = 0
     scrub_overdue_seconds: float | None = None
 
@@ -53,12 +53,12 @@ def busy_job(name: str = "vm1") -> JobView:
         paused=NOW,
         scrubbed=Scrubbed(NOW - timedelta(days=1), 1000, 900, NOW - timedelta(days=31)),
     )
-    return JobView(Facts(name, IDS, newest, status, reports=4), 60.5, 3600.0)
+    return JobView(Summary(name, IDS, newest, status, reports=4), 60.5, 3600.0)
 
 
 def new_job(name: str = "new") -> JobView:
     """A job that was never backed up; its repository does not exist."""
-    return JobView(Facts(name))
+    return JobView(Summary(name))
 
 
 def view(
@@ -67,15 +67,15 @@ def view(
     problem: str = "",
 ) -> Iterable[Sample]:
     for job in jobs:
-        yield metrics.of_job(job.facts, job.overdue_seconds, job.scrub_overdue_seconds, NOW)
+        yield metrics.of_job(job.summary, job.overdue_seconds, job.scrub_overdue_seconds, NOW)
     yield metrics.of_pool("fast", {"slots": 4, "in_use": 3, "queued": 7})
     yield metrics.of_pool("slow", {"slots": 2, "in_use": 1, "queued": 0})
     yield from metrics.of_server(space, problem, NOW - timedelta(hours=1))
 
 
 def failing(job: JobView, errors: int) -> JobView:
-    status = replace(job.facts.status, errors=errors)
-    return replace(job, facts=replace(job.facts, status=status))
+    status = replace(job.summary.status, errors=errors)
+    return replace(job, summary=replace(job.summary, status=status))
 
 
 def families(text: bytes) -> dict[str, Family]:

@@ -14,7 +14,7 @@ from backy.model.revision import Consistency, Revision, Trust, id_for
 from backy.monitoring.health import Finding, Judge, Promise, Server, State, days_until_full, unknown
 from backy.monitoring.space import Space
 from backy.repository.status import Scrubbed, Status
-from backy.repository.summary import Facts
+from backy.repository.summary import Summary
 from backy.units import GiB, TiB
 from tests.docs import markdown
 
@@ -42,10 +42,10 @@ def revision(age: float, trust: Trust = Trust.TRUSTED) -> Revision:
     return Revision(id_for(ago(age), "aaaa"), ago(age), None, 1.0, Consistency.CRASH, {}, (), trust)
 
 
-def job(*ages: float, name: str = "vm1", reports: int = 0, **status: object) -> Facts:
+def job(*ages: float, name: str = "vm1", reports: int = 0, **status: object) -> Summary:
     """A job with a revision of each age, the newest last."""
     made = [revision(age) for age in ages]
-    return Facts(
+    return Summary(
         name,
         tuple(each.id for each in made),
         made[-1] if made else None,
@@ -55,20 +55,20 @@ def job(*ages: float, name: str = "vm1", reports: int = 0, **status: object) -> 
 
 
 def findings(
-    facts: Facts, promise: Promise = HOURLY, judge: Judge = JUDGE
+    summary: Summary, promise: Promise = HOURLY, judge: Judge = JUDGE
 ) -> list[tuple[State, str]]:
-    return [(each.state, each.what) for each in judge.job(facts, promise)]
+    return [(each.state, each.text) for each in judge.job(summary, promise)]
 
 
 def of_server(server: Server, judge: Judge = JUDGE) -> list[tuple[State, str]]:
-    return [(each.state, each.what) for each in judge.server(server) if each.state]
+    return [(each.state, each.text) for each in judge.server(server) if each.state]
 
 
 def check(
-    *facts: Facts, server: Server = FINE, promise: Promise = HOURLY, judge: Judge = JUDGE
+    *summaries: Summary, server: Server = FINE, promise: Promise = HOURLY, judge: Judge = JUDGE
 ) -> tuple[int, str, str, list[str]]:
     """The exit code, the status line, its perfdata, the lines after it."""
-    code, text = judge.report(facts, {each.job: promise for each in facts}, server)
+    code, text = judge.report(summaries, {each.job: promise for each in summaries}, server)
     assert text.endswith("\n")
     first, *lines = text[:-1].split("\n")
     line, _, perfdata = first.partition(" | ")
@@ -110,15 +110,29 @@ TROUBLES_OF_JOBS = [
     pytest.param(
         job(60, errors=3, error="vm1.img: No such file"),
         State.WARNING,
-        "3 x failed in a row: vm1.img: No such file",
+        "last 3 backups failed: vm1.img: No such file",
         id="failed",
     ),
-    pytest.param(job(60, reports=2), State.WARNING, "2 x damage in quarantine", id="reports"),
+    pytest.param(
+        job(60, reports=2), State.WARNING, "reports of damage in quarantine: 2", id="reports"
+    ),
     pytest.param(
         job(60, hooks_failed=1, hook_error="freeze ended with code 3"),
         State.WARNING,
-        "1 x hooks failed in a row: freeze ended with code 3",
+        "a hook failed in the last backup: freeze ended with code 3",
         id="hooks",
+    ),
+    pytest.param(
+        job(60, hooks_failed=4, hook_error="copy ended with code 1"),
+        State.WARNING,
+        "a hook failed in each of the last 4 backups: copy ended with code 1",
+        id="hooks-again",
+    ),
+    pytest.param(
+        job(60, tracking_error_at=ago(30 * DAY - 1)),
+        State.WARNING,
+        "source reported changed blocks as unchanged on 2026-10-24",
+        id="tracking-error",
     ),
     pytest.param(
         job(60, suspicious="it has 3 of 100 GiB"),
@@ -129,23 +143,23 @@ TROUBLES_OF_JOBS = [
     pytest.param(
         job(DAY, 60, distrusted=(revision(DAY).id,)),
         State.WARNING,
-        "1 of 2 revisions distrusted",
+        "distrusted revisions: 1 of 2",
         id="distrusted",
     ),
     pytest.param(
         job(60, distrusted=(revision(60).id,)),
         State.CRITICAL,
-        "1 of 1 revisions distrusted",
+        "distrusted revisions: 1 of 1",
         id="all-distrusted",
     ),
     pytest.param(
-        Facts("vm1", problem="revision.json: disks: Field required"),
+        Summary("vm1", problem="revision.json: disks: Field required"),
         State.CRITICAL,
         "revision.json: disks: Field required",
         id="damaged",
     ),
     pytest.param(
-        Facts("vm1", problem="listing /srv/backy/vm1: Permission denied"),
+        Summary("vm1", problem="listing /srv/backy/vm1: Permission denied"),
         State.UNKNOWN,
         "listing /srv/backy/vm1: Permission denied",
         id="denied",
@@ -159,20 +173,20 @@ TROUBLES_OF_JOBS = [
     pytest.param(
         replace(job(60), newest=None),
         State.UNKNOWN,
-        "newest revision was not looked at",
+        "newest revision could not be checked",
         id="newest-not-read",
     ),
 ]
 
 
-@pytest.mark.parametrize(("facts", "state", "text"), TROUBLES_OF_JOBS)
-def test_each_trouble_of_a_job_is_a_finding(facts: Facts, state: State, text: str) -> None:
-    assert findings(facts) == [(state, text)]
-    assert check(facts)[0] == {State.WARNING: 1, State.CRITICAL: 2, State.UNKNOWN: 3}[state]
+@pytest.mark.parametrize(("summary", "state", "text"), TROUBLES_OF_JOBS)
+def test_each_trouble_of_a_job_is_a_finding(summary: Summary, state: State, text: str) -> None:
+    assert findings(summary) == [(state, text)]
+    assert check(summary)[0] == {State.WARNING: 1, State.CRITICAL: 2, State.UNKNOWN: 3}[state]
 
 
 @pytest.mark.parametrize(
-    ("facts", "judge", "is_good"),
+    ("summary", "judge", "is_good"),
     [
         pytest.param(job(5400), JUDGE, True, id="as-old-as-allowed"),
         pytest.param(job(5401), JUDGE, False, id="a-second-older"),
@@ -187,18 +201,20 @@ def test_each_trouble_of_a_job_is_a_finding(facts: Facts, state: State, text: st
         pytest.param(job(60, errors=1), Judge(NOW, failed=1), False, id="one-is-too-many"),
     ],
 )
-def test_boundaries_are_where_the_thresholds_say(facts: Facts, judge: Judge, is_good: bool) -> None:
-    assert (findings(facts, judge=judge) == []) is is_good
+def test_boundaries_are_where_the_thresholds_say(
+    summary: Summary, judge: Judge, is_good: bool
+) -> None:
+    assert (findings(summary, judge=judge) == []) is is_good
 
 
 def test_a_late_job_says_why_from_its_first_failure_on() -> None:
     late = (State.CRITICAL, "last backup 2 h 0 min ago, 1 h 30 min allowed")
     assert findings(job(2 * HOUR, errors=1, error="no space")) == [
         late,
-        (State.WARNING, "1 x failed in a row: no space"),
+        (State.WARNING, "last backup failed: no space"),
     ]
     assert findings(job(errors=1, error="no source"))[1:] == [
-        (State.WARNING, "1 x failed in a row: no source")
+        (State.WARNING, "last backup failed: no source")
     ]
 
 
@@ -214,9 +230,9 @@ def test_the_distrust_of_revisions_that_are_gone_is_forgotten() -> None:
 
 
 def test_the_newest_revision_is_distrusted_by_its_own_word_too() -> None:
-    facts = replace(job(DAY, 60), newest=revision(60, Trust.DISTRUSTED))
-    assert findings(facts) == [(State.WARNING, "1 of 2 revisions distrusted")]
-    assert numbers(check(facts)[2])["distrusted"] == "1"
+    summary = replace(job(DAY, 60), newest=revision(60, Trust.DISTRUSTED))
+    assert findings(summary) == [(State.WARNING, "distrusted revisions: 1 of 2")]
+    assert numbers(check(summary)[2])["distrusted"] == "1"
 
 
 def scrubbed(oldest: datetime | None, time: datetime = NOW) -> Scrubbed:
@@ -224,7 +240,7 @@ def scrubbed(oldest: datetime | None, time: datetime = NOW) -> Scrubbed:
 
 
 @pytest.mark.parametrize(
-    ("facts", "days"),
+    ("summary", "days"),
     [
         pytest.param(job(30 * DAY, 60), None, id="never-read-and-as-old-as-promised"),
         pytest.param(job(31 * DAY, 60), 31, id="never-read-and-older"),
@@ -261,9 +277,11 @@ def scrubbed(oldest: datetime | None, time: datetime = NOW) -> Scrubbed:
         ),
     ],
 )
-def test_what_was_not_read_within_the_promise_is_a_warning(facts: Facts, days: int | None) -> None:
+def test_what_was_not_read_within_the_promise_is_a_warning(
+    summary: Summary, days: int | None
+) -> None:
     text = f"not read for {days} d 0 h, 30 d 0 h promised"
-    found = [each for each in findings(facts, SCRUBBED) if "paused" not in each[1]]
+    found = [each for each in findings(summary, SCRUBBED) if "paused" not in each[1]]
     assert found == ([(State.WARNING, text)] if days else [])
 
 
@@ -281,7 +299,7 @@ TROUBLES_OF_THE_SERVER = [
         replace(FINE, is_running=False), State.CRITICAL, "daemon is not running", id="daemon"
     ),
     pytest.param(
-        replace(FINE, is_running=None), State.UNKNOWN, "daemon was not looked at", id="not-asked"
+        replace(FINE, is_running=None), State.UNKNOWN, "daemon could not be checked", id="not-asked"
     ),
     pytest.param(
         replace(FINE, configuration_problem="backy.yaml:3: jobs: bad"),
@@ -290,7 +308,7 @@ TROUBLES_OF_THE_SERVER = [
         id="configuration",
     ),
     pytest.param(
-        replace(FINE, space=None), State.UNKNOWN, "free space was not looked at", id="no-space"
+        replace(FINE, space=None), State.UNKNOWN, "free space could not be checked", id="no-space"
     ),
     pytest.param(
         replace(FINE, space=Space(100 * GiB, 9 * GiB)),
@@ -315,7 +333,7 @@ def test_each_trouble_of_the_server_is_a_finding(server: Server, state: State, t
     assert of_server(server) == [(state, text)]
     code, line, _, lines = check(job(60), server=server)
     assert code == {State.WARNING: 1, State.CRITICAL: 2, State.UNKNOWN: 3}[state]
-    assert line == f"BACKY {state.name} - 1 jobs: {text}"
+    assert line == f"BACKY {state.name} - 1 job: {text}"
     assert lines == [f"{state.name} {text}"]
 
 
@@ -356,7 +374,7 @@ def filling(a_day: float, free: int = 500, hours: int = 48, past: int = 0) -> Sp
 )
 def test_a_file_system_that_fills_up_is_said_before_it_is_full(a_day: int, state: State) -> None:
     judge = Judge(NOW, free_warning=0, free_critical=0)
-    days = f"full in {500 / a_day if a_day else 0:.1f} days if it goes on like this"
+    days = f"full in {500 / a_day if a_day else 0:.1f} days at this rate"
     assert of_server(replace(FINE, space=filling(a_day)), judge) == (
         [(state, days)] if state else []
     )
@@ -409,15 +427,16 @@ def test_all_good_is_one_line_that_says_how_many_jobs_were_judged() -> None:
 
 
 def test_bad_jobs_are_counted_then_the_worst_three_named_then_each_has_a_line() -> None:
-    facts = [
+    summaries = [
         job(60, name="fine"),
         job(60, name="shaky", errors=5, error="it is gone", reports=1),
         job(HOUR * 2, name="late"),
         job(HOUR * 9, name="later", errors=3, error="gone"),
         job(name="never"),
-        Facts("odd", problem="listing odd: Permission denied"),
+        Summary("odd", problem="listing odd: Permission denied"),
     ]
-    code, line, perfdata, lines = check(*facts)
+    code, line, perfdata, lines = check(*summaries)
+    failed = "last 3 backups failed: gone"
     assert code == 2
     assert line == (
         "BACKY CRITICAL - 6 jobs, 3 critical, 1 unknown, 1 warning: never: never backed up; "
@@ -426,10 +445,10 @@ def test_bad_jobs_are_counted_then_the_worst_three_named_then_each_has_a_line() 
     )
     assert lines == [
         "CRITICAL never: never backed up",
-        "CRITICAL later: last backup 9 h 0 min ago, 1 h 30 min allowed; 3 x failed in a row: gone",
+        f"CRITICAL later: last backup 9 h 0 min ago, 1 h 30 min allowed; {failed}",
         "CRITICAL late: last backup 2 h 0 min ago, 1 h 30 min allowed",
         "UNKNOWN odd: listing odd: Permission denied",
-        "WARNING shaky: 5 x failed in a row: it is gone; 1 x damage in quarantine",
+        "WARNING shaky: last 5 backups failed: it is gone; reports of damage in quarantine: 1",
     ]
     assert numbers(perfdata) == {
         "jobs": "6",
@@ -446,30 +465,30 @@ def test_bad_jobs_are_counted_then_the_worst_three_named_then_each_has_a_line() 
 
 
 def test_a_job_whose_repository_cannot_be_read_does_not_hide_one_without_a_backup() -> None:
-    assert check(Facts("a", problem="x: Permission denied"), job(name="b"))[0] == 2
-    assert check(Facts("a", problem="x: Permission denied"), job(60, errors=9, name="b"))[0] == 3
+    assert check(Summary("a", problem="x: Permission denied"), job(name="b"))[0] == 2
+    assert check(Summary("a", problem="x: Permission denied"), job(60, errors=9, name="b"))[0] == 3
 
 
 def test_what_is_wrong_with_the_server_comes_before_jobs_in_the_same_state() -> None:
     line = check(job(), server=replace(FINE, is_running=False))[1]
-    assert line.endswith("1 jobs, 1 critical: daemon is not running; vm1: never backed up")
+    assert line.endswith("1 job, 1 critical: daemon is not running; vm1: never backed up")
 
 
 def test_without_jobs_nothing_is_good() -> None:
     code, line, _, _ = check()
-    assert (code, line) == (3, "BACKY UNKNOWN - 0 jobs: no job is configured, or none matches")
+    assert (code, line) == (3, "BACKY UNKNOWN - 0 jobs: no job is configured, or no job matches")
 
 
-def test_a_job_without_facts_is_unknown_and_facts_without_a_job_are_left_out() -> None:
+def test_a_job_without_a_summary_is_unknown_and_a_summary_without_a_job_are_left_out() -> None:
     code, text = JUDGE.report([job(name="stray")], {"vm1": HOURLY}, FINE)
     assert code == 3
-    assert "1 jobs, 1 unknown: vm1: was not looked at" in text
+    assert "1 job, 1 unknown: vm1: could not be checked" in text
     assert "stray" not in text
 
 
 def test_repositories_without_a_job_are_listed_and_no_reason_to_worry() -> None:
     code, line, _, lines = check(job(60), server=replace(FINE, unknown_jobs=("old1", "old2")))
-    assert (code, line) == (0, "BACKY OK - 1 jobs: all good")
+    assert (code, line) == (0, "BACKY OK - 1 job: all good")
     assert lines == ["repositories without a job: 2: old1, old2"]
 
 
@@ -491,24 +510,24 @@ def test_what_was_raised_is_unknown() -> None:
 )
 def test_an_error_that_steers_terminals_or_nagios_is_made_harmless(error: str, shown: str) -> None:
     _, line, _, lines = check(job(60, errors=9, error=error))
-    assert line == f"BACKY WARNING - 1 jobs, 1 warning: vm1: 9 x failed in a row: {shown}"
-    assert lines == [f"WARNING vm1: 9 x failed in a row: {shown}"]
+    assert line == f"BACKY WARNING - 1 job, 1 warning: vm1: last 9 backups failed: {shown}"
+    assert lines == [f"WARNING vm1: last 9 backups failed: {shown}"]
 
 
 def test_long_errors_are_cut_and_leave_room_for_other_jobs() -> None:
-    facts = [job(60, name=f"vm{number}", errors=9, error="x" * 10**6) for number in range(4)]
-    _, line, _, lines = check(*facts)
+    summaries = [job(60, name=f"vm{number}", errors=9, error="x" * 10**6) for number in range(4)]
+    _, line, _, lines = check(*summaries)
     assert len(line) <= 200
-    assert all(f"vm{number}: 9 x failed" in line for number in range(3))
+    assert all(f"vm{number}: last 9 backups failed" in line for number in range(3))
     assert [len(each) for each in lines] == [1000] * 4
     assert all(each.endswith("xxx...") for each in lines)
 
 
 def test_ten_thousand_jobs_give_one_short_line_and_a_line_for_each_bad_one() -> None:
-    facts = [
+    summaries = [
         job(60 * (number % 200), name=f"customer-{number}.example.com") for number in range(10_000)
     ]
-    code, line, perfdata, lines = check(*facts, promise=SCRUBBED)
+    code, line, perfdata, lines = check(*summaries, promise=SCRUBBED)
     bad = sum(60 * (number % 200) > 5400 for number in range(10_000))
     assert code == 2
     assert line.startswith(f"BACKY CRITICAL - 10000 jobs, {bad} critical: customer-")
@@ -559,7 +578,7 @@ def test_the_page_for_operators_has_the_exit_code_of_each_state() -> None:
         row["state"]: int(row["exit code"])
         for row in markdown.table(markdown.section(PAGE, "What it looks like"))
     }
-    late, odd = job(), Facts("vm1", problem="x: Permission denied")
+    late, odd = job(), Summary("vm1", problem="x: Permission denied")
     came = {State.CRITICAL.name: check(late)[0], State.UNKNOWN.name: check(odd)[0]}
     came |= {State.OK.name: check(job(60))[0], State.WARNING.name: check(job(60, reports=1))[0]}
     assert said == came
@@ -577,13 +596,13 @@ def test_the_example_of_the_page_is_in_the_form_that_is_printed() -> None:
     line, _, perfdata = first.partition(" | ")
     assert len(line) <= 200
     assert numbers(perfdata).keys() == numbers(check(job(60))[2]).keys()
-    facts = [job(60, name=f"vm{number}") for number in range(9997)]
-    facts += [
+    summaries = [job(60, name=f"vm{number}") for number in range(9997)]
+    summaries += [
         job(60, name="odd", errors=3, error="vm3.img: No such file"),
         job(36 * HOUR, name="old", errors=1, error="connection refused"),
         job(name="new"),
     ]
-    code, came, data, details = check(*facts, server=replace(FINE, unknown_jobs=["vm-old"]))
+    code, came, data, details = check(*summaries, server=replace(FINE, unknown_jobs=["vm-old"]))
     for alias, name in {"odd": "vm3", "old": "vm1", "new": "vm7"}.items():
         came = came.replace(f"{alias}:", f"{name}:")
         details = [each.replace(f"{alias}:", f"{name}:") for each in details]
@@ -607,7 +626,7 @@ statuses = st.builds(
 
 
 @st.composite
-def some_facts(draw: st.DrawFn, name: str) -> Facts:
+def some_summary(draw: st.DrawFn, name: str) -> Summary:
     ages = sorted(draw(st.lists(st.integers(-100, 60 * DAY), max_size=3)), reverse=True)
     made = replace(job(*ages, name=name, reports=draw(st.integers(0, 2))), status=draw(statuses))
     problem = draw(st.sampled_from(["", "", "", "Permission denied"]) | st.text(max_size=50))
@@ -633,21 +652,21 @@ servers = st.builds(
 
 @given(
     st.lists(st.integers(0, 9), unique=True, max_size=4).flatmap(
-        lambda names: st.tuples(*(some_facts(f"vm{name}") for name in names))
+        lambda names: st.tuples(*(some_summary(f"vm{name}") for name in names))
     ),
     servers,
 )
 def test_the_exit_code_is_the_worst_finding_and_the_output_is_what_nagios_can_read(
-    facts: tuple[Facts, ...], server: Server
+    summaries: tuple[Summary, ...], server: Server
 ) -> None:
-    found: list[Finding] = [each for one in facts for each in JUDGE.job(one, SCRUBBED)]
+    found: list[Finding] = [each for one in summaries for each in JUDGE.job(one, SCRUBBED)]
     found += JUDGE.server(server)
-    worst = max([each.state for each in found], default=State.OK) if facts else None
-    code, line, perfdata, lines = check(*facts, server=server, promise=SCRUBBED)
+    worst = max([each.state for each in found], default=State.OK) if summaries else None
+    code, line, perfdata, lines = check(*summaries, server=server, promise=SCRUBBED)
     if worst is None:
         worst = max([State.UNKNOWN, *(each.state for each in found)])
     assert code == {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}[worst.name]
-    assert line.startswith(f"BACKY {worst.name} - {len(facts)} jobs")
+    assert line.startswith(f"BACKY {worst.name} - {len(summaries)} job")
     assert len(line) <= 200
     assert all(each.isprintable() and "|" not in each for each in (line, *lines))
     assert all(DATUM.fullmatch(each) for each in perfdata.split(" "))

@@ -15,7 +15,7 @@ from backy.errors import ConfigError
 from backy.monitoring.metrics import Metrics, Sample
 from backy.monitoring.space import Space
 from backy.repository.status import Scrubbed, Status
-from backy.repository.summary import Facts
+from backy.repository.summary import Summary
 from tests.daemon import views
 
 IPV4, IPV6 = "127.0.0.1:0", "[::1]:0"
@@ -91,7 +91,7 @@ def test_a_job_that_never_succeeded_has_no_success_but_is_told_of() -> None:
 
 
 def test_what_cannot_be_read_is_unreadable_and_no_success() -> None:
-    job = views.JobView(Facts("vm1", views.IDS, problem="revision.json was cut short"))
+    job = views.JobView(Summary("vm1", views.IDS, problem="revision.json was cut short"))
     said = views.of_job(told(job), "vm1")
     assert said["backy_job_unreadable"] == 1
     assert said["backy_job_revisions"] == 3
@@ -122,7 +122,7 @@ def test_what_cannot_be_read_is_unreadable_and_no_success() -> None:
 def test_what_never_happened_has_no_metric(status: Status, missing: set[str]) -> None:
     job = views.busy_job()
     everything = views.of_job(told(job), "vm1")
-    job = replace(job, facts=replace(job.facts, status=status))
+    job = replace(job, summary=replace(job.summary, status=status))
     assert everything.keys() - views.of_job(told(job), "vm1").keys() == missing
 
 

@@ -91,7 +91,7 @@ def test_disks_that_lost_track_are_named_in_the_revision_and_counted(tmp_path: P
     assert revision.disks["vdb"].whole == "its bitmap is gone"
     assert not revision.disks["vda"].whole
     known = status.update(made.root, lambda old: status.succeeded(old, revision, "", ""))
-    assert known.wholes == 1
+    assert known.full_reads == 1
 
 
 @pytest.mark.parametrize(

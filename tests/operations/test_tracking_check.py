@@ -17,7 +17,7 @@ from backy.monitoring.health import Judge, Promise
 from backy.operations.backup import backup
 from backy.operations.tracking_check import PERIOD, Claims, due
 from backy.repository import status
-from backy.repository.summary import facts
+from backy.repository.summary import summarize
 from backy.sources import Request
 from backy.stores.index import IndexDraft, start_draft
 from tests.lab.repositories import BLOCK, Made
@@ -168,7 +168,7 @@ def test_a_source_that_lies_about_one_block_in_a_hundred_is_caught_within_thirty
     while now < START + timedelta(days=30):
         before, now = newest, now + timedelta(hours=hours)
         newest = backup(made.repository, source, now=now)
-        if status.read_status(made.root).lies:
+        if status.read_status(made.root).tracking_errors:
             break
         # A liar that is believed: what was stored is what it said.
         source.known = {newest.id: {"vda": content}}
@@ -176,8 +176,10 @@ def test_a_source_that_lies_about_one_block_in_a_hundred_is_caught_within_thirty
     assert made.again(before).trust is Trust.DISTRUSTED
     assert "called blocks of disk vda unchanged" in " ".join(newest.warnings)
     assert newest.trust is Trust.TRUSTED
-    found = Judge(now + timedelta(minutes=1)).job(facts(made.base, "vm1"), Promise(hours * 3600))
-    assert any("called changed blocks unchanged" in each.what for each in found)
+    found = Judge(now + timedelta(minutes=1)).job(
+        summarize(made.base, "vm1"), Promise(hours * 3600)
+    )
+    assert any("changed blocks as unchanged" in each.text for each in found)
 
 
 def test_an_honest_source_is_compared_and_believed(tmp_path: Path) -> None:
@@ -192,7 +194,7 @@ def test_an_honest_source_is_compared_and_believed(tmp_path: Path) -> None:
     assert 4 * BLOCK <= disk.compared <= 10 * BLOCK
     assert disk.read == disk.compared + disk.changed == disk.compared + BLOCK
     assert made.again(first).trust is Trust.TRUSTED
-    assert status.read_status(made.root).lies == 0
+    assert status.read_status(made.root).tracking_errors == 0
     assert made.read(second) == new
 
 

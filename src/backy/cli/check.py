@@ -16,7 +16,7 @@ from backy.cli.app import Context, app, ask_daemon
 from backy.errors import BackyError, StoreError
 from backy.operations.site import Site
 from backy.repository.repository import jobs
-from backy.repository.summary import facts
+from backy.repository.summary import summarize
 
 if TYPE_CHECKING:
     from backy.monitoring.health import Promise, Server
@@ -49,7 +49,7 @@ def check(
         )
         promises, server, base = _ask(context.obj)
         wanted = {name: each for name, each in promises.items() if pattern.search(name)}
-        code, text = judge.report((facts(base, name) for name in wanted), wanted, server)
+        code, text = judge.report((summarize(base, name) for name in wanted), wanted, server)
     except re.error as error:
         code, text = unknown(f"--job {job!r} is no regular expression: {error}")
     except BackyError as error:

@@ -15,7 +15,7 @@ from backy.cli.output import answer, printable, table
 from backy.errors import CancelledError
 from backy.operations.site import Site
 from backy.repository.repository import jobs
-from backy.repository.summary import facts
+from backy.repository.summary import summarize
 from backy.system import signals
 from backy.units import format_duration, format_rate, format_size
 
@@ -74,7 +74,7 @@ def _rows_without(site: Site) -> Iterable[Row]:
     config = site.loaded.config if site.path else None
     now = datetime.now(UTC)
     for job in config.jobs if config else jobs(site.base):
-        yield row(facts(site.base, job), config.intervals(job) if config else None, now)
+        yield row(summarize(site.base, job), config.intervals(job) if config else None, now)
 
 
 def _lines(picture: dict[str, Any]) -> Iterator[str]:

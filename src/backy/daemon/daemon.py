@@ -29,7 +29,7 @@ from backy.monitoring.metrics import Metrics
 from backy.monitoring.overview import promised
 from backy.monitoring.space import record_space
 from backy.repository import status
-from backy.repository.summary import times
+from backy.repository.summary import fingerprint
 from backy.sources import open_source
 from backy.system import folders, process, signals
 
@@ -99,8 +99,8 @@ class Daemon:
         config = self._state.setup.config
         planner = self._state.planner
         planner.slots, planner.limits = config.global_.worker_limit, config.limits
-        for job in self._state.facts.keys() - config.jobs.keys():
-            del self._state.facts[job], self._state.seen[job]
+        for job in self._state.summaries.keys() - config.jobs.keys():
+            del self._state.summaries[job], self._state.fingerprints[job]
         jobs = {job: (settings, config.intervals(job)) for job, settings in config.jobs.items()}
         return planner.configure(jobs, datetime.now(UTC))
 
@@ -111,10 +111,10 @@ class Daemon:
             if settings := setup.config.jobs.get(job):
                 now = datetime.now(UTC)
                 tags = setup.config.intervals(job)
-                seen = times(setup.base, job)
-                known, facts = await asyncio.to_thread(look, setup.base, job, settings, tags, now)
+                seen = fingerprint(setup.base, job)
+                known, summary = await asyncio.to_thread(look, setup.base, job, settings, tags, now)
                 if job in self._state.setup.config.jobs:  # still
-                    self._state.facts[job], self._state.seen[job] = facts, seen
+                    self._state.summaries[job], self._state.fingerprints[job] = summary, seen
                 self._state.planner.learn(job, known, datetime.now(UTC))
                 self._news.set()
 
@@ -246,8 +246,8 @@ class Daemon:
 
     def _changed(self) -> list[str]:
         """The jobs whose repositories are not as they were when they were looked at last."""
-        base, seen = self._state.setup.base, list(self._state.seen.items())
-        return [job for job, then in seen if then != times(base, job)]
+        base, seen = self._state.setup.base, list(self._state.fingerprints.items())
+        return [job for job, then in seen if then != fingerprint(base, job)]
 
     async def _answer(self, request: control.Reply) -> control.Reply:
         """Do what was asked at the socket."""

@@ -15,7 +15,7 @@ from backy.errors import StoreError
 from backy.monitoring.metrics import Sample, of_job, of_pool, of_server
 from backy.monitoring.overview import Row, iso, overdue_seconds, row
 from backy.monitoring.space import space
-from backy.repository.summary import Facts
+from backy.repository.summary import Summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,13 @@ class Setup:
 
 @dataclass(slots=True)
 class State:
-    """All of it. A job is in `facts`, and in `seen` its `times`, once it was looked at."""
+    """Everything. `summaries` and `fingerprints` have the jobs that were looked at."""
 
     setup: Setup
     planner: Planner = field(default_factory=Planner)
     children: dict[str, Child] = field(default_factory=dict)
-    facts: dict[str, Facts] = field(default_factory=dict)
-    seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    summaries: dict[str, Summary] = field(default_factory=dict)
+    fingerprints: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def rows(state: State, now: datetime) -> Iterator[Row]:
@@ -44,7 +44,7 @@ def rows(state: State, now: datetime) -> Iterator[Row]:
     waiting = {task.job: task for task in state.planner.waiting.values()}
     for job in state.setup.config.jobs:
         schedule = state.setup.config.intervals(job)
-        said = row(state.facts.get(job, Facts(job)), schedule, now)
+        said = row(state.summaries.get(job, Summary(job)), schedule, now)
         if plan := state.planner.next_run(job):
             said |= {"next": iso(plan.time), "tags": sorted(plan.tags)}
         if task := state.planner.running.get(job):
@@ -72,10 +72,10 @@ def pools(state: State) -> dict[str, dict[str, int]]:
 def samples(state: State) -> Iterator[Sample]:
     """What the metrics show."""
     setup, now = state.setup, datetime.now(UTC)
-    for facts in list(state.facts.values()):
-        if job := setup.config.jobs.get(facts.job):
-            overdue = overdue_seconds(facts, setup.config.intervals(facts.job), now)
-            yield of_job(facts, overdue, _scrub_overdue_seconds(facts, job.scrub, now), now)
+    for summary in list(state.summaries.values()):
+        if job := setup.config.jobs.get(summary.job):
+            overdue = overdue_seconds(summary, setup.config.intervals(summary.job), now)
+            yield of_job(summary, overdue, _scrub_overdue_seconds(summary, job.scrub, now), now)
     for name, pool in pools(state).items():
         yield of_pool(name, pool)
     left = None
@@ -84,7 +84,7 @@ def samples(state: State) -> Iterator[Sample]:
     yield from of_server(left, setup.problem, setup.loaded)
 
 
-def _scrub_overdue_seconds(facts: Facts, scrub: Scrub | None, now: datetime) -> float | None:
-    if not scrub or not facts.unread_since:
+def _scrub_overdue_seconds(summary: Summary, scrub: Scrub | None, now: datetime) -> float | None:
+    if not scrub or not summary.unread_since:
         return None
-    return max(0.0, (now - facts.unread_since).total_seconds() - scrub.within)
+    return max(0.0, (now - summary.unread_since).total_seconds() - scrub.within)

@@ -16,17 +16,19 @@ from backy.policy.retention import expiries
 from backy.repository import trash
 from backy.repository.repository import Repository
 from backy.repository.status import Status
-from backy.repository.summary import Facts, facts
+from backy.repository.summary import Summary, summarize
 
 _SCRUBS = 15  # runs in the time within which each byte is to be read
 
 
-def look(base: Path, job: str, settings: Job, tags: Schedule, now: datetime) -> tuple[Known, Facts]:
+def look(
+    base: Path, job: str, settings: Job, tags: Schedule, now: datetime
+) -> tuple[Known, Summary]:
     """Read the history and the status of a job, which may have no repository yet.
 
-    Never raises BackyError: what cannot be read is not known, and `Facts.problem` says so.
+    Never raises BackyError: what cannot be read is not known, and `Summary.problem` says so.
     """
-    found = facts(base, job)
+    summary = summarize(base, job)
     history: Sequence[Revision] = ()
     background: dict[str, datetime] = {}
     try:
@@ -38,13 +40,13 @@ def look(base: Path, job: str, settings: Job, tags: Schedule, now: datetime) -> 
         if removed:
             background[PURGE] = removed + timedelta(seconds=settings.trash)
         if settings.scrub and history:
-            background[SCRUB] = scrub_due(settings.scrub, tags, found.status, now)
+            background[SCRUB] = scrub_due(settings.scrub, tags, summary.status, now)
     except NotFoundError:
         pass  # never backed up
     except BackyError as error:
-        found = replace(found, problem=error.message)
+        summary = replace(summary, problem=error.message)
     newest = history[-1].time if history else None
-    return Known(schedule.last_by_tag(history), newest, found.status, background), found
+    return Known(schedule.last_by_tag(history), newest, summary.status, background), summary
 
 
 def scrub_due(promise: Scrub, tags: Schedule, status: Status, now: datetime) -> datetime:

@@ -19,7 +19,7 @@ from prometheus_client import Histogram, disable_created_metrics, exposition
 from backy import __version__
 from backy.errors import ConfigError, translated
 from backy.monitoring.space import Space
-from backy.repository.summary import Facts
+from backy.repository.summary import Summary
 from backy.system import folders
 
 Values = dict[str, float | None]  # by the name of the metric; None: there is nothing to say
@@ -33,7 +33,7 @@ _TEXTS = dict(
 
 
 def of_job(
-    facts: Facts, overdue_seconds: float, scrub_overdue_seconds: float | None, now: datetime
+    summary: Summary, overdue_seconds: float, scrub_overdue_seconds: float | None, now: datetime
 ) -> Sample:
     """What is said of a job, and by how much it misses what was promised; 0: by nothing.
 
@@ -41,18 +41,18 @@ def of_job(
     the latest, `scrub_overdue_seconds` from that at which each stored byte should have been read
     again; None: that is not promised, or nothing is stored.
     """
-    status, newest = facts.status, facts.newest
+    status, newest = summary.status, summary.newest
     values: Values = {
-        "backy_job_revisions": len(facts.revisions),
+        "backy_job_revisions": len(summary.revisions),
         "backy_job_failures_total": status.failures,
-        "backy_job_source_lies_total": status.lies,
-        "backy_job_whole_reads_total": status.wholes,
+        "backy_job_source_lies_total": status.tracking_errors,
+        "backy_job_whole_reads_total": status.full_reads,
         "backy_job_failed_in_a_row": status.errors,
         "backy_job_overdue_seconds": overdue_seconds,
         "backy_job_paused": status.paused is not None,
-        "backy_job_unreadable": bool(facts.problem),
-        "backy_job_distrusted_revisions": len(facts.distrusted),
-        "backy_job_reports": facts.reports,
+        "backy_job_unreadable": bool(summary.problem),
+        "backy_job_distrusted_revisions": len(summary.distrusted),
+        "backy_job_reports": summary.reports,
         "backy_job_scrub_overdue_seconds": scrub_overdue_seconds,
     }
     if newest:
@@ -68,7 +68,7 @@ def of_job(
         if time:
             values[f"backy_job_last_{what}_timestamp_seconds"] = time.timestamp()
             values[f"backy_job_last_{what}_age_seconds"] = (now - time).total_seconds()
-    return f'{{name="{facts.job}"}}', values  # no name has a character that must be escaped
+    return f'{{name="{summary.job}"}}', values  # no name has a character that must be escaped
 
 
 def of_pool(name: str, pool: Mapping[str, int]) -> Sample:

@@ -7,25 +7,25 @@ from typing import Any
 
 from backy.config.settings import Config, Schedule
 from backy.policy.schedule import sla_seconds
-from backy.repository.summary import Facts
+from backy.repository.summary import Summary
 
 Row = dict[str, Any]
 
 
-def row(facts: Facts, schedule: Schedule | None, now: datetime) -> Row:
+def row(summary: Summary, schedule: Schedule | None, now: datetime) -> Row:
     """What can be told of a job by its repository alone; times as in JSON, spans in seconds."""
-    status, newest = facts.status, facts.newest
+    status, newest = summary.status, summary.newest
     state = "paused" if status.paused else "failed" if status.errors else "idle"
     return {
-        "job": facts.job,
+        "job": summary.job,
         "state": state if newest or status.errors or status.paused else "new",
         "last": iso(newest.time) if newest else None,
         "next": None,
-        "overdue_seconds": overdue_seconds(facts, schedule, now) if schedule else 0.0,
-        "revisions": len(facts.revisions),
+        "overdue_seconds": overdue_seconds(summary, schedule, now) if schedule else 0.0,
+        "revisions": len(summary.revisions),
         "seconds": status.seconds,
         "errors": status.errors,
-        "error": facts.problem or status.error,
+        "error": summary.problem or status.error,
     }
 
 
@@ -34,11 +34,11 @@ def iso(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def overdue_seconds(facts: Facts, schedule: Schedule, now: datetime) -> float:
+def overdue_seconds(summary: Summary, schedule: Schedule, now: datetime) -> float:
     """How much older the newest revision is than it may be; of none, since the last failure."""
-    if not facts.newest:
-        return (now - facts.status.failed).total_seconds() if facts.status.failed else 0.0
-    return max(0.0, (now - facts.newest.time).total_seconds() - sla_seconds(schedule))
+    if not summary.newest:
+        return (now - summary.status.failed).total_seconds() if summary.status.failed else 0.0
+    return max(0.0, (now - summary.newest.time).total_seconds() - sla_seconds(schedule))
 
 
 def promised(config: Config) -> dict[str, list[int | None]]:

@@ -249,7 +249,7 @@ class _Making:
         with suppress(NotFoundError):  # somebody removed it
             self._repository.change(parent, doubt)
         now = self._draft.time
-        status.update(self._repository.root, lambda known: status.lied(known, now))
+        status.update(self._repository.root, lambda known: status.tracking_failed(known, now))
 
 
 def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:

@@ -29,7 +29,7 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 def encode_record(adapter: TypeAdapter[Value], value: Value) -> bytes:
     """The bytes of a JSON file that holds `value`, with the number of the format."""
-    record = adapter.dump_python(value, mode="json")
+    record = adapter.dump_python(value, mode="json", by_alias=True)
     return (json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -263,7 +263,7 @@ class Repository:
                 raise NotFoundError(f"{self.name}: revision {revision_id} was removed")
             changed = update(self._read(path.parent))
             # First, because monitoring must not miss one that became distrusted.
-            status.update(self.root, lambda known: status.noted(known, changed))
+            status.update(self.root, lambda known: status.revision_changed(known, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):
                 folders.write_file(path, encode_revision(changed))
         return changed

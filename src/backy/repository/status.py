@@ -1,7 +1,7 @@
-"""What happened to a job, beside what its revisions say: status.json in the repository.
+"""status.json in a repository: how the last runs of a job's commands ended.
 
-The commands write it themselves, so that monitoring sees what ran by hand and what a daemon ran
-alike. It is small, and read for each of ten thousand jobs by one `backy check`.
+The commands write it themselves, so monitoring sees a backup by hand as it sees one of the daemon.
+It is small, because one `backy check` reads it for each of ten thousand jobs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import AwareDatetime, TypeAdapter
+from pydantic import AwareDatetime, Field, TypeAdapter
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.revision import Revision, Trust
@@ -21,14 +22,14 @@ from backy.system import folders
 
 _LONGEST_TEXT = 500  # characters of a message that is kept
 _PATIENCE = 30  # seconds to wait for another process that writes it
-_HINT = "Delete it; the next backup and the next scrub begin it anew."
+_HINT = "Delete it; the next backup and the next scrub write a new one."
 
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """What the last scrub said of its promise: bytes stored, bytes read within it.
+    """The result of the last scrub: bytes stored, and bytes read within the promised time.
 
-    `oldest` is when the stored byte that was read longest ago was read; None: nothing is stored.
+    `oldest` is when the byte that was read longest ago was read; None if nothing is stored.
     """
 
     time: AwareDatetime
@@ -39,12 +40,13 @@ class Scrubbed:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`errors` counts the backups that failed since the last success, `failures` all of them.
+    """`errors` counts the backups that failed since the last success, `failures` all failures.
 
-    `seconds` is what the last successful backup took, `hooks_failed` counts the backups in a row
-    in which a hook failed, `suspicious` says why the newest revision may not be what it should.
-    `wholes` counts the disks read whole because what told the changes was gone, `lies` those of
-    which a source called blocks unchanged that had changed, the last time at `lied`.
+    `seconds` is the duration of the last successful backup. `hooks_failed` counts the backups in
+    a row in which a hook failed. `suspicious` says why the newest revision may be wrong.
+    `full_reads` counts the disks that were read in full because change tracking was lost,
+    `tracking_errors` those whose source reported changed blocks as unchanged, the last time at
+    `tracking_error_at`; the keys of these three in the file are "wholes", "lies" and "lied".
     """
 
     errors: int = 0
@@ -55,9 +57,9 @@ class Status:
     hooks_failed: int = 0
     hook_error: str = ""
     suspicious: str = ""
-    wholes: int = 0
-    lies: int = 0
-    lied: AwareDatetime | None = None
+    full_reads: Annotated[int, Field(alias="wholes")] = 0
+    tracking_errors: Annotated[int, Field(alias="lies")] = 0
+    tracking_error_at: Annotated[AwareDatetime | None, Field(alias="lied")] = None
     paused: AwareDatetime | None = None
     distrusted: tuple[str, ...] = ()
     verified: AwareDatetime | None = None
@@ -68,9 +70,9 @@ _STATUS = TypeAdapter(Status)
 
 
 def read_status(root: Path) -> Status:
-    """What status.json in a repository says; nothing happened where there is none.
+    """The content of status.json in the repository `root`; an empty Status without that file.
 
-    Raises DamagedError where it is not one.
+    Raises DamagedError if it cannot be read or is not valid.
     """
     try:
         return read_record(root / "status.json", _STATUS, DamagedError, _HINT)
@@ -81,10 +83,10 @@ def read_status(root: Path) -> Status:
 
 
 def update(root: Path, change: Callable[[Status], Status]) -> Status:
-    """Write status.json anew, in one step, from what it says now; give what it says then.
+    """Replace status.json atomically by what `change` makes of it, and return that.
 
-    One that is damaged is begun anew. Makes the folder of a job that never succeeded. Raises
-    StoreError where it cannot be written.
+    A damaged file counts as an empty one. Makes the folder of a job that never succeeded.
+    Raises StoreError if the file cannot be written.
     """
     with translated(StoreError, f"{root.name}: writing {root / 'status.json'}"), _locked(root):
         try:
@@ -105,13 +107,13 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def succeeded(status: Status, revision: Revision, hook_error: str, suspicious: str) -> Status:
-    """After a backup that was published."""
+    """The status after a backup that was published."""
     return replace(
         status,
         errors=0,
         error="",
         seconds=round(revision.seconds, 3),
-        wholes=status.wholes + sum(bool(disk.whole) for disk in revision.disks.values()),
+        full_reads=status.full_reads + sum(bool(disk.whole) for disk in revision.disks.values()),
         hooks_failed=status.hooks_failed + 1 if hook_error else 0,
         hook_error=hook_error[:_LONGEST_TEXT],
         suspicious=suspicious[:_LONGEST_TEXT],
@@ -119,7 +121,7 @@ def succeeded(status: Status, revision: Revision, hook_error: str, suspicious: s
 
 
 def failed(status: Status, error: str, now: datetime) -> Status:
-    """After a backup that was not."""
+    """The status after a backup that failed."""
     return replace(
         status,
         errors=status.errors + 1,
@@ -129,13 +131,13 @@ def failed(status: Status, error: str, now: datetime) -> Status:
     )
 
 
-def lied(status: Status, now: datetime) -> Status:
-    """After the source of a disk called blocks unchanged that had changed."""
-    return replace(status, lies=status.lies + 1, lied=now)
+def tracking_failed(status: Status, now: datetime) -> Status:
+    """The status after the source of a disk reported changed blocks as unchanged."""
+    return replace(status, tracking_errors=status.tracking_errors + 1, tracking_error_at=now)
 
 
-def noted(status: Status, revision: Revision) -> Status:
-    """After `revision` was written anew: whether it is distrusted, and when it was verified."""
+def revision_changed(status: Status, revision: Revision) -> Status:
+    """The status after the trust of `revision` changed, or it was verified."""
     others = [each for each in status.distrusted if each != revision.id]
     distrusted = [revision.id] if revision.trust is Trust.DISTRUSTED else []
     times = [each for each in (status.verified, revision.verified) if each]

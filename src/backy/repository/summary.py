@@ -1,4 +1,4 @@
-"""What is on disk of a job, read quickly: for monitoring ten thousand of them at once."""
+"""A summary of each repository, read quickly: monitoring asks for ten thousand of them at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from backy.system import folders
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """`revisions` are the ids of all, oldest first; `newest` is the last of them, read.
+class Summary:
+    """What a job's repository holds.
 
-    `reports` counts what lies in quarantine. `problem` says why any of this could not be read.
+    `revisions` are the ids of all revisions, oldest first; `newest` is the last of them, as its
+    revision.json describes it. `reports` is the number of reports in quarantine. `problem` says
+    why some of this could not be read; it is empty if all of it was.
     """
 
     job: str
@@ -29,42 +31,45 @@ class Facts:
 
     @property
     def distrusted(self) -> set[str]:
-        """The distrusted revisions that still exist; the newest one is asked itself."""
+        """The distrusted revisions that still exist, by status.json and the newest revision."""
         newest = self.newest
         own = [newest.id] if newest and newest.trust is Trust.DISTRUSTED else []
         return {*own, *self.status.distrusted}.intersection(self.revisions)
 
     @property
     def unread_since(self) -> datetime | None:
-        """Since when some stored byte has not been read by a scrub; None where none is stored."""
+        """Since when some stored byte was not read by a scrub; None if nothing is stored."""
         scrubbed = self.status.scrubbed
         if scrubbed and scrubbed.oldest:
             return scrubbed.oldest
         return time_of(self.revisions[0]) if self.revisions else None
 
 
-def facts(base: Path, job: str) -> Facts:
-    """Look at the repository of `job`, which may not exist. Never raises BackyError."""
+def summarize(base: Path, job: str) -> Summary:
+    """The summary of the repository of `job`, which need not exist. Never raises BackyError."""
     root = base / job
     ids: tuple[str, ...] = ()
     reports, status, newest, problem = 0, Status(), None, ""
     try:
         with translated(StoreError, f"listing {root}"):
-            there = folders.list_folder(root)  # asking for what is not there takes longer
+            names = folders.list_folder(root)  # one listing is faster than a stat for each name
             ids = tuple(filter(is_id, folders.list_folder(root / "revisions")))
-            if "quarantine" in there:
+            if "quarantine" in names:
                 reports = sum(map(is_id, folders.list_folder(root / "quarantine")))
-        if "status.json" in there:
+        if "status.json" in names:
             status = read_status(root)
         if ids:
             newest = read_revision(Path(f"{root}/revisions/{ids[-1]}/revision.json"))
     except BackyError as error:
         problem = error.message
-    return Facts(job, ids, newest, status, reports, problem)
+    return Summary(job, ids, newest, status, reports, problem)
 
 
-def times(base: Path, job: str) -> tuple[int, ...]:
-    """What changes when a revision comes or goes, or a status is written; () where none did yet."""
+def fingerprint(base: Path, job: str) -> tuple[int, ...]:
+    """Times of modification that change whenever a revision or the status does.
+
+    Empty if the repository does not exist or cannot be read.
+    """
     root = base / job
     try:
         return root.stat().st_mtime_ns, (root / "revisions").stat().st_mtime_ns
