@@ -12,7 +12,8 @@ from backy.errors import DamagedError
 from backy.model.extent import Extent
 from backy.model.revision import Revision
 from backy.stores.blocks import NAMED, BlockStore
-from backy.stores.index import Index, zero_digest
+from backy.stores.codec import Codec
+from backy.stores.index import Index
 from backy.system.files import Cache
 
 
@@ -21,9 +22,9 @@ class MemoryStore(BlockStore):
 
     shares_blocks = True
 
-    def __init__(self, root: Path, block_size: int, level: int = 1) -> None:
-        super().__init__(root, block_size, level)
-        self.blocks = MemoryBlocks(block_size)
+    def __init__(self, root: Path, block_size: int, codec: Codec) -> None:
+        super().__init__(root, block_size, codec)
+        self.blocks = MemoryBlocks(block_size, codec)
 
     def _new_blocks(
         self, folder: Path, disk: str, size: int, parent: Revision | None
@@ -42,11 +43,12 @@ class MemoryStore(BlockStore):
 
 
 class MemoryBlocks:
-    """Plain blocks by their hash."""
+    """Plain blocks by their digest."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, codec: Codec) -> None:
         self.plain: dict[str, bytes] = {}
         self._block_size = block_size
+        self._codec = codec
 
     def get(self, number: int, digest: str, block: memoryview) -> None:
         plain = self.plain.get(digest, b"")
@@ -59,7 +61,7 @@ class MemoryBlocks:
         return len(block)
 
     def clear(self, first: int, count: int, length: int) -> int:
-        return self.put(first, zero_digest(length), memoryview(bytes(length)))
+        return self.put(first, self._codec.zero_digest(length), memoryview(bytes(length)))
 
     def extents(self, index: Index) -> Iterator[Extent]:
         return index.extents()

@@ -11,7 +11,10 @@ from tests.lab.reflink import missing, reflink_file_system
 
 # The suites are no test modules by name, and yet their assertions should say what they compared.
 pytest.register_assert_rewrite(
-    "tests.conformance.image", "tests.conformance.source", "tests.conformance.store"
+    "tests.conformance.codec",
+    "tests.conformance.image",
+    "tests.conformance.source",
+    "tests.conformance.store",
 )
 
 

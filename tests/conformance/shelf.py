@@ -10,7 +10,9 @@ from backy.image.copy import copy
 from backy.image.image import Image
 from backy.model.revision import Consistency, Disk, Revision, id_for
 from backy.stores import Store, StoreClass
-from backy.stores.blocks import BlockDraft, StoredImage, open_index
+from backy.stores.blocks import BlockDraft, StoredImage
+from backy.stores.codec import Codec
+from backy.stores.zstd import ZstdCodec
 from tests.memory_source import BytesImage
 
 DISK = "vda"
@@ -24,12 +26,16 @@ class Shelf:
     root: Path
     store: Store
     block_size: int
+    codec: Codec
     revisions: list[Revision] = field(default_factory=list)
 
     @classmethod
-    def new(cls, root: Path, make_store: StoreClass, block_size: int) -> "Shelf":
+    def new(
+        cls, root: Path, make_store: StoreClass, block_size: int, codec: Codec | None = None
+    ) -> "Shelf":
         (root / "revisions").mkdir(parents=True)
-        return cls(root, make_store(root, block_size, 1), block_size)
+        codec = codec or ZstdCodec(1)
+        return cls(root, make_store(root, block_size, codec), block_size, codec)
 
     @contextmanager
     def draft(self, size: int, parent: Revision | None = None) -> Iterator[BlockDraft]:
@@ -97,7 +103,12 @@ class Shelf:
     def collect(self, *keep: Revision) -> int:
         """Drop what none of `keep` names; what is not kept needs no folder any more."""
         with ExitStack() as stack:
-            indexes = [stack.enter_context(open_index(self.root, each, DISK)) for each in keep]
+            indexes = [
+                stack.enter_context(
+                    self.store.open_index(self.folder(each), DISK, each.disks[DISK])
+                )
+                for each in keep
+            ]
             return self.store.collect(indexes)
 
 

@@ -26,9 +26,9 @@ from backy.repository import trash
 from backy.repository.manifest import Settings
 from backy.repository.repository import create
 from backy.sources import open_source
-from backy.stores.index import digest_of
 from tests.cli.machine import MIB, ballast, ext4
 from tests.faults.workloads import Disks, damage, read_all
+from tests.lab.handmade import digest_of
 from tests.lab.reflink import missing, reflink_file_system
 
 ROUNDS = int(os.environ.get("BACKY_ROUNDS", "1"))

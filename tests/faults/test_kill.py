@@ -28,9 +28,9 @@ from backy.operations.verify import verify
 from backy.repository import trash
 from backy.repository.repository import Repository
 from backy.sources import open_source
-from backy.stores.index import digest_of
 from tests.cli.runner import MIB, Backy, Store
 from tests.faults.workloads import Disks, damage, hasty, read_all
+from tests.lab.handmade import digest_of
 from tests.lab.reflink import missing, reflink_file_system
 
 KILLS = int(os.environ.get("BACKY_KILLS", "8"))

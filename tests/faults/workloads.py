@@ -22,8 +22,8 @@ from backy.repository.manifest import Settings
 from backy.repository.repository import Repository, create
 from backy.sources.file import FileSource
 from backy.stores import chunks
-from backy.stores.index import digest_of
 from backy.system import files, folders, process
+from tests.lab.handmade import digest_of
 
 BLOCK = 65536
 SIZE = 3 * BLOCK + 1234

@@ -33,8 +33,10 @@ from backy.repository.repository import Repository
 from backy.sources import file
 from backy.stores import chunks, images
 from backy.stores.blocks import checked_index
-from backy.stores.index import digest_of
+from backy.stores.zstd import ZstdCodec
+from backy.system.files import Cache
 
+CODEC = ZstdCodec(1)
 LOADED = [backup, diff, file, heal, images, restore, trash, verify]  # what commands import late
 _SECONDS = 20  # matters only where something hangs
 _POPULATE_READ = 22  # MADV_POPULATE_READ, madvise(2)
@@ -46,10 +48,10 @@ _PAIRS = {"os.link", "os.rename", "os.symlink"}
 
 def index(path: str, size: int, block_size: int, index_hash: str) -> None:
     """Everything that is done with an index."""
-    with checked_index(Path(path), Disk(size, block_size, index_hash, 0, 0, 0)) as opened:
+    with checked_index(Path(path), Disk(size, block_size, index_hash, 0, 0, 0), CODEC) as opened:
         for number in {0, opened.blocks // 2, opened.blocks - 1}:
             opened.digest(number)
-        for _ in opened.find([digest_of(b"nowhere")]):
+        for _ in opened.find([CODEC.digest(b"nowhere")]):
             pass
         for _ in opened.extents():
             pass
@@ -58,9 +60,10 @@ def index(path: str, size: int, block_size: int, index_hash: str) -> None:
 
 def chunk(folder: str, digest: str, block_size: int) -> None:
     """What reads a block of a store of chunks."""
-    tools = chunks._Tools(block_size, 1)
-    block = tools.block[:block_size]
-    chunks.ChunkBlocks(Path(folder), block_size, tools).get(0, digest, block)
+    buffers = chunks.Buffers(block_size, CODEC)
+    block = buffers.block[:block_size]
+    blocks = chunks.ChunkBlocks(Path(folder), block_size, CODEC, buffers, Cache.SPARE)
+    blocks.get(0, digest, block)
 
 
 def scrubbed(root: str) -> None:

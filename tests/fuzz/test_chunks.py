@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from backy.errors import BackyError, DamagedError, StoreError
 from backy.operations.verify import verify
-from backy.stores.chunks import ChunkBlocks, _Tools
-from backy.stores.index import digest_of
+from backy.stores.chunks import Buffers, ChunkBlocks
+from backy.stores.zstd import ZstdCodec
+from backy.system.files import Cache
 from tests.fuzz import frames
 from tests.fuzz.mutate import damaged_bytes
+from tests.lab.handmade import digest_of
 from tests.lab.repositories import Made
 
 BLOCK = 65536
@@ -27,19 +29,21 @@ PLAIN = {
 
 
 class Shelf:
-    """One chunk at a time, read with tools that have seen all the chunks before."""
+    """One chunk at a time, read with a codec and buffers that have seen all the chunks before."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tools = _Tools(BLOCK, 1)
+        self.codec = ZstdCodec(1)
+        self.buffers = Buffers(BLOCK, self.codec)
+        self.blocks = ChunkBlocks(folder, BLOCK, self.codec, self.buffers, Cache.SPARE)
 
     def path(self, digest: str) -> Path:
         return self.folder / digest[:2] / f"{digest}.zst"
 
     def read(self, digest: str, length: int = BLOCK) -> bytes:
-        block = self.tools.block[:length]
+        block = self.buffers.block[:length]
         block[:] = b"\xaa" * length
-        ChunkBlocks(self.folder, BLOCK, self.tools).get(0, digest, block)
+        self.blocks.get(0, digest, block)
         return bytes(block)
 
     def put(self, digest: str, content: bytes) -> None:
@@ -60,7 +64,7 @@ class Shelf:
         return digest_of(found) != digest
 
     def still_works(self) -> None:
-        """What was refused leaves nothing behind in the tools."""
+        """What was refused leaves nothing behind in the codec."""
         self.put(digest_of(PLAIN["text"]), frames.good(PLAIN["text"]))
         assert self.read(digest_of(PLAIN["text"])) == PLAIN["text"]
 

@@ -86,17 +86,22 @@ class Handmade:
         return {
             "size": len(data),
             "block_size": self.block_size,
-            "index_hash": blake3.blake3(index).hexdigest(),
+            "index_hash": digest_of(index),
             "changes": {"kind": "full", "size": 3},
         }
 
     def _add_block(self, block: bytes) -> str:
-        digest = blake3.blake3(block).hexdigest()
+        digest = digest_of(block)
         chunk = self.path / chunk_name(digest)
         if self.store == "chunks" and not chunk.exists():
             chunk.parent.mkdir(exist_ok=True)
             chunk.write_bytes(compressed(block))
         return digest
+
+
+def digest_of(content: bytes) -> str:
+    """The name of a block, and the hash of an index."""
+    return blake3.blake3(content).hexdigest()
 
 
 def chunk_name(digest: str) -> str:

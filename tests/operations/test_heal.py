@@ -18,8 +18,8 @@ from backy.operations.restore import Restored, restore
 from backy.operations.verify import verify
 from backy.repository import quarantine, trash
 from backy.repository.quarantine import Occurrence
-from backy.stores.index import digest_of
 from backy.system.folders import locked
+from tests.lab.handmade import digest_of
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import BytesImage, MemorySource, changed, sample
 

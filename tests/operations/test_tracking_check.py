@@ -20,6 +20,7 @@ from backy.repository import status
 from backy.repository.summary import summarize
 from backy.sources import Request
 from backy.stores.index import IndexDraft, start_draft
+from backy.stores.zstd import ZstdCodec
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import BytesImage, MemorySnapshot, MemorySource, changed, sample
 
@@ -31,7 +32,7 @@ NAME = "ab" * 32
 def index_of(blocks: int, data: set[int]) -> Iterator[IndexDraft]:
     """An index with data in these blocks, and zeroes elsewhere."""
     with tempfile.TemporaryDirectory() as folder:
-        index = start_draft(Path(folder) / "vda.blocks", blocks * BLOCK, BLOCK, None)
+        index = start_draft(Path(folder) / "vda.blocks", blocks * BLOCK, BLOCK, ZstdCodec(1), None)
         with index.file:
             index.put_zero(0, blocks)
             for number in data:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from backy.errors import BackyError
 from backy.model.extent import Extent
-from backy.model.revision import Revision, Trust
+from backy.model.revision import Disk, Revision, Trust
 from backy.operations.heal import Damage
 from backy.operations.verify import verify
 from backy.repository import repository, trash
@@ -53,6 +53,9 @@ class CountingStore:
     ) -> Iterator[BlockDraft]:
         with self._store.draft(folder, disk, size, parent) as draft:
             yield draft
+
+    def open_index(self, folder: Path, disk: str, record: Disk) -> AbstractContextManager[Index]:
+        return self._store.open_index(folder, disk, record)
 
     def plain_path(self, revision: Revision, disk: str) -> Path:
         return self._store.plain_path(revision, disk)

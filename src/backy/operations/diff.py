@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from backy.model.extent import Extent, Kind, merge
 from backy.model.revision import Revision
 from backy.repository.repository import Repository
-from backy.stores.blocks import open_index
 
 
 def diff(repository: Repository, old: Revision, new: Revision) -> Iterator[tuple[str, Extent]]:
@@ -17,11 +16,11 @@ def diff(repository: Repository, old: Revision, new: Revision) -> Iterator[tuple
     where an index is not what it was.
     """
     for name in new.disks:
-        with repository.reading(new), open_index(repository.root, new, name) as index:
+        with repository.reading(new), repository.index(new, name) as index:
             if name not in old.disks:
                 yield from ((name, extent) for extent in merge(index.extents()))
                 continue
-            with repository.reading(old), open_index(repository.root, old, name) as since:
+            with repository.reading(old), repository.index(old, name) as since:
                 for extent in merge(index.extents(since)):
                     if extent.kind is not Kind.SAME:
                         yield name, extent

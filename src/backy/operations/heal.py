@@ -25,7 +25,6 @@ from backy.repository.quarantine import Occurrence, Report
 from backy.repository.repository import Repository
 from backy.sources import Request, open_source, reject_unsafe
 from backy.stores.blocks import StoredImage
-from backy.stores.index import digest_of, zero_digest
 from backy.system import process
 from backy.system.files import Cache
 
@@ -268,7 +267,7 @@ class Healer:
     def _good(self, bad: Bad) -> Iterator[tuple[bytes, str]]:
         """The block's content, and where it is from, as often as there is a whole one."""
         length = bad.stored.image.index.length_of(bad.number)
-        if bad.digest == zero_digest(length):
+        if bad.digest == self.repository.codec.zero_digest(length):
             yield bytes(length), "its name, which is that of zeroes"
         tried = set()
         for each, number in islice(self._namesakes(bad), _MOST_TRIED):
@@ -280,7 +279,7 @@ class Healer:
                 tried.add((each.disk, number))
                 for origin in self.origins:
                     block = self._from(origin, each, number)
-                    if digest_of(block) == bad.digest:
+                    if self.repository.codec.digest(block) == bad.digest:
                         yield block, origin.name
 
     def _namesakes(self, bad: Bad) -> Iterator[tuple[Stored, int]]:

@@ -13,11 +13,10 @@ from datetime import datetime
 
 from backy.image.image import Image
 from backy.model.extent import Extent, Kind, combine, cover, united
-from backy.stores.index import LINE, Index, block_count, zero_digest
+from backy.stores.index import Index, block_count
 
 PERIOD = 30 * 86400  # seconds in which each block that is called unchanged is compared once
 _LEAST = 4  # blocks with data
-_PIECE = 4096  # lines of an index to look at in one go
 
 
 class View:
@@ -123,11 +122,6 @@ def _anywhere(same: list[range], index: Index) -> set[int]:
 def _data(ranges: Iterable[range], index: Index, known: set[int]) -> Iterator[int]:
     """The blocks that are not zero and not known."""
     for blocks in ranges:
-        for first in range(blocks.start, blocks.stop, _PIECE):
-            count = min(_PIECE, blocks.stop - first)
-            lines = index.lines(first, count)
-            zero = (zero_digest(index.length_of(first)) + "\n").encode()
-            for number in range(count) if lines != zero * count else ():
-                is_data = lines[number * LINE : (number + 1) * LINE] != zero
-                if is_data and first + number not in known:
-                    yield first + number
+        for number in index.data_blocks(blocks.start, blocks.stop):
+            if number not in known:
+                yield number

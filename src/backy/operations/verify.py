@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-
-import blake3
+from hashlib import blake2b
 
 from backy.errors import DamagedError, NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
@@ -20,7 +19,7 @@ from backy.model.revision import Revision, Trust
 from backy.operations.heal import Bad, Damage, Healer, Origin, Stored, distrusted, healing
 from backy.repository.repository import Repository
 from backy.stores.blocks import NAMED
-from backy.stores.index import LINE, block_count, zero_digest
+from backy.stores.index import LINE, block_count
 from backy.system import process
 from backy.system.files import Cache
 from backy.units import GiB
@@ -158,16 +157,17 @@ def _blocks(holder: Stored, content: _Content) -> Iterator[tuple[int, bytes | No
     where the index calls it zeroes.
     """
     first, lines, places, _ = content
-    zero = zero_digest(holder.image.block_size).encode()
+    index = holder.image.index
+    zero = index.codec.zero_digest(index.block_size).encode()
     for number, place in enumerate(places):
         digest = lines[number * LINE : (number + 1) * LINE - 1]
         if place == NAMED:
-            length = holder.image.index.length_of(first + number)
+            length = index.length_of(first + number)
             yield first + number, digest[:24] + length.to_bytes(8)  # a record may lie about it
         elif place is None:
             yield first + number, None
         elif place or digest != zero:
-            yield first + number, blake3.blake3(digest + place).digest(16)
+            yield first + number, blake2b(digest + place, digest_size=16).digest()
 
 
 class Survey:

@@ -7,9 +7,10 @@ ARCHITECTURE.md; the crash rules are there, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from backy.repository.manifest import (
     read_settings,
 )
 from backy.stores import Store, store_class
+from backy.stores.codec import Codec
+from backy.stores.index import Index
 from backy.system import files, folders, process
 from backy.units import MiB
 
@@ -77,6 +80,14 @@ def _shares_extents(folder: Path) -> bool:
         return False
 
 
+def codec_for(settings: Settings) -> Codec:
+    """How a repository with these settings names and packs its blocks."""
+    # Imported here, because commands that only look need neither blake3 nor zstandard.
+    from backy.stores.zstd import ZstdCodec  # noqa: PLC0415
+
+    return ZstdCodec(settings.level)
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """What is published: `revisions`, oldest first, and why others cannot be read, by their ids."""
@@ -88,8 +99,9 @@ class History:
 class Repository:
     """The repository in the folder `root`, which exists."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, make_codec: Callable[[Settings], Codec] = codec_for) -> None:
         """Raises NotFoundError where there is none, ConfigError where its settings are unusable."""
+        self._make_codec = make_codec
         self.root = root
         self.name = root.name
         path = root / "repository.json"
@@ -103,12 +115,21 @@ class Repository:
             raise NotFoundError(f"there is no repository {root}", f"There are: {there}.")
         self.settings = read_settings(path)
         try:
-            make_store = store_class(self.settings.store)
+            self._make_store = store_class(self.settings.store)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.message}", error.hint) from error
-        self.store: Store = make_store(root, self.settings.block_size, self.settings.level)
         self.configured: Callable[[], Mapping[str, object] | None] = lambda: None
         """The settings of its source that the configuration has, if any; may raise ConfigError."""
+
+    @cached_property
+    def codec(self) -> Codec:
+        """How its blocks are named and packed."""
+        return self._make_codec(self.settings)
+
+    @cached_property
+    def store(self) -> Store:
+        """What keeps its blocks."""
+        return self._make_store(self.root, self.settings.block_size, self.codec)
 
     def remember_source(self, source: dict[str, object]) -> None:
         """Use this source from now on, when a backup names none."""
@@ -180,6 +201,10 @@ class Repository:
     def folder_of(self, revision: Revision) -> Path:
         """Where a published revision lies."""
         return self.root / "revisions" / revision.id
+
+    def index(self, revision: Revision, disk: str) -> AbstractContextManager[Index]:
+        """The index of a disk of a published revision; see `Store.open_index`."""
+        return self.store.open_index(self.folder_of(revision), disk, revision.disks[disk])
 
     @contextmanager
     def exclusive(self, verb: str) -> Iterator[None]:

@@ -17,7 +17,6 @@ from backy.errors import BusyError, NotFoundError, StoreError, translated
 from backy.model.revision import ID_TIME, Revision, id_for, is_id, time_for, time_of
 from backy.repository.manifest import read_revision
 from backy.repository.repository import Repository
-from backy.stores.blocks import checked_index
 from backy.stores.index import Index
 from backy.system import folders
 
@@ -161,5 +160,5 @@ def _indexes(repository: Repository) -> Iterator[Index]:
         for folder in repository.folders():
             revision = read_revision(folder / "revision.json", repository.settings.block_size)
             for name, each in revision.disks.items():
-                with checked_index(folder / f"{name}.blocks", each) as index:
+                with repository.store.open_index(folder, name, each) as index:
                     yield index

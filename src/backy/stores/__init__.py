@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from backy.model.revision import Revision
+from backy.model.revision import Disk, Revision
 from backy.plugins import load
 from backy.stores.blocks import BlockDraft, StoredImage
+from backy.stores.codec import Codec
 from backy.stores.index import Index
 from backy.system.files import Cache
 
@@ -42,6 +43,13 @@ class Store(Protocol):
         what it lacks raises DamagedError then.
         """
 
+    def open_index(self, folder: Path, disk: str, record: Disk) -> AbstractContextManager[Index]:
+        """The index of a disk of the revision that lies in `folder`, in the history or the trash.
+
+        `record` is what its revision.json says of the disk. Raises DamagedError where the index
+        is not the one that the revision was published with.
+        """
+
     def plain_path(self, revision: Revision, disk: str) -> Path:
         """The file that a script would look at: the raw image, or the index."""
 
@@ -53,9 +61,9 @@ class Store(Protocol):
 
 
 class StoreClass(Protocol):
-    """What makes a store: its root folder, its block size in bytes, its compression level."""
+    """What makes a store: its root folder, its block size in bytes, its repository's codec."""
 
-    def __call__(self, root: Path, block_size: int, level: int) -> Store:
+    def __call__(self, root: Path, block_size: int, codec: Codec) -> Store:
         """Open the store; makes nothing on disk."""
 
 

@@ -16,7 +16,8 @@ from typing import Protocol
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.extent import Extent, Kind
 from backy.model.revision import Disk, Revision
-from backy.stores.index import Index, IndexDraft, block_count, digest_of, start_draft
+from backy.stores.codec import Codec
+from backy.stores.index import Index, IndexDraft, block_count, start_draft
 from backy.system import files, folders
 from backy.system.files import Cache
 
@@ -116,7 +117,7 @@ class StoredImage:
     def _read(self, number: int, block: memoryview) -> None:
         digest = self.index.digest(number)
         self._blocks.get(number, digest, block)
-        if digest_of(block) != digest:
+        if self.index.codec.digest(block) != digest:
             start = number * self.block_size
             where = f"bytes {start} to {start + len(block)}"
             raise DamagedError(f"{where} do not match hash {digest[:12]}…")
@@ -139,7 +140,7 @@ class BlockDraft:
         number = offset // self.block_size
         for start in range(0, len(data), self.block_size):
             block = data[start : start + self.block_size]
-            digest = digest_of(block)
+            digest = self.index.codec.digest(block)
             if self.index.lines(number, 1)[:-1] != digest.encode():
                 stored = self._blocks.put(number, digest, block)
                 self.index.put(number, digest)
@@ -176,9 +177,10 @@ class BlockDraft:
 class BlockStore(ABC):
     """A Store but for `collect`: a subclass says what holds the blocks of a disk."""
 
-    def __init__(self, root: Path, block_size: int, level: int) -> None:
+    def __init__(self, root: Path, block_size: int, codec: Codec) -> None:
         self._root = root
         self._block_size = block_size
+        self._codec = codec
 
     @abstractmethod
     def _new_blocks(
@@ -199,10 +201,10 @@ class BlockStore(ABC):
         """See Store. The draft's index begins with the lines of the parent's, if any."""
         path = folder / f"{disk}.blocks"
         with ExitStack() as stack:
-            old = stack.enter_context(open_index(self._root, parent, disk)) if parent else None
+            old = stack.enter_context(self._index_of(parent, disk)) if parent else None
             with translated(StoreError, f"writing {path}"):
                 folders.remove_file(path)
-                index = start_draft(path, size, self._block_size, old)
+                index = start_draft(path, size, self._block_size, self._codec, old)
             stack.enter_context(index.file)
             blocks = stack.enter_context(self._new_blocks(folder, disk, size, parent))
             yield BlockDraft(index, blocks, has_parent=bool(parent))
@@ -214,34 +216,34 @@ class BlockStore(ABC):
         """See Store."""
         path = self.plain_path(revision, disk)
         with (
-            open_index(self._root, revision, disk) as index,
+            self._index_of(revision, disk) as index,
             self._old_blocks(path, index.size, cache, may_be_cut=may_be_cut) as blocks,
         ):
             yield StoredImage(index, blocks)
 
     def plain_path(self, revision: Revision, disk: str) -> Path:
         """See Store; the index."""
-        return index_path(self._root, revision, disk)
+        return self._folder_of(revision) / f"{disk}.blocks"
 
+    def open_index(self, folder: Path, disk: str, record: Disk) -> AbstractContextManager[Index]:
+        """See Store."""
+        return checked_index(folder / f"{disk}.blocks", record, self._codec)
 
-def index_path(root: Path, revision: Revision, disk: str) -> Path:
-    """Where the index of a published revision's disk lies."""
-    return root / "revisions" / revision.id / f"{disk}.blocks"
+    def _index_of(self, revision: Revision, disk: str) -> AbstractContextManager[Index]:
+        return self.open_index(self._folder_of(revision), disk, revision.disks[disk])
 
-
-def open_index(root: Path, revision: Revision, disk: str) -> AbstractContextManager[Index]:
-    """The index of a published disk. Raises DamagedError where it is not what was published."""
-    return checked_index(index_path(root, revision, disk), revision.disks[disk])
+    def _folder_of(self, revision: Revision) -> Path:
+        return self._root / "revisions" / revision.id
 
 
 @contextmanager
-def checked_index(path: Path, disk: Disk) -> Iterator[Index]:
+def checked_index(path: Path, disk: Disk, codec: Codec) -> Iterator[Index]:
     """The index of `disk` at `path`. Raises DamagedError where its hash is not the one recorded."""
     hint = "Its revision cannot be restored; use another one, and remove this one."
     with translated(DamagedError, f"opening {path}", hint):
         file = files.open_to_read(path)
     with file:
-        index = Index(file, disk.size, disk.block_size)
+        index = Index(file, disk.size, disk.block_size, codec)
         with translated(DamagedError, f"reading {path}", hint):
             if index.hash() != disk.index_hash:
                 raise DamagedError(f"{path} is not the index that was published", hint)

@@ -1,4 +1,4 @@
-"""Store "chunks": a zstd frame a block, in chunks/ab/abcd….zst, named by the plain block's hash.
+"""Store "chunks": a compressed frame a block, in chunks/ab/abcd….zst, named by its digest.
 
 For file systems that cannot share extents. A chunk is only relied on when a published index or
 the draft itself names it, or when it was read and has the right hash; never because its file
@@ -7,24 +7,22 @@ exists: a file that a crash left may be torn.
 
 from __future__ import annotations
 
-import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
-
-import zstandard
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.extent import Extent
 from backy.model.revision import Revision
 from backy.stores.blocks import NAMED, BlockStore, Scratch
-from backy.stores.index import LINE, PIECE, Index, digest_of, zero_digest
+from backy.stores.codec import Codec
+from backy.stores.index import LINE, PIECE, Index, is_digest
 from backy.system import files, folders
 from backy.system.files import Cache
 
-_CHUNK = re.compile(r"[0-9a-f]{64}\.zst")
 # Chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again.
 _REMEMBERED = 1 << 17
 _MARK_BITS = 28  # a bit for each value of as many bits of a digest: 32 MiB
@@ -35,79 +33,80 @@ class ChunkStore(BlockStore):
 
     shares_blocks = True
 
-    def __init__(self, root: Path, block_size: int, level: int) -> None:
-        super().__init__(root, block_size, level)
+    def __init__(self, root: Path, block_size: int, codec: Codec) -> None:
+        super().__init__(root, block_size, codec)
         self._folder = root / "chunks"
-        self._tools = _Tools(block_size, level)
+        self._buffers = Buffers(block_size, codec)
 
     def _new_blocks(
         self, folder: Path, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[ChunkBlocks]:
-        return nullcontext(ChunkBlocks(self._folder, self._block_size, self._tools))
+        return nullcontext(self._blocks(Cache.SPARE))
 
     def _old_blocks(
         self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
     ) -> AbstractContextManager[ChunkBlocks]:
-        return nullcontext(ChunkBlocks(self._folder, self._block_size, self._tools, cache))
+        return nullcontext(self._blocks(cache))
+
+    def _blocks(self, cache: Cache) -> ChunkBlocks:
+        return ChunkBlocks(self._folder, self._block_size, self._codec, self._buffers, cache)
 
     def collect(self, indexes: Iterable[Index]) -> int:
         """Remove chunks by mark and sweep; see `_Marks` for what that costs."""
         marks = _Marks()
         for index in indexes:
             marks.add_all(index)
-        freed = 0
+        freed, suffix = 0, self._codec.suffix
         for name in folders.list_folder(self._folder):
             folder = self._folder / name
             for chunk in folders.list_folder(folder, follow=False):
-                if not _CHUNK.fullmatch(chunk) or chunk[:-4] not in marks:
+                digest = chunk.removesuffix(suffix)
+                is_chunk = chunk.endswith(suffix) and is_digest(digest)
+                if not (is_chunk and digest in marks):
                     with translated(StoreError, f"removing {folder / chunk}"):
                         freed += folders.remove_file(folder / chunk)
         return freed
 
 
-class _Tools(Scratch):
-    """What each thread needs of its own: zstd contexts, and room for a frame."""
+class Buffers(Scratch):
+    """Room for a block and for a frame, each thread's own."""
 
-    def __init__(self, block_size: int, level: int) -> None:
+    def __init__(self, block_size: int, codec: Codec) -> None:
         super().__init__(block_size)
-        self.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
-        self.decompressor = zstandard.ZstdDecompressor()
-        # A frame is hardly larger than its block: ZSTD_COMPRESSBOUND is 1/256 more.
-        self.frame = files.buffer(block_size + block_size // 256 + 2 * files.PAGE)
+        self._largest_frame = codec.largest_frame(block_size)
+
+    @cached_property
+    def frame(self) -> memoryview:
+        """Starts at a page, and is longer than any frame by the rest of its last page or more."""
+        return files.buffer(self._largest_frame + files.PAGE)
 
 
 class ChunkBlocks:
     """Blocks as chunks below `folder`."""
 
     def __init__(
-        self, folder: Path, block_size: int, tools: _Tools, cache: Cache = Cache.SPARE
+        self, folder: Path, block_size: int, codec: Codec, buffers: Buffers, cache: Cache
     ) -> None:
         self._folder = folder
         self._block_size = block_size
+        self._codec = codec
+        self._buffers = buffers
         self._cache = cache
-        self._tools = tools
         self._written: dict[str, None] = {}
 
     def get(self, number: int, digest: str, block: memoryview) -> None:
-        """Decompress a chunk straight into `block`."""
+        """Decode a chunk straight into `block`."""
         path = self._path(digest)
         where = f"block {number} (byte {number * self._block_size}): {path}"
         with translated(StoreError, where):
             frame = self._read(path, where)
         try:
-            if zstandard.get_frame_parameters(frame).content_size != len(block):
-                raise DamagedError(f"{where} is not {len(block)} bytes long")
-            if _frame_length(frame) != len(frame):
-                raise DamagedError(f"{where} is cut short or has bytes after its end")
-            with self._tools.decompressor.stream_reader(frame) as reader:
-                length = reader.readinto(block)
-        except zstandard.ZstdError as error:
-            raise DamagedError(f"{where}: {error}") from error
-        if length != len(block):
-            raise DamagedError(f"{where} is not {len(block)} bytes long")
+            self._codec.decode(frame, block)
+        except DamagedError as error:
+            raise DamagedError(f"{where}: {error.message}") from error
 
     def _read(self, path: Path, where: str) -> memoryview:
-        frame = self._tools.frame
+        frame = self._buffers.frame
         try:
             with files.open_to_read(path, self._cache) as file:
                 length = file.read_into(0, frame)
@@ -126,7 +125,7 @@ class ChunkBlocks:
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
             is_there = path.exists()
             if not (is_there and self._is_whole(number, digest, len(block))):
-                stored, frame = self._compress(block)
+                stored, frame = self._encode(block)
                 (self._replace if is_there else self._make)(path, frame, stored)
         if len(self._written) < _REMEMBERED:
             self._written[digest] = None
@@ -134,18 +133,18 @@ class ChunkBlocks:
 
     def _is_whole(self, number: int, digest: str, length: int) -> bool:
         """Whether a chunk that nobody vouches for holds its block; reading it is what tells."""
-        block = self._tools.block[:length]
+        block = self._buffers.block[:length]
         try:
             self.get(number, digest, block)
         except StoreError:
             return False
-        return digest_of(block) == digest
+        return self._codec.digest(block) == digest
 
-    def _compress(self, block: memoryview) -> tuple[int, memoryview]:
+    def _encode(self, block: memoryview) -> tuple[int, memoryview]:
         """The length of a block's frame, and the frame in whole pages, filled up with zeroes."""
-        frame = self._tools.compressor.compress(block)
+        frame = self._codec.encode(block)
         length, whole = len(frame), -(-len(frame) // files.PAGE) * files.PAGE
-        room = self._tools.frame[:whole]
+        room = self._buffers.frame[:whole]
         room[:length] = frame
         room[length:] = bytes(whole - length)
         return length, room
@@ -177,7 +176,7 @@ class ChunkBlocks:
 
     def clear(self, first: int, count: int, length: int) -> int:
         """Zero blocks have a chunk like any other; one serves all of a length."""
-        return self.put(first, zero_digest(length), memoryview(bytes(length)))
+        return self.put(first, self._codec.zero_digest(length), memoryview(bytes(length)))
 
     def extents(self, index: Index) -> Iterator[Extent]:
         """What the index says."""
@@ -189,7 +188,7 @@ class ChunkBlocks:
 
     def evidence(self, number: int, digest: str, length: int) -> bytes:
         """The chunk's file."""
-        return folders.read_file(self._path(digest), len(self._tools.frame))
+        return folders.read_file(self._path(digest), len(self._buffers.frame))
 
     def mend(self, number: int, digest: str, block: memoryview) -> None:
         """Replace the chunk, or make it."""
@@ -198,29 +197,13 @@ class ChunkBlocks:
             folders.make_folder(path.parent)
             if path.is_dir():
                 folders.remove_tree(path)  # no file can be renamed over a folder
-            length, frame = self._compress(block)
+            length, frame = self._encode(block)
             self._replace(path, frame, length)
             folders.sync_folder(path.parent)
             folders.sync_folder(self._folder)
 
     def _path(self, digest: str) -> Path:
-        return self._folder / digest[:2] / f"{digest}.zst"
-
-
-def _frame_length(frame: memoryview) -> int:
-    """Where the first zstd frame in `frame` ends, or -1: RFC 8878, sections 3.1.1 and 3.1.1.2.
-
-    `zstd -d`, and so restore.sh, fails on bytes after a frame; zstandard's readers ignore them.
-    """
-    has_checksum = frame[4] & 4
-    position, last = zstandard.frame_header_size(frame), 0
-    while not last:
-        header = int.from_bytes(frame[position : position + 3], "little")
-        last, kind, size = header & 1, header >> 1 & 3, header >> 3
-        position += 3 + (1 if kind == 1 else size)
-        if position > len(frame):
-            return -1
-    return position + (4 if has_checksum else 0)
+        return self._folder / digest[:2] / f"{digest}{self._codec.suffix}"
 
 
 class _Marks:
@@ -245,7 +228,7 @@ class _Marks:
 
     def add_all(self, index: Index) -> None:
         """Mark every line of an index. Raises DamagedError where one is no hash."""
-        zeroes = (zero_digest(index.block_size) + "\n").encode() * PIECE
+        zeroes = (index.codec.zero_digest(index.block_size) + "\n").encode() * PIECE
         for first, count, lines in index.pieces():
             many = 1 if lines == zeroes[: len(lines)] else count
             try:

@@ -1,4 +1,4 @@
-"""The index of an image: the BLAKE3-256 of each block, 64 hex digits and a newline a block.
+"""The index of an image: the digest of each block, 64 hex digits and a newline a block.
 
 The fixed width puts line n at byte 65 * n, so a delta patches the lines that changed, and `sed`
 turns the file into the list of chunks (docs/formats.md). A draft's line is 65 NUL bytes until its
@@ -9,32 +9,25 @@ from __future__ import annotations
 
 import string
 from collections.abc import Collection, Iterator
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
-import blake3
-
 from backy.errors import DamagedError
 from backy.model.extent import Extent, Kind, merge
+from backy.stores.codec import Codec
 from backy.system import files
 
 LINE = 65  # bytes: 64 hex digits and a newline
 PIECE = 1 << 16  # lines looked at in one go: 4 MiB of memory, whatever the disk's size
+_FEW = 1 << 12  # lines looked at where the first answer may be the last that is wanted
 UNWRITTEN = bytes(LINE)
 _DIGITS = b"0123456789abcdef"
 _HEX = frozenset(string.hexdigits.lower())
 
 
-def digest_of(block: bytes | memoryview) -> str:
-    """The name of a block: its BLAKE3-256 in hex."""
-    return blake3.blake3(block).hexdigest()
-
-
-@lru_cache(maxsize=8)
-def zero_digest(length: int) -> str:
-    """The name of a block of `length` zero bytes."""
-    return digest_of(bytes(length))
+def is_digest(text: str) -> bool:
+    """Whether a text has the form of a digest: 64 lower-case hex digits."""
+    return len(text) == LINE - 1 and _HEX.issuperset(text)
 
 
 def block_count(size: int, block_size: int) -> int:
@@ -45,11 +38,12 @@ def block_count(size: int, block_size: int) -> int:
 class Index:
     """The index in an open file, for reading; safe for several threads."""
 
-    def __init__(self, file: files.File, size: int, block_size: int) -> None:
+    def __init__(self, file: files.File, size: int, block_size: int, codec: Codec) -> None:
         self.file = file
         self.size = size
         self.block_size = block_size
         self.blocks = block_count(size, block_size)
+        self.codec = codec
 
     def length_of(self, number: int) -> int:
         """The bytes in block `number`: the block size, or less for the last."""
@@ -78,7 +72,7 @@ class Index:
         """
         line = self.lines(number, 1)
         digest = line[:-1].decode("ascii", "replace")
-        if line[-1:] != b"\n" or not _HEX.issuperset(digest):
+        if line[-1:] != b"\n" or not is_digest(digest):
             raise DamagedError(f"{self.file.path}: line {number} is not a hash")
         return digest
 
@@ -98,20 +92,42 @@ class Index:
                     if line in wanted:
                         yield first + number, line.decode()
 
+    def zero_line(self, number: int) -> bytes:
+        """The line that block `number` has where it is all zero."""
+        return (self.codec.zero_digest(self.length_of(number)) + "\n").encode()
+
     def data(self) -> int:
         """The bytes in blocks that are not zero, by their names; a short last block counts."""
-        zero = (zero_digest(self.block_size) + "\n").encode()
+        zero = (self.codec.zero_digest(self.block_size) + "\n").encode()
         return self.size - self.block_size * sum(lines.count(zero) for _, _, lines in self.pieces())
 
+    def data_blocks(self, first: int, end: int) -> Iterator[int]:
+        """The numbers of the blocks from `first` to before `end` that are not zero, ascending.
+
+        Lazy, and looks at few lines at a time: asking for the first one costs little.
+        """
+        whole = self.size // self.block_size
+        while first < end:
+            # A short last block has another zero line, so it is looked at alone.
+            count = min(_FEW, (min(end, whole) if first < whole else end) - first)
+            lines, zero = self.lines(first, count), self.zero_line(first)
+            for number in range(count) if lines != zero * count else ():
+                if lines[number * LINE : (number + 1) * LINE] != zero:
+                    yield first + number
+            first += count
+
     def hash(self) -> str:
-        """The BLAKE3-256 of the file, which revision.json records.
+        """The digest of the file, which revision.json records.
 
         Raises DamagedError where the length is wrong or a line was never written.
         """
         if self.file.size() != self.blocks * LINE:
             sizes = f"{self.file.size()} bytes, not {self.blocks * LINE}"
             raise DamagedError(f"{self.file.path} has {sizes}")
-        hasher = blake3.blake3()
+        return self.codec.digest_of_pieces(self._checked_pieces())
+
+    def _checked_pieces(self) -> Iterator[bytes]:
+        """All lines. Raises DamagedError at a piece in which one is not a digest."""
         for first, _, lines in self.pieces():
             if b"\0" in lines:
                 unwritten = first + lines.index(b"\0") // LINE
@@ -119,8 +135,7 @@ class Index:
             ends = b"\n" * (len(lines) // LINE)
             if lines[LINE - 1 :: LINE] != ends or lines.translate(None, _DIGITS) != ends:
                 raise DamagedError(f"{self.file.path}: a line after {first} is not a hash")
-            hasher.update(lines)
-        return hasher.hexdigest()
+            yield lines
 
     def extents(
         self, since: Index | None = None, first: int = 0, end: int | None = None
@@ -138,11 +153,10 @@ class Index:
     def _extents(self, since: Index | None, first: int, end: int) -> Iterator[Extent]:
         while first < end:
             count = min(PIECE, end - first)
-            zero = (zero_digest(self.length_of(first)) + "\n").encode()
             lines, old = self.lines(first, count), b""
             if since:
                 old = since.lines(first, max(0, min(count, self.comparable(since) - first)))
-            for kind, number, length in _runs(lines, old, zero):
+            for kind, number, length in _runs(lines, old, self.zero_line(first)):
                 start = (first + number) * self.block_size
                 stop = min(start + length * self.block_size, self.size)
                 yield Extent(start, stop - start, kind)
@@ -183,18 +197,20 @@ class IndexDraft(Index):
 
     def put_zero(self, first: int, count: int) -> None:
         """Name `count` blocks, all of one length, as zero."""
-        line = (zero_digest(self.length_of(first)) + "\n").encode()
+        line = self.zero_line(first)
         for start in range(first, first + count, PIECE):
             self.file.write(start * LINE, line * min(PIECE, first + count - start))
 
 
-def start_draft(path: Path, size: int, block_size: int, parent: Index | None) -> IndexDraft:
+def start_draft(
+    path: Path, size: int, block_size: int, codec: Codec, parent: Index | None
+) -> IndexDraft:
     """Make a draft's index file, with those of the parent's lines whose blocks can be the same.
 
     Where the disk was resized, a short last block is not one of them. The caller closes `.file`.
     """
     file = files.create(path)
-    draft = IndexDraft(file, size, block_size)
+    draft = IndexDraft(file, size, block_size, codec)
     if parent:
         file.copy(parent.file, draft.comparable(parent) * LINE)
     file.resize(draft.blocks * LINE)

@@ -1,0 +1,88 @@
+"""The codec of format 1: blocks are named by BLAKE3-256 and packed as zstd frames (RFC 8878).
+
+`b3sum` and `zstd -d` do the same, so a restore by hand needs nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import zstandard
+from blake3 import blake3
+
+from backy.errors import DamagedError
+
+
+class ZstdCodec:
+    """A Codec that compresses at a zstd level."""
+
+    suffix = ".zst"
+
+    def __init__(self, level: int) -> None:
+        self._contexts = _Contexts(level)
+        self._zero_digests: dict[int, str] = {}
+
+    def digest(self, content: bytes | memoryview) -> str:
+        """BLAKE3-256."""
+        return blake3(content).hexdigest()
+
+    def digest_of_pieces(self, pieces: Iterable[bytes]) -> str:
+        """BLAKE3-256."""
+        hasher = blake3()
+        for piece in pieces:
+            hasher.update(piece)
+        return hasher.hexdigest()
+
+    def zero_digest(self, length: int) -> str:
+        """Computed once for each length: those of whole blocks and of short last ones."""
+        known = self._zero_digests.get(length)
+        if known is None:
+            known = self._zero_digests[length] = self.digest(bytes(length))
+        return known
+
+    def largest_frame(self, length: int) -> int:
+        """What does not compress grows by 1/256 (ZSTD_COMPRESSBOUND) and by less than 4 KiB."""
+        return length + length // 256 + 4096
+
+    def encode(self, block: memoryview) -> bytes:
+        """A frame with content size and checksum."""
+        return self._contexts.compressor.compress(block)
+
+    def decode(self, frame: memoryview, block: memoryview) -> None:
+        """Decompress straight into `block`."""
+        wrong_length = f"its content is not {len(block)} bytes long"
+        try:
+            if zstandard.get_frame_parameters(frame).content_size != len(block):
+                raise DamagedError(wrong_length)
+            if _frame_length(frame) != len(frame):
+                raise DamagedError("it is cut short or has bytes after its end")
+            with self._contexts.decompressor.stream_reader(frame) as reader:
+                if reader.readinto(block) != len(block):
+                    raise DamagedError(wrong_length)
+        except zstandard.ZstdError as error:
+            raise DamagedError(str(error)) from error
+
+
+class _Contexts(threading.local):
+    """A compressor and a decompressor for each thread: neither may be shared at the same time."""
+
+    def __init__(self, level: int) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+def _frame_length(frame: memoryview) -> int:
+    """Where the first zstd frame in `frame` ends, or -1: RFC 8878, sections 3.1.1 and 3.1.1.2.
+
+    `zstd -d`, and so restore.sh, fails on bytes after a frame; zstandard's readers ignore them.
+    """
+    has_checksum = frame[4] & 4
+    position, last = zstandard.frame_header_size(frame), 0
+    while not last:
+        header = int.from_bytes(frame[position : position + 3], "little")
+        last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        position += 3 + (1 if kind == 1 else size)
+        if position > len(frame):
+            return -1
+    return position + (4 if has_checksum else 0)
