@@ -32,7 +32,10 @@ from backy.operations.verify import verify
 from backy.repository import trash
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository, create
+from backy.stores.codec import Codec
+from backy.stores.zstd import ZstdCodec
 from backy.units import KiB
+from tests.keyed_codec import KeyedCodec
 from tests.lab.reflink import missing, reflink_file_system
 from tests.lab.repositories import names
 from tests.memory_source import FailingSource, MemorySource, changed, sample
@@ -100,6 +103,7 @@ class Commands(RuleBasedStateMachine):
     """One repository in a new folder, and a model of it."""
 
     store: ClassVar[str]
+    codec: ClassVar[Codec]
     base: ClassVar[Path]
 
     def __init__(self) -> None:
@@ -107,9 +111,8 @@ class Commands(RuleBasedStateMachine):
         self.resources = ExitStack()
         folder = self.resources.enter_context(tempfile.TemporaryDirectory(dir=self.base))
         self.folder = Path(folder)
-        self.repository: Repository = create(
-            self.folder / "base", "vm", Settings(self.store, BLOCK)
-        )
+        made = create(self.folder / "base", "vm", Settings(self.store, BLOCK))
+        self.repository = Repository(made.root, lambda _: self.codec)
         self.now: dict[str, bytes] = {}
         self.history: dict[str, Kept] = {}
         self.removed: list[dict[str, Kept]] = []
@@ -244,7 +247,8 @@ class Commands(RuleBasedStateMachine):
         if self.store == "images":
             return path, number * BLOCK
         digest = self.lines(revision, name)[number]
-        path = self.repository.root / "chunks" / digest[:2] / f"{digest}.zst"
+        name = f"{digest}{self.codec.suffix}"
+        path = self.repository.root / "chunks" / digest[:2] / name
         return path, path.stat().st_size - 1
 
     def chunks(self) -> set[str]:
@@ -253,7 +257,8 @@ class Commands(RuleBasedStateMachine):
     def named(self) -> set[str]:
         root = self.repository.root
         indexes = [*root.glob("revisions/*/*.blocks"), *root.glob("trash/*/*/*.blocks")]
-        return {f"{line}.zst" for index in indexes for line in index.read_text().splitlines()}
+        lines = {line for index in indexes for line in index.read_text().splitlines()}
+        return {f"{line}{self.codec.suffix}" for line in lines}
 
     # What holds after every step.
 
@@ -295,18 +300,25 @@ def xfs() -> Iterator[Path]:
         yield folder
 
 
-def run(store: str, base: Path) -> None:
-    """As many examples as the profile says, shared by both stores."""
-    machine = type("Commands", (Commands,), {"store": store, "base": base})
-    examples = max(1, settings().max_examples // 2)
+def run(store: str, base: Path, codec: Codec, share: float) -> None:
+    """That share of as many examples as the profile says."""
+    machine = type("Commands", (Commands,), {"store": store, "base": base, "codec": codec})
+    examples = max(1, int(settings().max_examples * share))
     run_state_machine_as_test(
         machine, settings=settings(max_examples=examples, stateful_step_count=20)
     )
 
 
 def test_any_order_of_commands_leaves_what_the_model_says_in_chunks(tmp_path: Path) -> None:
-    run("chunks", tmp_path)
+    run("chunks", tmp_path, ZstdCodec(1), 0.4)
 
 
 def test_any_order_of_commands_leaves_what_the_model_says_in_images(xfs: Path) -> None:
-    run("images", xfs)
+    run("images", xfs, ZstdCodec(1), 0.4)
+
+
+@pytest.mark.parametrize("store", ["chunks", "images"])
+def test_any_order_of_commands_leaves_what_the_model_says_with_another_codec(
+    store: str, xfs: Path
+) -> None:
+    run(store, xfs, KeyedCodec(), 0.1)

@@ -32,7 +32,7 @@ class CodecSuite:
 
     codec: ClassVar[Codec]
 
-    @pytest.fixture(params=CONTENT.values(), ids=CONTENT)
+    @pytest.fixture(params=CONTENT.values(), ids=list(CONTENT))
     def content(self, request: pytest.FixtureRequest) -> bytes:
         content: bytes = request.param
         return content

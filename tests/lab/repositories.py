@@ -8,6 +8,7 @@ from backy.model.revision import Revision
 from backy.operations.backup import backup
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository, create
+from backy.stores.codec import Codec
 from backy.units import KiB
 from tests.memory_source import MemorySource
 
@@ -26,10 +27,13 @@ class Made:
     base: Path
     store: str = "chunks"
     contents: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
+    codec: Codec | None = None  # None: the one that the repository makes from its settings
     repository: Repository = field(init=False)
 
     def __post_init__(self) -> None:
         self.repository = create(self.base, "vm1", Settings(self.store, BLOCK))
+        if codec := self.codec:
+            self.repository = Repository(self.repository.root, lambda _: codec)
 
     @property
     def root(self) -> Path:
@@ -69,7 +73,7 @@ class Made:
     def chunk(self, revision: Revision, number: int, disk: str = "vda") -> Path:
         """The file with a block, in the store "chunks"."""
         digest = self.lines(revision, disk)[number]
-        return self.root / "chunks" / digest[:2] / f"{digest}.zst"
+        return self.root / "chunks" / digest[:2] / f"{digest}{self.repository.codec.suffix}"
 
     def chunks(self) -> set[str]:
         return {path.name for path in self.root.glob("chunks/*/*")}

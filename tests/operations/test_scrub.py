@@ -20,7 +20,7 @@ from backy.operations.scrub import Coverage, Limits, Scrub, Slice, Task, coverag
 from backy.operations.verify import verify
 from backy.repository.manifest import Settings
 from backy.repository.repository import create
-from backy.system import process
+from backy.system import signals
 from backy.system.folders import locked
 from backy.units import GiB, KiB, MiB
 from tests.lab.repositories import BLOCK, Made
@@ -356,7 +356,7 @@ def test_a_rate_makes_readers_wait_for_as_long_as_their_bytes_are_worth(
         now[0] += seconds
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(process, "sleep", sleep)
+    monkeypatch.setattr(signals, "sleep", sleep)
     limits = Limits(rate=MiB)
     for _ in range(5):
         limits.spend(512 * KiB)
@@ -364,7 +364,7 @@ def test_a_rate_makes_readers_wait_for_as_long_as_their_bytes_are_worth(
 
 
 def test_no_rate_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "sleep", pytest.fail)
+    monkeypatch.setattr(signals, "sleep", pytest.fail)
     Limits().spend(2**60)
 
 

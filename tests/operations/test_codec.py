@@ -1,0 +1,118 @@
+"""A repository with another codec is backed up, read, healed and purged by the same operations."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from backy.errors import DamagedError
+from backy.model.extent import Extent, Kind
+from backy.model.revision import Revision, Trust
+from backy.operations.backup import backup
+from backy.operations.diff import diff
+from backy.operations.restore import restore
+from backy.operations.scrub import Limits, Scrub
+from backy.operations.verify import verify
+from backy.repository import quarantine, trash
+from tests.keyed_codec import KEY, KeyedCodec
+from tests.lab.repositories import BLOCK, Made
+from tests.memory_source import MemorySource, changed, sample
+
+SHORT = 12_345  # bytes in the last block
+DISK = sample(2 * BLOCK) + bytes(2 * BLOCK) + sample(2 * BLOCK, seed=1) + bytes(SHORT)
+NEXT = changed(DISK, 5)
+
+
+@pytest.fixture(params=["chunks", "images"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
+    is_images = request.param == "images"
+    base = request.getfixturevalue("reflink_folder") if is_images else tmp_path
+    return Made(base, request.param, codec=KeyedCodec())
+
+
+def damage(made: Made, revision: Revision, number: int) -> None:
+    """Change a stored byte of a block: of a frame the last one, which is its checksum's."""
+    if made.store == "chunks":
+        path = made.chunk(revision, number)
+        offset = path.stat().st_size - 1
+    else:
+        path, offset = made.repository.store.plain_path(revision, "vda"), number * BLOCK + 200
+    with path.open("r+b") as file:
+        [byte] = os.pread(file.fileno(), 1, offset)
+        os.pwrite(file.fileno(), bytes([byte ^ 0x10]), offset)
+
+
+def remember_source(made: Made, content: bytes) -> None:
+    """Have healing find the disk as it is now."""
+    path = made.base / "source.img"
+    path.write_bytes(content)
+    made.repository.remember_source({"type": "file", "disks": {"vda": str(path)}})
+
+
+def test_blocks_and_indexes_have_the_names_that_the_codec_gives(made: Made) -> None:
+    revision = made.backup(DISK)
+    blocks = [DISK[start : start + BLOCK] for start in range(0, len(DISK), BLOCK)]
+    names = [blake3(block, key=KEY).hexdigest() for block in blocks]
+    assert made.lines(revision) == names
+    index = (made.repository.folder_of(revision) / "vda.blocks").read_bytes()
+    assert revision.disks["vda"].index_hash == blake3(index, key=KEY).hexdigest()
+    if made.store == "chunks":
+        assert made.chunks() == {f"{name}.z" for name in names}
+
+
+def test_a_delta_stores_what_changed_and_every_revision_is_restored(made: Made) -> None:
+    first = made.backup(DISK)
+    second = backup(made.repository, MemorySource({"vda": NEXT}, {first.id: {"vda": DISK}}))
+    disk = second.disks["vda"]
+    assert disk.changed == BLOCK
+    assert disk.read - disk.compared == BLOCK
+    for revision, content in ((first, DISK), (second, NEXT)):
+        target = made.base / "target.img"
+        restore(made.repository, revision, "vda", str(target))
+        assert target.read_bytes() == content
+    assert list(diff(made.repository, first, second)) == [("vda", Extent(0, BLOCK, Kind.DATA))]
+
+
+def test_what_is_whole_is_verified_and_scrubbed(made: Made) -> None:
+    made.backup(DISK)
+    second = made.backup(NEXT)
+    assert list(verify(made.repository, made.repository.history().revisions)) == []
+    assert made.again(second).trust is Trust.VERIFIED
+    scrub = Scrub(made.repository, timedelta(days=7))
+    assert list(scrub.run(Limits())) == []
+    assert scrub.coverage().share == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 6], ids=["data", "zeroes", "short-last-block"])
+def test_a_damaged_block_heals_from_the_source_that_still_has_it(made: Made, number: int) -> None:
+    revision = made.backup(DISK)
+    remember_source(made, DISK)
+    damage(made, revision, number)
+    [found] = verify(made.repository, [revision])
+    assert found.healed
+    assert made.read(revision) == DISK
+    [report] = quarantine.reports(made.repository)
+    assert report.digest == made.lines(revision)[number]
+    assert list(verify(made.repository, [revision])) == []
+
+
+def test_a_block_that_the_source_has_no_more_is_lost_and_stored_anew(made: Made) -> None:
+    first = made.backup(DISK)
+    remember_source(made, NEXT)
+    damage(made, first, 0)
+    with pytest.raises(DamagedError):
+        restore(made.repository, first, "vda", str(made.base / "target.img"))
+    assert made.again(first).trust is Trust.DISTRUSTED
+    second = made.backup(DISK)
+    assert made.read(second) == DISK
+
+
+def test_a_purge_frees_what_no_revision_names(made: Made) -> None:
+    first, second = made.backup(DISK), made.backup(NEXT)
+    trash.remove(made.repository, [first])
+    assert trash.purge(made.repository).revisions == (first.id,)
+    assert made.read(second) == NEXT
+    if made.store == "chunks":
+        assert made.chunks() == {f"{name}.z" for name in made.lines(second)}
