@@ -9,7 +9,7 @@ PROJECT = Path(__file__).parents[2]
 _FENCE = re.compile(r"^```(.*)$")
 _HEADING = re.compile(r"^(#+) +(.+?) *$")
 _COMMENT = re.compile(r"^<!-- stage: (.+) -->$")
-_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _plain(cell: str) -> str:
 
 
 def links(text: str) -> list[str]:
-    """Where the links of a page lead."""
+    """Where the links of a page lead, and which pictures it shows."""
     return _LINK.findall(prose(text))
 
 

@@ -1,10 +1,9 @@
 """The stage on which the commands of the documentation run, and how their output is compared.
 
-The pages speak of /srv/backy, /images and /etc/backy as an operator would; on the stage these are
-folders of the test, REV is the newest revision, and `backy` is the backy under test.
+The pages speak of /srv/backy, /images, /etc/backy and ~ as an operator would; on the stage these
+are folders of the test, REV is the newest revision, and `backy` is the backy under test.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,11 @@ from tests.docs.markdown import PROJECT, Block
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MARK = "@@@ next command @@@"
+# Where the last block ended, and the note of where this one does.
+_GO_ON = """shell=$PWD/.shell
+[ ! -e "$shell" ] || . "$shell"
+trap '{ export -p; printf "cd %q\\n" "$PWD"; } >"$shell"' EXIT
+"""
 _ID = re.compile(r"\b\d{8}T\d{6}Z-[a-z0-9]{4}\b")
 _HASH = re.compile(r"\b(?:[0-9a-f]{2}/)?[0-9a-f]{64}\b")
 _NUMBER = re.compile(r"\d+(?:[.:T-]+\d+)*Z?")
@@ -30,7 +34,7 @@ class Stage:
 
     def make(self) -> None:
         """Make the folders, the program, and a disk of 64 MiB with a real file system."""
-        for name in ("bin", "images", "srv/backy", "etc/backy"):
+        for name in ("bin", "home/you", "images", "srv/backy", "etc/backy"):
             (self.root / name).mkdir(parents=True)
         program = self.root / "bin" / "backy"
         source = Path(backy.__file__).parents[1]
@@ -60,7 +64,7 @@ class Stage:
                 "BACKY_BASE_DIR": f"{self.root}/srv/backy",
                 **({"BACKY_CONFIG": str(configuration)} if configuration.exists() else {}),
                 "LC_ALL": "C.UTF-8",
-                "HOME": os.environ.get("HOME", "/"),
+                "HOME": f"{self.root}/home/you",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -73,15 +77,19 @@ class Stage:
         return subprocess.CompletedProcess(script, result.returncode, said)
 
     def play(self, block: Block) -> tuple[str, str]:
-        """Run a block; give what it promises and what came, both without what differs each time."""
+        """Run a block; give what it promises and what came, both without what differs each time.
+
+        Blocks are typed into one shell: each begins in the folder and with the variables in which
+        the one before it ended.
+        """
         if block.language == "stage":
             self.prepare(block.text)
             return "", ""
         if block.language == "sh":
-            self.sh(f"set -eo pipefail\n{block.text}")
+            self.sh(f"{_GO_ON}set -eo pipefail\n{block.text}")
             return "", ""
         steps = session(block.text)
-        lines = [f"mark() {{ local code=$?; echo '{_MARK}'; return $code; }}"]
+        lines = [_GO_ON, f"mark() {{ local code=$?; echo '{_MARK}'; return $code; }}"]
         for command, _ in steps:
             lines += ["mark", command]
         outputs = self.sh("\n".join(lines), check=False).stdout.split(f"{_MARK}\n")[1:]
@@ -134,6 +142,10 @@ END"""
 _ACTIONS = {
     "configured": _CONFIGURE,
     "empty": "true",
+    # Whatever was restored is the same as the source.
+    "compare": """set -e
+        for restored in /images/vm1-*; do cmp "$restored" /images/vm1.img; done
+        rm /images/vm1-*""",
     "change": "head -c 3000000 /dev/urandom >report.pdf;"
     " debugfs -w -R 'write report.pdf report.pdf' /images/vm1.img",
     **{
