@@ -18,13 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer.main
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-import backy.cli.execute  # noqa: F401 - importing it adds the commands
 from backy import __version__, errors
-from backy.cli.app import app
+from backy.cli.app import whole_program
 from backy.config import settings as config
 from backy.operations.site import CONFIG_PATHS
 
@@ -52,7 +50,7 @@ def main() -> int:
 
 def pages(date: str) -> dict[str, str]:
     """The text of every page, by the name of its file."""
-    group = typer.main.get_group(app)
+    group: Any = whole_program()
     top = group.context_class(group, info_name=PROGRAM, **group.context_settings)
     found = dict(commands(group, top))
     texts = {f"{page(path)}.1": command_page(each, found) for path, each in found.items()}

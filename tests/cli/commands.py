@@ -5,12 +5,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import typer.main
+from backy.cli.app import whole_program
 
-import backy.cli.execute  # noqa: F401 - importing it adds the commands
-from backy.cli.app import app
-
-GROUP: Any = typer.main.get_group(app)
+GROUP: Any = whole_program()
 
 
 def _within(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - typer's
@@ -22,3 +19,9 @@ def _within(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:  # noqa:
 
 
 COMMANDS: dict[str, Any] = dict(sorted(_within(GROUP)))
+
+
+def own_parameters(command: Any) -> list[Any]:  # noqa: ANN401 - typer's
+    """The parameters of a command without those of the program, which every command takes, too."""
+    repeated = {"--base-dir", "--config"} if command is not GROUP else set()
+    return [each for each in command.params if not repeated & set(each.opts)]

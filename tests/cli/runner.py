@@ -81,17 +81,7 @@ class Backy:
         self, *arguments: Argument, under: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> Result:
         """Run it to its end, `under` another program where there is one to run it."""
-        done = subprocess.run(
-            [*under, *self.command(*arguments)],
-            env=environment() | dict(env or {}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=False,
-            timeout=_PATIENCE_SECONDS,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        return ran([*under, *self.command(*arguments)], environment() | dict(env or {}))
 
     def ok(self, *arguments: Argument) -> Result:
         """Run it; it has to succeed."""
@@ -215,6 +205,21 @@ class Running:
             ),
             "the signal was seen",
         )
+
+
+def ran(command: Sequence[str], env: Mapping[str, str]) -> Result:
+    """Run a program to its end, with nothing to read and no other variables than `env`."""
+    done = subprocess.run(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+        timeout=_PATIENCE_SECONDS,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def refusal(result: Result, code: int) -> Refusal:

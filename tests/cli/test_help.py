@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import backy as package
+from backy.cli import commands as table
 from tests.cli.commands import COMMANDS, GROUP
 from tests.cli.runner import PROGRAM, environment
 
@@ -44,7 +46,33 @@ def overview() -> str:
 
 @pytest.mark.parametrize("command", GROUP.commands)
 def test_the_overview_says_what_each_command_does(overview: str, command: str) -> None:
-    assert re.search(rf"^  {command}  +\w.{{10}}", overview, re.MULTILINE)
+    about = re.escape(table.COMMANDS[command].help)
+    assert re.search(rf"^  {command} +{about}$", overview, re.MULTILINE)
+
+
+def test_the_overview_has_the_commands_by_what_they_are_for_and_backup_is_the_first(
+    overview: str,
+) -> None:
+    headings = re.findall(r"^(\S.*):$", overview, re.MULTILINE)
+    assert headings == [*table.GROUPS, "Options"]
+    listed = re.findall(r"^  (\w+)  ", overview[: overview.index("Options:")], re.MULTILINE)
+    assert listed == list(table.COMMANDS)
+    assert listed[0] == "backup"
+
+
+@pytest.mark.parametrize("command", GROUP.commands)
+def test_the_table_of_commands_has_the_first_sentence_of_the_help_of_each(command: str) -> None:
+    assert GROUP.commands[command].params, "it is the command itself"
+    assert table.COMMANDS[command].help == GROUP.commands[command].get_short_help_str(200)
+
+
+def test_the_table_has_every_module_that_has_a_command() -> None:
+    modules = {
+        path.stem
+        for path in Path(table.__file__).parent.glob("*.py")
+        if re.search(r"^@app\.command|app\.add_typer", path.read_text(), re.MULTILINE)
+    }
+    assert {entry.module for entry in table.COMMANDS.values()} == modules
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if " " in command])
@@ -82,10 +110,25 @@ def test_an_example_uses_only_what_there_is(command: str) -> None:
     assert set(re.findall(r"(?<=\s)-{1,2}[a-z][\w-]*", epilog)) <= known | {"--sparse"}
 
 
-def test_without_a_command_there_is_help() -> None:
-    result = subprocess.run(PROGRAM, env=environment(), capture_output=True, text=True, check=False)
-    assert result.returncode in {0, 2}
-    assert "Usage: backy" in result.stdout + result.stderr
+@pytest.mark.parametrize("group", [[], ["config"]], ids=str)
+def test_without_a_command_there_is_help_on_standard_error(group: list[str]) -> None:
+    command = [*PROGRAM, *group]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(" ".join(["Usage: backy", *group]))
+
+
+@pytest.mark.parametrize("command", ["", "list", "config", "reports show"])
+def test_help_is_a_command_too(command: str) -> None:
+    words = command.split()
+    assert said("help", *words) == said(*words, "--help")
+
+
+def test_help_for_what_is_no_command_is_wrong_usage() -> None:
+    command = [*PROGRAM, "help", "lsit"]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "'list'" in result.stderr
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -104,5 +147,8 @@ def test_the_version_is_told_without_loading_what_it_does_not_need() -> None:
     assert loaded & heavy == set()
 
 
-def test_the_version_is_the_same_beside_other_options() -> None:
-    assert said("--base-dir", "/nowhere", "--version") == f"backy {package.__version__}\n"
+@pytest.mark.parametrize(
+    "words", ["-V", "version", "--base-dir / --version", "--base-dir / version"]
+)
+def test_the_version_is_the_same_however_it_is_asked_for(words: str) -> None:
+    assert said(*words.split()) == f"backy {package.__version__}\n"

@@ -28,7 +28,7 @@ def documented(heading: str) -> set[str]:
 def offered(name: str) -> set[str]:
     """The same, asked of the program. --help is explained once, for all."""
     names: set[str] = set()
-    for parameter in COMMANDS[name].params:
+    for parameter in commands.own_parameters(COMMANDS[name]):
         if parameter.param_type_name == "argument":
             names.add(parameter.metavar)
         else:

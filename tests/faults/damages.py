@@ -17,12 +17,8 @@ from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
-
-from typer.main import get_command
 
 from backy.cli import execute as cli
-from backy.cli.app import app
 from backy.model.revision import time_of
 from backy.operations.scrub import Limits, Scrub
 from backy.repository import quarantine
@@ -32,7 +28,6 @@ from tests.lab.watchdog import ends
 
 JOB = "vm1"
 DISKS = ("vda", "vdc")  # one bit apart from each other and from what may become of them
-PROGRAM = get_command(app)  # each run of `app` makes this anew, which takes as long as all the rest
 OPTIONAL = ("lock", "scrub.json", "report.json", "stored")  # what a restore does not need
 Place = tuple[str, str, int]  # a revision, its disk, the number of a block
 
@@ -75,7 +70,6 @@ def run(base: Path, *arguments: object) -> Said:
         ends(60),
         redirect_stdout(out),
         redirect_stderr(error),
-        patch.object(cli, "app", PROGRAM),
     ):
         code = cli.run(["--base-dir", str(base), *map(str, arguments), "--json"])
     assert "Traceback" not in error.getvalue(), error.getvalue()

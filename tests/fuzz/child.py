@@ -20,9 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import typer.main
-
-from backy.cli.app import app
+from backy.cli.app import program
+from backy.cli.commands import COMMANDS
 from backy.cli.execute import run
 from backy.errors import BackyError
 from backy.model.revision import Disk
@@ -174,8 +173,8 @@ def in_fork(request: dict[str, Any], files: dict[str, int]) -> None:
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    command = typer.main.get_command(app)  # which takes longer than most commands take
-    vars(typer.main)["get_command"] = lambda _: command
+    for name in COMMANDS:  # importing them takes longer than most of them take
+        program().load(name)
     gc.freeze()  # a collection in a fork would copy every page
     for line in sys.stdin:
         files = {name: os.memfd_create(name) for name in ("out", "err", "answer")}

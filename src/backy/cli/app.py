@@ -1,26 +1,29 @@
-"""The typer application and what all its commands share."""
+"""The typer application, and what its commands share."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer import Argument, Option
 
-from backy import __version__
+from backy.cli import global_options
+from backy.cli.commands import COMMANDS
+from backy.cli.program import Program, print_version
 from backy.errors import BackyError, CancelledError
 from backy.operations.site import Site
-from backy.repository.repository import Repository
 
 if TYPE_CHECKING:
-    pass
+    from backy.repository.repository import Repository
 
 Value = TypeVar("Value")
 app = typer.Typer(
     name="backy",
+    cls=Program,
     help="Back up virtual machines block by block, and bring them back.",
     epilog="Exit codes: 0 done, 2 wrong usage, 3 wrong setting, 4 source, 5 store, 6 damaged, "
     "7 busy, 8 store full, 9 not found, 10 target, 11 hook, 70 a bug, 130 stopped.",
@@ -40,20 +43,39 @@ OneDisk = Annotated[
     str | None, Option("--disk", metavar="NAME", help="Which disk, if there are several.")
 ]
 
-
-def _version(value: bool) -> None:
-    if value:
-        typer.echo(f"backy {__version__}")
-        raise typer.Exit
-
-
 _BASE = "The folder that has a repository for each job; as configured, or /srv/backy."
 BaseDir = Annotated[Path | None, Option(envvar="BACKY_BASE_DIR", help=_BASE)]
 _FILE = "The configuration; /etc/backy/backy.yaml or /etc/backy.conf."
 ConfigFile = Annotated[Path | None, Option(metavar="FILE", envvar="BACKY_CONFIG", help=_FILE)]
+_VERSION = "Print the version."
 Version = Annotated[
-    bool, Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    bool, Option("--version", "-V", help=_VERSION, is_eager=True, callback=print_version)
 ]
+
+
+@app.callback()
+def _globals(
+    context: Context,
+    base_dir: BaseDir = None,  # noqa: ARG001 - global_options reads all three from the context
+    config: ConfigFile = None,  # noqa: ARG001
+    version: Version = False,  # noqa: ARG001
+) -> None:
+    global_options.open_site(context)
+
+
+@cache
+def program() -> Program:
+    """The program as it is run: one for this process, since it takes long to make."""
+    made: Program = typer.main.get_command(app)  # type: ignore[assignment]
+    return made
+
+
+def whole_program() -> Program:
+    """The program with every command imported, for manual pages and tests."""
+    for entry in COMMANDS.values():
+        import_module(f"backy.cli.{entry.module}")
+    made: Program = typer.main.get_command(app)  # type: ignore[assignment]
+    return made
 
 
 def ask_daemon(site: Site, **request: object) -> dict[str, Any] | None:
@@ -61,17 +83,6 @@ def ask_daemon(site: Site, **request: object) -> dict[str, Any] | None:
     from backy.daemon import control
 
     return control.ask(site.globals.socket, **request)
-
-
-@app.callback()
-def _globals(
-    context: Context,
-    base_dir: BaseDir = None,
-    config: ConfigFile = None,
-    version: Version = False,  # noqa: ARG001 - its callback deals with it
-) -> None:
-    # Taken away, because the hooks of this job may run commands for other ones.
-    context.obj = Site.of(base_dir, config, os.environ.pop("BACKY_SETTINGS", ""))
 
 
 def each_job(

@@ -35,9 +35,10 @@ def check(
     days_warning: Annotated[float, Option(help="Days until it is full: warn below.")] = 14,
     days_critical: Annotated[float, Option(help="Days until it is full: critical.")] = 3,
 ) -> None:
-    """Tell Nagios, Icinga or Checkmk how the backups are: one line, perfdata, then each bad job.
+    """Tell Nagios, Icinga or Checkmk how the backups are.
 
-    Exit codes are theirs: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. What cannot be told is never OK.
+    It prints one line with perfdata, then a line for each bad job. Exit codes are theirs: 0 OK,
+    1 WARNING, 2 CRITICAL, 3 UNKNOWN. What cannot be told is never OK.
     """
     gc.disable()  # among the values of ten thousand jobs there is no garbage to look for
     from backy.monitoring.health import Judge, unknown

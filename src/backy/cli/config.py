@@ -9,11 +9,15 @@ from typer import Option
 
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, print_json, printable
+from backy.cli.program import CommandGroup
 from backy.errors import ConfigError
 from backy.operations.site import Site
 
 config = typer.Typer(
-    help="Check and show the configuration.", no_args_is_help=True, rich_markup_mode=None
+    help="Check and show the configuration.",
+    cls=CommandGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(config, name="config")
 OneJob = Annotated[str | None, Option(metavar="JOB", help="Only this job, with its defaults.")]

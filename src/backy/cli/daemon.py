@@ -18,9 +18,10 @@ LogJson = Annotated[bool, Option("--log-json", help="Log a JSON object a line, n
 
 @app.command(epilog="Example: backy daemon --log-json")
 def daemon(context: Context, log_json: LogJson = False) -> None:
-    """Run all jobs as they are configured, until SIGTERM; SIGHUP reads the configuration again.
+    """Run all jobs as they are configured, until SIGTERM.
 
-    It stays in the foreground: systemd, or another supervisor, starts it.
+    SIGHUP reads the configuration again. It stays in the foreground: systemd, or another
+    supervisor, starts it.
     """
     import asyncio
 

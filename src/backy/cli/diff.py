@@ -15,7 +15,7 @@ New = Annotated[str, Argument(metavar="REV", help="Revision words for the newer 
 
 @app.command(epilog="Example: backy diff vm1 1 latest")
 def diff(context: Context, job: Job, old: Old, new: New, as_json: AsJson = False) -> None:
-    """Show which ranges of its disks changed between two revisions, in whole blocks."""
+    """Show which ranges of the disks changed between two revisions. They are whole blocks."""
     from backy.operations.diff import diff as run
 
     repository = context.obj.repository(job)

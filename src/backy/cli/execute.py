@@ -5,30 +5,7 @@ from __future__ import annotations
 import traceback
 
 from backy import errors
-
-# Importing them adds their commands.
-from backy.cli import (  # noqa: F401  # noqa: F401
-    backup,
-    check,
-    config,
-    daemon,
-    diff,
-    expire,
-    find,
-    jobs,
-    pause,
-    purge,
-    remove,
-    reports,
-    restore,
-    scrub,
-    status,
-    tag,
-    undo,
-    verify,
-)
-from backy.cli import list as list_command  # noqa: F401
-from backy.cli.app import app
+from backy.cli.app import program
 from backy.cli.output import print_json, warn
 from backy.errors import BackyError
 from backy.system import signals
@@ -40,7 +17,7 @@ def run(arguments: list[str]) -> int:
     """Give the exit code of the command that `arguments` say."""
     try:
         with signals.cancellable():
-            app(arguments, prog_name="backy")
+            program()(arguments, prog_name="backy")
     except SystemExit as end:  # typer's: 0 for done, 2 for wrong usage, which it has explained
         return end.code if isinstance(end.code, int) else 1
     except BackyError as error:

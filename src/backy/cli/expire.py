@@ -16,7 +16,7 @@ DryRun = Annotated[bool, Option("--dry-run", help="Only show what would go, and 
 
 @app.command(epilog="Example: backy expire vm1 --dry-run")
 def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Remove what the schedule does not keep: to the trash, from where undo brings it back."""
+    """Remove what the schedule does not keep. It goes to the trash; undo brings it back."""
     from backy.operations.expire import expire as run
 
     configured = context.obj.config_of(job)

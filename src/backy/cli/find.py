@@ -12,7 +12,10 @@ from backy.model.revision import disk_of
 def find(
     context: Context, job: Job, spec: Spec = "latest", disk: OneDisk = None, as_json: AsJson = False
 ) -> None:
-    """Print where a disk's plain image (store images) or index (store chunks) is, for scripts."""
+    """Print the path of a disk's image or index, for scripts.
+
+    It is a plain image in the store images, an index in the store chunks.
+    """
     repository = context.obj.repository(job)
     revision = repository.find(spec)
     name = disk_of(revision, disk)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command("jobs", epilog="Example: backy jobs")
 def list_jobs(context: Context, as_json: AsJson = False) -> None:
-    """Show the configured jobs, and the repositories that no job has."""
+    """Show the configured jobs, and the repositories without a job."""
     site: Site = context.obj
     config = site.loaded.config
     left = sorted(set(jobs(site.base)) - config.jobs.keys()) if site.base.exists() else []

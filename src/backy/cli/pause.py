@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: backy pause vm1")
 def pause(context: Context, job: Job, as_json: AsJson = False) -> None:
-    """Start nothing for a job until backy resume; backy check warns of it. What runs goes on."""
+    """Start nothing for a job until backy resume. backy check warns of it. What runs goes on."""
     _pause(context.obj, job, datetime.now(UTC).replace(microsecond=0))
     answer(as_json, {"job": job, "state": "paused"}, f"{job}: paused")
 
 
 @app.command(epilog="Example: backy resume vm1")
 def resume(context: Context, job: Job, as_json: AsJson = False) -> None:
-    """Go on with a job that backy pause stopped; what was missed is caught up with."""
+    """Go on with a job that backy pause stopped. What was missed is caught up with."""
     _pause(context.obj, job, None)
     answer(as_json, {"job": job, "state": "resumed"}, f"{job}: resumed")
 

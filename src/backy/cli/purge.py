@@ -31,7 +31,9 @@ def purge(
     whole: Whole = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete removed revisions for good, and every stored block that no revision names.
+    """Delete removed revisions for good, and free their space.
+
+    It deletes every stored block that no revision names.
 
     With --job it deletes a whole repository, whose job must have been taken out of the
     configuration before.

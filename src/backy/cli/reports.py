@@ -16,7 +16,7 @@ from backy.repository.quarantine import Report
 from backy.repository.repository import Repository, jobs
 
 reports = typer.Typer(
-    help="Show what was found damaged; alone, it lists the reports of all jobs.",
+    help="Show what was found damaged. Alone, it lists the reports of all jobs.",
     epilog="Example: backy reports --job vm1",
     invoke_without_command=True,
     rich_markup_mode=None,

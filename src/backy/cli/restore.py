@@ -45,9 +45,10 @@ def restore(
     keep_going: KeepGoing = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a disk back: write it to a file, a block device or standard output.
+    """Restore one disk, or all disks of a revision.
 
-    A folder gets all disks, and what was saved beside them. Every block's hash is checked on the
+    A file, a block device or standard output gets one disk; a folder gets all disks, and what was
+    saved beside them. Every block's hash is checked on the
     way. Zeroes become holes. What is damaged comes from another revision or the source, where they
     still have it.
     """

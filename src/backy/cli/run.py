@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: backy run vm1")
 def run(context: Context, job: Job, as_json: AsJson = False) -> None:
-    """Have the daemon back up a job now, before all others; without a daemon, do it here."""
+    """Back up a job now, before all others.
+
+    The daemon does it; without a daemon it is done here.
+    """
     from backy.cli.backup import backup
 
     if ask_daemon(context.obj, do="run", job=check_job(job)):

@@ -39,7 +39,7 @@ def scrub(
     rate: Rate = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read what is stored, a share at each run, and heal what is damaged.
+    """Read what is stored, a share at each run, and heal damage.
 
     New blocks come first, then those read longest ago; what was read in the last half of the
     promised time can wait. The next run goes on where this one ends. All other processes go first.

@@ -29,7 +29,7 @@ Once = Annotated[bool, Option("--once", help="Show it once, also on a terminal."
 
 @app.command(epilog="Example: backy status --json")
 def status(context: Context, once: Once = False, as_json: AsJson = False) -> None:
-    """Show each job: its state, its last and next backup, what is overdue, and what runs.
+    """Show the state of each job, its backups, and what runs now.
 
     On a terminal the table is renewed each second until Ctrl-C.
     """

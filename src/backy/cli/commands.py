@@ -1,0 +1,52 @@
+"""The commands by what they are for: where each one is, and the first sentence of its help.
+
+With this table `backy --help` and Tab need to import none of them, and a command only itself.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """The module in backy.cli that has the command, and the first sentence of its help."""
+
+    module: str
+    help: str
+
+
+GROUPS = {
+    "Back up": {
+        "backup": Entry("backup", "Back up a VM: make one revision of all its disks."),
+        "tag": Entry("tag", "Add and drop tags of revisions."),
+    },
+    "Look": {
+        "list": Entry("list", "Show the revisions of a job, or all jobs."),
+        "diff": Entry("diff", "Show which ranges of the disks changed between two revisions."),
+        "find": Entry("find", "Print the path of a disk's image or index, for scripts."),
+    },
+    "Restore": {
+        "restore": Entry("restore", "Restore one disk, or all disks of a revision."),
+        "undo": Entry("undo", "Bring back what the last backy remove took away."),
+    },
+    "Care": {
+        "verify": Entry("verify", "Read every stored byte again and compare it with its hash."),
+        "scrub": Entry("scrub", "Read what is stored, a share at each run, and heal damage."),
+        "reports": Entry("reports", "Show what was found damaged."),
+        "remove": Entry("remove", "Move revisions to the trash."),
+        "expire": Entry("expire", "Remove what the schedule does not keep."),
+        "purge": Entry("purge", "Delete removed revisions for good, and free their space."),
+    },
+    "Run unattended": {
+        "config": Entry("config", "Check and show the configuration."),
+        "jobs": Entry("jobs", "Show the configured jobs, and the repositories without a job."),
+        "daemon": Entry("daemon", "Run all jobs as they are configured, until SIGTERM."),
+        "status": Entry("status", "Show the state of each job, its backups, and what runs now."),
+        "top": Entry("status", "Show what runs and what waits, and how full the pools are."),
+        "run": Entry("run", "Back up a job now, before all others."),
+        "pause": Entry("pause", "Start nothing for a job until backy resume."),
+        "resume": Entry("pause", "Go on with a job that backy pause stopped."),
+        "check": Entry("check", "Tell Nagios, Icinga or Checkmk how the backups are."),
+    },
+}
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
