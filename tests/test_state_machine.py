@@ -187,12 +187,12 @@ class Commands(RuleBasedStateMachine):
         revision = data.draw(self.one())
         name = data.draw(st.sampled_from(sorted(revision.disks)))
         target = self.folder / "target"
-        restore(self.repository, revision, name, str(target))
+        restore(self.repository, revision, name, str(target), origins=[])
         assert target.read_bytes() == self.history[revision.id].disks[name]
 
     @rule()
     def verifies(self) -> None:
-        assert list(verify(self.repository, self.repository.history().revisions)) == []
+        assert list(verify(self.repository, self.repository.history().revisions, origins=[])) == []
         for kept in self.history.values():
             kept.trust = Trust.VERIFIED
 
@@ -207,7 +207,7 @@ class Commands(RuleBasedStateMachine):
         before = path.read_bytes()
         with path.open("r+b") as file:
             os.pwrite(file.fileno(), bytes([before[offset] ^ 1]), offset)
-        found = list(verify(self.repository, self.repository.history().revisions))
+        found = list(verify(self.repository, self.repository.history().revisions, origins=[]))
         digest = self.lines(revision, name)[number]
         assert {self.block_of(each) for each in found} == {digest}
         assert {each.revision for each in found} == self.holders(revision, digest)

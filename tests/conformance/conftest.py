@@ -13,6 +13,7 @@ from tests.lab.reflink import missing, reflink_file_system
 pytest.register_assert_rewrite(
     "tests.conformance.codec",
     "tests.conformance.image",
+    "tests.conformance.origin",
     "tests.conformance.source",
     "tests.conformance.store",
 )

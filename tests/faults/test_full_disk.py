@@ -20,6 +20,7 @@ from backy.errors import FullError
 from backy.model.revision import Trust
 from backy.operations.backup import backup
 from backy.operations.heal import Damage
+from backy.operations.origin import LiveSource
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
 from backy.repository import trash
@@ -91,10 +92,20 @@ class Round:
         self.held[revision.id] = self.content
 
     def verify(self) -> list[Damage]:
-        return list(verify(self.repository, self.repository.history().revisions))
+        return list(
+            verify(
+                self.repository,
+                self.repository.history().revisions,
+                origins=[LiveSource(self.repository)],
+            )
+        )
 
     def scrub(self) -> list[Damage]:
-        return list(Scrub(self.repository, timedelta(0)).run(Limits()))
+        return list(
+            Scrub(self.repository, timedelta(0)).run(
+                Limits(), origins=[LiveSource(self.repository)]
+            )
+        )
 
     def purge(self) -> None:
         trash.purge(self.repository)

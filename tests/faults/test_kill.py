@@ -23,6 +23,7 @@ import pytest
 from backy.errors import NotFoundError
 from backy.operations.backup import backup
 from backy.operations.heal import Damage
+from backy.operations.origin import LiveSource
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
 from backy.repository import trash
@@ -48,11 +49,13 @@ ARGUMENTS: dict[str, list[str]] = {
 
 
 def _verify(repository: Repository) -> list[Damage]:
-    return list(verify(repository, repository.history().revisions))
+    return list(
+        verify(repository, repository.history().revisions, origins=[LiveSource(repository)])
+    )
 
 
 def _scrub(repository: Repository) -> list[Damage]:
-    return list(Scrub(repository, timedelta(0)).run(Limits()))
+    return list(Scrub(repository, timedelta(0)).run(Limits(), origins=[LiveSource(repository)]))
 
 
 def _backup(repository: Repository) -> None:

@@ -14,6 +14,7 @@ from backy.errors import DamagedError, NotFoundError
 from backy.model.revision import Revision, Trust, is_id
 from backy.operations.backup import backup
 from backy.operations.heal import Damage
+from backy.operations.origin import LiveSource
 from backy.operations.restore import restore
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
@@ -134,17 +135,27 @@ def _remove_oldest(repository: Repository) -> None:
 
 
 def _verify(repository: Repository) -> list[Damage]:
-    return list(verify(repository, repository.history().revisions))
+    return list(
+        verify(repository, repository.history().revisions, origins=[LiveSource(repository)])
+    )
 
 
 def _scrub(repository: Repository) -> list[Damage]:
-    return list(Scrub(repository, timedelta(days=30)).run(Limits()))
+    return list(
+        Scrub(repository, timedelta(days=30)).run(Limits(), origins=[LiveSource(repository)])
+    )
 
 
 def _restore(base: Path) -> None:
     repository = _opened(base)
     newest = max(each.name for each in (repository.root / "revisions").iterdir())
-    restore(repository, repository.find(newest), "vda", str(base / RESTORED))
+    restore(
+        repository,
+        repository.find(newest),
+        "vda",
+        str(base / RESTORED),
+        origins=[LiveSource(repository)],
+    )
 
 
 def damage(repository: Repository, bad: dict[str, bytes]) -> None:

@@ -68,7 +68,7 @@ def chunk(folder: str, digest: str, block_size: int) -> None:
 def scrubbed(root: str) -> None:
     """What `backy scrub` does."""
     once = scrub.Scrub(Repository(Path(root)), timedelta(days=30))
-    for _ in once.run(scrub.Limits()):
+    for _ in once.run(scrub.Limits(), origins=[]):
         pass
     once.coverage()
 

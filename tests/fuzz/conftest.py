@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from backy.operations.backup import backup
+from backy.operations.origin import LiveSource
 from backy.operations.verify import verify
 from backy.repository.manifest import Settings, encode_settings
 from backy.repository.repository import Repository, create
@@ -49,7 +50,9 @@ def made(folder: Path, store: str) -> Path:
         source.write_bytes(bytes([seed]) * BLOCK + os.urandom(BLOCK) + bytes(BLOCK + 1000))
         backup(repository, FileSource(disks={"vda": str(source)}))
     _damage(repository)
-    for _ in verify(repository, repository.history().revisions[-1:]):
+    for _ in verify(
+        repository, repository.history().revisions[-1:], origins=[LiveSource(repository)]
+    ):
         pass
     remove(repository, repository.history().revisions[:1])
     (repository.root / "scrub.json").write_text('{"format": 1, "lengths": {}, "disks": {}}')

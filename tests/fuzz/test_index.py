@@ -141,7 +141,10 @@ def test_one_forged_index_does_not_hide_the_damage_of_other_revisions(
 ) -> None:
     made, first, second = forged
     damage(made, first)
-    found = {each.revision for each in verify(made.repository, made.repository.history().revisions)}
+    found = {
+        each.revision
+        for each in verify(made.repository, made.repository.history().revisions, origins=[])
+    }
     assert found == {first.id, second.id}
 
 
@@ -151,7 +154,7 @@ def test_one_forged_index_does_not_keep_a_scrub_from_its_end(
     made, first, second = forged
     damage(made, first)
     run = Scrub(made.repository, within=WEEK)
-    assert {each.revision for each in run.run(Limits())} == {first.id, second.id}
+    assert {each.revision for each in run.run(Limits(), origins=[])} == {first.id, second.id}
     assert all(each["read"] for each in memory(made))
 
 
@@ -167,9 +170,9 @@ def test_a_forged_index_is_restored_from_no_further_than_its_good_lines(
 ) -> None:
     made, first, second = forged
     with pytest.raises(BackyError):
-        restore(made.repository, second, "vda", str(tmp_path / "second.img"))
+        restore(made.repository, second, "vda", str(tmp_path / "second.img"), origins=[])
     assert not (tmp_path / "second.img").exists()
-    restore(made.repository, first, "vda", str(tmp_path / "first.img"))
+    restore(made.repository, first, "vda", str(tmp_path / "first.img"), origins=[])
     assert (tmp_path / "first.img").read_bytes() == disk(1)
 
 

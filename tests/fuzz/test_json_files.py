@@ -10,7 +10,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -28,7 +28,8 @@ from backy.errors import BackyError, ConfigError, DamagedError, NotFoundError
 from backy.model.revision import Revision, disk_of
 from backy.model.selector import select
 from backy.operations.backup import backup
-from backy.operations.heal import Damage, LiveSource, distrusted
+from backy.operations.heal import Damage, distrusted
+from backy.operations.origin import LiveSource
 from backy.operations.scrub import Limits, Scrub
 from backy.repository import quarantine
 from backy.repository.manifest import encode_revision, encode_settings, read_revision, read_settings
@@ -107,9 +108,9 @@ def use_repository(room: Room, content: bytes) -> None:
     except ConfigError as error:  # a store that nobody has
         said(error)
         return
-    with ExitStack() as stack:
-        live = LiveSource(repository, stack)
-        live.images()
+    live = LiveSource(repository)
+    live.read(room.made.repository.history().revisions[-1], "vda", 0, "")
+    live.close()
     assert repository.history().revisions == []
     again = encode_settings(settings)
     path.write_bytes(again)
@@ -170,14 +171,14 @@ def use_scrub(room: Room, content: bytes) -> None:
     """Never raises: what cannot be believed is forgotten."""
     path = room.put("scrub.json", content)
     run = Scrub(room.made.repository, timedelta(days=30))
-    assert list(run.run(Limits())) == []
+    assert list(run.run(Limits(), origins=[])) == []
     covered = run.coverage()
     with printed():
         sys.stdout.write(scrub._covered(covered, "30d"))
         print_json([covered.total, covered.read])
     assert 0 <= covered.share <= 1
     again = path.read_bytes()
-    assert list(Scrub(room.made.repository, timedelta(days=30)).run(Limits())) == []
+    assert list(Scrub(room.made.repository, timedelta(days=30)).run(Limits(), origins=[])) == []
     assert json.loads(path.read_bytes()).keys() == json.loads(again).keys()
 
 

@@ -12,6 +12,7 @@ from backy.model.extent import Extent, Kind
 from backy.model.revision import Revision, Trust
 from backy.operations.backup import backup
 from backy.operations.diff import diff
+from backy.operations.origin import LiveSource
 from backy.operations.restore import restore
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
@@ -70,7 +71,7 @@ def test_a_delta_stores_what_changed_and_every_revision_is_restored(made: Made) 
     assert disk.read - disk.compared == BLOCK
     for revision, content in ((first, DISK), (second, NEXT)):
         target = made.base / "target.img"
-        restore(made.repository, revision, "vda", str(target))
+        restore(made.repository, revision, "vda", str(target), origins=[])
         assert target.read_bytes() == content
     assert list(diff(made.repository, first, second)) == [("vda", Extent(0, BLOCK, Kind.DATA))]
 
@@ -78,10 +79,10 @@ def test_a_delta_stores_what_changed_and_every_revision_is_restored(made: Made) 
 def test_what_is_whole_is_verified_and_scrubbed(made: Made) -> None:
     made.backup(DISK)
     second = made.backup(NEXT)
-    assert list(verify(made.repository, made.repository.history().revisions)) == []
+    assert list(verify(made.repository, made.repository.history().revisions, origins=[])) == []
     assert made.again(second).trust is Trust.VERIFIED
     scrub = Scrub(made.repository, timedelta(days=7))
-    assert list(scrub.run(Limits())) == []
+    assert list(scrub.run(Limits(), origins=[])) == []
     assert scrub.coverage().share == 1
 
 
@@ -90,12 +91,12 @@ def test_a_damaged_block_heals_from_the_source_that_still_has_it(made: Made, num
     revision = made.backup(DISK)
     remember_source(made, DISK)
     damage(made, revision, number)
-    [found] = verify(made.repository, [revision])
+    [found] = verify(made.repository, [revision], origins=[LiveSource(made.repository)])
     assert found.healed
     assert made.read(revision) == DISK
     [report] = quarantine.reports(made.repository)
     assert report.digest == made.lines(revision)[number]
-    assert list(verify(made.repository, [revision])) == []
+    assert list(verify(made.repository, [revision], origins=[])) == []
 
 
 def test_a_block_that_the_source_has_no_more_is_lost_and_stored_anew(made: Made) -> None:
@@ -103,7 +104,13 @@ def test_a_block_that_the_source_has_no_more_is_lost_and_stored_anew(made: Made)
     remember_source(made, NEXT)
     damage(made, first, 0)
     with pytest.raises(DamagedError):
-        restore(made.repository, first, "vda", str(made.base / "target.img"))
+        restore(
+            made.repository,
+            first,
+            "vda",
+            str(made.base / "target.img"),
+            origins=[LiveSource(made.repository)],
+        )
     assert made.again(first).trust is Trust.DISTRUSTED
     second = made.backup(DISK)
     assert made.read(second) == DISK

@@ -1,19 +1,19 @@
 """A bad block comes back from wherever its content still is; else exactly who names it is told."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from backy.errors import NotFoundError, SourceError
-from backy.image.image import Image
+from backy.errors import DamagedError, NotFoundError
+from backy.image.progress import SILENCE, Watcher
 from backy.model.revision import Revision, Trust
 from backy.operations import heal
 from backy.operations.backup import backup
-from backy.operations.heal import Damage, LiveSource, distrusted
+from backy.operations.heal import Damage, distrusted
+from backy.operations.origin import LiveSource, Origin
 from backy.operations.restore import Restored, restore
 from backy.operations.verify import verify
 from backy.repository import quarantine, trash
@@ -21,7 +21,8 @@ from backy.repository.quarantine import Occurrence
 from backy.system.folders import locked
 from tests.lab.handmade import digest_of
 from tests.lab.repositories import BLOCK, Made
-from tests.memory_source import BytesImage, MemorySource, changed, sample
+from tests.memory_origin import Copy
+from tests.memory_source import MemorySource, changed, sample
 
 SHORT = 12_345
 DISK = sample(BLOCK) + sample(BLOCK, seed=1) + bytes(2 * BLOCK) + sample(SHORT, seed=2)
@@ -63,26 +64,22 @@ def unchanged(made: Made, content: bytes = DISK) -> Revision:
     return revision
 
 
-def run(made: Made, **options: object) -> list[Damage]:
-    return list(verify(made.repository, made.repository.history().revisions, **options))  # type: ignore[arg-type]
+def live(made: Made) -> list[Origin]:
+    """The source that the repository remembers."""
+    return [LiveSource(made.repository)]
+
+
+def run(
+    made: Made, origins: Sequence[Origin] | None = None, watcher: Watcher = SILENCE
+) -> list[Damage]:
+    """Verify all revisions, by default with the live source."""
+    found = live(made) if origins is None else origins
+    revisions = made.repository.history().revisions
+    return list(verify(made.repository, revisions, origins=found, watcher=watcher))
 
 
 def found_at(damages: Sequence[Damage]) -> list[tuple[str, int, int, str | None]]:
     return [(each.revision, each.start, each.length, each.healed) for each in damages]
-
-
-class Copy:
-    """An Origin: the seam for copies of the repository."""
-
-    name = "a copy"
-
-    def __init__(self, **disks: bytes) -> None:
-        self._disks = disks
-        self.asked = 0
-
-    def images(self) -> Mapping[str, Image]:
-        self.asked += 1
-        return {name: BytesImage(content) for name, content in self._disks.items()}
 
 
 @pytest.mark.usefixtures("source")
@@ -100,13 +97,15 @@ def test_a_bad_block_comes_back_from_the_live_source(made: Made, number: int) ->
 def test_a_bad_block_comes_back_from_a_copy(made: Made) -> None:
     revision = made.backup(DISK)
     damage(made, revision)
-    assert found_at(run(made, origins=[Copy(vda=DISK)])) == [(revision.id, BLOCK, BLOCK, "a copy")]
+    assert found_at(run(made, origins=[Copy({"vda": DISK})])) == [
+        (revision.id, BLOCK, BLOCK, "a copy")
+    ]
     assert made.read(revision) == DISK
 
 
 def test_a_copy_is_not_asked_where_nothing_is_bad(made: Made) -> None:
     made.backup(DISK)
-    copy = Copy(vda=DISK)
+    copy = Copy({"vda": DISK})
     assert run(made, origins=[copy]) == []
     assert copy.asked == 0
 
@@ -123,66 +122,58 @@ def test_a_copy_is_not_asked_where_nothing_is_bad(made: Made) -> None:
 def test_what_has_another_hash_is_never_taken_for_good(made: Made, other: dict[str, bytes]) -> None:
     revision = made.backup(DISK)
     damage(made, revision)
-    assert found_at(run(made, origins=[Copy(**other)])) == [(revision.id, BLOCK, BLOCK, None)]
+    assert found_at(run(made, origins=[Copy(other)])) == [(revision.id, BLOCK, BLOCK, None)]
     assert made.again(revision).trust is Trust.DISTRUSTED
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({}, id="none"),
-        pytest.param({"type": "file", "disks": {"vda": "/nowhere/vda.img"}}, id="gone"),
-        pytest.param({"type": "no-such-plugin"}, id="unknown"),
-        pytest.param({"type": "file", "disks": 7}, id="nonsense"),
-    ],
-)
-def test_a_source_that_cannot_be_opened_is_no_error(
-    made: Made, settings: dict[str, object]
-) -> None:
-    made.repository.remember_source(settings)
-    with ExitStack() as stack:
-        assert LiveSource(made.repository, stack).images() == {}
-    revision = made.backup(DISK)
-    damage(made, revision)
-    assert found_at(run(made)) == [(revision.id, BLOCK, BLOCK, None)]
-
-
-def test_a_program_that_a_repository_names_is_not_run(made: Made, tmp_path: Path) -> None:
-    command = ["/bin/sh", "-c", f"touch {tmp_path}/run"]
-    made.repository.remember_source({"type": "exec", "command": command})
-    with ExitStack() as stack:
-        assert LiveSource(made.repository, stack).images() == {}
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_source_that_is_configured_comes_before_the_one_that_is_remembered(
+def test_the_source_that_is_configured_is_asked_and_not_the_one_that_is_remembered(
     made: Made, tmp_path: Path
 ) -> None:
     (tmp_path / "vda.img").write_bytes(DISK)
     settings = {"type": "file", "disks": {"vda": str(tmp_path / "vda.img")}}
     made.repository.remember_source({"type": "file", "disks": {"vda": "/nowhere/vda.img"}})
-    made.repository.configured = lambda: settings
     revision = made.backup(DISK)
     damage(made, revision)
-    assert found_at(run(made)) == [(revision.id, BLOCK, BLOCK, "the source")]
+    configured = LiveSource(made.repository, lambda: settings)
+    assert found_at(run(made, [configured])) == [(revision.id, BLOCK, BLOCK, "the source")]
 
 
-def test_a_source_for_one_snapshot_is_left_to_the_backup_that_runs(
-    made: Made, tmp_path: Path
-) -> None:
-    program = tmp_path / "source"
-    answer = '{"disks": {"vda": {"read": "%s/vda.img"}}, "consistency": "crash"}'
-    program.write_text(
-        f"#!/bin/sh\ncat >/dev/null\ntouch {tmp_path}/run\necho '{answer % tmp_path}'"
-    )
-    program.chmod(0o755)
-    (tmp_path / "vda.img").write_bytes(DISK)
-    made.repository.configured = lambda: {"type": "exec", "command": [str(program)]}
-    with ExitStack() as stack, made.repository.exclusive("backup"):
-        assert LiveSource(made.repository, stack).images() == {}
-        assert not (tmp_path / "run").exists()
-    with ExitStack() as stack:
-        assert LiveSource(made.repository, stack).images().keys() == {"vda"}
+def test_who_could_not_be_asked_for_a_lost_block_is_named_once(made: Made) -> None:
+    made.repository.remember_source({"type": "file", "disks": {"vda": "/nowhere/vda.img"}})
+    revision = made.backup(DISK)
+    for number in (0, 4):
+        damage(made, revision, number)
+    said: list[str] = []
+    origins = [*live(made), Copy(failure="no route to host")]
+    assert [each.healed for each in run(made, origins, _Listener(said))] == [None, None]
+    why = "opening the source /nowhere/vda.img: No such file or directory"
+    assert [text for text in said if "could not be asked" in text] == [
+        f"The source could not be asked: {why}",
+        "A copy could not be asked: no route to host",
+    ]
+
+
+def test_who_could_not_be_asked_is_not_named_where_somebody_else_had_the_block(made: Made) -> None:
+    made.repository.remember_source({"type": "file", "disks": {"vda": "/nowhere/vda.img"}})
+    damage(made, made.backup(DISK))
+    said: list[str] = []
+    run(made, [*live(made), Copy({"vda": DISK})], _Listener(said))
+    assert said == []
+
+
+def test_the_next_origin_is_asked_where_one_fails(made: Made) -> None:
+    damage(made, made.backup(DISK))
+    both = [Copy(failure="no route to host"), Copy({"vda": DISK})]
+    assert [each.healed for each in run(made, both)] == ["a copy"]
+
+
+def test_origins_are_closed_at_the_end_and_where_nothing_was_asked(made: Made) -> None:
+    revision = made.backup(DISK)
+    copy = Copy({"vda": DISK})
+    run(made, [copy])
+    damage(made, revision)
+    run(made, [copy])
+    assert (copy.asked, copy.closed) == (1, 2)
 
 
 class TestImages:
@@ -255,7 +246,7 @@ def test_what_cannot_be_healed_distrusts_exactly_who_names_it_also_unasked(
     made = Made(tmp_path)
     revisions = [made.backup(each) for each in (DISK, DISK, changed(DISK, BLOCK), DISK)]
     damage(made, revisions[0])
-    found = list(verify(made.repository, [revisions[3]]))
+    found = list(verify(made.repository, [revisions[3]], origins=[]))
     assert [each.revision for each in found] == [revisions[n].id for n in (0, 1, 3)]
     now = [made.again(each) for each in revisions]
     assert [each.trust is Trust.DISTRUSTED for each in now] == [True, True, False, True]
@@ -395,7 +386,9 @@ def test_a_revision_that_is_being_purged_does_not_stop_the_healing_of_others(
     purged, kept = made.backup(changed(DISK, 5)), made.backup(DISK)
     damage(made, kept)
     with locked(made.repository.folder_of(purged)):
-        assert [each.healed for each in verify(made.repository, [kept])] == ["the source"]
+        assert [each.healed for each in verify(made.repository, [kept], origins=live(made))] == [
+            "the source"
+        ]
 
 
 def test_a_revision_in_the_trash_is_not_distrusted_but_comes_back_healed(tmp_path: Path) -> None:
@@ -403,7 +396,7 @@ def test_a_revision_in_the_trash_is_not_distrusted_but_comes_back_healed(tmp_pat
     first, second = made.backup(DISK), made.backup(DISK)
     damage(made, first)
     trash.remove(made.repository, [first])
-    assert [each.healed for each in run(made, origins=[Copy(vda=DISK)])] == ["a copy"]
+    assert [each.healed for each in run(made, origins=[Copy({"vda": DISK})])] == ["a copy"]
     trash.undo(made.repository)
     assert made.read(first) == made.read(second) == DISK
 
@@ -413,7 +406,14 @@ class TestRestore:
         self, made: Made, revision: Revision, *, keep_going: bool = False
     ) -> tuple[Restored, bytes]:
         path = made.base / "restored.img"
-        done = restore(made.repository, revision, "vda", str(path), keep_going=keep_going)
+        done = restore(
+            made.repository,
+            revision,
+            "vda",
+            str(path),
+            origins=live(made),
+            keep_going=keep_going,
+        )
         return done, path.read_bytes()
 
     @pytest.mark.usefixtures("source")
@@ -433,6 +433,17 @@ class TestRestore:
         assert content == bytes(BLOCK) + DISK[BLOCK : 4 * BLOCK] + bytes(SHORT)
         assert done.lost == ((0, BLOCK), (4 * BLOCK, SHORT))
         assert made.again(revision).trust is Trust.DISTRUSTED
+
+    def test_names_the_source_that_could_not_be_asked(self, made: Made, source: Path) -> None:
+        revision = made.backup(DISK)
+        damage(made, revision)
+        source.unlink()
+        with pytest.raises(DamagedError) as caught:
+            self.target(made, revision)
+        assert caught.value.hint.startswith(
+            f"The source could not be asked: opening the source {source}: "
+            "No such file or directory. Try an older revision;"
+        )
 
     def test_keeps_going_beyond_the_end_of_an_image_that_was_cut(
         self, reflink_folder: Path
@@ -460,7 +471,7 @@ class TestRestore:
         monkeypatch.setattr("backy.system.folders.write_file", refuse)
         with (
             made.repository.store.open(revision, "vda") as image,
-            heal.healing(made.repository, "restore") as healer,
+            heal.healing(made.repository, "restore", live(made)) as healer,
         ):
             stored = heal.Stored(revision, "vda", image)
             block, [found] = healer.rescue(heal.Bad(stored, 1, "bad"))
@@ -481,21 +492,6 @@ def test_damaged_ranges_that_touch_or_overlap_are_one(tmp_path: Path) -> None:
     found = [Occurrence(revision.id, "vda", *each) for each in ((9, 1), (4, 5), (20, 5), (22, 1))]
     assert distrusted(revision, found).damaged == {"vda": ((4, 6), (20, 5))}
     assert distrusted(distrusted(revision, found), found).damaged == {"vda": ((4, 6), (20, 5))}
-
-
-def test_a_source_that_fails_to_read_is_no_good_source(made: Made) -> None:
-    class Failing(BytesImage):
-        def readinto(self, offset: int, buffer: memoryview) -> None:
-            raise SourceError("the disk is broken")
-
-    class Broken(Copy):
-        def images(self) -> Mapping[str, Image]:
-            return {"vda": Failing(DISK)}
-
-    revision = made.backup(DISK)
-    damage(made, revision)
-    both = [Broken(), Copy(vda=DISK)]
-    assert [each.healed for each in run(made, origins=both)] == ["a copy"]
 
 
 class TestReports:

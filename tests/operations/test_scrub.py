@@ -16,6 +16,7 @@ from backy.errors import BusyError
 from backy.model.revision import Trust, id_for
 from backy.operations import scrub
 from backy.operations.heal import Damage
+from backy.operations.origin import LiveSource
 from backy.operations.scrub import Coverage, Limits, Scrub, Slice, Task, coverage, longest_ago, plan
 from backy.operations.verify import verify
 from backy.repository.manifest import Settings
@@ -52,7 +53,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
 
 def run(made: Made, within: timedelta = MONTH, **limits: object) -> tuple[Scrub, list[Damage]]:
     one = Scrub(made.repository, within)
-    return one, list(one.run(Limits(**limits)))  # type: ignore[arg-type]
+    return one, list(one.run(Limits(**limits), origins=[LiveSource(made.repository)]))  # type: ignore[arg-type]
 
 
 def flip(made: Made, number: int) -> None:
@@ -236,7 +237,7 @@ def test_a_revision_that_verify_calls_damaged_scrub_does_not_call_whole(made: Ma
     ours = {(each.start, each.length) for each in run(made)[1]}
     theirs = {
         (each.start, each.length)
-        for each in verify(made.repository, made.repository.history().revisions)
+        for each in verify(made.repository, made.repository.history().revisions, origins=[])
     }
     assert ours == theirs == {(0, 2 * BLOCK), (4 * BLOCK, BLOCK)}
 
@@ -261,7 +262,7 @@ def test_a_run_whose_time_is_up_begins_no_other_repository(made: Made) -> None:
     limits = Limits(until=time.monotonic())
     limits.spend(0)
     one = Scrub(made.repository, MONTH)
-    assert list(one.run(limits)) == []
+    assert list(one.run(limits, origins=[])) == []
     assert one.bytes == 0
 
 
@@ -272,7 +273,7 @@ def test_what_was_read_is_remembered_when_the_run_is_stopped(
     made.backup(DISK)
     flip(made, 1)
     one = Scrub(made.repository, MONTH)
-    found = one.run(Limits())
+    found = one.run(Limits(), origins=[])
     next(found)  # the damage in the second slice: the first was read
     found.close()  # type: ignore[attr-defined]
     remembered = json.loads((made.root / "scrub.json").read_text())["disks"]["vda"]

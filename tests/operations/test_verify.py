@@ -113,7 +113,7 @@ def either(request: pytest.FixtureRequest) -> Made:
 
 
 def run(made: Made) -> list[Damage]:
-    return list(verify(made.repository, made.repository.history().revisions))
+    return list(verify(made.repository, made.repository.history().revisions, origins=[]))
 
 
 def ranges(found: list[Damage]) -> list[tuple[str, str, int, int]]:
@@ -328,7 +328,7 @@ def test_a_revision_removed_meanwhile_is_not_called_damaged_and_the_others_are_v
     first, second, third = (made.backup(sample(BLOCK, seed)) for seed in range(3))
     revisions = made.repository.history().revisions
     trash.remove(made.repository, [second])
-    assert list(verify(made.repository, revisions)) == []
+    assert list(verify(made.repository, revisions, origins=[])) == []
     assert [made.again(each).trust for each in (first, third)] == [Trust.VERIFIED] * 2
     assert names(made.root / "revisions") == [first.id, third.id]
 
@@ -362,6 +362,13 @@ def test_all_bytes_are_announced_and_then_reported(made: Made) -> None:
     (made.repository.folder_of(bad) / "vdb.blocks").unlink()
     total = Total()
     assert (
-        len(list(verify(made.repository, made.repository.history().revisions, watcher=total))) == 1
+        len(
+            list(
+                verify(
+                    made.repository, made.repository.history().revisions, origins=[], watcher=total
+                )
+            )
+        )
+        == 1
     )
     assert total.begun == total.done == 2 * (len(DISK) + 1)

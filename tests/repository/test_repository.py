@@ -100,12 +100,15 @@ VERBS: dict[str, Verb] = {
     "tag": lambda made: made.repository.retag(
         made.repository.history().revisions[:1], {"x"}, set()
     ),
-    "verify": lambda made: list(verify(made.repository, made.repository.history().revisions[:1])),
+    "verify": lambda made: list(
+        verify(made.repository, made.repository.history().revisions[:1], origins=[])
+    ),
     "restore": lambda made: restore(
         made.repository,
         made.repository.history().revisions[0],
         "vda",
         str(made.base.parent / "target"),
+        origins=[],
     ),
     "list": lambda made: made.repository.history().revisions,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from backy.units import format_rate
 
 if TYPE_CHECKING:
     from backy.operations.heal import Damage
+    from backy.operations.origin import Origin
 
 
 def show_damage(
@@ -44,11 +45,16 @@ def ending(found: list[Damage], read: int, seconds: float) -> str:
     return f"{note}, {seconds:.1f} s, {format_rate(read, seconds)}"
 
 
-def raise_damaged(job: str, count: int, revisions: int) -> None:
-    """Raise DamagedError where `count` ranges stay damaged."""
+def raise_damaged(job: str, count: int, revisions: int, origins: Sequence[Origin]) -> None:
+    """Raise DamagedError where `count` ranges stay damaged; it names `origins` that failed."""
+    from backy.operations.origin import failures
+
     if count:
-        raise DamagedError(
-            f"{job}: {count} damaged ranges in {revisions} revisions",
-            f"Run backy backup {job}: what the source still has is stored anew. "
+        hints = [
+            *failures(origins),
+            f"Run backy backup {job}: what the source still has is stored anew",
             "backy reports lists what was kept of it.",
+        ]
+        raise DamagedError(
+            f"{job}: {count} damaged ranges in {revisions} revisions", ". ".join(hints)
         )

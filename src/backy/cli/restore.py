@@ -61,7 +61,8 @@ def restore(
         )
     repository = context.obj.repository(job)
     revision = repository.find(spec)
-    bring = partial(run, over_source=over_source, keep_going=keep_going)
+    origins = context.obj.origins(repository)
+    bring = partial(run, origins=origins, over_source=over_source, keep_going=keep_going)
     lost = 0
     places = _places(repository, revision, disk, target)
     for name, place in places.items():

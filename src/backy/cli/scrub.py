@@ -14,6 +14,7 @@ from backy.cli.damage import ending, lost, raise_damaged, show_damage
 from backy.cli.output import answer, warn
 from backy.cli.progress import meter
 from backy.errors import ConfigError
+from backy.operations.site import Site
 from backy.repository import status
 from backy.repository.repository import Repository, jobs
 from backy.system import process
@@ -55,20 +56,24 @@ def scrub(
     limits = Limits(until, bytes_a_second)
     process.be_idle()
     wanted = longest_ago(context.obj.base, names or jobs(context.obj.base))
-    _, failed = each_job(context, wanted, lambda each: _scrub(each, within, limits, as_json))
+    _, failed = each_job(
+        context, wanted, lambda each: _scrub(context.obj, each, within, limits, as_json)
+    )
     for _, error in failed[1:]:
         warn(f"backy: {error.message}")
     for _, error in failed:
         raise error
 
 
-def _scrub(repository: Repository, within: str, limits: Limits, as_json: bool) -> None:
+def _scrub(site: Site, repository: Repository, within: str, limits: Limits, as_json: bool) -> None:
     from backy.operations.scrub import Scrub
 
     job = repository.name
     with meter(job, as_json=as_json) as shown:
         run = Scrub(repository, timedelta(seconds=parse_duration(within)))
-        found = show_damage(job, run.history, run.run(limits, watcher=shown), shown)
+        origins = site.origins(repository)
+        damages = run.run(limits, origins=origins, watcher=shown)
+        found = show_damage(job, run.history, damages, shown)
     covered = run.coverage()
     _record(repository, covered)
     damaged = lost(found) + len(run.history.unreadable)
@@ -78,7 +83,7 @@ def _scrub(repository: Repository, within: str, limits: Limits, as_json: bool) -
     record = {"event": "finished", "job": job, **sums, **promised, "seconds": shown.seconds}
     read = f"read {format_size(run.bytes)}{ending(found, run.bytes, shown.seconds)}"
     answer(as_json, record, f"{job}: {_covered(covered, within)}; {read}")
-    raise_damaged(job, damaged, len(run.history.revisions))
+    raise_damaged(job, damaged, len(run.history.revisions), origins)
 
 
 def _record(repository: Repository, covered: Coverage) -> None:

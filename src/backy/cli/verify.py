@@ -34,14 +34,16 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
     if not revisions and not history.unreadable:
         raise NotFoundError(f"{job}: {spec!r} names no revision", f"backy list {job}")
     with meter(job, as_json=as_json) as shown:
-        found = show_damage(job, history, run(repository, revisions, watcher=shown), shown)
+        origins = context.obj.origins(repository)
+        damages = run(repository, revisions, origins=origins, watcher=shown)
+        found = show_damage(job, history, damages, shown)
     damaged = lost(found) + (len(history.unreadable) if spec == "all" else 0)
     size = sum(total(each, "size") for each in revisions)
     if as_json:
         done = {"job": job, "revisions": [revision.id for revision in revisions]}
         sums = {"damaged": damaged, "healed": len(found) - lost(found), "size": size}
         print_json({"event": "finished"} | done | sums | {"seconds": shown.seconds})
-    raise_damaged(job, damaged, len(revisions))
+    raise_damaged(job, damaged, len(revisions), origins)
     if not as_json:
         verified = f"{len(revisions)} revisions, {format_size(size)} verified"
         typer.echo(f"{job}: {verified}{ending(found, size, shown.seconds)}")

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import Protocol
 
-from backy.errors import BusyError, ConfigError, NotFoundError, SourceError, StoreError
-from backy.image.image import Image
+from backy.errors import NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import Extent, Kind, merge, united
-from backy.model.revision import Revision, Trust, id_for
+from backy.model.revision import Revision, Trust
+from backy.operations.origin import Origin, failures
 from backy.repository import quarantine
 from backy.repository.quarantine import Occurrence, Report
 from backy.repository.repository import Repository
-from backy.sources import Request, open_source, reject_unsafe
 from backy.stores.blocks import StoredImage
 from backy.system import process
 from backy.system.files import Cache
@@ -85,52 +83,16 @@ class Bad:
         return self.stored.image.index.digest(self.number)
 
 
-class Origin(Protocol):
-    """Where good content may still be. Asked from one thread at a time."""
-
-    name: str
-    """What reports and messages call it."""
-
-    def images(self) -> Mapping[str, Image]:
-        """The disks as they are there; none where it cannot be reached, which is no error."""
-
-
-class LiveSource:
-    """The source as it is now; opened at the first need, and closed with `stack`.
-
-    One that can have only one snapshot at a time is left to a backup that runs, and a backup to us.
-    """
-
-    name = "the source"
-
-    def __init__(self, repository: Repository, stack: ExitStack) -> None:
-        self._repository = repository
-        self._stack = stack
-        self._images: Mapping[str, Image] | None = None
-
-    def images(self) -> Mapping[str, Image]:
-        """See Origin."""
-        if self._images is None:
-            self._images = {}
-            with suppress(SourceError, ConfigError, BusyError):
-                known = self._repository.settings.source
-                source = open_source(self._repository.configured() or reject_unsafe(known))
-                if not source.is_shared:
-                    self._stack.enter_context(self._repository.exclusive("healing"))
-                request = Request(id_for(datetime.now(UTC), "heal"))
-                self._images = self._stack.enter_context(source.snapshot(request)).disks
-        return self._images
-
-
 @contextmanager
 def healing(
-    repository: Repository, verb: str, origins: Sequence[Origin] = (), watcher: Watcher = SILENCE
+    repository: Repository, verb: str, origins: Sequence[Origin], watcher: Watcher = SILENCE
 ) -> Iterator[Healer]:
-    """A Healer that has the live source and then `origins`; `verb` is what reports call it."""
+    """A Healer that asks `origins` in their order; `verb` is what its reports call the command."""
     with ExitStack() as stack:
-        live = LiveSource(repository, stack)
+        for origin in origins:
+            stack.callback(origin.close)
         opened = stack.enter_context(ExitStack())
-        yield Healer(repository, verb, [live, *origins], watcher, opened)
+        yield Healer(repository, verb, origins, watcher, opened)
 
 
 @dataclass(eq=False)
@@ -150,6 +112,7 @@ class Healer:
     is_unrecorded: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _known: set[object] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
     _opened: list[Stored] = field(default_factory=list)
     _opened_ids: list[str] = field(default_factory=list)
 
@@ -198,6 +161,7 @@ class Healer:
         evidence = {"stored": bad.stored.image.evidence(bad.number)}
         if good is None:
             evidence["source"] = self._elsewhere(bad)
+            self._warn_of_failures()
         report = self._report(bad, found, evidence)
         healed = origin if good and self._mend(bad, places, memoryview(good)) else None
         if not healed:
@@ -278,8 +242,8 @@ class Healer:
             if (each.disk, number) not in tried:
                 tried.add((each.disk, number))
                 for origin in self.origins:
-                    block = self._from(origin, each, number)
-                    if self.repository.codec.digest(block) == bad.digest:
+                    block = origin.read(each.revision, each.disk, number, bad.digest)
+                    if block is not None and self.repository.codec.digest(block) == bad.digest:
                         yield block, origin.name
 
     def _namesakes(self, bad: Bad) -> Iterator[tuple[Stored, int]]:
@@ -289,22 +253,17 @@ class Healer:
         for each in reversed(self._opened):
             yield from ((each, number) for number, _ in each.image.index.find([bad.digest]))
 
-    def _from(self, origin: Origin, stored: Stored, number: int) -> bytes:
-        """What an origin has in a block's place; empty where it has nothing there."""
-        image, index = origin.images().get(stored.disk), stored.image.index
-        start, block = number * index.block_size, bytearray(index.length_of(number))
-        if not image or image.size < start + len(block):
-            return b""
-        try:
-            image.readinto(start, memoryview(block))
-        except (SourceError, StoreError):
-            return b""
-        return bytes(block)
-
     def _elsewhere(self, bad: Bad) -> bytes:
         """The other side of the mismatch: what the first origin that can be read has there."""
-        there = (self._from(origin, bad.stored, bad.number) for origin in self.origins)
-        return next(filter(None, there), b"")
+        place = bad.stored.revision, bad.stored.disk, bad.number, bad.digest
+        return next(filter(None, (origin.read(*place) for origin in self.origins)), b"")
+
+    def _warn_of_failures(self) -> None:
+        """Name the origins that could not be asked; each of them once, whatever fails later."""
+        for origin in self.origins:
+            if origin.failure and origin.name not in self._warned:
+                self._warned.add(origin.name)
+                self.watcher.warn(*failures([origin]))
 
     def _report(
         self, bad: Bad, found: Sequence[Occurrence], evidence: Mapping[str, bytes]

@@ -14,7 +14,8 @@ from backy.image.copy import copy
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import united
 from backy.model.revision import Revision
-from backy.operations.heal import Bad, Healer, Origin, Stored, healing
+from backy.operations.heal import Bad, Healer, Stored, healing
+from backy.operations.origin import Origin, failures
 from backy.repository.repository import Repository
 from backy.system import files, folders
 from backy.system.files import Cache, File
@@ -44,7 +45,7 @@ def restore(
     *,
     over_source: bool = False,
     keep_going: bool = False,
-    origins: Sequence[Origin] = (),
+    origins: Sequence[Origin],
     watcher: Watcher = SILENCE,
 ) -> Restored:
     """Write a disk to `target`: a path, or "-" for standard output.
@@ -60,7 +61,7 @@ def restore(
     watcher.begin(revision.disks[disk].size)
     with ExitStack() as stack:
         healer = stack.enter_context(healing(repository, "restore", origins, watcher))
-        more = "" if keep_going else " Or add --keep-going to get all the rest."
+        more = "." if keep_going else ". Or add --keep-going to get all the rest."
         try:
             stack.enter_context(repository.reading(revision))
             opened = repository.store.open(revision, disk, may_be_cut=keep_going)
@@ -78,7 +79,8 @@ def restore(
         except DamagedError as error:
             what = f"{repository.name}: {revision.id} {disk}: {error.message}"
             whole = f"backy verify {repository.name} says which are whole"
-            raise DamagedError(what, f"Try an older revision; {whole}.{more}") from error
+            hints = [*failures(origins), f"Try an older revision; {whole}{more}"]
+            raise DamagedError(what, ". ".join(hints)) from error
     return Restored(read, tuple(united(rescued.lost)), tuple(united(rescued.healed)))
 
 

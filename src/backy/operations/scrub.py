@@ -21,7 +21,8 @@ from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import Kind
 from backy.model.revision import Revision, is_id, time_of
-from backy.operations.heal import Damage, Healer, Origin, healing
+from backy.operations.heal import Damage, Healer, healing
+from backy.operations.origin import Origin
 from backy.operations.verify import Range, Survey, check_script, largest, opened
 from backy.repository.records import LARGEST_DISK, encode_record, read_record
 from backy.repository.repository import Repository
@@ -205,7 +206,7 @@ class Scrub:
         self._saved = time.monotonic()
 
     def run(
-        self, limits: Limits, *, origins: Sequence[Origin] = (), watcher: Watcher = SILENCE
+        self, limits: Limits, *, origins: Sequence[Origin], watcher: Watcher = SILENCE
     ) -> Iterator[Damage]:
         """Read what is due until the time is up; heal what is bad, or give it as damage.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from backy.config.loader import Loaded
     from backy.config.settings import Config, Global
     from backy.operations.hooks import Runner
+    from backy.operations.origin import Origin
 
 DEFAULT_BASE = Path("/srv/backy")
 CONFIG_PATHS = (Path("/etc/backy/backy.yaml"), Path("/etc/backy.conf"))
@@ -88,14 +89,13 @@ class Site:
 
     def repository(self, job: str) -> Repository:
         """The repository of a job. Raises NotFoundError, ConfigError."""
-        repository = Repository(self.root(job))
+        return Repository(self.root(job))
 
-        def configured() -> Mapping[str, object] | None:
-            config = self.config_of(job)
-            return config.jobs[job].source if config else None
+    def origins(self, repository: Repository) -> Sequence[Origin]:
+        """Where content of a job's damaged blocks may still be. Nothing is read or opened yet."""
+        from backy.operations.origin import LiveSource
 
-        repository.configured = configured
-        return repository
+        return [LiveSource(repository, partial(self.source_settings, repository.name))]
 
     def source_settings(self, job: str) -> Mapping[str, object]:
         """The source that is configured, or else the one that was used last.

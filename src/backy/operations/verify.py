@@ -16,7 +16,8 @@ from backy.errors import DamagedError, NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
 from backy.image.workers import in_parallel
 from backy.model.revision import Revision, Trust
-from backy.operations.heal import Bad, Damage, Healer, Origin, Stored, distrusted, healing
+from backy.operations.heal import Bad, Damage, Healer, Stored, distrusted, healing
+from backy.operations.origin import Origin
 from backy.repository.repository import Repository
 from backy.stores.blocks import NAMED
 from backy.stores.index import LINE, block_count
@@ -31,12 +32,12 @@ def verify(
     repository: Repository,
     revisions: Sequence[Revision],
     *,
-    origins: Sequence[Origin] = (),
+    origins: Sequence[Origin],
     watcher: Watcher = SILENCE,
 ) -> Iterator[Damage]:
     """Read all that `revisions` (oldest first) hold; heal what is bad, or give it as damage.
 
-    Good bytes come from other revisions, the live source and `origins`. Damage is named in
+    Good bytes come from other revisions and `origins`. Damage is named in
     every revision that has it, also in those that were not asked for. Each of `revisions`
     becomes verified or distrusted when all its disks have been read.
     """

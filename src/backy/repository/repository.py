@@ -6,7 +6,7 @@ ARCHITECTURE.md; the crash rules are there, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -118,8 +118,6 @@ class Repository:
             self._make_store = store_class(self.settings.store)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.message}", error.hint) from error
-        self.configured: Callable[[], Mapping[str, object] | None] = lambda: None
-        """The settings of its source that the configuration has, if any; may raise ConfigError."""
 
     @cached_property
     def codec(self) -> Codec:
