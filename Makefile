@@ -14,7 +14,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test soak check bench demo deb man completion format lock clean
+.PHONY: help install test soak check bench demo deb man schemas completion format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -55,6 +55,9 @@ deb: $(VENV)/.installed ## make dist/backy_VERSION.deb for the Debian that this 
 
 man: $(VENV)/.installed ## write the manual pages to build/share/man
 	@$(BIN)/python -m tools.make_man build/share/man
+
+schemas: $(VENV)/.installed ## write docs/schemas/ from the types of messages
+	@$(BIN)/python -m tools.make_schemas
 
 completion: $(VENV)/.installed ## write what completes commands in bash, zsh and fish to build/share
 	@$(BIN)/python -m tools.make_completion build/share

@@ -175,7 +175,7 @@ class Defaults(Values):
     scrub: Annotated[
         Scrub | None,
         BeforeValidator(_switch, json_schema_input_type=Scrub | bool),
-        pydantic.PlainSerializer(lambda scrub: scrub or False),
+        pydantic.PlainSerializer(lambda scrub: scrub or False, return_type=Scrub | Literal[False]),
     ] = Scrub()
 
 

@@ -1,0 +1,377 @@
+"""The answers: what a command prints as its only JSON value, and what the daemon sends back.
+
+The rules of backy.model.messages hold here, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from backy.model.messages import (
+    BlockSize,
+    Bytes,
+    Count,
+    DiskName,
+    JobName,
+    Length,
+    ReportRecord,
+    RevisionId,
+    RevisionIds,
+    RevisionRecord,
+    Seconds,
+    Text,
+    Time,
+)
+
+JobSettings = Mapping[str, Any]  # what Job in backy.config.settings serializes to
+Path = Annotated[str, ("pattern", "^/")]
+TaskVerb = Annotated[str, ("enum", "the tasks of the daemon")]
+
+
+# What is stored.
+
+
+class ListedJob(TypedDict):
+    """One job.
+
+    store: The store of its repository: images, chunks, or that of a plug-in.
+    block_size: The size of a block, in bytes; a multiple of 64 KiB.
+    revisions: Its revisions, oldest first.
+    damaged: Why some revisions cannot be listed; for people.
+    """
+
+    job: JobName
+    store: str
+    block_size: BlockSize
+    revisions: Sequence[RevisionRecord]
+    damaged: Sequence[str]
+
+
+class UnusableJob(TypedDict):
+    """One job whose repository cannot be opened.
+
+    error: Why; for people.
+    """
+
+    job: JobName
+    error: Text
+
+
+class ListAnswer(TypedDict):
+    """The jobs, sorted by name.
+
+    jobs: The jobs that can be read, or only the named one.
+    unusable: The jobs whose repositories cannot be opened.
+    """
+
+    jobs: Sequence[ListedJob]
+    unusable: Sequence[UnusableJob]
+
+
+class ChangedRange(TypedDict):
+    """One range.
+
+    start: Where it starts, in bytes.
+    length: Its length, in bytes.
+    kind: What it holds in the newer revision.
+    """
+
+    disk: DiskName
+    start: Bytes
+    length: Length
+    kind: Literal["data", "zero"]
+
+
+class DiffAnswer(TypedDict):
+    """What changed from `old` to `new`.
+
+    old: The older revision.
+    new: The newer revision.
+    extents: The ranges that changed, in whole blocks, ascending for each disk.
+    """
+
+    job: JobName
+    old: RevisionId
+    new: RevisionId
+    extents: Sequence[ChangedRange]
+
+
+class FindAnswer(TypedDict):
+    """Where a disk is.
+
+    revision: The revision.
+    store: The store of the repository. The path is that of the plain image if it is images, and
+      that of the index if it is chunks.
+    path: The path, from the root.
+    """
+
+    job: JobName
+    revision: RevisionId
+    disk: DiskName
+    store: str
+    path: Path
+
+
+class TagAnswer(TypedDict):
+    """The revisions as they are now.
+
+    revisions: The revisions that were named, changed or not.
+    """
+
+    job: JobName
+    revisions: Annotated[Sequence[RevisionRecord], ("minItems", 1)]
+
+
+class RemoveAnswer(TypedDict):
+    """What was moved to the trash.
+
+    removed: The ids of the revisions.
+    """
+
+    job: JobName
+    removed: RevisionIds
+
+
+class UndoAnswer(TypedDict):
+    """What came back from the trash.
+
+    restored: The ids of the revisions.
+    """
+
+    job: JobName
+    restored: RevisionIds
+
+
+class PurgeAnswer(TypedDict):
+    """What was deleted for good.
+
+    purged: The ids of the revisions.
+    kept: The ids of the revisions that stay in the trash: too young, or being read.
+    freed: The chunks that were deleted, in bytes.
+    """
+
+    job: JobName
+    purged: RevisionIds
+    kept: RevisionIds
+    freed: Bytes
+
+
+class EraseAnswer(TypedDict):
+    """With --job: the whole repository was deleted.
+
+    erased: That it is gone.
+    """
+
+    job: JobName
+    erased: Literal[True]
+
+
+class ReportsAnswer(TypedDict):
+    """The reports of all jobs, or of the one that was named.
+
+    reports: The reports by job, oldest first.
+    """
+
+    reports: Sequence[ReportRecord]
+
+
+class ReportsDeleteAnswer(TypedDict):
+    """What was deleted.
+
+    deleted: The ids of the reports.
+    """
+
+    job: JobName
+    deleted: RevisionIds
+
+
+# What is configured.
+
+
+class ConfigProblem(TypedDict):
+    """One error.
+
+    file: The file that has it.
+    line: How many lines into the file it is, counted from 1.
+    key: The keys that lead to it, with dots between them; empty for the whole file.
+    message: File, line, key, what is there and what is allowed; for people.
+    """
+
+    file: Text
+    line: Length
+    key: str
+    message: Text
+
+
+class ConfigCheckAnswer(TypedDict):
+    """The result of the check.
+
+    file: The main file.
+    jobs: How many jobs are valid.
+    problems: All errors, sorted by file and line.
+    """
+
+    file: Text
+    jobs: Count
+    problems: Sequence[ConfigProblem]
+
+
+class JobsAnswer(TypedDict):
+    """What is configured.
+
+    jobs: The jobs by name.
+    not_configured: The names of the repositories without a job, sorted.
+    """
+
+    jobs: Mapping[JobName, JobSettings]
+    not_configured: Sequence[Text]
+
+
+# What the daemon does.
+
+
+class RunAnswer(TypedDict):
+    """The daemon backs the job up before all others.
+
+    state: What it does now.
+    """
+
+    job: JobName
+    state: Literal["waiting"]
+
+
+class PauseAnswer(TypedDict):
+    """The job starts nothing by itself from now on.
+
+    state: What it does now.
+    """
+
+    job: JobName
+    state: Literal["paused"]
+
+
+class ResumeAnswer(TypedDict):
+    """The job goes on.
+
+    state: What it does now.
+    """
+
+    job: JobName
+    state: Literal["resumed"]
+
+
+class JobOverview(TypedDict):
+    """One job.
+
+    state: What it does, or how it is: new without a revision, failed if the last backup did.
+    last: When the newest revision was begun; null if there is none.
+    next: When the next backup is due; null if the job is paused, and without a daemon.
+    overdue_seconds: How much older the newest revision is than allowed, in seconds; without a
+      revision, the time since the last failure.
+    revisions: How many revisions there are.
+    seconds: How long the last successful backup took, in seconds.
+    errors: How many backups failed since then.
+    error: Why the last one failed, or why the repository cannot be read; for people.
+    tags: Only if a next backup is planned: the tags that it gets.
+    verb: Only while it runs or waits: the command.
+    pool: Only while it runs or waits: the pool in which it takes a slot.
+    due: Only while it runs or waits: since when it has been due.
+    pid: Only while it runs: its process; null before that is started.
+    running_seconds: Only while it runs: for how long, in seconds.
+    done: Only while it reports its progress: how much is done, in bytes.
+    total: Only while it reports its progress: how much there is to do, in bytes.
+    rate: Only while it reports its progress: the mean rate since it began, in bytes a second.
+    eta_seconds: Only while it reports its progress: the time left at that rate, in seconds; null
+      if it is unknown.
+    """
+
+    job: JobName
+    state: Literal["running", "waiting", "paused", "failed", "idle", "new"]
+    last: Time | None
+    next: Time | None
+    overdue_seconds: Seconds
+    revisions: Count
+    seconds: Seconds
+    errors: Count
+    error: str
+    tags: NotRequired[Sequence[str]]
+    verb: NotRequired[TaskVerb]
+    pool: NotRequired[Literal["fast", "slow"]]
+    due: NotRequired[Time]
+    pid: NotRequired[Length | None]
+    running_seconds: NotRequired[Seconds]
+    done: NotRequired[Bytes]
+    total: NotRequired[Bytes]
+    rate: NotRequired[Bytes]
+    eta_seconds: NotRequired[Seconds | None]
+
+
+class PoolUse(TypedDict):
+    """How full a pool is.
+
+    slots: How many commands may run at once.
+    in_use: How many commands run.
+    queued: How many commands wait.
+    """
+
+    slots: Count
+    in_use: Count
+    queued: Count
+
+
+class Pools(TypedDict):
+    """How full the pools of the daemon are.
+
+    fast: The pool for short backups.
+    slow: The pool for long backups and for scrubs.
+    """
+
+    fast: PoolUse
+    slow: PoolUse
+
+
+class StatusAnswer(TypedDict):
+    """The state of all jobs.
+
+    jobs: All configured jobs; without a configuration, all repositories.
+    problem: That the daemon is not running, or why it does not use the configuration as the files
+      have it now; empty if neither is so.
+    pools: Only with a daemon: how full its pools are.
+    stopping: Only with a daemon: whether it was told to stop and waits for what runs.
+    """
+
+    jobs: Sequence[JobOverview]
+    problem: str
+    pools: NotRequired[Pools]
+    stopping: NotRequired[bool]
+
+
+# The socket of the daemon.
+
+
+class Request(TypedDict):
+    """What the daemon is asked to do; `job` for "run" and "look" only."""
+
+    do: Literal["status", "promises", "reload", "run", "look"]
+    job: NotRequired[str]
+
+
+class PromisesReply(TypedDict):
+    """For `backy check`: by job, the shortest interval and `scrub: within` or null, in seconds."""
+
+    jobs: Mapping[str, tuple[int, int | None]]
+    problem: str
+    base: str
+
+
+class ReloadReply(TypedDict):
+    """Why the configuration was not reloaded; empty if it was."""
+
+    problem: str
+
+
+class JobReply(TypedDict):
+    """That it was done for this job."""
+
+    job: str
