@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from backy.errors import BusyError
 from backy.model.revision import Trust, id_for
-from backy.operations import scrub
+from backy.operations import scrub_plan
 from backy.operations.heal import Damage
 from backy.operations.origin import LiveSource
-from backy.operations.scrub import Coverage, Limits, Scrub, Slice, Task, coverage, longest_ago, plan
+from backy.operations.scrub import Limits, Scrub, longest_ago
+from backy.operations.scrub_plan import Coverage, Slice, SliceRead, coverage, plan
 from backy.operations.verify import verify
 from backy.repository.manifest import Settings
 from backy.repository.repository import create
@@ -72,21 +73,21 @@ class TestPlan:
     def test_slices_that_were_never_read_come_before_those_read_long_ago(self) -> None:
         known = {"vda": [Slice(days(29), NEW, 1), Slice(), Slice(days(31), NEW, 1)]}
         assert plan(known, {"vda": NEW}, NOW, MONTH) == [
-            Task("vda", 1),
-            Task("vda", 2),
-            Task("vda", 0),
+            SliceRead("vda", 1),
+            SliceRead("vda", 2),
+            SliceRead("vda", 0),
         ]
 
     def test_what_new_revisions_brought_comes_before_all_else(self) -> None:
         known = {"vda": [Slice(days(29), NEW, 1)], "vdb": [Slice(days(2), OLD, 1)]}
         assert plan(known, {"vda": NEW, "vdb": NEW}, NOW, MONTH) == [
-            Task("vdb", 0, OLD),
-            Task("vda", 0),
+            SliceRead("vdb", 0, OLD),
+            SliceRead("vda", 0),
         ]
 
     def test_what_was_read_within_half_the_time_can_wait(self) -> None:
         known = {"vda": [Slice(days(14.9), NEW, 1), Slice(days(15.1), NEW, 1)]}
-        assert plan(known, {"vda": NEW}, NOW, MONTH) == [Task("vda", 1)]
+        assert plan(known, {"vda": NEW}, NOW, MONTH) == [SliceRead("vda", 1)]
 
     @given(st.lists(st.floats(0, 90), min_size=1, max_size=20), st.integers(1, 8))
     def test_runs_that_each_read_a_share_keep_the_promise(
@@ -147,14 +148,14 @@ class TestCoverage:
     ],
 )
 def test_a_disk_has_no_more_slices_than_may_be_remembered(size: int, length: int) -> None:
-    assert scrub.slice_length(size, 256) == length
+    assert scrub_plan.slice_length(size, 256) == length
 
 
 def test_memory_of_many_large_disks_can_be_read_again(tmp_path: Path) -> None:
     repository = create(tmp_path, "vm1", Settings("chunks", BLOCK))
     one = Scrub(repository, MONTH)
     one._sizes = {f"vd{number}": 2**60 for number in range(60)}
-    one._lengths = {name: scrub.slice_length(2**60, 4096 // 60) for name in one._sizes}
+    one._lengths = {name: scrub_plan.slice_length(2**60, 4096 // 60) for name in one._sizes}
     known = Slice(NOW - MONTH, NEW, 2**59)
     one._slices = {name: [known] * (2**60 // one._lengths[name]) for name in one._sizes}
     one._save()
@@ -172,6 +173,9 @@ class _Strict:
 
     def advance(self, length: int) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        pytest.fail(text)
 
     def warn(self, text: str) -> None:
         pytest.fail(text)
@@ -245,7 +249,7 @@ def test_a_revision_that_verify_calls_damaged_scrub_does_not_call_whole(made: Ma
 def test_a_run_without_time_reads_a_slice_and_the_next_goes_on(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scrub, "GiB", BLOCK)  # slices of one block
+    monkeypatch.setattr(scrub_plan, "GiB", BLOCK)  # slices of one block
     made.backup(DISK)
     shares = []
     for number in range(5):
@@ -269,7 +273,7 @@ def test_a_run_whose_time_is_up_begins_no_other_repository(made: Made) -> None:
 def test_what_was_read_is_remembered_when_the_run_is_stopped(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scrub, "GiB", BLOCK)
+    monkeypatch.setattr(scrub_plan, "GiB", BLOCK)
     made.backup(DISK)
     flip(made, 1)
     one = Scrub(made.repository, MONTH)

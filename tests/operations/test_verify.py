@@ -357,6 +357,9 @@ def test_all_bytes_are_announced_and_then_reported(made: Made) -> None:
         def warn(self, text: str) -> None:
             pytest.fail(text)
 
+        def note(self, text: str) -> None:
+            pytest.fail(text)
+
     made.backup(vda=DISK, vdb=b"x")
     bad = made.backup(vda=DISK, vdb=b"x")
     (made.repository.folder_of(bad) / "vdb.blocks").unlink()

@@ -2,59 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from backy.cli.progress import Meter
 from backy.errors import DamagedError
-from backy.repository.repository import History
-from backy.units import format_rate
+from backy.units import counted, format_rate
 
 if TYPE_CHECKING:
     from backy.operations.heal import Damage
-    from backy.operations.origin import Origin
+    from backy.operations.verify import Findings
 
 
-def show_damage(
-    job: str, history: History, damages: Iterable[Damage], shown: Meter
-) -> list[Damage]:
-    """Name what cannot be read, and each damaged range as it is found."""
-    for error in history.unreadable.values():
-        shown.warn(error.message)
-    found = []
-    for damage in damages:
-        found.append(damage)
+def damage_shown(job: str, shown: Meter) -> Callable[[Damage], None]:
+    """What tells the user of each damaged range as it is found."""
+
+    def show(damage: Damage) -> None:
         end = damage.start + damage.length
         where = f"{damage.revision} {damage.disk} bytes {damage.start} to {end}"
         what = f"healed from {damage.healed}" if damage.healed else "damaged"
         event = {"event": "damage", "job": job, **asdict(damage)}
         shown.warn(f"{what}: {where}: {damage.reason}", event)
-    return found
+
+    return show
 
 
-def lost(found: list[Damage]) -> int:
-    """How many of the ranges could not be healed."""
-    return sum(not each.healed for each in found)
-
-
-def ending(found: list[Damage], read: int, seconds: float) -> str:
+def ending(findings: Findings, read: int, seconds: float) -> str:
     """What was healed, and the time and rate: the end of the last line."""
-    healed = len(found) - lost(found)
-    note = f", {healed} damaged ranges healed" if healed else ""
+    note = f", {findings.healed} damaged ranges healed" if findings.healed else ""
     return f"{note}, {seconds:.1f} s, {format_rate(read, seconds)}"
 
 
-def raise_damaged(job: str, count: int, revisions: int, origins: Sequence[Origin]) -> None:
-    """Raise DamagedError where `count` ranges stay damaged; it names `origins` that failed."""
-    from backy.operations.origin import failures
-
-    if count:
+def raise_damaged(job: str, findings: Findings, revisions: int) -> None:
+    """Raise DamagedError where ranges stay damaged."""
+    if findings.lost:
         hints = [
-            *failures(origins),
+            *findings.unasked,
             f"Run backy backup {job}: what the source still has is stored anew",
-            "backy reports lists what was kept of it.",
+            f"backy reports {job} lists what was kept of it.",
         ]
-        raise DamagedError(
-            f"{job}: {count} damaged ranges in {revisions} revisions", ". ".join(hints)
-        )
+        ranges = counted(findings.lost, "damaged range")
+        message = f"{job}: {ranges} in {counted(revisions, 'revision')}"
+        raise DamagedError(message, ". ".join(hints))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 from typer import Option
 
 from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer, table
-from backy.errors import ConfigError
 
 DryRun = Annotated[bool, Option("--dry-run", help="Only show what would go, and why.")]
 
@@ -17,15 +15,9 @@ DryRun = Annotated[bool, Option("--dry-run", help="Only show what would go, and 
 @app.command(epilog="Example: backy expire vm1 --dry-run")
 def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Remove what the schedule does not keep. It goes to the trash; undo brings it back."""
-    from backy.operations.expire import expire as run
+    from backy.operations.expire import expire_job
 
-    configured = context.obj.config_of(job)
-    if not configured:
-        raise ConfigError(f"{job}: it is not configured, so nothing of it expires", "backy jobs")
-    repository = context.obj.repository(job)
-    minimum = configured.jobs[job].minimum
-    now = datetime.now(UTC)
-    found = run(repository, configured.intervals(job), now, minimum, is_dry=dry_run)
+    found = expire_job(context.obj, job, is_dry=dry_run)
     records = [
         {"revision": each.revision.id, "drop": each.drop, "keep": each.keep}
         | {"removed": each.is_removed, "why": each.why}

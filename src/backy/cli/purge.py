@@ -9,8 +9,6 @@ from typer import Argument, Option
 
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer
-from backy.errors import ConfigError
-from backy.repository import trash
 from backy.units import format_size, parse_duration
 
 Emptied = Annotated[str | None, Argument(metavar="[JOB]", help="The job whose trash is emptied.")]
@@ -40,25 +38,16 @@ def purge(
     """
     if (job is None) == (whole is None):
         raise typer.BadParameter("name a job, or --job and one that is not configured")
+    from backy.operations.history import erase_job, purge_job
+
     if whole:
-        _erase(context, whole)
+        erase_job(context.obj, whole)
         text = f"{whole}: deleted with all its revisions"
         answer(as_json, {"job": whole, "erased": True}, text)
         return
-    purged = trash.purge(context.obj.repository(str(job)), parse_duration(older_than))
+    purged = purge_job(context.obj, str(job), parse_duration(older_than))
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
     freed = f"freed {format_size(purged.freed)} of chunks"
     text = f"{job}: purged {len(purged.revisions)} revisions, {freed}{kept_note}"
     record = {"job": job, "purged": purged.revisions, "kept": purged.kept, "freed": purged.freed}
     answer(as_json, record, text)
-
-
-def _erase(context: Context, job: str) -> None:
-    """Delete a repository; only where the configuration certainly has no such job."""
-    loaded = context.obj.loaded
-    if job in loaded.config.jobs:
-        raise ConfigError(f"{job}: it is configured", "Take it out of the configuration first.")
-    if loaded.problems:
-        why = f"{job}: nobody can tell that it is not configured: {loaded.problems[0]}"
-        raise ConfigError(why, "Mend the configuration first: backy config check.")
-    trash.erase(context.obj.repository(job))

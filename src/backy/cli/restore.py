@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
-from backy.cli.backup import hooks_of
 from backy.cli.output import answer, warn
 from backy.cli.progress import Meter, meter
 from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.model.revision import Revision, disk_of
+from backy.operations.site import Site
 from backy.repository.repository import Repository
 from backy.units import format_rate, format_size
 
 if TYPE_CHECKING:
-    from backy.config.settings import Config
     from backy.operations.restore import Restored
 
 
@@ -69,7 +68,7 @@ def restore(
         facts = {"revision": revision.id, "disk": name, "target": place}
         with (
             meter(f"{job} {name}", as_json=as_json) as shown,
-            _hooked(context.obj.config_of(job), repository, facts, shown),
+            _hooked(context.obj, repository, facts, shown),
         ):
             restored = bring(repository, revision, name, place, watcher=shown)
             _warn_of_damage(restored, shown)
@@ -104,11 +103,11 @@ def _is_folder(target: str) -> bool:
 
 @contextmanager
 def _hooked(
-    config: Config | None, repository: Repository, facts: dict[str, Any], shown: Meter
+    site: Site, repository: Repository, facts: dict[str, Any], shown: Meter
 ) -> Iterator[None]:
     """Run the hooks before a restore, and when it ended, however that was, those after it."""
     with ExitStack() as stack:
-        if hooks := hooks_of(config, repository.root, shown):
+        if hooks := site.hooks(repository.name, shown.note):
             stack.callback(hooks.run, "after-restore", **facts)
             hooks.run("before-restore", **facts)
         yield

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from backy.cli.app import AsJson, Context, app, each_job
-from backy.cli.damage import ending, lost, raise_damaged, show_damage
+from backy.cli.app import AsJson, Context, app
+from backy.cli.damage import damage_shown, ending, raise_damaged
 from backy.cli.output import answer, warn
 from backy.cli.progress import meter
-from backy.errors import ConfigError
-from backy.operations.site import Site
-from backy.repository import status
-from backy.repository.repository import Repository, jobs
+from backy.errors import BackyError, CancelledError, ConfigError
+from backy.repository.repository import jobs
 from backy.system import process
 from backy.units import format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from backy.operations.scrub import Coverage, Limits
+    from backy.operations.scrub import ScrubResult
+    from backy.operations.scrub_plan import Coverage
 
 
 _SLOWEST = 1 << 20  # bytes a second
@@ -45,7 +43,7 @@ def scrub(
     New blocks come first, then those read longest ago; what was read in the last half of the
     promised time can wait. The next run goes on where this one ends. All other processes go first.
     """
-    from backy.operations.scrub import Limits, longest_ago
+    from backy.operations.scrub import Limits, longest_ago, scrub_job
 
     if not parse_duration(within):
         raise ConfigError(f"nothing can be read within {within}", "Use --within 30d.")
@@ -55,43 +53,33 @@ def scrub(
     until = time.monotonic() + parse_duration(max_duration) if max_duration else None
     limits = Limits(until, bytes_a_second)
     process.be_idle()
-    wanted = longest_ago(context.obj.base, names or jobs(context.obj.base))
-    _, failed = each_job(
-        context, wanted, lambda each: _scrub(context.obj, each, within, limits, as_json)
-    )
-    for _, error in failed[1:]:
-        warn(f"backy: {error.message}")
-    for _, error in failed:
-        raise error
+    span = timedelta(seconds=parse_duration(within))
+    failed: list[BackyError] = []
+    for job in longest_ago(context.obj.base, names or jobs(context.obj.base)):
+        try:
+            with meter(job, as_json=as_json) as shown:
+                tell = damage_shown(job, shown)
+                result = scrub_job(context.obj, job, span, limits, watcher=shown, on_damage=tell)
+            _say(job, result, within, shown.seconds, as_json=as_json)
+        except CancelledError:
+            raise
+        except BackyError as error:
+            failed.append(error)
+    for other in failed[1:]:
+        warn(f"backy: {other.message}")
+    for first in failed:
+        raise first
 
 
-def _scrub(site: Site, repository: Repository, within: str, limits: Limits, as_json: bool) -> None:
-    from backy.operations.scrub import Scrub
-
-    job = repository.name
-    with meter(job, as_json=as_json) as shown:
-        run = Scrub(repository, timedelta(seconds=parse_duration(within)))
-        origins = site.origins(repository)
-        damages = run.run(limits, origins=origins, watcher=shown)
-        found = show_damage(job, run.history, damages, shown)
-    covered = run.coverage()
-    _record(repository, covered)
-    damaged = lost(found) + len(run.history.unreadable)
-    sums = {"read": run.bytes, "damaged": damaged, "healed": len(found) - lost(found)}
+def _say(job: str, result: ScrubResult, within: str, seconds: float, *, as_json: bool) -> None:
+    covered = result.coverage
+    sums = {"read": result.read, "damaged": result.lost, "healed": result.healed}
     age = covered.oldest.total_seconds() if covered.oldest is not None else None
     promised = {"total": covered.total, "within": covered.read, "oldest_seconds": age}
-    record = {"event": "finished", "job": job, **sums, **promised, "seconds": shown.seconds}
-    read = f"read {format_size(run.bytes)}{ending(found, run.bytes, shown.seconds)}"
+    record = {"event": "finished", "job": job, **sums, **promised, "seconds": seconds}
+    read = f"read {format_size(result.read)}{ending(result, result.read, seconds)}"
     answer(as_json, record, f"{job}: {_covered(covered, within)}; {read}")
-    raise_damaged(job, damaged, len(run.history.revisions), origins)
-
-
-def _record(repository: Repository, covered: Coverage) -> None:
-    """For `backy check`, which cannot read what each scrub of ten thousand jobs remembers."""
-    now = datetime.now(UTC).replace(microsecond=0)
-    oldest = (now - covered.oldest).replace(microsecond=0) if covered.oldest is not None else None
-    scrubbed = status.Scrubbed(now, covered.total, covered.read, oldest)
-    status.update(repository.root, lambda old: replace(old, scrubbed=scrubbed))
+    raise_damaged(job, result, result.revisions)
 
 
 def _covered(covered: Coverage, within: str) -> str:

@@ -11,7 +11,6 @@ from typer.core import TyperCommand
 
 from backy.cli.app import AsJson, Context, Job, Spec, app
 from backy.cli.output import answer
-from backy.cli.remove import selected
 from backy.repository.manifest import revision_record
 
 Marks = Annotated[list[str], Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")]
@@ -46,9 +45,12 @@ def tag(
     """Add and drop tags of revisions."""
     if odd := [mark for mark in marks if mark[:1] not in {"+", "-"}]:
         raise typer.BadParameter(f"write +{odd[0]} or -{odd[0]}")
-    repository = context.obj.repository(job)
-    changed = repository.retag(
-        selected(repository, spec),
+    from backy.operations.history import tag_job
+
+    changed = tag_job(
+        context.obj,
+        job,
+        spec,
         add={mark[1:] for mark in marks if mark.startswith("+")},
         drop={mark[1:] for mark in marks if mark.startswith("-")},
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer
-from backy.repository import trash
 
 
 @app.command(epilog="Example: backy undo vm1")
 def undo(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Bring back what the last backy remove took away."""
-    ids = trash.undo(context.obj.repository(job))
+    from backy.operations.history import undo_job
+
+    ids = undo_job(context.obj, job)
     text = f"{job}: restored {', '.join(ids)}; back in the history"
     answer(as_json, {"job": job, "restored": ids}, text)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from backy.cli.app import AsJson, Context, Job, Spec, app
-from backy.cli.damage import ending, lost, raise_damaged, show_damage
-from backy.cli.output import print_json, total
+from backy.cli.damage import damage_shown, ending, raise_damaged
+from backy.cli.output import print_json
 from backy.cli.progress import meter
-from backy.errors import NotFoundError
-from backy.model.selector import select
 from backy.units import format_size
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command(epilog="Example: backy verify vm1 -r latest")
@@ -26,24 +19,16 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
     What does not is named, range by range, with every revision that has it, and the exit code
     is 6. A revision is verified or distrusted afterwards.
     """
-    from backy.operations.verify import verify as run
+    from backy.operations.verify import verify_job
 
-    repository = context.obj.repository(job)
-    history = repository.history()
-    revisions = sorted(select(spec, history.revisions), key=lambda revision: revision.id)
-    if not revisions and not history.unreadable:
-        raise NotFoundError(f"{job}: {spec!r} names no revision", f"backy list {job}")
     with meter(job, as_json=as_json) as shown:
-        origins = context.obj.origins(repository)
-        damages = run(repository, revisions, origins=origins, watcher=shown)
-        found = show_damage(job, history, damages, shown)
-    damaged = lost(found) + (len(history.unreadable) if spec == "all" else 0)
-    size = sum(total(each, "size") for each in revisions)
+        tell = damage_shown(job, shown)
+        result = verify_job(context.obj, job, spec, watcher=shown, on_damage=tell)
     if as_json:
-        done = {"job": job, "revisions": [revision.id for revision in revisions]}
-        sums = {"damaged": damaged, "healed": len(found) - lost(found), "size": size}
+        done = {"job": job, "revisions": [revision.id for revision in result.revisions]}
+        sums = {"damaged": result.lost, "healed": result.healed, "size": result.size}
         print_json({"event": "finished"} | done | sums | {"seconds": shown.seconds})
-    raise_damaged(job, damaged, len(revisions), origins)
+    raise_damaged(job, result, len(result.revisions))
     if not as_json:
-        verified = f"{len(revisions)} revisions, {format_size(size)} verified"
-        typer.echo(f"{job}: {verified}{ending(found, size, shown.seconds)}")
+        verified = f"{len(result.revisions)} revisions, {format_size(result.size)} verified"
+        typer.echo(f"{job}: {verified}{ending(result, result.size, shown.seconds)}")

@@ -17,6 +17,9 @@ class Watcher(Protocol):
     def warn(self, text: str) -> None:
         """Something that the user should know."""
 
+    def note(self, text: str) -> None:
+        """Something that is worth a line in the log: what a hook printed, say."""
+
 
 class Silence:
     """A Watcher that does nothing."""
@@ -28,6 +31,9 @@ class Silence:
         """See Watcher."""
 
     def warn(self, text: str) -> None:
+        """See Watcher."""
+
+    def note(self, text: str) -> None:
         """See Watcher."""
 
 

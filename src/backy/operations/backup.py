@@ -1,41 +1,147 @@
-"""Backup: take a snapshot, copy what changed into a draft, publish it."""
+"""Backup: the verb, and the record of how it went."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from backy.errors import (
-    BackyError,
     BusyError,
     CancelledError,
-    DamagedError,
-    FullError,
-    NotFoundError,
-    SourceError,
+    ConfigError,
     StoreError,
-    translated,
+    UsageError,
 )
-from backy.image.copy import copy
-from backy.image.image import Image
 from backy.image.progress import SILENCE, Watcher
-from backy.model.names import check_disk_name
-from backy.model.revision import Consistency, Disk, Revision, Trust
-from backy.operations.hooks import Around, Runner
-from backy.operations.tracking_check import Claims, due
-from backy.repository import status, trash
-from backy.repository.draft import RevisionDraft
-from backy.repository.repository import Repository
-from backy.sources import Request, Snapshot, Source
-from backy.system import folders
-from backy.system.files import Cache
-from backy.units import format_size
+from backy.model.revision import Revision
+from backy.operations.hooks import Runner
+from backy.operations.revision_backup import RevisionBackup
+from backy.operations.site import Site
+from backy.repository import status
+from backy.repository.manifest import Settings
+from backy.repository.repository import DEFAULT_BLOCK, Repository, create, discard_empty
+from backy.sources import Source, open_source
 
-_SUSPICIOUS = 2  # times less data than the parent's is worth a warning
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """What a caller asks of one backup; what is left out is as configured.
+
+    `source` are the settings of a source. `tags` take the place of those that are due. `store`,
+    `block_size` (bytes) and `level` are chosen when the repository is made.
+    """
+
+    source: Mapping[str, object] | None = None
+    tags: tuple[str, ...] = ()
+    store: str | None = None
+    block_size: int | None = None
+    level: int | None = None
+
+
+def backup_job(
+    site: Site, job: str, options: BackupOptions = BackupOptions(), *, watcher: Watcher = SILENCE
+) -> Revision:
+    """Back up a job of a site, whose repository is made if need be; give the revision.
+
+    Runs the job's hooks, and records success and failure in status.json. Raises UsageError where
+    `options` do not fit the repository, ConfigError where no source is known, and what `backup`
+    raises. A mistake in `options` leaves no trace: no failure is counted, no hook runs, and no
+    empty repository stays.
+    """
+    root = site.root(job)
+    _check_options(root, options)
+    settings = site.source_settings(job) if options.source is None else options.source
+    is_jobs_own = options.source is None or _is_known(site, job, options.source)
+    hooks = site.hooks(job, watcher.note)
+    is_new = not (root / "repository.json").exists()
+    try:
+        with _failure_recorded(root, hooks) if is_jobs_own else nullcontext():
+            source = _opened(settings, is_typed=options.source is not None)
+            repository = _made(site, job, options) if is_new else site.repository(job)
+            tags = options.tags or _due_tags(site, repository)
+        return backup(
+            repository,
+            source,
+            tags=tags,
+            hooks=hooks,
+            watcher=watcher,
+            remember=settings,
+            record_failure=is_jobs_own,
+        )
+    except BusyError:
+        raise
+    except BaseException:
+        if is_new:
+            discard_empty(root)
+        raise
+
+
+def _check_options(root: Path, options: BackupOptions) -> None:
+    """Refuse options that ask a repository to be another one than it is."""
+    if not (root / "repository.json").exists():
+        return
+    settings = Repository(root).settings
+    for name in ("store", "block_size", "level"):
+        wanted, has = getattr(options, name), getattr(settings, name)
+        if wanted not in {None, has, "auto"}:
+            raise UsageError(
+                f"{root.name}: the repository has {name.replace('_', ' ')} {has}, not {wanted}",
+                "That is chosen once; back up to a new job to change it.",
+            )
+
+
+def _is_known(site: Site, job: str, settings: Mapping[str, object]) -> bool:
+    """Whether a source that was asked for is the one that the job has anyway."""
+    try:
+        return settings == site.known_source(job)
+    except ConfigError:
+        return False
+
+
+def _opened(settings: Mapping[str, object], *, is_typed: bool) -> Source:
+    try:
+        return open_source(settings)
+    except ConfigError as error:
+        raise (UsageError if is_typed else ConfigError)(error.message, error.hint) from error
+
+
+def _made(site: Site, job: str, options: BackupOptions) -> Repository:
+    """A new repository, as asked for or else as configured."""
+    config = site.config_of(job)
+    values: dict[str, Any] = {"store": "auto", "block_size": DEFAULT_BLOCK, "level": 1}
+    for wanted in (config.jobs[job] if config else None, options):
+        values |= {name: value for name in values if (value := getattr(wanted, name, None))}
+    create(site.base, job, Settings(**values))
+    return site.repository(job)
+
+
+def _due_tags(site: Site, repository: Repository) -> tuple[str, ...]:
+    now = datetime.now(UTC)
+    return site.tags_due(repository.name, repository.history().revisions, now)
+
+
+@contextmanager
+def _failure_recorded(root: Path, hooks: Runner | None) -> Iterator[None]:
+    """Record in status.json, and tell the hooks, that the backup in the body failed.
+
+    One that was told to stop, or that found the job busy, did not fail.
+    """
+    try:
+        yield
+    except BusyError:
+        raise
+    except BaseException as error:
+        if hooks:
+            hooks.run("on-failure", error=str(error))
+        if not isinstance(error, CancelledError):
+            why, now = str(error), datetime.now(UTC)
+            with suppress(StoreError):  # that the backup failed is what the user must hear
+                status.update(root, lambda old: status.failed(old, why, now))
+        raise
 
 
 def backup(
@@ -46,244 +152,37 @@ def backup(
     hooks: Runner | None = None,
     watcher: Watcher = SILENCE,
     now: datetime | None = None,
+    remember: Mapping[str, object] | None = None,
+    record_failure: bool = True,
 ) -> Revision:
     """Make one revision of all disks of `source` and give it, published; `now` is its time.
 
-    What `watcher` is warned of the revision says, too. Raises BusyError where the job is
-    being backed up, SourceError, StoreError, FullError, or HookError where a required hook failed;
-    the history is then what it was. Where the store is full, what this backup wrote is dropped
-    again.
+    Success is recorded in status.json, and the settings in `remember` become those of the source
+    that is used when none is named. So is failure, unless `record_failure` is False. What
+    `watcher` is warned of the revision says, too. Hooks after the backup run last; one that fails
+    is recorded, and undoes nothing.
+
+    Raises BusyError where the job is being backed up, SourceError, StoreError, FullError, or
+    HookError where a required hook failed; the history is then what it was. Where the store is
+    full, what this backup wrote is dropped again. CancelledError says whether it was published.
     """
-    with repository.exclusive("backup"):
-        while True:
-            warnings: list[str] = []
-            parent = _usable_parent(repository, warnings)
-            try:
-                return _backup(repository, source, tags, hooks, watcher, now, parent, warnings)
-            except FullError:
-                with suppress(BackyError):  # that the store is full is what the user must hear
-                    trash.sweep(repository)
-                raise
-            except DamagedError:
-                # Somebody may have removed the parent before it was opened: take another one.
-                if not parent or repository.folder_of(parent).exists():
-                    raise
-
-
-@contextmanager
-def recorded(root: Path, hooks: Runner | None, *, is_configured: bool) -> Iterator[None]:
-    """Record in status.json, and tell the hooks, that the backup in the body failed.
-
-    One that was told to stop, or skipped, did not fail; and a name that is no job yet is no job
-    because of a mistyped command.
-    """
+    attempt = RevisionBackup(repository, source, tags, hooks, watcher, now, dict(remember or {}))
+    recorded = _failure_recorded(repository.root, hooks) if record_failure else nullcontext()
     try:
-        yield
-    except BusyError:
-        raise
-    except BaseException as error:
-        if hooks:
-            hooks.run("on-failure", error=str(error))
-        if not isinstance(error, CancelledError) and (is_configured or root.exists()):
-            note = partial(status.failed, error=str(error), now=datetime.now(UTC))
-            with suppress(StoreError):  # that the backup failed is what the user must hear
-                status.update(root, note)
-        raise
-
-
-def _backup(  # noqa: PLR0917 - called once, above
-    repository: Repository,
-    source: Source,
-    tags: tuple[str, ...],
-    hooks: Runner | None,
-    watcher: Watcher,
-    now: datetime | None,
-    parent: Revision | None,
-    warnings: list[str],
-) -> Revision:
-    if repository.renew_script():
-        warnings.append("restore.sh was not the one of this version; it was written anew")
-    source.remove_all_except([parent.id] if parent else [])  # what killed backups left behind
-    with ExitStack() as stack:
-        draft = stack.enter_context(repository.draft(now))
-        with hooks.around_snapshot(draft.id) if hooks else nullcontext(Around()) as around:
-            request = Request(draft.id, parent, is_frozen=around.consistency is not None)
-            snapshot = stack.enter_context(source.snapshot(request))
-        warnings += around.failures
-        watcher.begin(sum(image.size for image in snapshot.disks.values()))
-        warnings += _differences(parent, snapshot)
-        making = _Making(draft, parent, watcher, warnings)
-        made = {
-            check_disk_name(name): making.copy(
-                name, image, snapshot.full_read_reasons.get(name, "")
-            )
-            for name, image in snapshot.disks.items()
-        }
-        _write_files(draft, snapshot)
-        warnings += snapshot.warnings()
-        for warning in warnings:
-            watcher.warn(warning)
-        revision = draft.publish(
-            Revision(
-                id=draft.id,
-                time=draft.time,
-                parent=parent.id if parent else None,
-                seconds=0,
-                consistency=_reached(snapshot.consistency, around.consistency),
-                disks=made,
-                tags=tags,
-                warnings=tuple(warnings),
-            )
-        )
-        snapshot.keep_checkpoint()
-    try:
-        source.remove_all_except([revision.id])
-    except SourceError as error:  # the next backup tries again
-        watcher.warn(f"the source keeps more than it needs: {error.message}")
+        with recorded, repository.exclusive("backup"):
+            revision = attempt.run()
+    except CancelledError as error:
+        if not attempt.published:
+            raise CancelledError(error.message, "Nothing was published; run it again.") from error
+        raise _cut_short(error, attempt.published) from error
+    if hooks:
+        try:
+            attempt.run_hooks_after(revision)
+        except CancelledError as error:
+            raise _cut_short(error, revision) from error
     return revision
 
 
-def _reached(seen: Consistency, hooked: Consistency | None) -> Consistency:
-    """What a snapshot and the hooks around it reach: hooks can better only a point in time."""
-    if seen is Consistency.NONE or not hooked:
-        return seen
-    return min(seen, hooked, key=list(Consistency).index)
-
-
-def _usable_parent(repository: Repository, warnings: list[str]) -> Revision | None:
-    """The newest revision of which is known what is good of it: its index and image are in place.
-
-    A distrusted one serves where it says which ranges are damaged; they are stored anew.
-    """
-    history = repository.history()
-    warnings += [f"ignored a revision: {error.message}" for error in history.unreadable.values()]
-    for revision in reversed(history.revisions):
-        if revision.trust is Trust.DISTRUSTED and not revision.damaged:
-            warnings.append(f"revision {revision.id} is distrusted; it is not built upon")
-            continue
-        try:
-            with ExitStack() as stack:
-                for name in revision.disks:
-                    stack.enter_context(repository.store.open(revision, name, Cache.USE))
-        except DamagedError as error:
-            warnings.append(f"revision {revision.id} is not built upon: {error.message}")
-        else:
-            return revision
-    return None
-
-
-def _differences(parent: Revision | None, snapshot: Snapshot) -> Iterator[str]:
-    """What became of the parent's disks, and why all of one is read."""
-    disks = parent.disks if parent else {}
-    yield from (f"disk {name} is gone" for name in disks if name not in snapshot.disks)
-    for name, image in snapshot.disks.items():
-        old, size = disks.get(name), image.size
-        if parent and not old:
-            yield f"disk {name} is new; all of it was read"
-        elif old and old.size != size:
-            change = "grew" if size > old.size else "shrank"
-            sizes = f"from {format_size(old.size)} to {format_size(size)}"
-            yield f"disk {name} {change} {sizes} ({old.size} to {size} bytes)"
-        if why := snapshot.full_read_reasons.get(name):
-            yield f"all of disk {name} was read: {why}"
-
-
-class _Making:
-    """The disks of one revision while they are made."""
-
-    def __init__(
-        self,
-        draft: RevisionDraft,
-        parent: Revision | None,
-        watcher: Watcher,
-        warnings: list[str],
-    ) -> None:
-        self._draft = draft
-        self._repository = draft.repository
-        self._parent = parent
-        self._watcher = watcher
-        self._warnings = warnings
-
-    def copy(self, name: str, image: Image, whole: str) -> Disk:
-        """Make a disk; `whole` says why its source does not know what changed."""
-        base = self._parent if self._parent and name in self._parent.disks else None
-        damaged = base.damaged.get(name, ()) if base else ()
-        compared = 0
-        with (
-            translated(StoreError, f"{self._repository.name}: writing the draft of {name}"),
-            self._repository.store.draft(self._draft.folder, name, image.size, base) as target,
-        ):
-            for start, length in damaged:
-                target.forget(start, length)
-            claims = Claims(image, target.block_size, damaged)
-            read = copy(claims, target, watcher=self._watcher)
-            if base and claims.same:
-                sampled = due(claims.same, target.index, base.time, self._draft.time)
-                changed = target.changed
-                compared = copy(claims.rest(sampled), target)
-                if target.changed != changed:
-                    self._distrust(base, name)
-                    read += copy(claims.rest(claims.same), target)
-            index_hash = target.index_hash()
-        return Disk(
-            size=image.size,
-            block_size=target.block_size,
-            index_hash=index_hash,
-            read=read + compared,
-            changed=target.changed,
-            stored=target.stored,
-            compared=compared,
-            whole=whole,
-        )
-
-    def _distrust(self, parent: Revision, name: str) -> None:
-        """Record at once that the source lied, whatever becomes of this backup."""
-        why = f"the source called blocks of disk {name} unchanged that had changed"
-        self._warnings.append(f"{why} since {parent.id}; all of it was read")
-        why = f"{why}, which {self._draft.id} found"
-
-        def doubt(parent: Revision) -> Revision:
-            warnings = (*parent.warnings, why)
-            return replace(parent, trust=Trust.DISTRUSTED, warnings=warnings)
-
-        with suppress(NotFoundError):  # somebody removed it
-            self._repository.change(parent, doubt)
-        now = self._draft.time
-        status.update(self._repository.root, lambda known: status.tracking_failed(known, now))
-
-
-def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:
-    for name, content in snapshot.files.items():
-        path = draft.folder / check_disk_name(name)
-        if path.exists() or path.name == "revision.json":
-            raise SourceError(f"the source has a file {name!r}, which is a name of backy's own")
-        with translated(StoreError, f"writing {path}"):
-            folders.write_file(path, content)
-
-
-def suspicion(repository: Repository, revision: Revision, parent_id: str | None) -> str:
-    """Why a new revision may not hold what it should: it has far less data than its parent.
-
-    "" where it seems fine, or where nobody can tell. A disk that was emptied, or a source that
-    names the wrong one, makes a backup that succeeds.
-    """
-    with suppress(BackyError):
-        if parent_id:
-            return next(_losses(repository, revision, repository.find(parent_id)), "")
-    return ""
-
-
-def _losses(repository: Repository, revision: Revision, parent: Revision) -> Iterator[str]:
-    for name, old in parent.disks.items():
-        new = revision.disks.get(name)
-        if not new:
-            yield f"disk {name} is gone"
-        elif new.changed or new.size < old.size:
-            before, now = (_data(repository, each, name) for each in (parent, revision))
-            if now * _SUSPICIOUS < before:
-                yield f"disk {name} has {format_size(now)} of data, it had {format_size(before)}"
-
-
-def _data(repository: Repository, revision: Revision, name: str) -> int:
-    with repository.store.open(revision, name, Cache.USE) as image:
-        return image.index.data()
+def _cut_short(error: CancelledError, revision: Revision) -> CancelledError:
+    hint = f"Revision {revision.id} is published; only what comes after that was cut short."
+    return CancelledError(error.message, hint)

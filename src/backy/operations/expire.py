@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from backy.config.settings import Schedule
+from backy.errors import ConfigError
+from backy.operations.site import Site
 from backy.policy.retention import Expiry, expiries
 from backy.repository import trash
 from backy.repository.repository import Repository
+
+
+def expire_job(site: Site, job: str, *, is_dry: bool = False) -> list[Expiry]:
+    """Expire a job of a site by its schedule; `is_dry`: only say what would go.
+
+    Raises ConfigError where it is not configured.
+    """
+    config = site.config_of(job)
+    if not config:
+        raise ConfigError(f"{job}: it is not configured, so nothing of it expires", "backy jobs")
+    repository, minimum = site.repository(job), config.jobs[job].minimum
+    return expire(repository, config.intervals(job), datetime.now(UTC), minimum, is_dry=is_dry)
 
 
 def expire(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -20,123 +20,31 @@ from pydantic import TypeAdapter
 from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import Kind
-from backy.model.revision import Revision, is_id, time_of
+from backy.model.revision import is_id
 from backy.operations.heal import Damage, Healer, healing
-from backy.operations.origin import Origin
-from backy.operations.verify import Range, Survey, check_script, largest, opened
+from backy.operations.origin import Origin, failures
+from backy.operations.scrub_plan import (
+    Coverage,
+    Memory,
+    Slice,
+    SliceRead,
+    coverage,
+    plan,
+    slice_length,
+)
+from backy.operations.site import Site
+from backy.operations.survey import Range, Survey, largest, opened
+from backy.operations.verify import Findings, check_script
+from backy.repository import status
 from backy.repository.records import LARGEST_DISK, encode_record, read_record
 from backy.repository.repository import Repository
 from backy.stores.index import Index, block_count
 from backy.system import files, folders, signals
-from backy.units import GiB
 
 _MOST_SLICES = 4096  # of all disks, so that scrub.json stays under 1 MiB
 _SAVE_SECONDS = 10  # what a killed scrub reads again at most
 _HINT = "Delete it; everything is read anew then."
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What is known of a slice: when it was last read in all revisions up to `upto`.
-
-    `bytes` are those that had to be read, each stored piece once. Never read: `read` is None.
-    """
-
-    read: datetime | None = None
-    upto: str = ""
-    bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """The slices of each disk, in order, and their length in bytes."""
-
-    lengths: Mapping[str, int] = field(default_factory=dict)
-    disks: Mapping[str, tuple[Slice, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A slice to read; `since` is the newest revision whose blocks need not be read, if any."""
-
-    disk: str
-    number: int
-    since: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How much of what is stored was read within the promised time; sizes in bytes."""
-
-    total: int
-    read: int
-    oldest: timedelta | None
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1; nothing stored is all of it read."""
-        return self.read / self.total if self.total else 1.0
-
-
 _MEMORY = TypeAdapter(Memory)
-
-
-def slice_length(size: int, most: int) -> int:
-    """The bytes in a slice of a disk of `size` bytes, of which there may be `most`."""
-    length = GiB
-    while size > length * most:
-        length *= 2
-    return length
-
-
-def plan(
-    slices_of: Mapping[str, Sequence[Slice]],
-    newest: Mapping[str, str],
-    now: datetime,
-    within: timedelta,
-) -> list[Task]:
-    """What to read, most urgent first.
-
-    First what revisions brought that are newer than the last reading of a slice, then slices
-    never read, then those read longest ago. What was read within half the promised time can
-    wait for the next run. `newest` has the id of each disk's newest revision.
-    """
-    new, old = [], []
-    for disk, known in slices_of.items():
-        for number, each in enumerate(known):
-            if each.read and each.upto < newest[disk]:
-                new.append(Task(disk, number, each.upto))
-            if not each.read or each.read <= now - within / 2:
-                old.append((each.read or datetime.min.replace(tzinfo=UTC), disk, number))
-    return new + [Task(disk, number) for _, disk, number in sorted(old)]
-
-
-def coverage(
-    slices_of: Mapping[str, Sequence[Slice]],
-    revisions: Sequence[Revision],
-    unread: Mapping[str, Sequence[int]],
-    now: datetime,
-    within: timedelta,
-) -> Coverage:
-    """Sum up what was read within `within` before `now`.
-
-    A revision newer than a slice's last reading counts as unread once it is older than
-    `within`. `unread` has what slices never read hold, about, in bytes.
-    """
-    total = covered = 0
-    ages = []
-    for disk, known in slices_of.items():
-        ids = [revision.id for revision in revisions if disk in revision.disks]
-        for each, estimate in zip(known, unread[disk], strict=True):
-            size = each.bytes if each.read else estimate
-            later = [revision_id for revision_id in ids if revision_id > each.upto]
-            since = min([each.read or now, *(time_of(revision_id) for revision_id in later[:1])])
-            total += size
-            if each.read and since >= now - within:
-                covered += size
-            if size:
-                ages.append(max(timedelta(0), now - since))
-    return Coverage(total, covered, max(ages, default=None))
 
 
 class Limits:
@@ -167,6 +75,52 @@ class Limits:
             self._free = max(self._free, now) + length / self._rate
         if wait:
             signals.sleep(wait)
+
+
+@dataclass(slots=True)
+class ScrubResult(Findings):
+    """What a scrub found, how many bytes it read, and how the promise is kept afterwards."""
+
+    read: int = 0
+    coverage: Coverage = field(default_factory=lambda: Coverage(0, 0, None))
+    revisions: int = 0
+
+
+def scrub_job(
+    site: Site,
+    job: str,
+    within: timedelta,
+    limits: Limits,
+    *,
+    watcher: Watcher = SILENCE,
+    on_damage: Callable[[Damage], None] = lambda _: None,
+) -> ScrubResult:
+    """Scrub a job's repository; each damaged range is told at once. Records how far it came.
+
+    Every byte is to be read within `within`. Raises what Scrub.run raises.
+    """
+    repository = site.repository(job)
+    scrub = Scrub(repository, within)
+    for error in scrub.history.unreadable.values():
+        watcher.warn(error.message)
+    result = ScrubResult(unreadable=scrub.history.unreadable)
+    origins = site.origins(repository)
+    for damage in scrub.run(limits, origins=origins, watcher=watcher):
+        result.damages.append(damage)
+        on_damage(damage)
+    result.unasked = failures(origins)
+    result.read, result.coverage = scrub.bytes, scrub.coverage()
+    result.revisions = len(scrub.history.revisions)
+    _record(repository, result.coverage)
+    return result
+
+
+def _record(repository: Repository, covered: Coverage) -> None:
+    """For `backy check`, which cannot read what each scrub of ten thousand jobs remembers."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    oldest = (now - covered.oldest).replace(microsecond=0) if covered.oldest is not None else None
+    scrubbed = status.Scrubbed(now, covered.total, covered.read, oldest)
+    status.update(repository.root, lambda old: replace(old, scrubbed=scrubbed))
 
 
 def longest_ago(base: Path, names: Iterable[str]) -> list[str]:
@@ -257,7 +211,7 @@ class Scrub:
         self._saved = time.monotonic()
 
     def _read(
-        self, name: str, batch: Iterable[Task], limits: Limits, healer: Healer
+        self, name: str, batch: Iterable[SliceRead], limits: Limits, healer: Healer
     ) -> Iterator[Damage]:
         """Do tasks of one disk, whose revisions stay open meanwhile."""
         with opened(self._repository, self._revisions, name) as (holders, damages):
@@ -278,19 +232,19 @@ class Scrub:
                 if not healer.is_unrecorded:
                     self._remember(task, began, self.bytes - before)
 
-    def _range_of(self, task: Task, size: int) -> Range:
+    def _range_of(self, task: SliceRead, size: int) -> Range:
         length = self._lengths[task.disk]
         start = task.number * length
         return Range(task.disk, start, min(start + length, size))
 
-    def _size_of(self, task: Task) -> int:
+    def _size_of(self, task: SliceRead) -> int:
         """What `Survey` tells the watcher of a task."""
         where = self._range_of(task, self._sizes[task.disk])
         having = [each for each in self._revisions if task.disk in each.disks]
         sizes = [each.disks[task.disk].size for each in having if each.id > task.since]
         return sum(max(0, min(where.end, size) - where.start) for size in sizes)
 
-    def _remember(self, task: Task, began: datetime, size: int) -> None:
+    def _remember(self, task: SliceRead, began: datetime, size: int) -> None:
         """Note that a task is done; on disk now and then."""
         self._has_news = True
         known = self._slices[task.disk]

@@ -97,19 +97,23 @@ class Site:
 
         return [LiveSource(repository, partial(self.source_settings, repository.name))]
 
-    def source_settings(self, job: str) -> Mapping[str, object]:
-        """The source that is configured, or else the one that was used last.
+    def known_source(self, job: str) -> Mapping[str, object]:
+        """The settings of the source that is configured, or else was used last; {} for neither.
 
-        Raises ConfigError where neither is known.
+        Raises ConfigError where those of the last one are not to be used without a configuration.
         """
         from backy.sources import reject_unsafe
 
-        found: Mapping[str, object] = {}
         root = self.root(job)
         if config := self.config_of(job):
-            found = config.jobs[job].source
-        elif (root / "repository.json").exists():
-            found = reject_unsafe(Repository(root).settings.source)
+            return config.jobs[job].source
+        if (root / "repository.json").exists():
+            return reject_unsafe(Repository(root).settings.source)
+        return {}
+
+    def source_settings(self, job: str) -> Mapping[str, object]:
+        """The same. Raises ConfigError where no source is known."""
+        found = self.known_source(job)
         if not found:
             raise ConfigError(
                 f"{job}: no source is known", f"Say backy backup {job} --source PATH."

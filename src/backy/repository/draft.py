@@ -31,9 +31,20 @@ class RevisionDraft:
         self.id = id_for(self.time, "".join(secrets.choice(_SUFFIX) for _ in range(4)))
         self.folder = repository.root / "revisions" / f".{self.id}"
         self._started = time.monotonic()
+        self._is_settled = False
         folders.make_folder(self.folder)
         # Opened before the first write, so that the barrier hears of every failed write-back.
         self.anchor = files.open_to_read(repository.root / "lock")
+
+    def settle(self) -> None:
+        """Return when all that was written is durable. Nothing may be written afterwards.
+
+        May take as long as the file system has to write out. Raises StoreError where some of it
+        may be lost.
+        """
+        with translated(StoreError, f"{self.repository.name}: publishing {self.id}"):
+            self.anchor.barrier()
+        self._is_settled = True
 
     def publish(self, revision: Revision) -> Revision:
         """Make the revision exist, durably: barrier, revision.json, rename, fsync of the parent.
@@ -43,8 +54,9 @@ class RevisionDraft:
         failed, the new one.
         """
         revisions = self.folder.parent
+        if not self._is_settled:
+            self.settle()
         with translated(StoreError, f"{self.repository.name}: publishing {self.id}"):
-            self.anchor.barrier()
             revision = replace(revision, seconds=round(time.monotonic() - self._started, 3))
             folders.write_file(self.folder / "revision.json", encode_revision(revision))
             with self.repository.history_lock():

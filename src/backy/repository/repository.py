@@ -67,6 +67,24 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
     return Repository(root)
 
 
+def discard_empty(root: Path) -> None:
+    """Remove a repository that holds nothing: no revision, no stored block. Others stay.
+
+    What status.json says of the job stays, too. Does what it can, and never raises OSError.
+    """
+    if any((root / name).exists() for name in ("chunks", "quarantine", "trash")):
+        return
+    with suppress(OSError):
+        with folders.locked(root / "revisions"):
+            if folders.list_folder(root / "revisions"):
+                return
+            # Without repository.json it is none any more, whatever else is left of it.
+            for name in ("repository.json", "restore.sh", "lock"):
+                folders.remove_file(root / name)
+            folders.remove_empty_folder(root / "revisions")
+        folders.remove_empty_folder(root)
+
+
 def _script() -> bytes:
     return resources.files("backy.repository").joinpath("restore.sh").read_bytes()
 

@@ -106,17 +106,24 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def succeeded(status: Status, revision: Revision, hook_error: str, suspicious: str) -> Status:
-    """The status after a backup that was published."""
+def succeeded(status: Status, revision: Revision, suspicious: str) -> Status:
+    """The status after a backup was published; `suspicious` says why it may be wrong."""
     return replace(
         status,
         errors=0,
         error="",
         seconds=round(revision.seconds, 3),
         full_reads=status.full_reads + sum(bool(disk.whole) for disk in revision.disks.values()),
-        hooks_failed=status.hooks_failed + 1 if hook_error else 0,
-        hook_error=hook_error[:_LONGEST_TEXT],
         suspicious=suspicious[:_LONGEST_TEXT],
+    )
+
+
+def hooks_ended(status: Status, error: str) -> Status:
+    """The status after all hooks of a published backup; `error` is "" if none of them failed."""
+    return replace(
+        status,
+        hooks_failed=status.hooks_failed + 1 if error else 0,
+        hook_error=error[:_LONGEST_TEXT],
     )
 
 

@@ -36,7 +36,7 @@ def cancellable() -> Iterator[None]:
         for stopping in _STOPPING:
             signal.signal(stopping, signal.SIG_IGN)
         name = signal.Signals(number).name
-        raise CancelledError(f"stopped by {name}", "Nothing was published; run it again.")
+        raise CancelledError(f"stopped by {name}", "What was done by then stays. Run it again.")
 
     # What our parent ignores we ignore, too: nohup, and jobs that a script put into the background.
     wanted = [each for each in _STOPPING if signal.getsignal(each) is not signal.SIG_IGN]

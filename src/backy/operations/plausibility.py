@@ -1,0 +1,44 @@
+"""Plausibility: whether a new revision may hold far less than it should."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from backy.errors import BackyError
+from backy.model.revision import Revision
+from backy.repository.repository import Repository
+from backy.system.files import Cache
+from backy.units import format_size
+
+_SUSPICIOUS_FACTOR = 2  # this many times less data than the parent's is worth a warning
+
+
+def suspicion(repository: Repository, revision: Revision) -> str:
+    """Why a new revision may not hold what it should: it has far less data than its parent.
+
+    "" where it seems fine, or where nobody can tell. A disk that was emptied, or a source that
+    names the wrong one, makes a backup that succeeds.
+    """
+    with suppress(BackyError):
+        if revision.parent:
+            parent = repository.find(revision.parent)
+            return next(_losses(repository, revision, parent), "")
+    return ""
+
+
+def _losses(repository: Repository, revision: Revision, parent: Revision) -> Iterator[str]:
+    for name, old in parent.disks.items():
+        new = revision.disks.get(name)
+        if not new:
+            yield f"disk {name} is gone"
+        elif new.changed or new.size < old.size:
+            before = _data_bytes(repository, parent, name)
+            now = _data_bytes(repository, revision, name)
+            if now * _SUSPICIOUS_FACTOR < before:
+                yield f"disk {name} has {format_size(now)} of data, it had {format_size(before)}"
+
+
+def _data_bytes(repository: Repository, revision: Revision, name: str) -> int:
+    with repository.store.open(revision, name, Cache.USE) as image:
+        return image.index.data()

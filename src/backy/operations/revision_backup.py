@@ -1,0 +1,209 @@
+"""Make one revision: take a snapshot, copy what changed of each disk into a draft, publish it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from backy.errors import (
+    BackyError,
+    DamagedError,
+    FullError,
+    SourceError,
+    StoreError,
+    translated,
+)
+from backy.image.progress import Watcher
+from backy.model.names import check_disk_name
+from backy.model.revision import Consistency, Disk, Revision, Trust
+from backy.operations.disk_backup import DiskBackup
+from backy.operations.hooks import Around, Runner
+from backy.operations.plausibility import suspicion
+from backy.repository import status, trash
+from backy.repository.draft import RevisionDraft
+from backy.repository.manifest import revision_record
+from backy.repository.repository import Repository
+from backy.sources import Request, Snapshot, Source
+from backy.system import folders
+from backy.system.files import Cache
+from backy.system.signals import shielded
+from backy.units import format_size
+
+
+@dataclass
+class RevisionBackup:
+    """One backup of one repository, whose lock the caller holds."""
+
+    repository: Repository
+    source: Source
+    tags: tuple[str, ...]
+    hooks: Runner | None
+    watcher: Watcher
+    now: datetime | None
+    remember: dict[str, Any]
+    published: Revision | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def run(self) -> Revision:
+        """Make and publish the revision, with the newest parent that can be used."""
+        while True:
+            self.warnings = []
+            parent = self._usable_parent()
+            try:
+                return self._make(parent)
+            except FullError:
+                with suppress(BackyError):  # that the store is full is what the user must hear
+                    trash.sweep(self.repository)
+                raise
+            except DamagedError:
+                # Somebody may have removed the parent before it was opened: take another one.
+                if not parent or self.repository.folder_of(parent).exists():
+                    raise
+
+    def _make(self, parent: Revision | None) -> Revision:
+        if self.repository.renew_script():
+            self.warnings.append("restore.sh was not the one of this version; it was written anew")
+        self.source.remove_all_except([parent.id] if parent else [])  # what killed backups left behind
+        with ExitStack() as stack:
+            draft = stack.enter_context(self.repository.draft(self.now))
+            with self._around_snapshot(draft.id) as around:
+                request = Request(draft.id, parent, is_frozen=around.consistency is not None)
+                snapshot = stack.enter_context(self.source.snapshot(request))
+            self.warnings += around.failures
+            disks = self._copy_disks(draft, parent, snapshot)
+            _write_files(draft, snapshot)
+            self.warnings += snapshot.warnings()
+            for warning in self.warnings:
+                self.watcher.warn(warning)
+            consistency = _reached(snapshot.consistency, around.consistency)
+            revision = self._publish(draft, parent, consistency, disks)
+            snapshot.keep_checkpoint()
+        self._clean_source(revision)
+        return revision
+
+    def _around_snapshot(self, revision: str) -> AbstractContextManager[Around]:
+        return self.hooks.around_snapshot(revision) if self.hooks else nullcontext(Around())
+
+    def _copy_disks(
+        self, draft: RevisionDraft, parent: Revision | None, snapshot: Snapshot
+    ) -> dict[str, Disk]:
+        self.watcher.begin(sum(image.size for image in snapshot.disks.values()))
+        self.warnings += _differences(parent, snapshot)
+        disk_backup = DiskBackup(draft, parent, self.watcher, self.warnings)
+        return {
+            check_disk_name(name): disk_backup.copy(name, image, snapshot.full_read_reasons.get(name, ""))
+            for name, image in snapshot.disks.items()
+        }
+
+    def _publish(
+        self,
+        draft: RevisionDraft,
+        parent: Revision | None,
+        consistency: Consistency,
+        disks: Mapping[str, Disk],
+    ) -> Revision:
+        """Publish the draft and record that; no signal comes between the two."""
+        revision = Revision(
+            id=draft.id,
+            time=draft.time,
+            parent=parent.id if parent else None,
+            seconds=0,
+            consistency=consistency,
+            disks=disks,
+            tags=self.tags,
+            warnings=tuple(self.warnings),
+        )
+        draft.settle()  # may take long, so a signal may end it
+        with shielded():
+            self.published = revision = draft.publish(revision)
+            self._record_success(revision)
+        return revision
+
+    def _record_success(self, revision: Revision) -> None:
+        doubt = suspicion(self.repository, revision)
+        if doubt:
+            self.watcher.warn(doubt)
+        root = self.repository.root
+        try:
+            status.update(root, lambda old: status.succeeded(old, revision, doubt))
+            if self.remember:
+                self.repository.remember_source(self.remember)
+        except StoreError as error:  # the revision is there, and says so itself
+            self.watcher.warn(f"{revision.id} is published, but not recorded: {error.message}")
+
+    def _clean_source(self, revision: Revision) -> None:
+        try:
+            self.source.remove_all_except([revision.id])
+        except SourceError as error:  # the next backup tries again
+            self.watcher.warn(f"the source keeps more than it needs: {error.message}")
+
+    def run_hooks_after(self, revision: Revision) -> None:
+        """Run the hooks after the backup; record whether any hook of this backup failed."""
+        if not self.hooks:
+            return
+        try:
+            self.hooks.run("after-backup", revision.id, record=revision_record(revision))
+        finally:
+            failures = self.hooks.failures
+            error = failures[-1] if failures else ""
+            with shielded(), suppress(StoreError):  # the next backup records it
+                status.update(self.repository.root, lambda old: status.hooks_ended(old, error))
+
+    def _usable_parent(self) -> Revision | None:
+        """The newest revision whose good blocks are known: its index and image are in place.
+
+        A distrusted one serves where it says which ranges are damaged; they are stored anew.
+        """
+        history = self.repository.history()
+        for error in history.unreadable.values():
+            self.warnings.append(f"ignored a revision: {error.message}")
+        for revision in reversed(history.revisions):
+            if revision.trust is Trust.DISTRUSTED and not revision.damaged:
+                self.warnings.append(f"revision {revision.id} is distrusted; it is not built upon")
+                continue
+            try:
+                with ExitStack() as stack:
+                    for name in revision.disks:
+                        opened = self.repository.store.open(revision, name, Cache.USE)
+                        stack.enter_context(opened)
+            except DamagedError as error:
+                why = f"revision {revision.id} is not built upon: {error.message}"
+                self.warnings.append(why)
+            else:
+                return revision
+        return None
+
+
+def _reached(seen: Consistency, hooked: Consistency | None) -> Consistency:
+    """What a snapshot and the hooks around it reach: hooks can better only a point in time."""
+    if seen is Consistency.NONE or not hooked:
+        return seen
+    return min(seen, hooked, key=list(Consistency).index)
+
+
+def _differences(parent: Revision | None, snapshot: Snapshot) -> Iterator[str]:
+    """What became of the parent's disks, and why all of one is read."""
+    disks = parent.disks if parent else {}
+    yield from (f"disk {name} is gone" for name in disks if name not in snapshot.disks)
+    for name, image in snapshot.disks.items():
+        old, size = disks.get(name), image.size
+        if parent and not old:
+            yield f"disk {name} is new; all of it was read"
+        elif old and old.size != size:
+            change = "grew" if size > old.size else "shrank"
+            sizes = f"from {format_size(old.size)} to {format_size(size)}"
+            yield f"disk {name} {change} {sizes} ({old.size} to {size} bytes)"
+        if why := snapshot.full_read_reasons.get(name):
+            yield f"all of disk {name} was read: {why}"
+
+
+def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:
+    for name, content in snapshot.files.items():
+        path = draft.folder / check_disk_name(name)
+        if path.exists() or path.name == "revision.json":
+            raise SourceError(f"the source has a file {name!r}, which is a name of backy's own")
+        with translated(StoreError, f"writing {path}"):
+            folders.write_file(path, content)
