@@ -1,5 +1,6 @@
 """What a backup asks of its source, and what it says of disks that came, went or lost track."""
 
+import errno
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from backy.errors import SourceError
 from backy.operations.backup import backup
 from backy.repository import status
 from tests.lab.repositories import BLOCK, Made
-from tests.memory_source import FailingSource, MemorySource, changed, sample
+from tests.memory_source import BytesImage, FailingSource, MemorySource, changed, sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -133,3 +134,49 @@ def test_a_delta_says_how_much_it_read_of_what_was_called_unchanged(
     else:
         assert all(compared.values())
         assert revision.disks["vda"].changed == BLOCK
+
+
+def test_a_backup_by_the_function_ends_a_row_of_failures(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    for count in (1, 2):
+        with pytest.raises(SourceError):
+            backup(made.repository, FailingSource(DISKS))
+        assert status.read_status(made.root).errors == count
+    backup(made.repository, MemorySource(DISKS))
+    known = status.read_status(made.root)
+    assert (known.errors, known.failures) == (0, 2)
+
+
+class RawImage(BytesImage):
+    """An image of a plug-in with a bug: it does not say what failed, but raises as it comes."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(DISKS["vda"])
+        self._error = error
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        raise self._error
+
+
+class Buggy(MemorySource):
+    """A source whose disk is such an image."""
+
+    error = OSError()
+
+    @contextmanager
+    def snapshot(self, request: "Request") -> "Iterator[MemorySnapshot]":
+        with super().snapshot(request) as taken:
+            taken.disks["vda"] = RawImage(self.error)
+            yield taken
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
+def test_a_raw_error_of_a_source_is_a_bug_of_that_source_and_not_a_full_store(
+    tmp_path: Path, number: int
+) -> None:
+    made = Made(tmp_path)
+    source = Buggy(DISKS)
+    source.error = OSError(number, "what a plug-in did not translate")
+    with pytest.raises(RuntimeError, match=r"the source of disk vda, reading .* at byte 0: "):
+        backup(made.repository, source)
+    assert made.ids() == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,10 +113,20 @@ def _made(site: Site, job: str, options: BackupOptions) -> Repository:
     """A new repository, as asked for or else as configured."""
     config = site.config_of(job)
     values: dict[str, Any] = {"store": "auto", "block_size": DEFAULT_BLOCK, "level": 1}
-    for wanted in (config.jobs[job] if config else None, options):
-        values |= {name: value for name in values if (value := getattr(wanted, name, None))}
-    create(site.base, job, Settings(**values))
+    if config:
+        values |= _given(config.jobs[job], values)
+    asked = _given(options, values)
+    try:
+        create(site.base, job, Settings(**(values | asked)))
+    except ConfigError as error:
+        raise (UsageError if asked else ConfigError)(error.message, error.hint) from error
     return site.repository(job)
+
+
+def _given(owner: object, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the settings called `names` that are not left out."""
+    values = {name: getattr(owner, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _due_tags(site: Site, repository: Repository) -> tuple[str, ...]:

@@ -66,7 +66,9 @@ class RevisionBackup:
     def _make(self, parent: Revision | None) -> Revision:
         if self.repository.renew_script():
             self.warnings.append("restore.sh was not the one of this version; it was written anew")
-        self.source.remove_all_except([parent.id] if parent else [])  # what killed backups left behind
+        self.source.remove_all_except(
+            [parent.id] if parent else []
+        )  # what killed backups left behind
         with ExitStack() as stack:
             draft = stack.enter_context(self.repository.draft(self.now))
             with self._around_snapshot(draft.id) as around:
@@ -94,7 +96,9 @@ class RevisionBackup:
         self.warnings += _differences(parent, snapshot)
         disk_backup = DiskBackup(draft, parent, self.watcher, self.warnings)
         return {
-            check_disk_name(name): disk_backup.copy(name, image, snapshot.full_read_reasons.get(name, ""))
+            check_disk_name(name): disk_backup.copy(
+                name, image, snapshot.full_read_reasons.get(name, "")
+            )
             for name, image in snapshot.disks.items()
         }
 
