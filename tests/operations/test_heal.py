@@ -374,6 +374,9 @@ class _Listener:
     def advance(self, length: int) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
     def warn(self, text: str) -> None:
         self.said.append(text)
 
