@@ -48,7 +48,7 @@ def test_the_sample_configuration_is_valid_with_all_that_is_commented_out(tmp_pa
     assert said["jobs"]["vm1"]["limits"] == list(said["limits"])
 
 
-def test_what_the_sample_says_to_hold_without_it_does(tmp_path: Path) -> None:
+def test_what_the_sample_calls_defaults_are_the_defaults(tmp_path: Path) -> None:
     head = IN_USE[: IN_USE.index("# A backup gets the tags")]
     (tmp_path / "backy.yaml").write_text(head.replace("  schedule: default\n", ""))
     said = understood(tmp_path / "backy.yaml")

@@ -84,5 +84,19 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_out(
     assert done.stderr.splitlines()[-1].endswith("make install PREFIX=FOLDER")
 
 
+def test_make_install_takes_a_folder_that_shells_look_into() -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": "/home/you"}
+    said = subprocess.run(
+        ["make", "-n", "install"],
+        cwd=SCRIPT.parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    prefix = "/home/you/.local" if os.geteuid() else "/usr/local"
+    assert said.splitlines()[-1] == f"tools/link-program .venv/bin/backy {prefix}/bin"
+
+
 def test_the_script_is_clean_shell() -> None:
     subprocess.run(["shellcheck", "--shell=sh", SCRIPT], check=True)
