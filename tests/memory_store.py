@@ -11,7 +11,7 @@ from pathlib import Path
 from backy.errors import DamagedError
 from backy.model.extent import Extent
 from backy.model.revision import Revision
-from backy.stores.blocks import NAMED, BlockStore
+from backy.stores.blocks import BY_DIGEST, BlockStore
 from backy.stores.codec import Codec
 from backy.stores.index import Index
 from backy.system.files import Cache
@@ -66,11 +66,11 @@ class MemoryBlocks:
     def extents(self, index: Index) -> Iterator[Extent]:
         return index.extents()
 
-    def places(self, first: int, count: int) -> list[bytes | None]:
-        return [NAMED] * count
+    def locations(self, first: int, count: int) -> list[bytes | None]:
+        return [BY_DIGEST] * count
 
-    def evidence(self, number: int, digest: str, length: int) -> bytes:
+    def read_stored(self, number: int, digest: str, length: int) -> bytes:
         return self.plain.get(digest, b"")
 
-    def mend(self, number: int, digest: str, block: memoryview) -> None:
+    def repair(self, number: int, digest: str, block: memoryview) -> None:
         self.plain[digest] = bytes(block)

@@ -1,8 +1,8 @@
 """The disk door, with a journal: works on a real file system and records every effect.
 
 Modes and FIEMAP are no effects: what a file may be used for does not depend on them here, and
-`open_protected` and `places` open a File like all others. At the end the journal is compared with
-the real tree, so that a new way to write cannot go past it.
+`open_protected` and `physical_extents` open a File like all others. At the end the journal is
+compared with the real tree, so that a new way to write cannot go past it.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class RecordingFile(files.File):
         super().resize(size)
         self._changed(size=size)
 
-    def clone(self, origin: files.File) -> bool:
-        done = super().clone(origin)
+    def clone_from(self, original: files.File) -> bool:
+        done = super().clone_from(original)
         if done:
-            self._changed(content=os.pread(origin.descriptor, origin.size(), 0))
+            self._changed(content=os.pread(original.descriptor, original.size(), 0))
         return done
 
-    def copy(self, origin: files.File, length: int) -> None:
-        super().copy(origin, length)
-        self._changed(content=os.pread(origin.descriptor, length, 0))
+    def copy_from(self, original: files.File, length: int) -> None:
+        super().copy_from(original, length)
+        self._changed(content=os.pread(original.descriptor, length, 0))
 
     def sync(self) -> None:
         super().sync()

@@ -418,7 +418,7 @@ def test_a_bit_that_flips_below_what_revisions_share_is_named_with_each_of_them(
 def place(path: Path, offset: int) -> int:
     """Where the medium has a byte of a file."""
     with files.open_to_read(path) as file:
-        [(_, _, physical), *_] = file.places(offset, BLOCK)
+        [(_, _, physical), *_] = file.physical_extents(offset, BLOCK)
     assert physical is not None
     return physical
 

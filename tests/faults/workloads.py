@@ -64,7 +64,7 @@ def hasty() -> Iterator[None]:
         patch.object(files.File, "sync", lambda _: None),
         patch.object(files.File, "barrier", lambda _: None),
         patch.object(files.File, "_open_direct", lambda *_: -1),
-        patch.object(chunks, "_MARK_BITS", 16),  # 32 MiB take 30 ms to fill with zeroes
+        patch.object(chunks, "_DIGEST_BITS", 16),  # 32 MiB take 30 ms to fill with zeroes
     ):
         yield
 

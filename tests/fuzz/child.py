@@ -54,7 +54,7 @@ def index(path: str, size: int, block_size: int, index_hash: str) -> None:
             pass
         for _ in opened.extents():
             pass
-        chunks._Marks().add_all(opened)
+        chunks.UsedDigests().add_all(opened)
 
 
 def chunk(folder: str, digest: str, block_size: int) -> None:

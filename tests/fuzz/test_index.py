@@ -19,7 +19,7 @@ from backy.operations.restore import restore
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
 from backy.stores.blocks import checked_index
-from backy.stores.chunks import _Marks
+from backy.stores.chunks import UsedDigests
 from backy.stores.index import LINE, Index
 from backy.stores.zstd import ZstdCodec
 from tests.fuzz.mutate import damaged_bytes
@@ -68,7 +68,7 @@ def use(index: Index) -> None:
     assert sum(count for _, count, _ in index.pieces()) == index.blocks
     for number, name in index.find([line.decode() for line in LINES]):
         assert index.digest(number) == name
-    _Marks().add_all(index)
+    UsedDigests().add_all(index)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from backy.model.extent import Extent, Kind
 from backy.model.revision import Trust
 from backy.monitoring.health import Judge, Promise
 from backy.operations.backup import backup
-from backy.operations.tracking_check import PERIOD, Claims, due
+from backy.operations.tracking_check import PERIOD_SECONDS, TrackedImage, blocks_to_check
 from backy.repository import status
 from backy.repository.summary import summarize
 from backy.sources import Request
@@ -46,17 +46,17 @@ def numbers(ranges: list[range]) -> set[int]:
 
 @given(
     blocks=st.integers(1, 500),
-    seconds=st.lists(st.integers(1, PERIOD), min_size=1, max_size=30),
+    seconds=st.lists(st.integers(1, PERIOD_SECONDS), min_size=1, max_size=30),
 )
 def test_every_block_has_its_turn_within_thirty_days_whenever_deltas_are_made(
     blocks: int, seconds: list[int]
 ) -> None:
     compared: set[int] = set()
-    now, end = START, START + timedelta(seconds=PERIOD)
+    now, end = START, START + timedelta(seconds=PERIOD_SECONDS)
     with index_of(blocks, set()) as index:
-        for step in [*seconds, PERIOD]:
+        for step in [*seconds, PERIOD_SECONDS]:
             since, now = now, min(now + timedelta(seconds=step), end)
-            compared |= numbers(due([range(blocks)], index, since, now))
+            compared |= numbers(blocks_to_check([range(blocks)], index, since, now))
     assert compared == set(range(blocks))
 
 
@@ -68,19 +68,20 @@ def test_a_delta_compares_at_least_four_blocks_with_data_and_only_what_is_called
     called = gaps.draw(st.sets(st.integers(0, blocks - 1)))
     with index_of(blocks, data) as index:
         same = [range(number, number + 1) for number in sorted(called)]
-        picked = numbers(due(same, index, START, START))
+        picked = numbers(blocks_to_check(same, index, START, START))
     assert picked <= called
     assert len(picked & data) >= min(4, len(called & data))
 
 
 def test_a_clock_that_went_back_still_compares_something() -> None:
     with index_of(100, set(range(100))) as index:
-        assert len(numbers(due([range(100)], index, START, START - timedelta(days=1)))) == 4
+        picked = blocks_to_check([range(100)], index, START, START - timedelta(days=1))
+    assert len(numbers(picked)) == 4
 
 
 def test_a_delta_after_a_long_break_compares_each_block_once() -> None:
     with index_of(100, set()) as index:
-        picked = due([range(100)], index, START, START + timedelta(days=400))
+        picked = blocks_to_check([range(100)], index, START, START + timedelta(days=400))
     assert picked == [range(100)]
 
 
@@ -109,21 +110,21 @@ def test_whole_blocks_that_are_called_unchanged_are_remembered(
 ) -> None:
     parts = [(0, start, Kind.DATA), (start, end, Kind.SAME), (end, 350, Kind.DATA)]
     extents = [Extent(low, high - low, kind) for low, high, kind in parts if low < high]
-    claims = Claims(Told(350, extents), 100)
-    assert list(claims.extents()) == extents
-    assert claims.same == expected
+    tracked = TrackedImage(Told(350, extents), 100)
+    assert list(tracked.extents()) == extents
+    assert tracked.unchanged == expected
 
 
 def test_what_is_damaged_in_the_parent_is_not_called_unchanged() -> None:
     damaged = [(150, 100), (100, 60), (500, 100), (390, 100)]
-    claims = Claims(Told(400, [Extent(0, 400, Kind.SAME)]), 100, damaged)
-    assert list(claims.extents()) == [
+    tracked = TrackedImage(Told(400, [Extent(0, 400, Kind.SAME)]), 100, damaged)
+    assert list(tracked.extents()) == [
         Extent(0, 100, Kind.SAME),
         Extent(100, 150, Kind.DATA),
         Extent(250, 140, Kind.SAME),
         Extent(390, 10, Kind.DATA),
     ]
-    assert claims.same == [range(1)]
+    assert tracked.unchanged == [range(1)]
 
 
 class Liar(MemorySource):

@@ -81,14 +81,14 @@ class CountingBlocks:
     def clear(self, first: int, count: int, length: int) -> int:
         return self._blocks.clear(first, count, length)
 
-    def places(self, first: int, count: int) -> Sequence[bytes | None]:
-        return self._blocks.places(first, count)
+    def locations(self, first: int, count: int) -> Sequence[bytes | None]:
+        return self._blocks.locations(first, count)
 
-    def evidence(self, number: int, digest: str, length: int) -> bytes:
-        return self._blocks.evidence(number, digest, length)
+    def read_stored(self, number: int, digest: str, length: int) -> bytes:
+        return self._blocks.read_stored(number, digest, length)
 
-    def mend(self, number: int, digest: str, block: memoryview) -> None:
-        self._blocks.mend(number, digest, block)
+    def repair(self, number: int, digest: str, block: memoryview) -> None:
+        self._blocks.repair(number, digest, block)
 
     def extents(self, index: Index) -> Iterator[Extent]:
         return self._blocks.extents(index)

@@ -142,7 +142,7 @@ def test_a_device_that_is_open_for_writing_is_not_opened_a_second_time(device: P
 
 def test_a_device_cannot_be_cloned(device: Path, tmp_path: Path) -> None:
     with files.open_to_read(device) as origin, files.create(tmp_path / "clone") as clone:
-        assert not clone.clone(origin)
+        assert not clone.clone_from(origin)
 
 
 # The page cache, on ext4, which has O_DIRECT.

@@ -266,7 +266,7 @@ def test_a_clone_has_the_bytes_and_its_changes_are_its_own(folder: Path) -> None
     content = pattern(MIB + 5)
     (folder / "origin").write_bytes(content)
     with files.open_to_read(folder / "origin") as origin, files.create(folder / "clone") as clone:
-        assert clone.clone(origin)
+        assert clone.clone_from(origin)
         assert clone.size() == len(content)
         clone.write(0, b"changed")
     assert (folder / "origin").read_bytes() == content
@@ -277,7 +277,7 @@ def test_a_clone_has_the_bytes_and_its_changes_are_its_own(folder: Path) -> None
 def test_where_extents_cannot_be_shared_a_clone_says_so_and_changes_nothing(folder: Path) -> None:
     (folder / "origin").write_bytes(b"x")
     with files.open_to_read(folder / "origin") as origin, files.create(folder / "clone") as clone:
-        assert not clone.clone(origin)
+        assert not clone.clone_from(origin)
     assert (folder / "clone").read_bytes() == b""
 
 
@@ -285,7 +285,7 @@ def test_a_file_on_another_file_system_cannot_be_cloned(mounted: Volumes) -> Non
     here, there = mounted.folder("xfs"), mounted.folder("btrfs")
     (there / "origin").write_bytes(b"x")
     with files.open_to_read(there / "origin") as origin, files.create(here / "clone") as clone:
-        assert not clone.clone(origin)
+        assert not clone.clone_from(origin)
 
 
 @ALL
@@ -294,7 +294,7 @@ def test_a_copy_takes_the_beginning_of_another_file(folder: Path, length: int) -
     content = pattern(4 * PAGE)
     (folder / "origin").write_bytes(content)
     with files.open_to_read(folder / "origin") as origin, files.create(folder / "copy") as copy:
-        copy.copy(origin, length)
+        copy.copy_from(origin, length)
     assert (folder / "copy").read_bytes() == content[:length]
 
 
@@ -306,7 +306,7 @@ def test_a_copy_of_more_than_there_is_fails_and_names_the_file(folder: Path) -> 
         files.create(folder / "copy") as copy,
         pytest.raises(OSError, match=r"origin ends at 10, not at 11 bytes"),
     ):
-        copy.copy(origin, 11)
+        copy.copy_from(origin, 11)
 
 
 @ALL

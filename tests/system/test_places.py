@@ -26,7 +26,7 @@ def by_page(file: File, start: int, length: int) -> dict[int, int | None]:
     """Where each page is; extents may be split in any way."""
     return {
         page: None if physical is None else physical + page - offset
-        for offset, size, physical in file.places(start, length)
+        for offset, size, physical in file.physical_extents(start, length)
         for page in range(offset, offset + size, PAGE)
     }
 
@@ -34,7 +34,7 @@ def by_page(file: File, start: int, length: int) -> dict[int, int | None]:
 @pytest.mark.parametrize("reflink_folder", ["xfs", "btrfs"], indirect=True)
 def test_a_clone_is_where_its_origin_is_until_it_is_written_to(reflink_folder: Path) -> None:
     with stored(reflink_folder / "a") as origin, files.create(reflink_folder / "b") as clone:
-        assert clone.clone(origin)
+        assert clone.clone_from(origin)
         before = by_page(origin, 0, MiB)
         assert len(before) == MiB // PAGE
         assert None not in before.values()
@@ -90,7 +90,7 @@ def test_a_file_system_without_places_says_so() -> None:
     with files.create_unnamed(Path("/dev/shm")) as file:
         file.write(0, NOISE)
         with pytest.raises(OSError, match="not supported"):
-            list(file.places(0, MiB))
+            list(file.physical_extents(0, MiB))
 
 
 def test_a_protected_file_can_be_opened_to_write_and_is_protected_again(tmp_path: Path) -> None:

@@ -98,16 +98,16 @@ def combine(
                 other = next(others, None)
 
 
-def united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges as (start, length), ascending; those that touch or overlap are one."""
-    united: list[tuple[int, int]] = []
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges as (start, length) in ascending order; those that touch or overlap become one."""
+    merged: list[tuple[int, int]] = []
     for start, length in sorted(ranges):
-        before, so_far = united[-1] if united else (0, -1)
-        if start <= before + so_far:
-            united[-1] = before, max(so_far, start + length - before)
+        last_start, last_length = merged[-1] if merged else (0, -1)
+        if start <= last_start + last_length:
+            merged[-1] = last_start, max(last_length, start + length - last_start)
         else:
-            united.append((start, length))
-    return united
+            merged.append((start, length))
+    return merged
 
 
 def align(extents: Iterable[Extent], block_size: int, size: int) -> Iterator[Extent]:

@@ -12,7 +12,7 @@ from backy.image.image import Image
 from backy.image.progress import Watcher
 from backy.model.extent import Extent
 from backy.model.revision import Disk, Revision, Trust
-from backy.operations.tracking_check import Claims, due
+from backy.operations.tracking_check import TrackedImage, blocks_to_check
 from backy.repository import status
 from backy.repository.draft import RevisionDraft
 
@@ -43,16 +43,18 @@ class DiskBackup:
             self._repository.store.draft(self._draft.folder, name, image.size, base) as target,
         ):
             for start, length in damaged:
-                target.forget(start, length)
-            claims = Claims(SourceImage(image, name), target.block_size, damaged)
-            read = copy(claims, target, watcher=self._watcher)
-            if base and claims.same:
-                sampled = due(claims.same, target.index, base.time, self._draft.time)
+                target.discard(start, length)
+            tracked = TrackedImage(SourceImage(image, name), target.block_size, damaged)
+            read = copy(tracked, target, watcher=self._watcher)
+            if base and tracked.unchanged:
+                checked = blocks_to_check(
+                    tracked.unchanged, target.index, base.time, self._draft.time
+                )
                 changed = target.changed
-                compared = copy(claims.rest(sampled), target)
+                compared = copy(tracked.only(checked), target)
                 if target.changed != changed:
                     self._distrust(base, name)
-                    read += copy(claims.rest(claims.same), target)
+                    read += copy(tracked.only(tracked.unchanged), target)
             index_hash = target.index_hash()
         return Disk(
             size=image.size,

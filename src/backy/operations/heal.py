@@ -16,7 +16,7 @@ from itertools import islice
 
 from backy.errors import NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
-from backy.model.extent import Extent, Kind, merge, united
+from backy.model.extent import Extent, Kind, merge, merge_ranges
 from backy.model.revision import Revision, Trust
 from backy.operations.origin import Origin, failures
 from backy.repository import quarantine
@@ -158,7 +158,7 @@ class Healer:
             return None, []
         self._known.add(key)
         found = list(self._occurrences(bad, places))
-        evidence = {"stored": bad.stored.image.evidence(bad.number)}
+        evidence = {"stored": bad.stored.image.read_stored(bad.number)}
         if good is None:
             evidence["source"] = self._elsewhere(bad)
             self._warn_of_failures()
@@ -288,7 +288,7 @@ class Healer:
         """Put good bytes where bad ones are, and look again; whether all are good now."""
         try:
             for each in places:
-                each.image.mend(bad.number, block)
+                each.image.repair(bad.number, block)
         except StoreError as error:
             self.watcher.warn(f"healing failed: {error.message}")
             return False
@@ -300,7 +300,7 @@ def distrusted(revision: Revision, found: Iterable[Occurrence]) -> Revision:
     ranges = {disk: list(known) for disk, known in revision.damaged.items()}
     for each in found:
         ranges.setdefault(each.disk, []).append((each.start, each.length))
-    damaged = {disk: tuple(united(known)) for disk, known in ranges.items()}
+    damaged = {disk: tuple(merge_ranges(known)) for disk, known in ranges.items()}
     while sum(map(len, damaged.values())) > _MOST_RANGES:
         most = max(damaged, key=lambda disk: len(damaged[disk]))
         damaged[most] = ((0, revision.disks[most].size),)

@@ -12,7 +12,7 @@ from pathlib import Path
 from backy.errors import DamagedError, StoreError, TargetError, translated
 from backy.image.copy import copy
 from backy.image.progress import SILENCE, Watcher
-from backy.model.extent import united
+from backy.model.extent import merge_ranges
 from backy.model.revision import Revision
 from backy.operations.heal import Bad, Healer, Stored, healing
 from backy.operations.origin import Origin, failures
@@ -81,7 +81,7 @@ def restore(
             whole = f"backy verify {repository.name} says which are whole"
             hints = [*failures(origins), f"Try an older revision; {whole}{more}"]
             raise DamagedError(what, ". ".join(hints)) from error
-    return Restored(read, tuple(united(rescued.lost)), tuple(united(rescued.healed)))
+    return Restored(read, tuple(merge_ranges(rescued.lost)), tuple(merge_ranges(rescued.healed)))
 
 
 def restore_files(repository: Repository, revision: Revision, folder: Path) -> list[Path]:

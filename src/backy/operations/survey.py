@@ -17,7 +17,7 @@ from backy.image.workers import in_parallel
 from backy.model.revision import Revision
 from backy.operations.heal import Bad, Damage, Stored
 from backy.repository.repository import Repository
-from backy.stores.blocks import NAMED
+from backy.stores.blocks import BY_DIGEST
 from backy.stores.index import LINE, block_count
 from backy.system import process
 from backy.system.files import Cache
@@ -82,7 +82,7 @@ def _content(holder: Stored, where: Range) -> _Content:
     end = min(where.end, image.size)
     first = where.start // image.block_size
     count = max(0, block_count(end, image.block_size) - first)
-    return first, image.index.lines(first, count), image.places(first, count), end
+    return first, image.index.lines(first, count), image.locations(first, count), end
 
 
 def _blocks(holder: Stored, content: _Content) -> Iterator[tuple[int, bytes | None]]:
@@ -96,7 +96,7 @@ def _blocks(holder: Stored, content: _Content) -> Iterator[tuple[int, bytes | No
     zero = index.codec.zero_digest(index.block_size).encode()
     for number, place in enumerate(places):
         digest = lines[number * LINE : (number + 1) * LINE - 1]
-        if place == NAMED:
+        if place == BY_DIGEST:
             length = index.length_of(first + number)
             yield first + number, digest[:24] + length.to_bytes(8)  # a record may lie about it
         elif place is None:

@@ -1,8 +1,11 @@
-"""Trust nothing: which of the blocks that a source calls unchanged are compared all the same.
+"""Change-tracking check: which "unchanged" blocks a delta reads again anyway.
 
-Each block has its turn once in 30 days, one after the other as time goes by. A delta compares those
-whose turn came since its parent, so nothing has to be remembered and nothing is left out; and at
-least four blocks with data, wherever they are.
+A delta skips what its source reports as unchanged. If the source is wrong, changes are lost and
+nobody notices. So each delta compares some of these blocks with the parent:
+
+- Each block has a turn once in 30 days. A delta reads the blocks whose turn came since its parent
+  was made. The clock alone decides, so nothing has to be remembered and no block is left out.
+- At least four blocks with data, chosen at random.
 """
 
 from __future__ import annotations
@@ -10,17 +13,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from itertools import chain
 
 from backy.image.image import Image
-from backy.model.extent import Extent, Kind, combine, cover, united
+from backy.model.extent import Extent, Kind, combine, cover, merge_ranges
 from backy.stores.index import Index, block_count
 
-PERIOD = 30 * 86400  # seconds in which each block that is called unchanged is compared once
-_LEAST = 4  # blocks with data
+PERIOD_SECONDS = 30 * 86400  # each block has its turn once in this time
+_MINIMUM_DATA_BLOCKS = 4  # of which each delta reads at least so many
 
 
-class View:
-    """An image of which `extents` tells what it holds."""
+class ImageView:
+    """The bytes of an image with other extents, so that `copy` reads other parts of it."""
 
     def __init__(self, image: Image, extents: Callable[[], Iterator[Extent]]) -> None:
         self.size = image.size
@@ -28,24 +32,36 @@ class View:
         self.extents = extents
 
 
-class Claims(View):
-    """An image as its source tells it; `same` becomes the blocks that it calls unchanged.
+class TrackedImage(ImageView):
+    """An image that remembers in `unchanged` which blocks its source reports as unchanged.
 
-    They are ascending ranges of block numbers. Where the parent is damaged nothing is unchanged.
+    `unchanged` has ascending ranges of block numbers, and is complete once all extents were read.
+    `damaged` are ranges of the parent, as (start, length) in bytes: they are DATA whatever the
+    source reports.
     """
 
     def __init__(
         self, image: Image, block_size: int, damaged: Iterable[tuple[int, int]] = ()
     ) -> None:
-        super().__init__(image, self._told)
-        self.same: list[range] = []
+        super().__init__(image, self._noted_extents)
+        self.unchanged: list[range] = []
         self._image = image
         self._block_size = block_size
-        # A disk that shrank has lost what was damaged beyond its end.
-        ends = ((start, min(start + length, image.size)) for start, length in united(damaged))
-        self._damaged = [Extent(low, high - low, Kind.DATA) for low, high in ends if low < high]
+        self._damaged = []
+        for start, length in merge_ranges(damaged):
+            end = min(start + length, image.size)
+            if start < end:  # else the disk has shrunk, and this part is gone
+                self._damaged.append(Extent(start, end - start, Kind.DATA))
 
-    def _told(self) -> Iterator[Extent]:
+    def only(self, blocks: Iterable[range]) -> ImageView:
+        """The image with all but these blocks, ascending, reported as unchanged."""
+
+        def extents() -> Iterator[Extent]:
+            return cover(map(self._extent_of, blocks), self.size, Kind.SAME)
+
+        return ImageView(self._image, extents)
+
+    def _noted_extents(self) -> Iterator[Extent]:
         usable = cover(self._damaged, self.size, Kind.SAME)
         for extent in combine(self._image.extents(), usable, _unless_damaged):
             if extent.kind is Kind.SAME:
@@ -53,75 +69,81 @@ class Claims(View):
             yield extent
 
     def _note(self, extent: Extent) -> None:
-        """Blocks that are only partly called unchanged are read anyway."""
+        """Only whole blocks: `copy` reads a block that is partly unchanged."""
         first = block_count(extent.start, self._block_size)
         end = extent.end // self._block_size
         if extent.end == self.size:
             end = block_count(self.size, self._block_size)
         if first < end:
-            self.same.append(range(first, end))
+            self.unchanged.append(range(first, end))
 
-    def rest(self, blocks: Iterable[range]) -> View:
-        """The image, of which only these blocks, ascending, are not called unchanged."""
-
-        def extents() -> Iterator[Extent]:
-            return cover(map(self._extent, blocks), self.size, Kind.SAME)
-
-        return View(self._image, extents)
-
-    def _extent(self, blocks: range) -> Extent:
-        start, stop = (number * self._block_size for number in (blocks.start, blocks.stop))
-        return Extent(start, min(stop, self.size) - start, Kind.DATA)
+    def _extent_of(self, blocks: range) -> Extent:
+        start = blocks.start * self._block_size
+        end = min(blocks.stop * self._block_size, self.size)
+        return Extent(start, end - start, Kind.DATA)
 
 
-def _unless_damaged(kind: Kind, parent: Kind) -> Kind:
-    return Kind.DATA if kind is Kind.SAME and parent is not Kind.SAME else kind
+def _unless_damaged(kind: Kind, in_parent: Kind) -> Kind:
+    """What the source reports, but DATA instead of SAME where the parent is damaged."""
+    if kind is Kind.SAME and in_parent is not Kind.SAME:
+        return Kind.DATA
+    return kind
 
 
-def due(same: list[range], index: Index, since: datetime, now: datetime) -> list[range]:
-    """Those of the blocks in `same` that a delta at `now` to a parent of `since` compares.
+def blocks_to_check(
+    unchanged: list[range], index: Index, parent_time: datetime, now: datetime
+) -> list[range]:
+    """Which blocks of `unchanged` a delta at `now` reads again; ascending ranges.
 
-    `index` has the parent's lines for them.
+    `parent_time` is when the parent was made. `index` has the parent's lines for these blocks.
     """
-    turns = [_turn(index.blocks, time) for time in (since, now)]
-    ranges = [
-        (low, high - low)
-        for each in same
-        for start, stop in _windows(index.blocks, *turns)
-        for low, high in [(max(each.start, start), min(each.stop, stop))]
-        if low < high
-    ]
-    picked = united(ranges + [(number, 1) for number in _anywhere(same, index)])
-    return [range(start, start + length) for start, length in picked]
+    turns = _turns_between(index.blocks, parent_time, now)
+    chosen = [(number, 1) for number in _random_data_blocks(unchanged, index)]
+    for blocks in unchanged:
+        for turn in turns:
+            first, end = max(blocks.start, turn.start), min(blocks.stop, turn.stop)
+            if first < end:
+                chosen.append((first, end - first))
+    return [range(first, first + count) for first, count in merge_ranges(chosen)]
 
 
-def _turn(blocks: int, time: datetime) -> int:
-    """How many blocks had their turn, over and over, until then."""
-    return blocks * int(time.timestamp()) // PERIOD
+def _turns_between(blocks: int, begin: datetime, end: datetime) -> list[range]:
+    """The blocks whose turn comes between two times, of a disk with so many blocks.
+
+    Turns go round: block 0 follows the last one, which makes two ranges.
+    """
+    turns_before = _turns_until(blocks, begin)
+    count = min(max(0, _turns_until(blocks, end) - turns_before), blocks)
+    first = turns_before % blocks
+    return [range(first, min(first + count, blocks)), range(max(0, first + count - blocks))]
 
 
-def _windows(blocks: int, begin: int, end: int) -> list[tuple[int, int]]:
-    """The numbers of blocks whose turn came, as one or two ranges."""
-    start, count = begin % blocks, min(blocks, max(0, end - begin))
-    return [(start, min(start + count, blocks)), (0, max(0, start + count - blocks))]
+def _turns_until(blocks: int, time: datetime) -> int:
+    """How many turns there were since 1970, of a disk with so many blocks."""
+    return blocks * int(time.timestamp()) // PERIOD_SECONDS
 
 
-def _anywhere(same: list[range], index: Index) -> set[int]:
-    """A few blocks with data, from all over the disk; all of them where there are no more."""
-    found: set[int] = set()
-    while len(found) < _LEAST:
+def _random_data_blocks(unchanged: list[range], index: Index) -> set[int]:
+    """A few blocks with data from all over the disk; all of them where there are no more."""
+    chosen: set[int] = set()
+    while len(chosen) < _MINIMUM_DATA_BLOCKS:
         start = random.randrange(index.blocks)  # noqa: S311 - it keeps nothing secret
-        after = (range(max(each.start, start), each.stop) for each in same if each.stop > start)
-        number = next(_data((*after, *same), index, found), None)
+        number = _next_data_block(unchanged, index, start, chosen)
         if number is None:
             break
-        found.add(number)
-    return found
+        chosen.add(number)
+    return chosen
 
 
-def _data(ranges: Iterable[range], index: Index, known: set[int]) -> Iterator[int]:
-    """The blocks that are not zero and not known."""
-    for blocks in ranges:
+def _next_data_block(
+    unchanged: list[range], index: Index, start: int, chosen: set[int]
+) -> int | None:
+    """The first block with data from `start` on, then from 0 on, that is not yet chosen."""
+    from_start = (
+        range(max(blocks.start, start), blocks.stop) for blocks in unchanged if start < blocks.stop
+    )
+    for blocks in chain(from_start, unchanged):
         for number in index.data_blocks(blocks.start, blocks.stop):
-            if number not in known:
-                yield number
+            if number not in chosen:
+                return number
+    return None

@@ -93,7 +93,7 @@ def _shares_extents(folder: Path) -> bool:
     try:
         with files.create_unnamed(folder) as origin, files.create_unnamed(folder) as clone:
             origin.write(0, bytes(files.PAGE))
-            return clone.clone(origin)
+            return clone.clone_from(origin)
     except OSError:
         return False
 

@@ -140,6 +140,6 @@ def _clone(origin: File, stack: ExitStack) -> File | None:
         return None
     stack.enter_context(clone)
     try:
-        return clone if clone.clone(origin) else None
+        return clone if clone.clone_from(origin) else None
     except OSError:
         return None

@@ -21,7 +21,7 @@ from backy.stores.index import Index, IndexDraft, block_count, start_draft
 from backy.system import files, folders
 from backy.system.files import Cache
 
-NAMED = b"by its name"
+BY_DIGEST = b"by its name"
 
 
 class Blocks(Protocol):
@@ -42,17 +42,17 @@ class Blocks(Protocol):
     def extents(self, index: Index) -> Iterator[Extent]:
         """What must be read: DATA, or ZERO where nothing is stored that could differ from zero."""
 
-    def places(self, first: int, count: int) -> Sequence[bytes | None]:
+    def locations(self, first: int, count: int) -> Sequence[bytes | None]:
         """Where each block is stored: equal places with equal digests are one piece of bytes.
 
-        An empty place means that nothing is stored: the block reads as zeroes. NAMED means that
+        An empty place means that nothing is stored: the block reads as zeroes. BY_DIGEST means that
         the digest alone says where it is, None that nobody can say.
         """
 
-    def evidence(self, number: int, digest: str, length: int) -> bytes:
+    def read_stored(self, number: int, digest: str, length: int) -> bytes:
         """The stored bytes as they lie there, good or bad. Raises OSError where it cannot."""
 
-    def mend(self, number: int, digest: str, block: memoryview) -> None:
+    def repair(self, number: int, digest: str, block: memoryview) -> None:
         """Put a block of that digest where bad bytes are; durable on return."""
 
 
@@ -99,20 +99,20 @@ class StoredImage:
                 buffer[done : done + part] = block[within : within + part]
             done += part
 
-    def places(self, first: int, count: int) -> Sequence[bytes | None]:
+    def locations(self, first: int, count: int) -> Sequence[bytes | None]:
         """See Blocks."""
-        return self._blocks.places(first, count)
+        return self._blocks.locations(first, count)
 
-    def evidence(self, number: int) -> bytes:
+    def read_stored(self, number: int) -> bytes:
         """See Blocks; empty where nothing can be read."""
         length = self.index.length_of(number)
         with suppress(OSError):
-            return self._blocks.evidence(number, self.index.digest(number), length)
+            return self._blocks.read_stored(number, self.index.digest(number), length)
         return b""
 
-    def mend(self, number: int, block: memoryview) -> None:
+    def repair(self, number: int, block: memoryview) -> None:
         """Replace a bad block; `block` has the hash that the index says. Raises StoreError."""
-        self._blocks.mend(number, self.index.digest(number), block)
+        self._blocks.repair(number, self.index.digest(number), block)
 
     def _read(self, number: int, block: memoryview) -> None:
         digest = self.index.digest(number)
@@ -158,11 +158,11 @@ class BlockDraft:
                 self.index.put_zero(first, count)
                 self._count(extent.length if self._has_parent else 0, stored)
 
-    def forget(self, start: int, length: int) -> None:
+    def discard(self, start: int, length: int) -> None:
         """Take nothing of the parent's in this range: it must be written or made zero again."""
         first, end = start // self.block_size, block_count(start + length, self.block_size)
         first, end = (min(number, self.index.blocks) for number in (first, end))
-        self.index.forget(first, end - first)
+        self.index.discard(first, end - first)
 
     def index_hash(self) -> str:
         """What revision.json records. Raises DamagedError where a block was never written."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.extent import Extent
 from backy.model.revision import Revision
-from backy.stores.blocks import NAMED, BlockStore, Scratch
+from backy.stores.blocks import BY_DIGEST, BlockStore, Scratch
 from backy.stores.codec import Codec
 from backy.stores.index import LINE, PIECE, Index, is_digest
 from backy.system import files, folders
@@ -25,7 +25,7 @@ from backy.system.files import Cache
 
 # Chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again.
 _REMEMBERED = 1 << 17
-_MARK_BITS = 28  # a bit for each value of as many bits of a digest: 32 MiB
+_DIGEST_BITS = 28  # a bit for each value of as many bits of a digest: 32 MiB
 
 
 class ChunkStore(BlockStore):
@@ -52,17 +52,17 @@ class ChunkStore(BlockStore):
         return ChunkBlocks(self._folder, self._block_size, self._codec, self._buffers, cache)
 
     def collect(self, indexes: Iterable[Index]) -> int:
-        """Remove chunks by mark and sweep; see `_Marks` for what that costs."""
-        marks = _Marks()
+        """Remove chunks by mark and sweep; see `UsedDigests` for what that costs."""
+        used = UsedDigests()
         for index in indexes:
-            marks.add_all(index)
+            used.add_all(index)
         freed, suffix = 0, self._codec.suffix
         for name in folders.list_folder(self._folder):
             folder = self._folder / name
             for chunk in folders.list_folder(folder, follow=False):
                 digest = chunk.removesuffix(suffix)
                 is_chunk = chunk.endswith(suffix) and is_digest(digest)
-                if not (is_chunk and digest in marks):
+                if not (is_chunk and digest in used):
                     with translated(StoreError, f"removing {folder / chunk}"):
                         freed += folders.remove_file(folder / chunk)
         return freed
@@ -182,15 +182,15 @@ class ChunkBlocks:
         """What the index says."""
         return index.extents()
 
-    def places(self, first: int, count: int) -> list[bytes | None]:
+    def locations(self, first: int, count: int) -> list[bytes | None]:
         """A chunk is where its name says."""
-        return [NAMED] * count
+        return [BY_DIGEST] * count
 
-    def evidence(self, number: int, digest: str, length: int) -> bytes:
+    def read_stored(self, number: int, digest: str, length: int) -> bytes:
         """The chunk's file."""
         return folders.read_file(self._path(digest), len(self._buffers.frame))
 
-    def mend(self, number: int, digest: str, block: memoryview) -> None:
+    def repair(self, number: int, digest: str, block: memoryview) -> None:
         """Replace the chunk, or make it."""
         path = self._path(digest)
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
@@ -206,7 +206,7 @@ class ChunkBlocks:
         return self._folder / digest[:2] / f"{digest}{self._codec.suffix}"
 
 
-class _Marks:
+class UsedDigests:
     """Which digests are in use, in 32 MiB however many there are.
 
     A bit stands for all digests that are alike in 28 bits, so some chunk in a few hundred of a
@@ -215,15 +215,15 @@ class _Marks:
     """
 
     def __init__(self) -> None:
-        self._bits = bytearray(1 << (_MARK_BITS - 3))
-        self._start = secrets.randbelow(64 - _MARK_BITS // 4 + 1)
+        self._bits = bytearray(1 << (_DIGEST_BITS - 3))
+        self._start = secrets.randbelow(64 - _DIGEST_BITS // 4 + 1)
 
-    def _slot(self, digest: bytes | str) -> tuple[int, int]:
-        value = int(digest[self._start : self._start + _MARK_BITS // 4], 16)
+    def _bit_of(self, digest: bytes | str) -> tuple[int, int]:
+        value = int(digest[self._start : self._start + _DIGEST_BITS // 4], 16)
         return value >> 3, 1 << (value & 7)
 
     def __contains__(self, digest: str) -> bool:
-        byte, bit = self._slot(digest)
+        byte, bit = self._bit_of(digest)
         return bool(self._bits[byte] & bit)
 
     def add_all(self, index: Index) -> None:
@@ -233,7 +233,7 @@ class _Marks:
             many = 1 if lines == zeroes[: len(lines)] else count
             try:
                 for start in range(0, many * LINE, LINE):
-                    byte, bit = self._slot(lines[start : start + LINE])
+                    byte, bit = self._bit_of(lines[start : start + LINE])
                     self._bits[byte] |= bit
             except ValueError:
                 where = f"{index.file.path}: a line after {first} is not a hash"

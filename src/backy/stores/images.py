@@ -44,8 +44,8 @@ class ImageStore(BlockStore):
             file.protect()
 
     def _clone(self, path: Path, file: File) -> None:
-        with translated(StoreError, f"cloning {path}"), files.open_to_read(path) as origin:
-            if not file.clone(origin):
+        with translated(StoreError, f"cloning {path}"), files.open_to_read(path) as original:
+            if not file.clone_from(original):
                 why = f"{path} cannot be cloned: its file system does not share extents"
                 hint = "Was the repository moved? Make a new one with --store chunks."
                 raise StoreError(why, hint)
@@ -132,12 +132,12 @@ class ImageBlocks:
                 end = block_count(extent.end, index.block_size)
                 yield from index.extents(first=first, end=end)
 
-    def places(self, first: int, count: int) -> list[bytes | None]:
+    def locations(self, first: int, count: int) -> list[bytes | None]:
         """By physical extents: clones share them until one is written to."""
         size = self._block_size
         found: list[bytes | None] = [b""] * count
         try:
-            for offset, length, physical in self._file.places(first * size, count * size):
+            for offset, length, physical in self._file.physical_extents(first * size, count * size):
                 for start in range(offset - offset % size, offset + length, size):
                     number = start // size - first
                     low, high = max(start, offset), min(start + size, offset + length)
@@ -150,11 +150,11 @@ class ImageBlocks:
             return [None] * count
         return found
 
-    def evidence(self, number: int, digest: str, length: int) -> bytes:
+    def read_stored(self, number: int, digest: str, length: int) -> bytes:
         """The block."""
         return self._file.read_bytes(number * self._block_size, length)
 
-    def mend(self, number: int, digest: str, block: memoryview) -> None:
+    def repair(self, number: int, digest: str, block: memoryview) -> None:
         """Write the block; revisions that shared the bad one keep theirs."""
         what = f"writing block {number} of {self._file.path}"
         with translated(StoreError, what), files.open_protected(self._file.path) as file:

@@ -190,7 +190,7 @@ class IndexDraft(Index):
         """Name block `number`."""
         self.file.write(number * LINE, (digest + "\n").encode())
 
-    def forget(self, first: int, count: int) -> None:
+    def discard(self, first: int, count: int) -> None:
         """Make blocks unwritten again, whatever the parent had there."""
         for start in range(first, first + count, PIECE):
             self.file.write(start * LINE, UNWRITTEN * min(PIECE, first + count - start))
@@ -212,6 +212,6 @@ def start_draft(
     file = files.create(path)
     draft = IndexDraft(file, size, block_size, codec)
     if parent:
-        file.copy(parent.file, draft.comparable(parent) * LINE)
+        file.copy_from(parent.file, draft.comparable(parent) * LINE)
     file.resize(draft.blocks * LINE)
     return draft

@@ -206,10 +206,10 @@ class File:
         """Cut the file, or make it longer with a hole."""
         os.ftruncate(self.descriptor, size)
 
-    def clone(self, origin: File) -> bool:
-        """Share all of `origin`'s extents (FICLONE); False where the file systems cannot."""
+    def clone_from(self, original: File) -> bool:
+        """Share all of `original`'s extents (FICLONE); False where the file systems cannot."""
         try:
-            fcntl.ioctl(self.descriptor, _FICLONE, origin.descriptor)
+            fcntl.ioctl(self.descriptor, _FICLONE, original.descriptor)
         except OSError as error:
             if error.errno not in _NO_CLONE:
                 raise
@@ -228,13 +228,13 @@ class File:
             wanted = _FSXATTR.pack(flags | _COWEXTSIZE, extent_size, extents, project, PAGE)
             fcntl.ioctl(self.descriptor, _FSSETXATTR, wanted)
 
-    def copy(self, origin: File, length: int) -> None:
-        """Take the first `length` bytes of `origin`, sharing them where the file system can."""
+    def copy_from(self, original: File, length: int) -> None:
+        """Take the first `length` bytes of `original`, sharing them where the file system can."""
         done = 0
         while left := length - done:
-            moved = os.copy_file_range(origin.descriptor, self.descriptor, left, done, done)
+            moved = os.copy_file_range(original.descriptor, self.descriptor, left, done, done)
             if not moved:
-                raise OSError(errno.EIO, f"{origin.path} ends at {done}, not at {length} bytes")
+                raise OSError(errno.EIO, f"{original.path} ends at {done}, not at {length} bytes")
             done += moved
 
     def extents(self, size: int) -> Iterator[Extent]:
@@ -261,7 +261,7 @@ class File:
                 raise
             return size
 
-    def places(self, start: int, length: int) -> Iterator[tuple[int, int, int | None]]:
+    def physical_extents(self, start: int, length: int) -> Iterator[tuple[int, int, int | None]]:
         """Where the medium has a range, hole by hole left out: (offset, length, physical offset).
 
         The last is None where the file system does not say (compressed, or not yet written), so
