@@ -23,7 +23,13 @@ from backy.operations.revision_backup import RevisionBackup
 from backy.operations.site import Site
 from backy.repository import status
 from backy.repository.manifest import Settings
-from backy.repository.repository import DEFAULT_BLOCK, Repository, create, discard_empty
+from backy.repository.repository import (
+    DEFAULT_BLOCK,
+    Repository,
+    create,
+    discard_empty,
+    is_repository,
+)
 from backy.sources import Source, open_source
 
 
@@ -57,7 +63,7 @@ def backup_job(
     settings = site.source_settings(job) if options.source is None else options.source
     is_jobs_own = options.source is None or _is_known(site, job, options.source)
     hooks = site.hooks(job, watcher.note)
-    is_new = not (root / "repository.json").exists()
+    is_new = not is_repository(root)
     try:
         with _failure_recorded(root, hooks) if is_jobs_own else nullcontext():
             source = _opened(settings, is_typed=options.source is not None)
@@ -82,7 +88,7 @@ def backup_job(
 
 def _check_options(root: Path, options: BackupOptions) -> None:
     """Refuse options that ask a repository to be another one than it is."""
-    if not (root / "repository.json").exists():
+    if not is_repository(root):
         return
     settings = Repository(root).settings
     for name in ("store", "block_size", "level"):

@@ -60,7 +60,7 @@ class RevisionBackup:
                 raise
             except DamagedError:
                 # Somebody may have removed the parent before it was opened: take another one.
-                if not parent or self.repository.folder_of(parent).exists():
+                if not parent or self.repository.has(parent.id):
                     raise
 
     def _make(self, parent: Revision | None) -> Revision:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from backy.errors import ConfigError
 from backy.model.names import check_job
 from backy.model.revision import Revision
-from backy.repository.repository import Repository
+from backy.repository.repository import Repository, is_repository
 
 if TYPE_CHECKING:
     from backy.config.loader import Loaded
@@ -107,7 +107,7 @@ class Site:
         root = self.root(job)
         if config := self.config_of(job):
             return config.jobs[job].source
-        if (root / "repository.json").exists():
+        if is_repository(root):
             return reject_unsafe(Repository(root).settings.source)
         return {}
 

@@ -45,7 +45,7 @@ def opened(
             except (DamagedError, NotFoundError) as error:
                 if isinstance(error, DamagedError) and not error.is_damage:
                     raise
-                if repository.folder_of(revision).exists():
+                if repository.has(revision.id):
                     size = revision.disks[name].size
                     damages.append(Damage(revision.id, name, 0, size, error.message))
             else:

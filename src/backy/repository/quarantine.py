@@ -130,7 +130,9 @@ def _reports(folder: Path, names: Iterable[str]) -> Iterator[Report]:
 def find(repository: Repository, report_id: str) -> Report:
     """The report with this id. Raises NotFoundError, or DamagedError where it is unreadable."""
     folder = repository.root / "quarantine" / report_id
-    if not is_id(report_id) or not folder.exists():
+    with translated(StoreError, f"{repository.name}: looking for {folder}"):
+        is_there = is_id(report_id) and folder.exists()
+    if not is_there:
         there = f"backy reports --job {repository.name} lists them."
         raise NotFoundError(f"{repository.name}: there is no report {report_id!r}", there)
     return _read(folder)

@@ -45,6 +45,12 @@ def jobs(base: Path) -> list[str]:
         return [name for name in names if (base / name / "repository.json").exists()]
 
 
+def is_repository(root: Path) -> bool:
+    """Whether there is a repository in the folder `root`. Raises StoreError if that is unknown."""
+    with translated(StoreError, f"looking for {root / 'repository.json'}", "May you read it?"):
+        return (root / "repository.json").exists()
+
+
 def create(base: Path, job: str, settings: Settings) -> Repository:
     """Make the repository of `job`: its folders, restore.sh, and last of all repository.json.
 
@@ -125,7 +131,8 @@ class Repository:
         path = root / "repository.json"
         with translated(StoreError, f"opening {root}", "May you read it?"):
             is_there = path.exists()
-        if not is_there and (root / "revisions").is_dir():
+            is_cut = not is_there and (root / "revisions").is_dir()
+        if is_cut:
             hint = "restore.sh in it does without this file."
             raise ConfigError(f"{path} is missing", hint)
         if not is_there:
@@ -214,6 +221,12 @@ class Repository:
             raise DamagedError(f"{self.name}: {spec!r} may be another revision: {why}", hint)
         return found
 
+    def has(self, revision_id: str) -> bool:
+        """Whether a revision is published now. Raises StoreError if that is unknown."""
+        path = self.root / "revisions" / revision_id
+        with translated(StoreError, f"{self.name}: looking for {path}"):
+            return path.exists()
+
     def folder_of(self, revision: Revision) -> Path:
         """Where a published revision lies."""
         return self.root / "revisions" / revision.id
@@ -300,7 +313,7 @@ class Repository:
         revision_id = revision if isinstance(revision, str) else revision.id
         path = self.root / "revisions" / revision_id / "revision.json"
         with self.history_lock():
-            if not path.parent.exists():
+            if not self.has(revision_id):
                 raise NotFoundError(f"{self.name}: revision {revision_id} was removed")
             changed = update(self._read(path.parent))
             # First, because monitoring must not miss one that became distrusted.
