@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.runner import SMALL, Backy, image, refusal, tree, wait_for
+from tests.cli.runner import SMALL, Backy, data, image, refusal, tree, wait_for
 from tests.daemon.machine import Server
 from tests.programs import marked
 
@@ -121,3 +121,52 @@ def test_a_stop_before_that_says_that_nothing_was_published(server: Server) -> N
         said = refusal(running.end(), 130)
     assert said.hint == "Nothing was published; run it again."
     assert not (server.base / "vm1").exists()
+
+
+INVALID: dict[str, dict[str, object]] = {
+    "a mistyped key": {"typo": 1},
+    "a schedule that does not exist": {"schedule": "hourly"},
+}
+VERBS = {
+    "backup": ["backup", "vm1"],
+    "run": ["run", "vm1"],
+    "expire": ["expire", "vm1"],
+    "restore": ["restore", "vm1", "restored.img"],
+    "pause": ["pause", "vm1"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("mistake", INVALID)
+def test_a_job_with_a_mistake_in_its_configuration_is_not_taken_for_one_without(
+    server: Server, verb: str, mistake: str
+) -> None:
+    server.job("vm1")
+    server.ok("backup", "vm1")
+    server.job("vm1", b"another disk", **INVALID[mistake])
+    before = written(server)
+    said = server.refuses(3, *VERBS[verb])
+    assert "vm1.yaml:" in said.message
+    assert "config check" in said.hint
+    assert written(server) == before
+
+
+def test_a_job_that_may_be_in_a_file_that_cannot_be_read_is_not_taken_for_one_without(
+    server: Server,
+) -> None:
+    server.job("vm1")
+    server.ok("backup", "vm1")
+    (server.folder / "jobs.d" / "vm1.yaml").write_text("vm1: {")
+    before = written(server)
+    server.refuses(3, "backup", "vm1")
+    assert written(server) == before
+
+
+def test_damage_is_not_healed_from_a_source_that_such_a_job_had_before(server: Server) -> None:
+    server.job("vm1", data(1))
+    server.ok("backup", "vm1")
+    [revision] = server.revisions("vm1")
+    server.damage("vm1", revision, 0)
+    server.job("vm1", data(1), typo=1)
+    said = server.refuses(6, "verify", "vm1")
+    assert "The source could not be asked: vm1: its configuration cannot be used" in said.hint

@@ -82,11 +82,24 @@ class ProblemsError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """All jobs that are valid, what is wrong with the others, and which files were read."""
+    """All jobs that are valid, what is wrong with the others, and which files were read.
+
+    `invalid` has the jobs that are left out because of a problem, each with its first one.
+    """
 
     config: Config
     problems: tuple[Problem, ...]
     files: tuple[Path, ...]
+    invalid: Mapping[str, Problem]
+
+    def problem_of(self, job: str) -> Problem | None:
+        """Why a job is left out, or may be: it has a problem, or a file that cannot be read has it.
+
+        None where the job is valid, or is certainly not configured.
+        """
+        if job in self.config.jobs or job in self.invalid:
+            return self.invalid.get(job)
+        return next((problem for problem in self.problems if not problem.key), None)
 
 
 def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded:
@@ -105,12 +118,17 @@ def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded
     good = {name: getattr(part, name) for part in parts if part for name in part.model_fields_set}
     config = Config().model_copy(update=good)
     files = [main, *(_File(each) for each in _included(main, config.include))]
-    jobs: dict[str, Job | None] = {}
+    jobs: dict[str, Job] = {}
+    invalid: dict[str, Problem] = {}
     first: dict[str, _File] = {}
     for file in files:
         for name, settings in file.jobs():
             if first.setdefault(name, file) is file:
-                jobs[name] = file.job(name, settings, known)
+                count = len(file.problems)
+                if job := file.job(name, settings, known):
+                    jobs[name] = job
+                else:  # what is wrong with the defaults is noted there
+                    invalid[name] = (file.problems[count:] or main.problems)[0]
             else:
                 file.note((*file.prefix, name), f"there already, in {first[name].path}")
     problems = tuple(
@@ -118,8 +136,8 @@ def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded
     )
     if main.is_bad:
         raise ProblemsError(problems)
-    config = config.model_copy(update={"jobs": {name: job for name, job in jobs.items() if job}})
-    return Loaded(config, problems, tuple(file.path for file in files))
+    config = config.model_copy(update={"jobs": jobs})
+    return Loaded(config, problems, tuple(file.path for file in files), invalid)
 
 
 def read_global(path: Path) -> Global:

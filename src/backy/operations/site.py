@@ -75,12 +75,22 @@ class Site:
         return self.path
 
     def config_of(self, job: str) -> Config | None:
-        """The configuration where it has `job`; None where that is not configured."""
+        """The configuration where it has `job`; None where that is certainly not configured.
+
+        Raises ConfigError where the job is left out because of a problem, or may be: such a job
+        must not be taken for one that is backed up by hand.
+        """
         if not self.handed and not self.path:
             return None
         from backy.config.settings import Config
 
-        config = Config.model_validate_json(self.handed) if self.handed else self.loaded.config
+        if self.handed:
+            config = Config.model_validate_json(self.handed)
+        else:
+            config = self.loaded.config
+            if problem := self.loaded.problem_of(job):
+                why = f"{job}: its configuration cannot be used: {problem}"
+                raise ConfigError(why, "Mend it first: backy config check names all problems.")
         return config if job in config.jobs else None
 
     def root(self, job: str) -> Path:
