@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import backy
-from tests.docs.markdown import PROJECT, Block
+from tests.docs.markdown import Block
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MARK = "@@@ next command @@@"
@@ -43,7 +43,9 @@ class Stage:
             f'#!/bin/sh\nPYTHONPATH="{source}" exec "{sys.executable}" -c "{call}" "$@"\n'
         )
         program.chmod(0o755)
-        self.sh(f"mkfs.ext4 -q -d '{PROJECT}/src' /images/vm1.img 64M")
+        # Always the same content, so that the pages can show which ranges changed.
+        self.sh("""mkdir files; seq 400000 >files/numbers
+            mkfs.ext4 -q -d files /images/vm1.img 64M; rm -r files""")
 
     def prepare(self, wanted: str) -> None:
         """Do what a stage comment asks for, such as "chunks, change"."""
@@ -151,7 +153,7 @@ _ACTIONS = {
     **{
         store: f"""set -e
         backy backup vm1 --source /images/vm1.img --store {store} --tag daily
-        debugfs -w -R 'write {PROJECT}/LICENSE license.txt' /images/vm1.img
+        seq 3000 >license.txt; debugfs -w -R 'write license.txt license.txt' /images/vm1.img
         backy backup vm1 --tag daily"""
         for store in ("chunks", "images")
     },

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backy.config import settings as config
-from tests.cli.commands import COMMANDS
+from tests.cli.commands import COMMANDS, own_parameters
 from tests.cli.runner import PROGRAM, environment
 from tests.packaging.conftest import PROJECT
 
@@ -19,7 +19,7 @@ CONTRIB = PROJECT / "contrib"
 NAGIOS = CONTRIB / "nagios"
 SAMPLE = (CONTRIB / "backy.yaml").read_text()
 IN_USE = re.sub(r"(?m)^#(?=  )", "", SAMPLE)
-CHECK = {option for each in COMMANDS["check"].params for option in each.opts}
+CHECK = {option for each in own_parameters(COMMANDS["check"]) for option in each.opts}
 
 
 def understood(path: Path) -> dict[str, Any]:
