@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 
 from backy.errors import SourceError
 from backy.model.extent import Extent, Kind, merge
 from backy.model.revision import Consistency
-from backy.sources import Request
+from backy.sources import Request, TakenSnapshot
 
 PIECE = 512  # bytes; extents are told in these, so they hardly ever end where a block does
 
@@ -61,9 +61,14 @@ class MemorySource:
         self.forgotten: list[list[str]] = []
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator["MemorySnapshot"]:
+    def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
+        """What `disks` has now; what is put there later is in no snapshot."""
+        yield TakenSnapshot(partial(self.opened, request, dict(self.disks)))
+
+    @contextmanager
+    def opened(self, request: Request, disks: Mapping[str, bytes]) -> Iterator["MemorySnapshot"]:
         before = self.known.get(request.parent.id, {}) if request.parent else {}
-        yield MemorySnapshot(self, before)
+        yield MemorySnapshot(self, disks, before)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """Nothing is left behind; what was asked for is in `forgotten`."""
@@ -75,11 +80,13 @@ class MemorySnapshot:
 
     consistency = Consistency.CRASH
 
-    def __init__(self, source: MemorySource, before: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, source: MemorySource, disks: Mapping[str, bytes], before: Mapping[str, bytes]
+    ) -> None:
         # A disk that was resized has no usable change information, as with every real source.
         self.disks = {
             name: BytesImage(content, old if len(old) == len(content) else None)
-            for name, content in source.disks.items()
+            for name, content in disks.items()
             for old in [before.get(name, b"")]
         }
         self.files = source.files
@@ -97,9 +104,9 @@ class FailingSource(MemorySource):
     """The last of its disks cannot be read."""
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[MemorySnapshot]:
-        with super().snapshot(request) as snapshot:
-            name, content = list(self.disks.items())[-1]
+    def opened(self, request: Request, disks: Mapping[str, bytes]) -> Iterator[MemorySnapshot]:
+        with super().opened(request, disks) as snapshot:
+            name, content = list(disks.items())[-1]
             snapshot.disks[name] = UnreadableImage(content)
             yield snapshot
 

@@ -19,6 +19,7 @@ from tests.lab.devices import loop_device, needs_loop_devices
 from tests.lab.handmade import write_sparse
 from tests.memory_source import BytesImage
 from tests.memory_store import MemoryStore
+from tests.snapshots import opened
 
 
 class TestMemory(ImageSuite):
@@ -91,7 +92,6 @@ class TestBlockDevice(ImageSuite):
 
 
 def from_source(path: Path) -> Iterator[Image]:
-    with FileSource(disks={"vda": str(path)}).snapshot(
-        Request("20261123T004938Z-x7k2")
-    ) as snapshot:
+    source = FileSource(disks={"vda": str(path)})
+    with opened(source, Request("20261123T004938Z-x7k2")) as snapshot:
         yield snapshot.disks["vda"]

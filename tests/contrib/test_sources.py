@@ -18,6 +18,7 @@ from backy.model.extent import Kind
 from backy.model.revision import Consistency, Disk, Revision, id_for
 from backy.sources import Request
 from backy.sources.exec import ExecSource
+from tests.snapshots import opened
 
 SOURCES = Path(__file__).parents[2] / "contrib" / "sources"
 PROGRAMS = ("btrfs-image", "lvm-thin", "postgresql", "vmware-cbt", "zfs-zvol")
@@ -71,7 +72,7 @@ class Chain:
         self, parent: Taken | None, new: Revision, is_kept: bool = True, is_frozen: bool = False
     ) -> Taken:
         request = Request(new.id, parent.revision if parent else None, is_frozen)
-        with self.source.snapshot(request) as snapshot:
+        with opened(self.source, request) as snapshot:
             taken = Taken(
                 new,
                 full_read_reasons=dict(snapshot.full_read_reasons),

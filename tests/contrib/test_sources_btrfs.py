@@ -11,6 +11,7 @@ import pytest
 from backy.model.revision import Consistency
 from backy.sources import Request
 from tests.contrib.test_sources import Chain, revision, say
+from tests.snapshots import opened
 
 KIB, MIB = 1024, 1024**2
 SIZE = 8 * MIB
@@ -109,7 +110,7 @@ def test_ten_deltas_under_random_changes(vm: Vm) -> None:
 def test_what_is_written_after_the_snapshot_is_not_in_it(vm: Vm) -> None:
     vm.chain.backup()
     before = vm.image.read_bytes()
-    with vm.chain.source.snapshot(Request(revision(1, {}).id)) as snapshot:
+    with opened(vm.chain.source, Request(revision(1, {}).id)) as snapshot:
         vm.write(0, b"later")
         content = bytearray(SIZE)
         snapshot.disks["vda"].readinto(0, memoryview(content))

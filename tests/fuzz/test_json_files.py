@@ -39,6 +39,7 @@ from tests.fuzz import corpora
 from tests.fuzz.mutate import damaged_json
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import MemorySource
+from tests.snapshots import opened
 
 ID = "20261123T004938Z-x7k2"
 REPORT = "20261124T030000Z-abab"
@@ -98,8 +99,8 @@ def use_repository(room: Room, content: bytes) -> None:
     assert settings.block_size in range(65536, 16 * 2**20 + 1, 65536)
     with (
         suppress(BackyError),
-        open_source(reject_unsafe(settings.source)).snapshot(
-            Request("20261123T004938Z-x7k2")
+        opened(
+            open_source(reject_unsafe(settings.source)), Request("20261123T004938Z-x7k2")
         ) as snapshot,
     ):
         assert snapshot.disks

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from backy.config.settings import Hook, Hooks
 from backy.errors import SourceError
 from backy.operations.backup import backup
+from backy.operations.hooks import Runner
 from backy.repository import status
+from backy.sources.file import FileSource
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import BytesImage, FailingSource, MemorySource, changed, sample
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
-    from backy.sources import Request
+    from backy.sources import Request, TakenSnapshot
     from tests.memory_source import MemorySnapshot
 
 DISKS = {"vda": sample(5 * BLOCK), "vdb": sample(3 * BLOCK, seed=1)}
@@ -64,10 +67,10 @@ class Asking(MemorySource):
     request: "Request"
 
     @contextmanager
-    def snapshot(self, request: "Request") -> "Iterator[MemorySnapshot]":
+    def snapshot(self, request: "Request") -> "Iterator[TakenSnapshot]":
         self.request = request
-        with super().snapshot(request) as snapshot:
-            yield snapshot
+        with super().snapshot(request) as taken:
+            yield taken
 
 
 def test_a_source_hears_which_revision_is_made_and_of_which_parent(tmp_path: Path) -> None:
@@ -80,6 +83,59 @@ def test_a_source_hears_which_revision_is_made_and_of_which_parent(tmp_path: Pat
     assert source.request.parent_has("vda", 5 * BLOCK)
     assert not source.request.parent_has("vda", 4 * BLOCK)
     assert not source.request.parent_has("vdc", 5 * BLOCK)
+
+
+def test_a_source_is_opened_after_the_guest_was_thawed(tmp_path: Path) -> None:
+    """The hook that thaws sees which files this process has open, and what it could write to."""
+    disk, seen = tmp_path / "vda.img", tmp_path / "seen"
+    disk.write_bytes(DISKS["vda"])
+    script = 'ls -l /proc/$PPID/fd >"$1"'
+    thaw = Hook(command=("/bin/sh", "-c", script, "sh", str(seen)))
+    hooks = Runner(Hooks(after_snapshot=(thaw,)), "vm1", tmp_path / "vm1", print)
+    made = Made(tmp_path / "base")
+    revision = backup(made.repository, FileSource(disks={"vda": str(disk)}), hooks=hooks)
+    assert str(tmp_path / "base") in seen.read_text()
+    assert str(disk) not in seen.read_text()
+    assert made.read(revision) == DISKS["vda"]
+
+
+class Thawing(MemorySource):
+    """Notes when it is opened, beside what the hooks note."""
+
+    def __init__(self, notes: Path) -> None:
+        super().__init__(DISKS)
+        self.notes = notes
+
+    @contextmanager
+    def snapshot(self, request: "Request") -> "Iterator[TakenSnapshot]":
+        with super().snapshot(request) as taken:
+            note(self.notes, "taken")
+            yield taken
+
+    @contextmanager
+    def opened(
+        self, request: "Request", disks: "Mapping[str, bytes]"
+    ) -> "Iterator[MemorySnapshot]":
+        note(self.notes, "opened")
+        with super().opened(request, disks) as snapshot:
+            yield snapshot
+
+
+def note(path: Path, word: str) -> None:
+    with path.open("a") as file:
+        file.write(f"{word}\n")
+
+
+def test_a_snapshot_is_taken_while_frozen_and_opened_when_thawed(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    hooks = {
+        event: (Hook(command=("/bin/sh", "-c", f"echo {event} >>{notes}")),)
+        for event in ("before_snapshot", "after_snapshot", "after_backup")
+    }
+    made = Made(tmp_path / "base")
+    runner = Runner(Hooks(**hooks), "vm1", made.root, print)
+    backup(made.repository, Thawing(notes), hooks=runner)
+    assert notes.read_text().split() == ["before_snapshot", "taken", "after_snapshot", "opened"]
 
 
 def test_disks_that_lost_track_are_named_in_the_revision_and_counted(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a source calls unchanged is not taken on trust: each block is compared once in 30 days."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -133,8 +133,8 @@ class Liar(MemorySource):
     lies: frozenset[int] = frozenset()
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[MemorySnapshot]:
-        with super().snapshot(request) as snapshot:
+    def opened(self, request: Request, disks: Mapping[str, bytes]) -> Iterator[MemorySnapshot]:
+        with super().opened(request, disks) as snapshot:
             if request.parent:
                 made: dict[str, Image] = {
                     name: Lying(content, self.known[request.parent.id][name], self.lies)

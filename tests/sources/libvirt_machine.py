@@ -11,6 +11,7 @@ from backy.sources import Request, Snapshot
 from backy.sources.libvirt import LibvirtSource
 from tests.conformance.image import read
 from tests.lab.libvirt import MIB, Machine
+from tests.snapshots import opened
 
 IDS = [f"20261123T0049{number:02}Z-x7k2" for number in range(60)]
 SERVER = "tested"
@@ -69,7 +70,7 @@ def published(
     machine: Machine, number: int = 0, **settings: object
 ) -> tuple[Revision, dict[str, bytes]]:
     """A first revision, which was kept, and what it has."""
-    with source(machine, **settings).snapshot(Request(IDS[number], None)) as snapshot:
+    with opened(source(machine, **settings), Request(IDS[number], None)) as snapshot:
         got = contents(snapshot)
         snapshot.keep_checkpoint()
         return revision(number, **sizes(snapshot)), got

@@ -13,7 +13,7 @@ from backy.model.revision import Revision
 from backy.operations.backup import backup
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository, create
-from backy.sources import Request, Snapshot
+from backy.sources import Request, Snapshot, TakenSnapshot
 from backy.sources.rbd import RbdSource
 from backy.units import KiB, MiB
 from tests.conformance.image import read
@@ -82,11 +82,17 @@ class Machine:
         return self.repository.history().revisions[-1]
 
     @contextmanager
-    def snapshot(self, *, is_frozen: bool = False, **settings: object) -> Iterator[Snapshot]:
-        """One that is taken and left as by a backup that fails."""
+    def taken(self, *, is_frozen: bool = False, **settings: object) -> Iterator[TakenSnapshot]:
+        """A snapshot that is taken and left as by a backup that fails."""
         history = self.repository.history().revisions
         request = Request(NEW, history[-1] if history else None, is_frozen)
-        with self.source(**settings).snapshot(request) as snapshot:
+        with self.source(**settings).snapshot(request) as taken:
+            yield taken
+
+    @contextmanager
+    def snapshot(self, *, is_frozen: bool = False, **settings: object) -> Iterator[Snapshot]:
+        """One that is also opened."""
+        with self.taken(is_frozen=is_frozen, **settings) as taken, taken.open() as snapshot:
             yield snapshot
 
     def write(self, *commands: str, disk: str = "vda") -> None:

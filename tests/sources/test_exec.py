@@ -22,6 +22,7 @@ from tests.conformance.image import read
 from tests.conformance.source import SourceSuite
 from tests.contrib.test_sources import Chain, revision
 from tests.memory_source import sample
+from tests.snapshots import opened
 
 KIB, MIB = 1024, 1024**2
 CONTENT = sample(4 * MIB)
@@ -82,12 +83,12 @@ def parent(size: int = len(CONTENT)) -> Revision:
 
 def extents(double: Double, before: Revision | None) -> tuple[list[Extent], Mapping[str, str]]:
     """What the source says of vda, and why all of it has to be read."""
-    with double.source().snapshot(Request(NEW, before)) as snapshot:
+    with opened(double.source(), Request(NEW, before)) as snapshot:
         return list(snapshot.disks["vda"].extents()), dict(snapshot.full_read_reasons)
 
 
 def test_the_program_is_asked_in_order(double: Double) -> None:
-    with double.source().snapshot(Request(NEW, parent(), is_frozen=True)) as snapshot:
+    with opened(double.source(), Request(NEW, parent(), is_frozen=True)) as snapshot:
         assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
         snapshot.keep_checkpoint()
     assert double.asked() == [
@@ -120,7 +121,7 @@ def test_release_runs_for_this_revision_alone_whatever_failed(double: Double, fa
         case _:
             pass
     expected = ZeroDivisionError if failure == "body" else SourceError
-    with pytest.raises(expected), double.source().snapshot(Request(NEW, parent())):
+    with pytest.raises(expected), opened(double.source(), Request(NEW, parent())):
         raise ZeroDivisionError
     assert double.asked()[-1] == (
         "release",
@@ -131,7 +132,7 @@ def test_release_runs_for_this_revision_alone_whatever_failed(double: Double, fa
 def test_a_release_that_fails_does_not_undo_a_backup(double: Double) -> None:
     double.code["release"] = "exit 1"
     source = double.source()
-    with source.snapshot(Request(NEW)) as snapshot:
+    with opened(source, Request(NEW)) as snapshot:
         snapshot.keep_checkpoint()
     with pytest.raises(SourceError, match="release"):
         source.remove_all_except([NEW])
@@ -139,7 +140,7 @@ def test_a_release_that_fails_does_not_undo_a_backup(double: Double) -> None:
 
 def test_a_program_that_fails_is_quoted(double: Double) -> None:
     double.code["snapshot"] = "echo first >&2; echo 'the pool is full' >&2; exit 1"
-    with pytest.raises(SourceError) as caught, double.source().snapshot(Request(NEW)):
+    with pytest.raises(SourceError) as caught, opened(double.source(), Request(NEW)):
         pytest.fail("a snapshot was taken")
     assert caught.value.message == f"source exec, snapshot: {double.program}: the pool is full"
 
@@ -147,13 +148,13 @@ def test_a_program_that_fails_is_quoted(double: Double) -> None:
 def test_a_program_that_hangs_is_ended(double: Double) -> None:
     double.code["snapshot"] = "exec sleep 600"
     source = double.source(timeout="1s")
-    with pytest.raises(SourceError, match="longer than 1 s"), source.snapshot(Request(NEW)):
+    with pytest.raises(SourceError, match="longer than 1 s"), opened(source, Request(NEW)):
         pytest.fail("a snapshot was taken")
 
 
 def test_a_program_that_is_missing_is_an_error(tmp_path: Path) -> None:
     source = ExecSource(command=[str(tmp_path / "missing")])
-    with pytest.raises(SourceError, match="missing"), source.snapshot(Request(NEW)):
+    with pytest.raises(SourceError, match="missing"), opened(source, Request(NEW)):
         pytest.fail("a snapshot was taken")
 
 
@@ -267,7 +268,7 @@ def test_an_answer_that_cannot_be_used_is_an_error(double: Double, case: str) ->
     double.answer(BAD_ANSWERS[case])
     with (
         pytest.raises(SourceError, match="source exec, snapshot") as caught,
-        double.source().snapshot(Request(NEW)),
+        opened(double.source(), Request(NEW)),
     ):
         pytest.fail("a snapshot was taken")
     assert "exec.md" in caught.value.hint
@@ -278,13 +279,13 @@ def test_files_and_consistency_are_the_programs(double: Double) -> None:
     files = {"vm.xml": base64.b64encode(b"<domain/>").decode()}
     disks = {"vda": {"read": str(double.disk)}}
     double.answer({"disks": disks, "files": files, "consistency": "filesystem"})
-    with double.source().snapshot(Request(NEW)) as snapshot:
+    with opened(double.source(), Request(NEW)) as snapshot:
         assert snapshot.files == {"vm.xml": b"<domain/>"}
         assert snapshot.consistency is Consistency.FILESYSTEM
 
 
 def test_without_a_word_on_consistency_there_is_none(double: Double) -> None:
-    with double.source().snapshot(Request(NEW)) as snapshot:
+    with opened(double.source(), Request(NEW)) as snapshot:
         assert snapshot.consistency is Consistency.NONE
 
 
@@ -294,7 +295,7 @@ def test_a_disk_can_be_an_image(double: Double) -> None:
     said = {"read": str(image), "format": "qcow2", "changes-since": OLD}
     double.answer({"disks": {"vda": said}})
     double.extents(LINES)
-    with double.source().snapshot(Request(NEW, parent())) as snapshot:
+    with opened(double.source(), Request(NEW, parent())) as snapshot:
         assert list(snapshot.disks["vda"].extents()) == MAP
         assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
 
@@ -317,7 +318,7 @@ def test_a_disk_can_be_an_nbd_export(double: Double) -> None:
             while not Path(f"{socket}.pid").exists():
                 assert server.poll() is None
             double.answer({"disks": {"vda": {"read": f"nbd+unix:///?socket={socket}"}}})
-            with double.source().snapshot(Request(NEW)) as snapshot:
+            with opened(double.source(), Request(NEW)) as snapshot:
                 assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
         finally:
             server.terminate()
@@ -326,7 +327,7 @@ def test_a_disk_can_be_an_nbd_export(double: Double) -> None:
 def test_a_long_map_costs_little_memory(double: Double) -> None:
     lines = "".join(f"{n * 4} 4 {('same', 'data')[n % 2]}\n" for n in range(len(CONTENT) // 4))
     double.extents(lines)
-    with double.source().snapshot(Request(NEW, parent())) as snapshot:
+    with opened(double.source(), Request(NEW, parent())) as snapshot:
         found = snapshot.disks["vda"].extents()
         assert next(found) == Extent(0, 4, Kind.SAME)
         assert sum(1 for _ in found) == len(CONTENT) // 4 - 1

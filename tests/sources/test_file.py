@@ -15,6 +15,7 @@ from backy.sources.file import FileSource
 from tests.conformance.image import read
 from tests.lab.devices import loop_device, needs_loop_devices
 from tests.memory_source import sample
+from tests.snapshots import opened
 
 REQUEST = Request("20261123T004938Z-x7k2")
 
@@ -41,7 +42,7 @@ def test_a_file_that_can_be_cloned_is_read_as_it_was_when_the_snapshot_began(
 ) -> None:
     path = reflink_folder / "vm1.img"
     path.write_bytes(CONTENT)
-    with source(path).snapshot(REQUEST) as snapshot:
+    with opened(source(path), REQUEST) as snapshot:
         image = snapshot.disks["vda"]
         first = read(image, 0, MIB)
         write_all(path, CONTENT[::-1])
@@ -60,7 +61,7 @@ def test_what_was_just_written_and_not_yet_synced_is_in_the_clone(reflink_folder
         file.seek(32 * MIB)
         file.write(CONTENT)
         file.flush()
-        with source(path).snapshot(REQUEST) as snapshot:
+        with opened(source(path), REQUEST) as snapshot:
             image = snapshot.disks["vda"]
             data = sum(each.length for each in image.extents() if each.kind is Kind.DATA)
             assert data >= len(CONTENT) - len(CONTENT) // 2
@@ -70,7 +71,7 @@ def test_what_was_just_written_and_not_yet_synced_is_in_the_clone(reflink_folder
 def test_a_clone_leaves_no_name_behind(reflink_folder: Path) -> None:
     path = reflink_folder / "vm1.img"
     path.write_bytes(CONTENT)
-    with source(path).snapshot(REQUEST):
+    with opened(source(path), REQUEST):
         assert list(reflink_folder.iterdir()) == [path]
 
 
@@ -78,7 +79,7 @@ def test_two_disks_are_not_of_one_point_in_time(reflink_folder: Path) -> None:
     paths = [reflink_folder / "a.img", reflink_folder / "b.img"]
     for path in paths:
         path.write_bytes(CONTENT)
-    with source(*paths).snapshot(REQUEST) as snapshot:
+    with opened(source(*paths), REQUEST) as snapshot:
         assert snapshot.consistency is Consistency.NONE
         assert set(snapshot.disks) == {"vda", "vdb"}
 
@@ -88,7 +89,7 @@ def test_a_file_that_changed_while_it_was_read_is_told(tmp_path: Path, change: s
     path = tmp_path / "vm1.img"
     path.write_bytes(CONTENT)
     os.utime(path, (1_000_000_000, 1_000_000_000))
-    with source(path).snapshot(REQUEST) as snapshot:
+    with opened(source(path), REQUEST) as snapshot:
         read(snapshot.disks["vda"], 0, MIB)
         assert snapshot.warnings() == []
         if change == "content":
@@ -103,7 +104,7 @@ def test_a_file_that_changed_while_it_was_read_is_told(tmp_path: Path, change: s
 def test_a_file_that_shrank_while_it_was_read_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "vm1.img"
     path.write_bytes(CONTENT)
-    with source(path).snapshot(REQUEST) as snapshot:
+    with opened(source(path), REQUEST) as snapshot:
         os.truncate(path, MIB)
         with pytest.raises(SourceError, match=rf"{path} ended at byte {MIB}"):
             read(snapshot.disks["vda"], 0, len(CONTENT))
@@ -114,7 +115,7 @@ def test_holes_cost_nothing_and_are_zero(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.seek(1 << 40)
         file.write(b"end")
-    with source(path).snapshot(REQUEST) as snapshot:
+    with opened(source(path), REQUEST) as snapshot:
         image = snapshot.disks["vda"]
         assert image.size == (1 << 40) + 3
         extents = list(image.extents())
@@ -126,7 +127,7 @@ def test_a_file_of_one_hole_is_zero(tmp_path: Path) -> None:
     path = tmp_path / "vm1.img"
     path.touch()
     os.truncate(path, 12_345)
-    with source(path).snapshot(REQUEST) as snapshot:
+    with opened(source(path), REQUEST) as snapshot:
         [extent] = snapshot.disks["vda"].extents()
         assert (extent.start, extent.length, extent.kind) == (0, 12_345, Kind.ZERO)
 
@@ -136,7 +137,7 @@ def test_a_block_device_has_the_size_that_the_kernel_says(tmp_path: Path) -> Non
     content = sample(1_000_960)
     with loop_device(content, tmp_path) as device:
         assert device.stat().st_size == 0
-        with source(device).snapshot(REQUEST) as snapshot:
+        with opened(source(device), REQUEST) as snapshot:
             image = snapshot.disks["vda"]
             assert image.size == len(content)
             assert [each.kind for each in image.extents()] == [Kind.DATA]
@@ -150,7 +151,7 @@ def test_a_read_error_in_the_middle_names_the_source_and_the_byte(tmp_path: Path
     with loop_device(sample(4 * MIB), tmp_path) as device:
         [backing] = tmp_path.glob("device-*")
         os.truncate(backing, MIB)
-        with source(device).snapshot(REQUEST) as snapshot:
+        with opened(source(device), REQUEST) as snapshot:
             image = snapshot.disks["vda"]
             assert read(image, 0, MIB) == sample(4 * MIB)[:MIB]
             with pytest.raises(SourceError, match=rf"{device} at byte {2 * MIB}.*error") as caught:
@@ -161,7 +162,7 @@ def test_a_read_error_in_the_middle_names_the_source_and_the_byte(tmp_path: Path
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "vm1.img").write_bytes(CONTENT)
     (tmp_path / "link").symlink_to("vm1.img")
-    with source(tmp_path / "link").snapshot(REQUEST) as snapshot:
+    with opened(source(tmp_path / "link"), REQUEST) as snapshot:
         assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
 
 
@@ -179,7 +180,7 @@ def test_what_is_no_disk_is_refused_by_name(tmp_path: Path, kind: str) -> None:
             path = Path("/dev/null")
         case _:
             pass
-    with pytest.raises(SourceError, match=str(path)), source(path).snapshot(REQUEST):
+    with pytest.raises(SourceError, match=str(path)), opened(source(path), REQUEST):
         pytest.fail("a snapshot was taken")
 
 
@@ -190,9 +191,11 @@ def test_what_may_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from backy.errors import SourceError\n"
+        "from backy.sources import Request\n"
         "from backy.sources.file import FileSource\n"
         "try:\n"
-        "    with FileSource(disks={'vda': sys.argv[1]}).snapshot(None): pass\n"
+        "    source = FileSource(disks={'vda': sys.argv[1]})\n"
+        "    with source.snapshot(Request('')) as taken, taken.open(): pass\n"
         "except SourceError as error: print(error)\n"
     )
     # The last of these takes root's right to read everything.

@@ -21,6 +21,7 @@ from tests.conformance.image import read
 from tests.conformance.source import SourceSuite
 from tests.lab.devices import loop_device, needs_loop_devices
 from tests.memory_source import sample
+from tests.snapshots import opened
 
 MIB = 1024**2
 CONTENT = sample(3 * MIB)
@@ -47,7 +48,7 @@ def qemu_img(*arguments: str | Path) -> None:
 
 def content_of(disk: object) -> bytes:
     """What the source reads as its only disk."""
-    with ImageSource(disks={"vda": disk}).snapshot(REQUEST) as snapshot:
+    with opened(ImageSource(disks={"vda": disk}), REQUEST) as snapshot:
         image = snapshot.disks["vda"]
         return read(image, 0, image.size)
 
@@ -55,7 +56,7 @@ def content_of(disk: object) -> bytes:
 def refusal(disk: object, timeout: str = "60s") -> SourceError:
     """The error that a disk gives."""
     source = ImageSource(disks={"vda": disk}, timeout=timeout)
-    with pytest.raises(SourceError) as caught, source.snapshot(REQUEST):
+    with pytest.raises(SourceError) as caught, opened(source, REQUEST):
         pytest.fail("it was opened")
     return caught.value
 
@@ -109,7 +110,7 @@ def test_settings_of_another_kind_are_refused(settings: dict[str, object]) -> No
 def test_what_is_not_in_an_image_is_zero_and_is_not_read(tmp_path: Path, image_format: str) -> None:
     path = tmp_path / f"vm1.{image_format}"
     qemu_img("create", "-q", "-f", image_format, path, "1T")
-    with ImageSource(disks={"vda": str(path)}).snapshot(REQUEST) as snapshot:
+    with opened(ImageSource(disks={"vda": str(path)}), REQUEST) as snapshot:
         image = snapshot.disks["vda"]
         assert image.size == 1 << 40
         data = [each.length for each in image.extents() if each.kind is Kind.DATA]
@@ -118,7 +119,7 @@ def test_what_is_not_in_an_image_is_zero_and_is_not_read(tmp_path: Path, image_f
 
 def test_a_backup_has_no_change_tracking_and_is_of_one_point_in_time(tmp_path: Path) -> None:
     disks = {name: str(convert(tmp_path / f"{name}.qcow2", "qcow2")) for name in ("vda", "vdb")}
-    with ImageSource(disks=disks).snapshot(REQUEST) as snapshot:
+    with opened(ImageSource(disks=disks), REQUEST) as snapshot:
         assert snapshot.consistency is Consistency.CRASH
         assert set(snapshot.disks) == {"vda", "vdb"}
         assert snapshot.full_read_reasons == {}
@@ -170,7 +171,7 @@ def test_a_device_that_a_vm_writes_to_is_refused(tmp_path: Path) -> None:
 def test_no_vm_can_be_started_while_its_image_is_read(tmp_path: Path, image_format: str) -> None:
     path = convert(tmp_path / f"vm1.{image_format}", image_format)
     command = ["qemu-io", "-f", image_format, "-c", "write 0 512", str(path)]
-    with ImageSource(disks={"vda": str(path)}).snapshot(REQUEST):
+    with opened(ImageSource(disks={"vda": str(path)}), REQUEST):
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert 'Failed to get "write" lock' in ended.stderr
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -341,7 +342,7 @@ def test_a_small_file_that_claims_a_huge_disk_is_refused(tmp_path: Path, size: s
     path = tmp_path / "vm1.qcow2"
     options = ["-o", "cluster_size=2M"]
     qemu_img("create", "-q", "-f", "qcow2", *options, path, "64T")
-    with ImageSource(disks={"vda": str(path)}).snapshot(REQUEST) as snapshot:
+    with opened(ImageSource(disks={"vda": str(path)}), REQUEST) as snapshot:
         assert snapshot.disks["vda"].size == 64 << 40
     content = bytearray(path.read_bytes())
     claimed = int(size[:-1]) << {"T": 40, "P": 50}[size[-1]]
@@ -404,5 +405,5 @@ class TestImages(SourceSuite):
 def test_the_settings_can_be_stored_as_json(tmp_path: Path) -> None:
     path = convert(tmp_path / "vm1.qcow2", "qcow2")
     settings = json.loads(json.dumps({"disks": {"vda": {"path": str(path)}}, "timeout": "30s"}))
-    with ImageSource(**settings).snapshot(REQUEST) as snapshot:
+    with opened(ImageSource(**settings), REQUEST) as snapshot:
         assert snapshot.disks["vda"].size == len(CONTENT)

@@ -21,6 +21,7 @@ from tests.conformance.image import read
 from tests.lab.libvirt import MIB, Libvirt, Machine, disk_xml, libvirtd
 from tests.lab.repositories import Made
 from tests.lab.volumes import file_system
+from tests.snapshots import opened
 from tests.sources.libvirt_machine import (
     IDS,
     SERVER,
@@ -75,7 +76,7 @@ def test_a_full_and_deltas_are_what_the_disks_hold(machine: Machine) -> None:
         machine.write("vda", (10 + number) * CLUSTER, 512, number)
         machine.write("vdc", (20 + number) * CLUSTER, 512, number)
         source(machine).remove_all_except([parent.id])
-        with source(machine).snapshot(Request(IDS[number], parent)) as snapshot:
+        with opened(source(machine), Request(IDS[number], parent)) as snapshot:
             assert same(snapshot.disks["vda"]) == SIZE - CLUSTER
             assert same(snapshot.disks["vdb"]) == SIZE
             assert same(snapshot.disks["vdc"]) == 0
@@ -117,7 +118,7 @@ def test_backups_of_a_running_domain_read_and_keep_what_changed(
 def test_what_is_written_later_is_not_in_the_snapshot(machine: Machine) -> None:
     machine.write("vda", 0, CLUSTER, 0x11)
     machine.write("vdc", 0, CLUSTER, 0x11)
-    with source(machine).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(machine), Request(IDS[0], None)) as snapshot:
         machine.write("vda", 0, 2 * CLUSTER, 0x22)
         machine.write("vdc", 0, 2 * CLUSTER, 0x22)
         for disk in ("vda", "vdc"):
@@ -126,7 +127,7 @@ def test_what_is_written_later_is_not_in_the_snapshot(machine: Machine) -> None:
 
 def test_nothing_is_left_of_a_snapshot_that_was_not_kept(machine: Machine) -> None:
     parent, _ = published(machine)
-    with source(machine).snapshot(Request(IDS[1], parent)):
+    with opened(source(machine), Request(IDS[1], parent)):
         assert machine.has_job()
         assert checkpoint(1) in machine.checkpoints()
     assert not machine.has_job()
@@ -137,10 +138,10 @@ def test_nothing_is_left_of_a_snapshot_that_was_not_kept(machine: Machine) -> No
 def test_changes_before_a_snapshot_that_failed_are_in_the_next(machine: Machine) -> None:
     parent, _ = published(machine)
     machine.write("vda", 0, 512, 0x11)
-    with pytest.raises(KeyboardInterrupt), source(machine).snapshot(Request(IDS[1], parent)):
+    with pytest.raises(KeyboardInterrupt), opened(source(machine), Request(IDS[1], parent)):
         raise KeyboardInterrupt
     machine.write("vda", 5 * CLUSTER, 512, 0x11)
-    with source(machine).snapshot(Request(IDS[2], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[2], parent)) as snapshot:
         assert same(snapshot.disks["vda"]) == SIZE - 2 * CLUSTER
         assert read(snapshot.disks["vda"], 0, 512) == b"\x11" * 512
 
@@ -158,13 +159,13 @@ def test_a_new_disk_is_read_whole_and_the_others_are_not(machine: Machine) -> No
     parent, _ = published(machine)
     xml = disk_xml(machine.make("vdd.qcow2"))
     machine.virsh("attach-device", "/dev/stdin", "--live", stdin=xml)
-    with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[1], parent)) as snapshot:
         assert same(snapshot.disks["vda"]) == SIZE
         assert same(snapshot.disks["vdd"]) == 0
         assert set(snapshot.full_read_reasons) == {"vdc"}
         snapshot.keep_checkpoint()
         parent = revision(1, **sizes(snapshot))
-    with source(machine).snapshot(Request(IDS[2], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[2], parent)) as snapshot:
         assert same(snapshot.disks["vdd"]) == SIZE
 
 
@@ -173,7 +174,7 @@ def test_a_disk_that_was_removed_is_missing_and_the_others_go_on(machine: Machin
     machine.stop()
     machine.define(machine.folder / "vda.qcow2")
     machine.start()
-    with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[1], parent)) as snapshot:
         assert sizes(snapshot) == {"vda": SIZE}
         assert same(snapshot.disks["vda"]) == SIZE
 
@@ -239,7 +240,7 @@ def test_a_disk_whose_checkpoint_is_lost_is_read_whole(
     lose(machine)
     source(machine).remove_all_except([parent.id])
     machine.write("vda", 0, CLUSTER, 0x22)
-    with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[1], parent)) as snapshot:
         for disk in ("vda", "vdb"):
             assert same(snapshot.disks[disk]) == (0 if disk in lost else SIZE)
         assert set(snapshot.full_read_reasons) == lost | {"vdc"}
@@ -250,7 +251,7 @@ def test_a_disk_whose_checkpoint_is_lost_is_read_whole(
         snapshot.keep_checkpoint()
     source(machine).remove_all_except([parent.id])
     assert machine.checkpoints() == [checkpoint(1)]
-    with source(machine).snapshot(Request(IDS[2], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[2], parent)) as snapshot:
         assert same(snapshot.disks["vda"]) == SIZE
     machine.stop()
     assert got["vda"] == on_disk(machine, "vda.qcow2")
@@ -259,7 +260,7 @@ def test_a_disk_whose_checkpoint_is_lost_is_read_whole(
 def test_a_disk_that_was_resized_is_read_whole(machine: Machine) -> None:
     parent, _ = published(machine)
     machine.virsh("blockresize", "vda", f"{2 * SIZE}B")
-    with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[1], parent)) as snapshot:
         assert snapshot.disks["vda"].size == 2 * SIZE
         assert same(snapshot.disks["vda"]) == 0
         assert snapshot.full_read_reasons["vda"] == "it was resized"
@@ -276,7 +277,7 @@ def test_an_image_that_can_have_no_checkpoint_is_backed_up_with_a_warning(
         aged.start()
         for number in range(2):
             parent = revision(0, vda=SIZE) if number else None
-            with source(aged).snapshot(Request(IDS[number], parent)) as snapshot:
+            with opened(source(aged), Request(IDS[number], parent)) as snapshot:
                 assert same(snapshot.disks["vda"]) == 0
                 [warning] = snapshot.warnings()
                 assert "the next backup reads all" in warning
@@ -291,7 +292,7 @@ def test_the_disks_of_a_domain_that_is_off_are_read_directly(machine: Machine) -
     parent, before = published(machine)
     machine.stop()
     source(machine).remove_all_except([parent.id])
-    with source(machine).snapshot(Request(IDS[1], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[1], parent)) as snapshot:
         assert contents(snapshot) == before
         assert set(snapshot.full_read_reasons.values()) == {"the domain is off"}
         assert snapshot.consistency is Consistency.CRASH
@@ -313,25 +314,25 @@ def test_an_image_on_top_of_another_is_read_with_it(machine: Machine) -> None:
         "snapshot-create-as", "--disk-only", "--no-metadata", "--diskspec", "vda,snapshot=external"
     )
     machine.write("vda", 2 * CLUSTER, CLUSTER, 0x22)
-    with source(machine).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(machine), Request(IDS[0], None)) as snapshot:
         running = contents(snapshot)
     assert running["vda"][: 3 * CLUSTER] == b"\x11" * CLUSTER + bytes(CLUSTER) + b"\x22" * CLUSTER
     machine.stop()
-    with source(machine).snapshot(Request(IDS[1], None)) as snapshot:
+    with opened(source(machine), Request(IDS[1], None)) as snapshot:
         assert contents(snapshot) == running
 
 
 def test_a_paused_domain_is_backed_up_without_a_freeze(machine: Machine) -> None:
     parent, _ = published(machine)
     machine.virsh("suspend")
-    with source(machine, freeze=True).snapshot(Request(IDS[1], parent)) as snapshot:
+    with opened(source(machine, freeze=True), Request(IDS[1], parent)) as snapshot:
         assert same(snapshot.disks["vda"]) == SIZE
         assert snapshot.consistency is Consistency.CRASH
         assert list(snapshot.warnings()) == []
 
 
 def test_without_an_agent_it_is_said_that_nothing_was_frozen(machine: Machine) -> None:
-    with source(machine, freeze=True).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(machine, freeze=True), Request(IDS[0], None)) as snapshot:
         assert snapshot.consistency is Consistency.CRASH
         [warning] = snapshot.warnings()
         assert "not frozen" in warning
@@ -340,7 +341,7 @@ def test_without_an_agent_it_is_said_that_nothing_was_frozen(machine: Machine) -
 
 def test_a_guest_that_hooks_have_frozen_is_left_to_them(machine: Machine) -> None:
     request = Request(IDS[0], None, is_frozen=True)
-    with source(machine, freeze=True).snapshot(request) as snapshot:
+    with opened(source(machine, freeze=True), request) as snapshot:
         assert list(snapshot.warnings()) == []
 
 
@@ -351,7 +352,7 @@ from backy.sources.libvirt import LibvirtSource
 from backy.system.signals import cancellable
 domain, uri, server, scratch, revision = sys.argv[1:]
 source = LibvirtSource(domain=domain, uri=uri, server=server, scratch=scratch, freeze=False)
-with cancellable(), source.snapshot(Request(revision, None)):
+with cancellable(), source.snapshot(Request(revision, None)) as taken, taken.open():
     print("taken", flush=True)
     time.sleep(600)
 """
@@ -384,7 +385,7 @@ def test_what_a_killed_backup_left_is_found_and_removed(machine: Machine) -> Non
     assert not machine.has_job()
     assert machine.checkpoints() == [checkpoint(0)]
     assert leftovers(machine) == []
-    with source(machine).snapshot(Request(IDS[2], parent)) as snapshot:
+    with opened(source(machine), Request(IDS[2], parent)) as snapshot:
         assert same(snapshot.disks["vda"]) == SIZE
 
 
@@ -406,7 +407,7 @@ def test_a_job_of_somebody_else_is_not_ended(machine: Machine) -> None:
 
 def test_a_domain_that_is_stopped_meanwhile_fails_the_backup(machine: Machine) -> None:
     machine.write("vda", 0, SIZE, 0x11)
-    with source(machine).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(machine), Request(IDS[0], None)) as snapshot:
         machine.stop()
         with pytest.raises(SourceError):
             contents(snapshot)
@@ -425,10 +426,10 @@ def test_a_guest_that_its_qemu_could_not_survive_is_not_backed_up(libvirtd: Libv
         threaded.start()
         one = source(threaded)
         if "QEMU 7.2" in libvirtd.virsh("version"):
-            with pytest.raises(SourceError, match="iothread"), one.snapshot(Request(IDS[0], None)):
+            with pytest.raises(SourceError, match="iothread"), opened(one, Request(IDS[0], None)):
                 pytest.fail("a snapshot was taken")
         else:
-            with one.snapshot(Request(IDS[0], None)) as snapshot:
+            with opened(one, Request(IDS[0], None)) as snapshot:
                 contents(snapshot)
         assert threaded.virsh("domstate").strip() == "running"
         assert leftovers(threaded) == []
@@ -440,7 +441,7 @@ def test_a_scratch_folder_without_room_is_refused(machine: Machine) -> None:
         machine.virsh("attach-device", "/dev/stdin", "--live", stdin=large(machine))
         with (
             pytest.raises(SourceError, match="are free") as caught,
-            source(machine, scratch=str(small)).snapshot(Request(IDS[0], None)),
+            opened(source(machine, scratch=str(small)), Request(IDS[0], None)),
         ):
             pytest.fail("a snapshot was taken")
         assert "scratch" in caught.value.hint
@@ -480,7 +481,7 @@ def test_the_files_of_firmware_and_tpm_are_saved_and_define_it_again(firm: Machi
     variables, secret = os.urandom(540_672), os.urandom(9000)
     (firm.folder / "vars.fd").write_bytes(variables)
     state(firm).write_bytes(secret)
-    with source(firm).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(firm), Request(IDS[0], None)) as snapshot:
         saved = dict(snapshot.files)
         assert list(snapshot.warnings()) == []
     uuid = firm.uuid
@@ -496,7 +497,7 @@ def test_secrets_are_not_saved(firm: Machine) -> None:
     graphics = "<graphics type='vnc' passwd='hushhush'/>"
     xml = firm.virsh("dumpxml").replace("</devices>", f"{graphics}</devices>")
     firm.libvirt.virsh("define", "/dev/stdin", stdin=xml)
-    with source(firm).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(firm), Request(IDS[0], None)) as snapshot:
         assert b"type='vnc'" in snapshot.files["domain.xml"]
         assert b"hushhush" not in snapshot.files["domain.xml"]
 
@@ -504,7 +505,7 @@ def test_secrets_are_not_saved(firm: Machine) -> None:
 def test_a_large_nvram_is_compressed(firm: Machine, tmp_path: Path) -> None:
     variables = os.urandom(200_000) + b"\xff" * (64 * MIB - 200_000)
     (firm.folder / "vars.fd").write_bytes(variables)
-    with source(firm).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(firm), Request(IDS[0], None)) as snapshot:
         (tmp_path / "nvram.zst").write_bytes(snapshot.files["nvram.fd.zst"])
         assert len(snapshot.files["nvram.fd.zst"]) < MIB
     subprocess.run(["zstd", "-q", "-d", tmp_path / "nvram.zst"], check=True)
@@ -525,7 +526,7 @@ def test_a_file_that_cannot_be_saved_is_told_and_the_disks_are(firm: Machine, pr
             path.write_bytes(os.urandom(2 * MIB))
         case _:
             pass
-    with source(firm).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(firm), Request(IDS[0], None)) as snapshot:
         assert sizes(snapshot) == {"vda": SIZE}
         assert set(snapshot.files) == {"domain.xml", "tpm.permall"}
         [warning] = snapshot.warnings()
@@ -533,14 +534,14 @@ def test_a_file_that_cannot_be_saved_is_told_and_the_disks_are(firm: Machine, pr
 
 
 def test_disks_are_included_and_excluded_by_name(machine: Machine) -> None:
-    with source(machine, disks=["vdb"]).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(machine, disks=["vdb"]), Request(IDS[0], None)) as snapshot:
         assert set(snapshot.disks) == {"vdb"}
-    with source(machine, exclude=["vdb"]).snapshot(Request(IDS[1], None)) as snapshot:
+    with opened(source(machine, exclude=["vdb"]), Request(IDS[1], None)) as snapshot:
         assert set(snapshot.disks) == {"vda", "vdc"}
 
 
 def test_only_raw_disks_need_no_checkpoint(machine: Machine) -> None:
-    with source(machine, disks=["vdc"]).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(machine, disks=["vdc"]), Request(IDS[0], None)) as snapshot:
         assert set(snapshot.disks) == {"vdc"}
         snapshot.keep_checkpoint()
     assert machine.checkpoints() == []
@@ -552,7 +553,7 @@ def test_what_a_guest_cannot_change_is_no_disk_to_back_up(libvirtd: Libvirt) -> 
         fixed = disk_xml(few.make("vdb.qcow2"), "<readonly/>")
         few.define(few.folder / "vda.qcow2", more=cdrom + fixed)
         few.start()
-        with source(few).snapshot(Request(IDS[0], None)) as snapshot:
+        with opened(source(few), Request(IDS[0], None)) as snapshot:
             assert set(snapshot.disks) == {"vda"}
 
 
@@ -579,7 +580,7 @@ def test_a_disk_that_cannot_be_backed_up_is_named(
         odd.define(odd.folder / "vda.qcow2", more=pieces[more])
         with (
             pytest.raises(SourceError, match=says) as caught,
-            source(odd, **settings).snapshot(Request(IDS[0], None)),
+            opened(source(odd, **settings), Request(IDS[0], None)),
         ):
             pytest.fail("a snapshot was taken")
         assert caught.value.hint
@@ -590,7 +591,7 @@ def test_a_domain_that_is_not_there_is_told_with_the_next_step(machine: Machine)
     with pytest.raises(SourceError, match="moved-away") as caught:
         there.remove_all_except([])
     assert "list --all" in caught.value.hint
-    with pytest.raises(SourceError, match="moved-away"), there.snapshot(Request(IDS[0], None)):
+    with pytest.raises(SourceError, match="moved-away"), opened(there, Request(IDS[0], None)):
         pytest.fail("a snapshot was taken")
 
 

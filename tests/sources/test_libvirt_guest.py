@@ -16,6 +16,7 @@ from backy.model.revision import Consistency
 from backy.sources import Request
 from tests.cli.runner import environment, wait_for
 from tests.lab.libvirt import MIB, Libvirt, Machine, libvirtd
+from tests.snapshots import opened
 from tests.sources.libvirt_machine import (
     IDS,
     SERVER,
@@ -107,7 +108,7 @@ def test_a_guest_under_load_is_clean_in_each_delta(machine: Machine, tmp_path: P
     for number in range(DELTAS + 1):
         wait_for_writes(machine)
         source(machine).remove_all_except([parent.id] if parent else [])
-        with source(machine, freeze=True).snapshot(Request(IDS[number], parent)) as snapshot:
+        with opened(source(machine, freeze=True), Request(IDS[number], parent)) as snapshot:
             assert snapshot.consistency is Consistency.FILESYSTEM
             assert list(snapshot.warnings()) == []
             assert status(machine) == "thawed"
@@ -147,7 +148,7 @@ def test_a_freeze_ends_within_its_limit(machine: Machine, stuck: Path) -> None:
     frozen = source(machine, freeze=True, **{"freeze-timeout": 4})
     with (
         pytest.raises(SourceError, match=r"backup-begin.*longer than [1-4]\b"),
-        frozen.snapshot(Request(IDS[0], None)),
+        opened(frozen, Request(IDS[0], None)),
     ):
         pytest.fail("a snapshot was taken")
     assert stuck.exists()
@@ -163,7 +164,7 @@ domain, uri, server, scratch, revision = sys.argv[1:]
 source = LibvirtSource(
     domain=domain, uri=uri, server=server, scratch=scratch, freeze_timeout=300, timeout=300
 )
-with cancellable(), source.snapshot(Request(revision, None)):
+with cancellable(), source.snapshot(Request(revision, None)) as taken, taken.open():
     pass
 """
 
@@ -192,7 +193,7 @@ def test_a_guest_that_hooks_froze_stays_as_it_is(machine: Machine) -> None:
     machine.virsh("domfsfreeze")
     try:
         request = Request(IDS[0], None, is_frozen=True)
-        with source(machine, freeze=True).snapshot(request) as snapshot:
+        with opened(source(machine, freeze=True), request) as snapshot:
             assert status(machine) == "frozen"
             assert snapshot.consistency is Consistency.CRASH
     finally:
@@ -209,7 +210,7 @@ def test_a_freeze_that_somebody_else_ended_is_none(
     wrapper.write_text(f'#!/bin/sh\ncase $* in *backup-begin*) {thaw} ;; esac\nexec {virsh} "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with source(machine, freeze=True).snapshot(Request(IDS[0], None)) as snapshot:
+    with opened(source(machine, freeze=True), Request(IDS[0], None)) as snapshot:
         assert snapshot.consistency is Consistency.CRASH
         [warning] = snapshot.warnings()
         assert "Thawed 0" in warning

@@ -13,7 +13,7 @@ from backy.errors import ConfigError, SourceError
 from backy.model.extent import Kind
 from backy.model.revision import Consistency, Disk, Revision
 from backy.operations.backup import backup
-from backy.sources import Request, SnapshotData, Source, open_source
+from backy.sources import Request, Snapshot, Source, open_source
 from backy.sources.nbd import NbdSource
 from tests.conformance.source import SourceSuite
 from tests.lab.repositories import Made
@@ -29,6 +29,7 @@ from tests.nbd.servers import (
     unix_server,
     write,
 )
+from tests.snapshots import opened
 
 MIB = 1024**2
 PARENT = "20261123T004938Z-x7k2"
@@ -72,7 +73,7 @@ def request(parent: Revision | None = None, *, is_frozen: bool = False) -> Reque
 
 
 @contextmanager
-def taken(*sizes: int, asked: Request | None = None, **settings: object) -> Iterator[SnapshotData]:
+def taken(*sizes: int, asked: Request | None = None, **settings: object) -> Iterator[Snapshot]:
     """A snapshot of disks vda, vdb and so on, whose server says that nothing changed at all."""
     unchanged = {f"qemu:dirty-bitmap:backy-{PARENT}": everything}
     with ExitStack() as stack:
@@ -81,10 +82,10 @@ def taken(*sizes: int, asked: Request | None = None, **settings: object) -> Iter
             for letter, size in zip("abc", sizes, strict=False)
         }
         source = NbdSource(disks=uris, **settings)
-        yield stack.enter_context(source.snapshot(asked or request()))
+        yield stack.enter_context(opened(source, asked or request()))
 
 
-def kinds(snapshot: SnapshotData, disk: str = "vda") -> set[Kind]:
+def kinds(snapshot: Snapshot, disk: str = "vda") -> set[Kind]:
     return {each.kind for each in snapshot.disks[disk].extents()}
 
 
@@ -153,7 +154,7 @@ def test_settings_that_are_wrong_are_refused(settings: dict[str, object]) -> Non
 def test_an_export_that_is_not_there_ends_the_others() -> None:
     with scripted(Script(bytes(512))) as uri:
         source = NbdSource(disks={"vda": uri, "vdb": "nbd+unix:///?socket=/nowhere"})
-        with pytest.raises(SourceError, match="/nowhere"), source.snapshot(request()):
+        with pytest.raises(SourceError, match="/nowhere"), opened(source, request()):
             pytest.fail("a snapshot was taken")
 
 

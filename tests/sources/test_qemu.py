@@ -28,6 +28,7 @@ from tests.conformance.image import read
 from tests.conformance.source import SourceSuite
 from tests.lab.storage_daemon import StorageDaemon, needs_storage_daemon, storage_daemon
 from tests.memory_source import sample
+from tests.snapshots import opened
 
 pytestmark = needs_storage_daemon
 MIB = 1024**2
@@ -83,7 +84,7 @@ def backed_up(
     """One backup, as backup.py makes it, upon the one before; nothing must be read in whole."""
     parent = revision(number - 1, before) if before else None
     qemu.remove_all_except([parent.id] if parent else [])
-    with qemu.snapshot(Request(name(number), parent)) as snapshot:
+    with opened(qemu, Request(name(number), parent)) as snapshot:
         content = pulled(snapshot, before or {})
         assert list(snapshot.warnings()) == []
         assert snapshot.full_read_reasons == {}
@@ -175,7 +176,7 @@ def test_each_delta_is_the_disk_of_one_moment_and_reads_only_what_changed(
         scribble(daemon, chance)
         expected = content_of(daemon)
         parent = revision(number - 1, before)
-        with qemu.snapshot(Request(name(number), parent)) as snapshot:
+        with opened(qemu, Request(name(number), parent)) as snapshot:
             assert snapshot.full_read_reasons == {}
             scribble(daemon, chance)  # while it is being read
             before = pulled(snapshot, before)
@@ -189,7 +190,7 @@ def test_each_delta_is_the_disk_of_one_moment_and_reads_only_what_changed(
 def test_a_delta_of_nothing_reads_nothing(daemon: StorageDaemon) -> None:
     qemu = source(daemon)
     backed_up(qemu, 0)
-    with qemu.snapshot(Request(name(1), revision(0, DISKS))) as snapshot:
+    with opened(qemu, Request(name(1), revision(0, DISKS))) as snapshot:
         assert [changed(image) for image in snapshot.disks.values()] == [0, 0]
 
 
@@ -198,7 +199,7 @@ def test_one_byte_costs_one_cluster(daemon: StorageDaemon) -> None:
     backed_up(qemu, 0)
     daemon.write("q", 100_000, b"x")
     daemon.write("r", 100_000, b"x")
-    with qemu.snapshot(Request(name(1), revision(0, DISKS))) as snapshot:
+    with opened(qemu, Request(name(1), revision(0, DISKS))) as snapshot:
         assert [changed(image) for image in snapshot.disks.values()] == [65536, 65536]
 
 
@@ -227,7 +228,7 @@ def test_whichever_command_fails_nothing_is_left_and_the_next_delta_is_right(
         kept = name(number - 1)
         with monkeypatch.context() as patch:
             patch.setattr(Monitor, "ask", fail)
-            with suppress(SourceError), qemu.snapshot(request) as snapshot:
+            with suppress(SourceError), opened(qemu, request) as snapshot:
                 pulled(snapshot, before)
                 snapshot.warnings()
                 snapshot.keep_checkpoint()
@@ -255,7 +256,7 @@ qmp, scratch, server, revision, old, *sizes = sys.argv[1:]
 disks = {name: Disk(int(size), 1, "", 0, 0, 0) for name, size in zip("qr", sizes)}
 parent = Revision(old, datetime.now(UTC), None, 0, Consistency.CRASH, disks)
 source = QemuSource(qmp=qmp, scratch=scratch, server=server, disks={"q": "q", "r": "r"})
-with source.snapshot(Request(revision, parent)) as snapshot:
+with source.snapshot(Request(revision, parent)) as taken, taken.open() as snapshot:
     buffer = bytearray(snapshot.disks["q"].size)
     snapshot.disks["q"].readinto(0, memoryview(buffer))
     print("taken", flush=True)
@@ -290,7 +291,7 @@ def test_sigterm_ends_it_and_leaves_nothing(daemon: StorageDaemon) -> None:
     qemu = source(daemon)
     backed_up(qemu, 0)
     request = Request(name(1), revision(0, DISKS))
-    with pytest.raises(CancelledError), cancellable(), qemu.snapshot(request):
+    with pytest.raises(CancelledError), cancellable(), opened(qemu, request):
         signal.raise_signal(signal.SIGTERM)
     assert ours(daemon) == {bitmap(0)}
 
@@ -317,12 +318,12 @@ def test_an_nbd_server_that_somebody_else_uses_is_left_alone(
     daemon.ask("blockdev-add", driver="null-co", node_name="theirs")
     daemon.ask("block-export-add", type="nbd", id="theirs", node_name="theirs", name="theirs")
     qemu = source(daemon)
-    (folder / "scratch" / qemu._prefix).mkdir()  # as a killed backup leaves it
+    (folder / "scratch" / qemu._objects.prefix).mkdir()  # as a killed backup leaves it
     for _ in range(2):
         qemu.remove_all_except([])
         with (
             pytest.raises(SourceError, match=r"nbd-server-start.*already running"),
-            qemu.snapshot(Request(name(0))),
+            opened(qemu, Request(name(0))),
         ):
             pytest.fail("there is only one")
     uri = f"nbd+unix:///theirs?socket={folder}/theirs"
@@ -337,7 +338,7 @@ def test_a_bitmap_in_qcow2_outlives_a_power_cycle_and_one_of_a_raw_disk_does_not
     daemon.stop()
     daemon.start()
     daemon.write("q", MIB, b"x")
-    with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
+    with opened(qemu, Request(name(1), revision(0, before))) as snapshot:
         assert snapshot.full_read_reasons == {"r": f"its bitmap {bitmap(0)} is gone"}
         assert changed(snapshot.disks["q"]) == 65536
         assert changed(snapshot.disks["r"]) == len(DISKS["r"])
@@ -356,7 +357,7 @@ def test_after_a_crash_of_qemu_no_bitmap_is_believed(
     daemon.stop(kill=True)
     daemon.start()
     daemon.write("q", MIB, b"x")
-    with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
+    with opened(qemu, Request(name(1), revision(0, before))) as snapshot:
         assert ("inconsistent" if was_stored else "gone") in snapshot.full_read_reasons["q"]
         assert changed(snapshot.disks["q"]) == len(DISKS["q"])
         before = pulled(snapshot, {})
@@ -373,7 +374,7 @@ def test_a_bitmap_that_was_switched_off_is_not_believed(daemon: StorageDaemon) -
     before = backed_up(qemu, 0)
     daemon.ask("block-dirty-bitmap-disable", node="q", name=bitmap(0))
     daemon.ask("block-dirty-bitmap-remove", node="r", name=bitmap(0))
-    with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
+    with opened(qemu, Request(name(1), revision(0, before))) as snapshot:
         assert "switched off" in snapshot.full_read_reasons["q"]
         assert "is gone" in snapshot.full_read_reasons["r"]
         assert pulled(snapshot, {}) == DISKS
@@ -383,7 +384,7 @@ def test_a_disk_of_another_size_than_the_parents_is_read_in_whole(daemon: Storag
     qemu = source(daemon)
     before = backed_up(qemu, 0)
     before["q"] = before["q"][:-512]
-    with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
+    with opened(qemu, Request(name(1), revision(0, before))) as snapshot:
         assert "size" in snapshot.full_read_reasons["q"]
         assert changed(snapshot.disks["q"]) == len(DISKS["q"])
 
@@ -393,7 +394,7 @@ def test_a_disk_that_the_parent_has_not_is_read_in_whole_without_a_word(
 ) -> None:
     qemu = source(daemon)
     backed_up(qemu, 0)
-    with qemu.snapshot(Request(name(1), revision(0, {"q": DISKS["q"]}))) as snapshot:
+    with opened(qemu, Request(name(1), revision(0, {"q": DISKS["q"]}))) as snapshot:
         assert snapshot.full_read_reasons == {}
         assert [changed(image) for image in snapshot.disks.values()] == [0, len(DISKS["r"])]
 
@@ -408,9 +409,9 @@ def test_a_failed_backup_leaves_the_parents_bitmap_as_it_was(daemon: StorageDaem
     before = backed_up(qemu, 0)
     daemon.write("q", 0, b"one")
     request = Request(name(1), revision(0, before))
-    with pytest.raises(KeyboardInterrupt), qemu.snapshot(request):
+    with pytest.raises(KeyboardInterrupt), opened(qemu, request):
         write_and_fail(daemon)
-    with qemu.snapshot(Request(name(2), revision(0, before))) as snapshot:
+    with opened(qemu, Request(name(2), revision(0, before))) as snapshot:
         assert changed(snapshot.disks["q"]) == 2 * 65536
         assert pulled(snapshot, before) == content_of(daemon)
 
@@ -420,7 +421,7 @@ def test_a_snapshot_to_heal_from_leaves_the_newest_revisions_bitmap(
 ) -> None:
     qemu = source(daemon)
     before = backed_up(qemu, 1)
-    with qemu.snapshot(Request(name(7))) as snapshot:
+    with opened(qemu, Request(name(7))) as snapshot:
         assert pulled(snapshot, {}) == before
     scribble(daemon, random.Random(3))
     assert backed_up(qemu, 2, before) == content_of(daemon)
@@ -429,7 +430,7 @@ def test_a_snapshot_to_heal_from_leaves_the_newest_revisions_bitmap(
 def test_a_job_that_somebody_cancels_fails_the_backup(daemon: StorageDaemon) -> None:
     """What is read afterwards is the disk as it is now, and nothing else would tell."""
     qemu = source(daemon)
-    with qemu.snapshot(Request(name(0))) as snapshot:
+    with opened(qemu, Request(name(0))) as snapshot:
         [job, _] = daemon.ask("query-block-jobs")
         daemon.ask("block-job-cancel", device=job["device"], force=True)
         with pytest.raises(SourceError, match="not of one point in time"):
@@ -444,7 +445,7 @@ def test_too_little_room_for_scratch_images_is_told_before_anything_is_done(
         qemu = source(daemon, scratch=str(small))
         with (
             pytest.raises(SourceError, match=rf"{small}: .* are free, .* may be needed") as caught,
-            qemu.snapshot(Request(name(0))),
+            opened(qemu, Request(name(0))),
         ):
             pytest.fail("there is no room")
         assert "scratch" in caught.value.hint
@@ -459,7 +460,7 @@ def test_a_scratch_folder_that_is_none_is_told(daemon: StorageDaemon, kind: str)
         place.touch()
     with (
         pytest.raises(SourceError, match=str(place)),
-        source(daemon, scratch=str(place)).snapshot(Request(name(0))),
+        opened(source(daemon, scratch=str(place)), Request(name(0))),
     ):
         pytest.fail("there is nowhere to save anything")
     assert ours(daemon) == set()
@@ -470,7 +471,7 @@ def test_room_that_runs_out_fails_writes_but_never_the_snapshot(
 ) -> None:
     with tmpfs(folder / "small", "1200k") as small:
         qemu = source(daemon, scratch=str(small))
-        with qemu.snapshot(Request(name(0))) as snapshot:
+        with opened(qemu, Request(name(0))) as snapshot:
             with pytest.raises(OSError, match=r"No space left|Input/output error"):
                 daemon.write("r", 0, b"x" * 2 * MIB)
             assert pulled(snapshot, {}) == DISKS
@@ -497,7 +498,7 @@ def test_a_vm_that_is_off_is_read_from_its_images(daemon: StorageDaemon) -> None
     before = backed_up(qemu, 0)
     daemon.stop()
     for _ in ("no socket", "nobody listens"):
-        with qemu.snapshot(Request(name(1), revision(0, before))) as snapshot:
+        with opened(qemu, Request(name(1), revision(0, before))) as snapshot:
             assert set(snapshot.full_read_reasons) == {"q", "r"}
             assert pulled(snapshot, {}) == DISKS
             snapshot.keep_checkpoint()
@@ -515,7 +516,7 @@ def test_a_vm_that_is_off_and_has_no_images_is_told_by_its_socket(tmp_path: Path
     qemu = QemuSource(qmp=str(tmp_path / "qmp"), scratch=str(tmp_path))
     with (
         pytest.raises(SourceError, match=f"{tmp_path}/qmp: the VM is off") as caught,
-        qemu.snapshot(Request(name(0))),
+        opened(qemu, Request(name(0))),
     ):
         pytest.fail("there is nothing")
     assert "images" in caught.value.hint
@@ -528,7 +529,7 @@ def test_an_error_of_qemus_names_its_socket_the_object_and_what_it_said(
     daemon.ask("block-dirty-bitmap-add", node="q", name=bitmap(0))
     with (
         pytest.raises(SourceError) as caught,
-        source(daemon).snapshot(Request(name(0))),
+        opened(source(daemon), Request(name(0))),
     ):
         pytest.fail("it is there already")
     assert str(daemon.socket) in caught.value.message
@@ -548,7 +549,7 @@ def test_an_error_of_qemus_names_its_socket_the_object_and_what_it_said(
 def test_disks_are_taken_and_left_by_name(
     daemon: StorageDaemon, disks: object, exclude: list[str], expected: set[str]
 ) -> None:
-    with source(daemon, disks=disks, exclude=exclude).snapshot(Request(name(0))) as snapshot:
+    with opened(source(daemon, disks=disks, exclude=exclude), Request(name(0))) as snapshot:
         assert set(snapshot.disks) == expected
 
 
@@ -565,7 +566,7 @@ def test_a_disk_that_is_not_there_is_told(
 ) -> None:
     with (
         pytest.raises(SourceError, match=message),
-        source(daemon, disks=disks, exclude=exclude).snapshot(Request(name(0))),
+        opened(source(daemon, disks=disks, exclude=exclude), Request(name(0))),
     ):
         pytest.fail("there is none")
     assert ours(daemon) == set()

@@ -28,6 +28,7 @@ from backy.sources.qemu import QemuSource
 from tests.cli.runner import PROGRAM, Backy, environment, wait_for
 from tests.conformance.image import read
 from tests.lab.guest import Guest, guest, needs_guest
+from tests.snapshots import opened
 
 pytestmark = needs_guest
 MIB = 1024**2
@@ -186,7 +187,7 @@ def test_deltas_under_constant_writes_are_clean_and_the_guest_is_hardly_held_up(
         for number in range(ROUNDS + 1):
             before = parent(number - 1, content) if number else None
             qemu.remove_all_except([before.id] if before else [])
-            with qemu.snapshot(Request(name(number), before)) as snapshot:
+            with opened(qemu, Request(name(number), before)) as snapshot:
                 assert snapshot.full_read_reasons == {}
                 assert snapshot.consistency is Consistency.FILESYSTEM
                 content = pulled(snapshot, content)
@@ -267,7 +268,7 @@ def test_a_qemu_that_hangs_while_the_guest_is_frozen_fails_the_backup_in_time(vm
             qemu = source(vm, agent=agent, freeze_timeout="2s", timeout="2s")
             with (
                 pytest.raises(SourceError, match=r"transaction: no answer within 1\.0 s"),
-                qemu.snapshot(Request(name(0))),
+                opened(qemu, Request(name(0))),
             ):
                 pytest.fail("it hangs")
     finally:
@@ -282,7 +283,7 @@ def test_an_agent_that_does_not_answer_costs_a_warning_and_the_clean_file_system
         vm.start()
         vm.ask("cont")
         qemu = source(vm, freeze_timeout="1s")
-        with qemu.snapshot(Request(name(0))) as snapshot:
+        with opened(qemu, Request(name(0))) as snapshot:
             assert snapshot.consistency is Consistency.CRASH
             [warning] = snapshot.warnings()
             assert str(vm.agent) in warning
@@ -295,7 +296,7 @@ def test_a_guest_that_is_not_to_be_frozen_is_not(vm: Guest, more: dict[str, obje
     frozen = Frozen()
     with relay(vm, frozen) as agent:
         qemu = source(vm, **{"agent": agent} | more)
-        with qemu.snapshot(Request(name(0))) as snapshot:
+        with opened(qemu, Request(name(0))) as snapshot:
             assert snapshot.consistency is Consistency.CRASH
             assert list(snapshot.warnings()) == []
     assert frozen.seconds == []
@@ -305,7 +306,7 @@ def test_a_guest_that_hooks_froze_is_left_frozen(vm: Guest) -> None:
     with closing(Agent(vm.agent, 10)) as agent:
         assert agent.ask("guest-fsfreeze-freeze", 10) == 2
     try:
-        with source(vm).snapshot(Request(name(0), is_frozen=True)) as snapshot:
+        with opened(source(vm), Request(name(0), is_frozen=True)) as snapshot:
             assert snapshot.consistency is Consistency.CRASH
             assert list(snapshot.warnings()) == []
             assert not is_thawed(vm)
@@ -317,7 +318,7 @@ def test_a_guest_that_hooks_froze_is_left_frozen(vm: Guest) -> None:
 def test_a_guest_that_somebody_froze_and_forgot_is_thawed(vm: Guest) -> None:
     with closing(Agent(vm.agent, 10)) as agent:
         agent.ask("guest-fsfreeze-freeze", 10)
-    with source(vm).snapshot(Request(name(0))) as snapshot:
+    with opened(source(vm), Request(name(0))) as snapshot:
         assert is_thawed(vm)
         assert snapshot.consistency is Consistency.CRASH
         [warning] = snapshot.warnings()
@@ -328,7 +329,7 @@ def test_half_a_command_that_somebody_left_at_the_agent_does_no_harm(vm: Guest) 
     with socket.socket(socket.AF_UNIX) as somebody:
         somebody.connect(str(vm.agent))
         somebody.sendall(b'{"execute": "guest-pi')
-    with source(vm).snapshot(Request(name(0))) as snapshot:
+    with opened(source(vm), Request(name(0))) as snapshot:
         assert snapshot.consistency is Consistency.FILESYSTEM
         assert list(snapshot.warnings()) == []
 
@@ -336,7 +337,7 @@ def test_half_a_command_that_somebody_left_at_the_agent_does_no_harm(vm: Guest) 
 def test_a_paused_vm_is_backed_up_and_stays_paused(vm: Guest) -> None:
     vm.ask("stop")
     try:
-        with source(vm).snapshot(Request(name(0))) as snapshot:
+        with opened(source(vm), Request(name(0))) as snapshot:
             assert snapshot.consistency is Consistency.CRASH
             assert list(snapshot.warnings()) == []
             content = pulled(snapshot, {})
@@ -355,7 +356,7 @@ def test_a_vm_that_stood_still_for_lack_of_scratch_room_goes_on_and_its_backup_i
     # Only what is overwritten goes there: wait until there is enough of that.
     wait_for(lambda: vm.disks["vda"].stat().st_blocks * 512 > 6 * MIB, "the guest wrote enough")
     try:
-        with source(vm, scratch=str(small)).snapshot(Request(name(0))) as snapshot:
+        with opened(source(vm, scratch=str(small)), Request(name(0))) as snapshot:
             wait_for(lambda: vm.ask("query-status")["status"] == "io-error", "it stands still")
             first, second = counters(pulled(snapshot, {}), folder)
             assert second <= first <= second + 1
@@ -374,7 +375,7 @@ def test_a_vm_with_iothreads_is_refused_where_qemu_could_end_from_it(folder: Pat
         assert major < 8, "the versions of the next Debian are not to be refused"
         with (
             pytest.raises(SourceError, match="iothread"),
-            source(vm).snapshot(Request(name(0))),
+            opened(source(vm), Request(name(0))),
         ):
             pytest.fail("it may end the VM")
         assert vm.ask("query-status")
@@ -389,7 +390,7 @@ def test_a_qemu_of_another_user_is_given_what_it_needs_and_no_more(folder: Path)
         vm.under = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
         vm.start()
         qemu = source(vm)
-        with qemu.snapshot(Request(name(0))) as snapshot:
+        with opened(qemu, Request(name(0))) as snapshot:
             content = pulled(snapshot, {})
             [ours] = (folder / "scratch").iterdir()
             assert ours.stat().st_mode & 0o77 == 0
@@ -418,13 +419,13 @@ def test_disks_are_those_that_the_guest_can_write_to_by_the_ids_they_were_given(
     ]  # fmt: skip
     with guest(folder, *options) as vm:
         vm.start()
-        with source(vm).snapshot(Request(name(0))) as snapshot:
+        with opened(source(vm), Request(name(0))) as snapshot:
             assert list(snapshot.disks) == ["drive-1", "sda", "vda", "vdb"]
-        with source(vm, disks=["vdb", "sda"]).snapshot(Request(name(0))) as snapshot:
+        with opened(source(vm, disks=["vdb", "sda"]), Request(name(0))) as snapshot:
             assert list(snapshot.disks) == ["sda", "vdb"]
-        with source(vm, exclude=["drive-1"]).snapshot(Request(name(0))) as snapshot:
+        with opened(source(vm, exclude=["drive-1"]), Request(name(0))) as snapshot:
             assert list(snapshot.disks) == ["sda", "vda", "vdb"]
-        with source(vm, disks={"root": "sda"}).snapshot(Request(name(0))) as snapshot:
+        with opened(source(vm, disks={"root": "sda"}), Request(name(0))) as snapshot:
             assert list(snapshot.disks) == ["root"]
 
 
@@ -441,6 +442,6 @@ def test_two_disks_that_would_have_one_name_must_be_named(folder: Path) -> None:
         vm.start()
         with (
             pytest.raises(SourceError, match="two disks would be called 'root'"),
-            source(vm).snapshot(Request(name(0))),
+            opened(source(vm), Request(name(0))),
         ):
             pytest.fail("one would be lost")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from backy.clients import rbd
 from backy.errors import SourceError, StoreError
 from backy.model.extent import Kind
 from backy.model.revision import Consistency, Revision
 from backy.repository.draft import RevisionDraft
-from backy.sources import rbd
 from backy.units import KiB, MiB
 from tests.conformance.image import read
 from tests.lab.ceph import Cluster
@@ -88,8 +88,9 @@ def test_what_a_killed_backup_left_is_removed_by_the_next_one(machine: Machine) 
     code = (
         "import sys, time\n"
         "from backy.sources import Request, open_source\n"
-        f"with open_source({{'type': 'rbd', **{settings}}}).snapshot(Request({NEW!r})) as it:\n"
-        "    print(sorted(it.disks), flush=True)\n"
+        f"source = open_source({{'type': 'rbd', **{settings}}})\n"
+        f"with source.snapshot(Request({NEW!r})) as taken, taken.open() as snapshot:\n"
+        "    print(sorted(snapshot.disks), flush=True)\n"
         "    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
@@ -241,7 +242,6 @@ def test_an_image_may_end_within_a_sector(
     machine = Machine(ceph, tmp_path / "backups", {"vda": image})
     if is_long:
         monkeypatch.setattr(rbd, "_LONGEST_LIST", 500)
-        monkeypatch.setattr(rbd, "_TOO_LONG", "rbd said more")
     machine.write("write -P 5 0 999936")
     assert machine.backup().disks["vda"].size == 1_000_001
     machine.write("write -P 6 0 512")
@@ -255,7 +255,6 @@ def test_a_list_of_changes_that_is_too_long_is_not_read(
 ) -> None:
     machine.write(*(f"write -P 7 {start * 128}k 4k" for start in range(64)))
     monkeypatch.setattr(rbd, "_LONGEST_LIST", 2000)
-    monkeypatch.setattr(rbd, "_TOO_LONG", "said more than 2000 bytes")
     full = machine.backup()
     assert not full.warnings
     assert 64 * BLOCK <= looked_at(full) <= 9 * MiB
@@ -296,12 +295,13 @@ def test_several_disks_are_of_one_point_in_time_only_where_the_guest_was_frozen(
 def test_all_snapshots_are_taken_before_anything_else_is_waited_for(pair: Machine) -> None:
     """The guest may be frozen until then: what is written afterwards is in none of them."""
     before = [pair.ceph.export(image) for image in pair.images.values()]
-    with pair.snapshot() as snapshot:
+    with pair.taken() as taken:
         assert not any(servers_of(image) for image in pair.images.values())
         for disk in pair.images:
             pair.write("write -P 9 0 16M", disk=disk)
-        assert [read(disk, 0, SIZE) for disk in snapshot.disks.values()] == before
-        assert all(servers_of(image) for image in pair.images.values())
+        with taken.open() as snapshot:
+            assert [read(disk, 0, SIZE) for disk in snapshot.disks.values()] == before
+            assert all(servers_of(image) for image in pair.images.values())
     assert not any(servers_of(image) for image in pair.images.values())
     assert not any(pair.points(disk) for disk in pair.images)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from backy.clients import qemu_nbd
+from backy.clients.rbd import Rbd
 from backy.errors import SourceError
 from backy.nbd.remote_image import open_image
 from backy.sources import Request
@@ -19,6 +20,7 @@ from backy.units import KiB, MiB
 from tests.conformance.image import read
 from tests.lab.ceph import Cluster
 from tests.lab.watchdog import ends
+from tests.snapshots import opened
 from tests.sources.rbd_machine import (
     BLOCK,
     NEW,
@@ -47,7 +49,7 @@ def test_what_is_missing_is_named(ceph: Cluster, place: str, said: str) -> None:
     source = RbdSource(disks={"vda": place}, conf=str(ceph.conf))
     with (
         pytest.raises(SourceError, match=f"rbd info {place} .*{said}") as caught,
-        source.snapshot(Request(NEW)),
+        opened(source, Request(NEW)),
     ):
         pytest.fail("a snapshot was taken")
     assert "docs/sources/rbd.md" in caught.value.hint
@@ -98,11 +100,14 @@ def test_a_cluster_that_hangs_later_does_no_harm_either(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     monkeypatch.setattr(qemu_nbd, "open_image", partial(open_image, timeout_seconds=2))
-    with ends(60), machine.snapshot(timeout=2) as snapshot, machine.ceph.hangs():
+    with ends(60), machine.taken(timeout=2) as taken, ExitStack() as stack:
         if moment == "opening":
-            with pytest.raises(SourceError, match=machine.images["vda"]):
-                assert snapshot.disks
+            stack.enter_context(machine.ceph.hangs())
+            with pytest.raises(SourceError, match=machine.images["vda"]), taken.open():
+                pytest.fail("it was opened")
         else:
+            snapshot = stack.enter_context(taken.open())
+            stack.enter_context(machine.ceph.hangs())
             with pytest.raises(SourceError, match=machine.images["vda"]):
                 read(snapshot.disks["vda"], 3 * MiB, 64 * KiB)
     assert not servers_of(machine.images["vda"])
@@ -129,9 +134,8 @@ def test_an_answer_that_makes_no_sense_is_refused(
     (tmp_path / "rbd").write_text(f"#!/bin/sh\nexec {shutil.which('cat')} {tmp_path}/answer\n")
     (tmp_path / "rbd").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    source = RbdSource(disks={"vda": "rbd/vm"})
     with pytest.raises(SourceError, match="rbd diff rbd/vm@new "):
-        source.extents("rbd/vm@new", "old", 16 * MiB)
+        Rbd("", "", 60).extents("rbd/vm@new", "old", 16 * MiB)
 
 
 @pytest.mark.parametrize("is_taken_again", [False, True], ids=["gone", "another"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from backy.errors import SourceError
 from backy.system import process
@@ -11,6 +12,11 @@ from backy.units import MiB
 
 _MOST_OUTPUT = 64 * MiB
 _LONGEST = 500  # characters of what a program says last
+_MOST_CALLS = 8  # at once
+
+
+class TooMuchOutputError(SourceError):
+    """The program printed more than the caller takes."""
 
 
 def ask(
@@ -24,7 +30,8 @@ def ask(
     """Give what a program says on stdout, at most `limit` bytes; messages are in English.
 
     Raises SourceError that begins with `what`, and has what the program said last on stderr, where
-    it fails, cannot be started, takes longer than its time, or says more.
+    it fails, cannot be started, or takes longer than its time; TooMuchOutputError where it says
+    more.
     """
     program = Program(command, {"LC_ALL": "C"}, stdin, timeout_seconds)
     outcome = process.run(program, limit=limit)
@@ -35,5 +42,15 @@ def ask(
         said = outcome.output.strip().rpartition("\n")[2][-_LONGEST:] or f"code {outcome.code}"
         raise SourceError(f"{what}: {command[0]}: {said}", "Nothing was published.")
     if len(outcome.stdout) > limit:
-        raise SourceError(f"{what}: {command[0]} said more than {limit} bytes")
+        raise TooMuchOutputError(f"{what}: {command[0]} printed more than {limit} bytes")
     return outcome.stdout
+
+
+def call_at_once(call: Callable[[str], object], arguments: Iterable[str]) -> None:
+    """Make several calls at once, each in a thread of its own, and wait until all have ended.
+
+    Raises the first error; calls that had not begun by then are not made.
+    """
+    with ThreadPoolExecutor(_MOST_CALLS) as pool:
+        for _ in pool.map(call, arguments):
+            pass

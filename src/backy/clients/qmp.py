@@ -47,6 +47,17 @@ class Monitor:
         about = " ".join([command, *(value for value in named.values() if isinstance(value, str))])
         return self.wait_for(about, self.client.execute(command, named), within)
 
+    def version(self) -> tuple[int, int, int]:
+        """The version of QEMU, or of its storage daemon."""
+        found = self.ask("query-version")["qemu"]
+        return found["major"], found["minor"], found["micro"]
+
+    def status(self) -> str:
+        """What the VM does, such as "running"; "" of a storage daemon, which has no VM."""
+        with suppress(SourceError):
+            return str(self.ask("query-status")["status"])
+        return ""
+
     def wait_for(
         self, about: str, work: Coroutine[Any, Any, object], within: float | None = None
     ) -> object:

@@ -89,7 +89,8 @@ class LiveSource:
         if not source.is_shared:
             self._stack.enter_context(self._repository.exclusive("healing"))
         request = Request(id_for(datetime.now(UTC), "heal"))
-        return dict(self._stack.enter_context(source.snapshot(request)).disks)
+        taken = self._stack.enter_context(source.snapshot(request))
+        return dict(self._stack.enter_context(taken.open()).disks)
 
     def close(self) -> None:
         """See Origin."""

@@ -73,8 +73,9 @@ class RevisionBackup:
             draft = stack.enter_context(self.repository.draft(self.now))
             with self._around_snapshot(draft.id) as around:
                 request = Request(draft.id, parent, is_frozen=around.consistency is not None)
-                snapshot = stack.enter_context(self.source.snapshot(request))
+                taken = stack.enter_context(self.source.snapshot(request))
             self.warnings += around.failures
+            snapshot = stack.enter_context(taken.open())
             disks = self._copy_disks(draft, parent, snapshot)
             _write_files(draft, snapshot)
             self.warnings += snapshot.warnings()

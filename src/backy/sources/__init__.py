@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ class SourceSettings(Values):
     """What a source is told; the base of each source's own."""
 
 
-SettingsT = TypeVar("SettingsT", bound=SourceSettings)
+ValuesT = TypeVar("ValuesT", bound=Values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +69,34 @@ class Snapshot(Protocol):
         """The revision is published: what the next delta needs stays when the snapshot is left."""
 
 
+@dataclass(frozen=True, slots=True)
+class TakenSnapshot:
+    """A snapshot that was taken, and of which nothing is open yet."""
+
+    open: Callable[[], AbstractContextManager[Snapshot]]
+    """Open all disks for reading; leaving closes them. Call it once, when the guest runs again.
+
+    Raises SourceError where a disk cannot be opened.
+    """
+
+
 @dataclass
 class SnapshotData:
-    """A Snapshot of which everything is known when it has been taken."""
+    """A plain Snapshot, filled in by its source."""
 
-    disks: Mapping[str, Image]
     consistency: Consistency
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    disks: dict[str, Image] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     full_read_reasons: dict[str, str] = field(default_factory=dict)
     early_warnings: list[str] = field(default_factory=list)
+    final_checks: list[Callable[[], Iterable[str]]] = field(default_factory=list)
+    """What to ask for more warnings when everything has been read."""
     keeps_checkpoint: bool = False
 
     def warnings(self) -> Sequence[str]:
         """See Snapshot."""
-        return self.early_warnings
+        late = (warning for check in self.final_checks for warning in check())
+        return [*self.early_warnings, *late]
 
     def keep_checkpoint(self) -> None:
         """See Snapshot."""
@@ -102,9 +116,10 @@ class Source(Protocol):
         Nothing is opened or run for it, because a repository may have been made by somebody else.
         """
 
-    def snapshot(self, request: Request) -> AbstractContextManager[Snapshot]:
-        """Take a snapshot; leaving gives back what it took, also after an exception.
+    def snapshot(self, request: Request) -> AbstractContextManager[TakenSnapshot]:
+        """Fix what all disks hold at one moment; leaving releases that, also after an exception.
 
+        The guest may be frozen meanwhile, so nothing is opened that can be opened later.
         What the parent's delta needs stays as good as it was, unless `remove_all_except` is called.
         """
 
@@ -164,7 +179,7 @@ def reject_unsafe(settings: Mapping[str, object]) -> Mapping[str, object]:
     return settings
 
 
-def checked(kind: type[SettingsT], settings: Mapping[str, object]) -> SettingsT:
+def checked(kind: type[ValuesT], settings: Mapping[str, object]) -> ValuesT:
     """The settings of a source as values. Raises ConfigError that names the first that is wrong."""
     try:
         return kind.model_validate(settings)

@@ -10,23 +10,24 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Base64Bytes, Field
+from pydantic import Base64Bytes, BeforeValidator, Field
 
+from backy.clients.image_format import ImageFile, open_image_file
+from backy.clients.local_file import open_local
 from backy.clients.program import ask
-from backy.config.settings import DiskName, Seconds
+from backy.config.settings import DiskName, Seconds, checking
 from backy.errors import ConfigError, SourceError
 from backy.image.image import Image
 from backy.model.extent import Extent, Kind
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
-from backy.nbd.uri import parse_uri
-from backy.sources import Request, SnapshotData, SourceSettings, checked
-from backy.sources.file import FileSource
-from backy.sources.image_file import ImageSource
+from backy.nbd.uri import Address, parse_uri
+from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
 
 _HINT = "What a program has to print is in docs/sources/exec.md."
 _LINE = re.compile(rb"([0-9]{1,19}) ([1-9][0-9]{0,18}) (data|zero|same)\n")
@@ -40,9 +41,16 @@ class ExecSettings(SourceSettings):
     timeout: Seconds = Field(default=600, ge=1)
 
 
+def _place(value: object) -> Address | Path:
+    text = str(value)
+    if text.startswith("/") and text.isprintable():
+        return Path(text)
+    return parse_uri(text)
+
+
 class _Disk(SourceSettings):
-    read: str
-    format: str = "raw"
+    read: Annotated[Address | Path, BeforeValidator(checking(_place))]
+    format: str = Field(default="raw", min_length=1)
     changes_since: str = ""
 
 
@@ -76,21 +84,22 @@ class ExecSource:
         return found
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[SnapshotData]:
+    def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. The program's `release` runs at the end, whatever happened before."""
-        revision, known = request.revision, request.parent.id if request.parent else None
-        facts = {"revision": revision, "parent": known, "is_frozen": request.is_frozen}
-        taken = SnapshotData({}, Consistency.NONE)
+        parent = request.parent.id if request.parent else None
+        facts = {"revision": request.revision, "parent": parent, "is_frozen": request.is_frozen}
+        data = SnapshotData(Consistency.NONE)
         try:
-            with ExitStack() as stack:
-                self._take(request, taken, self._ask("snapshot", **facts), stack)
-                yield taken
+            answer = self._checked(self._ask("snapshot", **facts))
+            data.consistency, data.files = answer.consistency, answer.files
+            yield TakenSnapshot(partial(self._open, request, data, answer.disks))
         finally:
-            with suppress(SourceError):  # the next `remove_all_except` finds what this leaves
-                self._ask("release", revision=revision, keep=None, is_kept=taken.keeps_checkpoint)
+            is_kept = data.keeps_checkpoint
+            with suppress(SourceError):  # the next `remove_all_except` removes what this leaves
+                self._ask("release", revision=request.revision, keep=None, is_kept=is_kept)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
-        """See Source. The program's `release` runs for no revision, and all that are not kept."""
+        """See Source. The program's `release` runs without a revision, and with those to keep."""
         self._ask("release", revision=None, keep=sorted(revisions), is_kept=False)
 
     def _ask(self, verb: str, **facts: object) -> bytes:
@@ -98,39 +107,50 @@ class ExecSource:
         command, limit = (*self.settings.command, verb), self.settings.timeout
         return ask(command, f"source exec, {verb}", timeout_seconds=limit, stdin=stdin)
 
-    def _take(self, request: Request, taken: SnapshotData, said: bytes, stack: ExitStack) -> None:
-        """Open what an answer to `snapshot` names."""
+    def _checked(self, output: bytes) -> _Answer:
+        """What the program answered to `snapshot`. Raises SourceError where it makes no sense."""
         try:
-            answer = checked(_Answer, json.loads(said))
-            disks = {
-                name: self._open(name, each, request, stack) for name, each in answer.disks.items()
-            }
+            return checked(_Answer, json.loads(output))
         except (ConfigError, RecursionError, ValueError) as error:
             why = f"source exec, snapshot: {self.settings.command[0]} answers: {error}"
             raise SourceError(why, _HINT) from error
-        for name, each in answer.disks.items():
-            if each.changes_since and request.parent and name in request.parent.disks:
-                try:
-                    disks[name] = self._changed(name, disks[name], each.changes_since, request)
-                except (SourceError, ValueError) as error:
-                    taken.full_read_reasons[name] = str(error)
-        taken.disks, taken.files, taken.consistency = disks, answer.files, answer.consistency
 
-    def _open(self, name: str, wanted: _Disk, request: Request, stack: ExitStack) -> Image:
-        if not wanted.read.startswith("/"):
-            return stack.enter_context(open_image(parse_uri(wanted.read)))
-        if wanted.format == "raw":
-            source: FileSource | ImageSource = FileSource(disks={name: wanted.read})
-        else:
-            disk = {"path": wanted.read, "format": wanted.format}
-            source = ImageSource(disks={name: disk}, timeout=self.settings.timeout)
-        return stack.enter_context(source.snapshot(request)).disks[name]
+    @contextmanager
+    def _open(
+        self, request: Request, data: SnapshotData, wanted: Mapping[str, _Disk]
+    ) -> Iterator[SnapshotData]:
+        """Open what the program named, and ask it what changed."""
+        with ExitStack() as stack:
+            for name, disk in wanted.items():
+                data.disks[name] = self._image(disk, data, stack)
+            for name, disk in wanted.items():
+                if disk.changes_since and request.parent and name in request.parent.disks:
+                    try:
+                        image = self._changed(name, data.disks[name], disk.changes_since, request)
+                    except (SourceError, ValueError) as error:
+                        data.full_read_reasons[name] = str(error)
+                    else:
+                        data.disks[name] = image
+            yield data
+
+    def _image(self, disk: _Disk, data: SnapshotData, stack: ExitStack) -> Image:
+        if isinstance(disk.read, Address):
+            return stack.enter_context(open_image(disk.read))
+        if disk.format != "raw":
+            wanted = ImageFile(path=disk.read, format=disk.format)
+            return stack.enter_context(open_image_file(wanted, self.settings.timeout))
+        image = stack.enter_context(open_local(disk.read))
+        data.final_checks.append(image.warnings)
+        return image
 
     def _changed(self, name: str, image: Image, since: str, request: Request) -> Image:
-        """`image` with a map of its changes. Raises SourceError or ValueError where it has none."""
+        """Add a map of its changes to `image`.
+
+        Raises SourceError or ValueError where the program gives none that can be used.
+        """
         parent = request.parent.id if request.parent else ""
         if since != parent:
-            raise ValueError(f"it knows no changes since {parent}, but: {since!a:.200}")
+            raise ValueError(f"the program knows no changes since {parent}, but: {since!a:.200}")
         if not request.parent_has(name, image.size):
             raise ValueError(f"the parent's disk has another size than {image.size} bytes")
         facts = {"revision": request.revision, "parent": parent, "disk": name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,9 @@ from pydantic import AfterValidator, Field
 
 from backy.config.settings import DiskName
 from backy.model.revision import Consistency
-from backy.nbd.remote_image import NbdImage, open_image
+from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, SnapshotData, SourceSettings, checked
+from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
 
 
 def _template(text: str) -> str:
@@ -41,30 +42,34 @@ class NbdSource:
         self._disks = {name: parse_uri(uri) for name, uri in self.settings.disks.items()}
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[SnapshotData]:
-        """See Source. Opens the exports; that they stay as they are is up to who made them."""
-        is_one = self.settings.is_snapshot and (len(self._disks) == 1 or request.is_frozen)
-        images: dict[str, NbdImage] = {}
-        taken = SnapshotData(images, Consistency.CRASH if is_one else Consistency.NONE)
-        old = request.parent.disks if request.parent else {}
+    def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
+        """See Source. Takes nothing: whoever made the exports keeps them as they are."""
+        yield TakenSnapshot(partial(self._open, request))
+
+    @contextmanager
+    def _open(self, request: Request) -> Iterator[SnapshotData]:
+        is_one_moment = len(self._disks) == 1 or request.is_frozen
+        is_crash = self.settings.is_snapshot and is_one_moment
+        data = SnapshotData(Consistency.CRASH if is_crash else Consistency.NONE)
+        old_disks = request.parent.disks if request.parent else {}
         with ExitStack() as stack:
             for name, address in self._disks.items():
-                bitmap = self._bitmap(request) if name in old else None
-                images[name] = image = stack.enter_context(open_image(address, bitmap=bitmap))
+                bitmap = self._bitmap(request) if name in old_disks else None
+                image = stack.enter_context(open_image(address, bitmap=bitmap))
                 if image.tracks_changes and not request.parent_has(name, image.size):
                     image.tracks_changes = False
-                    taken.full_read_reasons[name] = (
-                        f"it was resized, so the bitmap {bitmap} is not enough"
-                    )
+                    why = f"it was resized, so the bitmap {bitmap} is not enough"
+                    data.full_read_reasons[name] = why
                 elif bitmap and not image.tracks_changes:
-                    taken.full_read_reasons[name] = f"{address} has no bitmap {bitmap}"
-            yield taken
+                    data.full_read_reasons[name] = f"{address} has no bitmap {bitmap}"
+                data.disks[name] = image
+            yield data
 
     def _bitmap(self, request: Request) -> str | None:
-        """The name of the bitmap that was begun with the parent, and with no other revision."""
+        """Name the bitmap that was started with the parent, and with no other revision."""
         if not (request.parent and self.settings.bitmap):
             return None
         return self.settings.bitmap.replace("{parent}", request.parent.id)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
-        """Nothing is left behind: the exports and their bitmaps are somebody else's."""
+        """Do nothing: the exports and their bitmaps are somebody else's."""

@@ -1,8 +1,9 @@
 """Source "qemu": a VM that runs, through QEMU's monitor; or what qemu-storage-daemon serves.
 
 One transaction over all disks starts a bitmap of what changes from here on, and for each disk a
-job that copies what the guest is about to overwrite to a scratch image above that disk. These
-images are what we read, by NBD. What is ours in QEMU has our names, and is found by them.
+job that copies what the guest is about to overwrite to a scratch image on top of that disk. These
+scratch images are what we read, by NBD. Everything that we create in QEMU has a name with this
+server's prefix, so that the next run finds and removes it.
 https://www.qemu.org/docs/master/interop/bitmaps.html
 """
 
@@ -13,8 +14,8 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,25 +23,23 @@ from urllib.parse import quote
 from pydantic import Field
 
 from backy.clients.guest_agent import frozen
+from backy.clients.image_format import ImageFileOrPath, open_image_file
 from backy.clients.program import ask
 from backy.clients.qmp import Monitor, NotRunningError, connect
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError, translated
-from backy.image.image import Image
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, SnapshotData, SourceSettings, checked
+from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
-from backy.sources.image_file import ImageSource
+from backy.sources.qemu_objects import CHANGES, QemuObjects
+from backy.sources.scratch import SCRATCH_HINT, check_space
 from backy.system import folders
-from backy.units import format_size
 
-Answer = dict[str, Any]  # what QEMU says of one thing
-_CHANGES = "-changes"  # after a bitmap's name: what changed since the parent, for one backup
+Answer = dict[str, Any]  # one JSON object of QEMU's
 _SAFE_WITH_THREADS, _HAS_BREAK_SNAPSHOT = (8, 2, 3), (10, 1, 0)
-_SPARE = 10  # the scratch folder must have room for a tenth of what the disks hold
-_SCRATCH_HINT = "Let `scratch` name a folder with more room, which QEMU may enter, too."
+_THREADS_HINT = "Upgrade to QEMU 8.2.3 or later, or remove the VM's iothreads."
 
 
 class QemuSettings(SourceSettings):
@@ -50,7 +49,7 @@ class QemuSettings(SourceSettings):
     agent: AbsolutePath | None = None
     disks: tuple[DiskName, ...] | dict[DiskName, str] = ()
     exclude: tuple[DiskName, ...] = ()
-    images: dict[DiskName, Any] = Field(default={})
+    images: dict[DiskName, ImageFileOrPath] = Field(default={})
     scratch: AbsolutePath = Path("/var/tmp")  # noqa: S108 - the folder in it has a secret name
     freeze: bool = True
     freeze_timeout: Seconds = Field(default=10, ge=1)
@@ -60,7 +59,7 @@ class QemuSettings(SourceSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Disk:
-    """One disk. `id` is that of its scratch node, job and export; `parent` is a bitmap's, or ""."""
+    """A disk. `id` is that of its scratch node, job and export; `parent` is a bitmap's, or ""."""
 
     id: str
     node: Answer
@@ -70,7 +69,7 @@ class _Disk:
     @property
     def changes(self) -> str | None:
         """The bitmap that only we read, and only during this backup."""
-        return self.bitmap + _CHANGES if self.parent else None
+        return self.bitmap + CHANGES if self.parent else None
 
     def actions(self, options: Mapping[str, str]) -> Iterator[Answer]:
         """Its part of the transaction. The parent's bitmap stays as it is: we may yet fail."""
@@ -90,17 +89,6 @@ def _action(kind: str, **data: object) -> Answer:
     return {"type": kind, "data": data}
 
 
-@dataclass
-class _QemuSnapshot(SnapshotData):
-    """What was taken of a VM that runs."""
-
-    source: QemuSource = field(kw_only=True)
-
-    def warnings(self) -> list[str]:
-        """See Snapshot. Raises SourceError where what was read is not of one point in time."""
-        return [*self.early_warnings, *self.source.look(len(self.disks))]
-
-
 class QemuSource:
     """A Source; see there for the contract."""
 
@@ -108,29 +96,22 @@ class QemuSource:
 
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(QemuSettings, settings)
-        self._name = f"QEMU at {self.settings.qmp}"
+        self.paths = {name: image.path for name, image in self.settings.images.items()}
+        self._title = f"QEMU at {self.settings.qmp}"
         self._names = CheckpointNames(self.settings.server)
-        images = self.settings.images
-        self._images = ImageSource(disks=images) if images else None
-        self.paths = self._images.paths if self._images else {}
-        owner = f"{self._names.name('')} {self.settings.qmp}"
-        # Of nodes, jobs, exports and our folder. The name of a node has at most 31 characters.
-        self._prefix = f"backy-{sha256(owner.encode()).hexdigest()[:12]}-"
+        self._objects = QemuObjects(self._names, self.settings.qmp, self.settings.scratch)
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[SnapshotData]:
-        """See Source."""
+    def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
+        """See Source. Where the VM is off there is nothing to take: its images will be locked."""
+        data = SnapshotData(Consistency.CRASH)
         with ExitStack() as stack:
             try:
-                taken = self._take(request, stack)
+                taken = self._take(request, data, stack)
             except NotRunningError:
-                if not self._images:
+                if not self.settings.images:
                     raise
-                taken = stack.enter_context(self._images.snapshot(request))
-                known = request.parent.disks if request.parent else {}
-                taken.full_read_reasons = {
-                    name: "the VM is off" for name in taken.disks if name in known
-                }
+                taken = TakenSnapshot(partial(self._open_images, request, data))
             yield taken
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
@@ -138,123 +119,131 @@ class QemuSource:
         self._remove(lambda revision: revision not in revisions)
 
     def _remove(self, is_unwanted: Callable[[str], bool]) -> None:
-        """Remove all that is ours, but of the bitmaps only those of unwanted revisions."""
+        """Remove all that we created; of the bitmaps only those of unwanted revisions."""
         with suppress(NotRunningError), self._connected() as monitor:
-            self._clean(monitor, is_unwanted)
-        for folder in self._folders():
-            with translated(SourceError, f"removing {folder}"):
-                folders.remove_tree(folder)
-
-    def look(self, jobs: int) -> list[str]:
-        """Tell what befell the VM while it was read. Raises SourceError where a job ended."""
-        with self._connected() as monitor:
-            if len(self._ours(monitor, "query-block-jobs", "device")) != jobs:
-                why = "a backup job ended early: what was read is not of one point in time"
-                raise SourceError(f"{self._name}: {why}", _SCRATCH_HINT)
-            is_stopped = _status(monitor) == "io-error"
-        why = f"the VM stands still: perhaps {self.settings.scratch} has no room left"
-        return [f"{self._name}: {why}"] if is_stopped else []
+            self._objects.remove_from(monitor, is_unwanted)
+        self._objects.remove_folders()
 
     def _connected(self) -> AbstractContextManager[Monitor]:
         return connect(self.settings.qmp, self.settings.timeout)
 
-    def _folders(self) -> list[Path]:
-        with translated(SourceError, f"looking into {self.settings.scratch}", _SCRATCH_HINT):
-            names = folders.list_folder(self.settings.scratch)
-        return [self.settings.scratch / name for name in names if name.startswith(self._prefix)]
-
-    def _ours(self, monitor: Monitor, query: str, key: str) -> list[str]:
-        found = [each.get(key, "") for each in monitor.ask(query)]
-        return [name for name in found if name.startswith(self._prefix)]
-
-    def _take(self, request: Request, stack: ExitStack) -> SnapshotData:
-        """Begin. What is to be ended is in `stack`; the monitor is free for others meanwhile."""
-        images: dict[str, Image] = {}
-        taken = _QemuSnapshot(images, Consistency.CRASH, source=self)
+    def _take(self, request: Request, data: SnapshotData, stack: ExitStack) -> TakenSnapshot:
+        """Start the jobs, which `stack` ends; the monitor is free for others meanwhile."""
         with self._connected() as monitor:
-            stack.callback(self._end, request, taken)
-            disks = self._disks(monitor, request, taken.full_read_reasons)
+            stack.callback(self._end, request, data)
+            disks = self._disks(monitor, request, data.full_read_reasons)
             options = self._options(monitor, disks)
             folder = self._make_scratch(disks)
-            self._serve(monitor, disks, folder)
-            actions = [each for one in disks.values() for each in one.actions(options)]
-            taken.consistency = self._transact(monitor, actions, request, taken.early_warnings)
-            for one in disks.values():
-                named = {"id": one.id, "name": one.id, "node_name": one.id}
-                bitmaps = {"bitmaps": [one.changes]} if one.parent else {}
-                monitor.ask("block-export-add", type="nbd", **named, **bitmaps)
-        for name, one in disks.items():
-            address = parse_uri(f"nbd+unix:///{one.id}?socket={quote(f'{folder}/nbd')}")
-            image = open_image(address, bitmap=one.changes, timeout_seconds=self.settings.timeout)
-            images[name] = stack.enter_context(image)
-        return taken
+            self._add_scratch(monitor, disks, folder)
+            actions = [action for disk in disks.values() for action in disk.actions(options)]
+            data.consistency = self._transact(monitor, actions, request, data.early_warnings)
+        return TakenSnapshot(partial(self._open, data, disks, folder))
 
-    def _end(self, request: Request, taken: SnapshotData) -> None:
-        """Leave nothing in QEMU but the bitmaps of others and, once kept, of this revision."""
-        with suppress(
-            SourceError
-        ):  # what fails here, the next `remove_all_except` finds, and fails
+    @contextmanager
+    def _open(
+        self, data: SnapshotData, disks: Mapping[str, _Disk], folder: Path
+    ) -> Iterator[SnapshotData]:
+        """Export the scratch images, and connect to the exports."""
+        with self._connected() as monitor:
+            for disk in disks.values():
+                names = {"id": disk.id, "name": disk.id, "node_name": disk.id}
+                bitmaps = {"bitmaps": [disk.changes]} if disk.parent else {}
+                monitor.ask("block-export-add", type="nbd", **names, **bitmaps)
+        with ExitStack() as stack:
+            timeout = self.settings.timeout
+            for name, disk in disks.items():
+                address = parse_uri(f"nbd+unix:///{disk.id}?socket={quote(f'{folder}/nbd')}")
+                image = open_image(address, bitmap=disk.changes, timeout_seconds=timeout)
+                data.disks[name] = stack.enter_context(image)
+            data.final_checks.append(partial(self._check, len(disks)))
+            yield data
+
+    @contextmanager
+    def _open_images(self, request: Request, data: SnapshotData) -> Iterator[SnapshotData]:
+        """Lock and open the images of a VM that is off."""
+        old_disks = request.parent.disks if request.parent else {}
+        with ExitStack() as stack:
+            for name, wanted in self.settings.images.items():
+                image = open_image_file(wanted, self.settings.timeout)
+                data.disks[name] = stack.enter_context(image)
+                if name in old_disks:
+                    data.full_read_reasons[name] = "the VM is off"
+            yield data
+
+    def _end(self, request: Request, data: SnapshotData) -> None:
+        """Leave nothing in QEMU but others' bitmaps and, once it is kept, this revision's."""
+        with suppress(SourceError):  # best effort: the next `remove_all_except` retries, and raises
             self._remove(
-                lambda revision: revision == request.revision and not taken.keeps_checkpoint
+                lambda revision: revision == request.revision and not data.keeps_checkpoint
             )
 
-    def _disks(self, monitor: Monitor, request: Request, whole: dict[str, str]) -> dict[str, _Disk]:
-        """What is to be backed up. Where all of a known disk must be read, `whole` says why."""
-        nodes = {each["node-name"]: each for each in monitor.ask("query-named-block-nodes")}
+    def _check(self, jobs: int) -> list[str]:
+        """Tell what happened to the VM while it was read. Raises SourceError where a job ended."""
+        with self._connected() as monitor:
+            if len(self._objects.jobs(monitor)) != jobs:
+                why = "a backup job ended early: what was read is not of one point in time"
+                raise SourceError(f"{self._title}: {why}", SCRATCH_HINT)
+            is_stopped = monitor.status() == "io-error"
+        why = f"the VM is stopped: perhaps {self.settings.scratch} has no space left"
+        return [f"{self._title}: {why}"] if is_stopped else []
+
+    def _disks(
+        self, monitor: Monitor, request: Request, full_read_reasons: dict[str, str]
+    ) -> dict[str, _Disk]:
+        """The disks to back up, by name; see Snapshot for `full_read_reasons`, which it fills."""
+        nodes = {node["node-name"]: node for node in monitor.ask("query-named-block-nodes")}
+        old_disks = request.parent.disks if request.parent else {}
         disks = {}
         for number, (name, place) in enumerate(self._chosen(_devices(monitor)).items()):
             if place not in nodes:
-                there = ", ".join(_devices(monitor)) or ", ".join(nodes)
-                raise SourceError(f"{self._name}: no disk {place!r}", f"There is: {there}.")
+                existing = ", ".join(_devices(monitor)) or ", ".join(nodes)
+                raise SourceError(f"{self._title}: no disk {place!r}", f"It has: {existing}.")
             parent = ""
-            if request.parent and name in request.parent.disks:
+            if request.parent and name in old_disks:
                 parent = self._names.name(request.parent.id)
                 had = request.parent_has(name, nodes[place]["image"]["virtual-size"])
-                if reason := _why_whole(nodes[place], parent, had=had):
-                    whole[name], parent = reason, ""
+                if reason := _why_unusable(nodes[place], parent, is_same_size=had):
+                    full_read_reasons[name], parent = reason, ""
             bitmap = self._names.name(request.revision)
-            disks[name] = _Disk(f"{self._prefix}{number}", nodes[place], bitmap, parent)
+            disks[name] = _Disk(f"{self._objects.prefix}{number}", nodes[place], bitmap, parent)
         if not disks:
-            raise SourceError(f"{self._name}: there is no disk to back up", "Name some in `disks`.")
+            hint = "Name some in `disks`."
+            raise SourceError(f"{self._title}: there is no disk to back up", hint)
         return disks
 
     def _chosen(self, devices: dict[str, str]) -> dict[str, str]:
         """The nodes of those that the settings name and do not exclude, ordered by name."""
         wanted = self.settings.disks or devices
         places = wanted if isinstance(wanted, dict) else {name: name for name in wanted}
-        left = sorted(places.keys() - set(self.settings.exclude))
-        return {name: devices.get(places[name], places[name]) for name in left}
+        chosen = sorted(places.keys() - set(self.settings.exclude))
+        return {name: devices.get(places[name], places[name]) for name in chosen}
 
     def _options(self, monitor: Monitor, disks: Mapping[str, _Disk]) -> dict[str, str]:
-        """Do the guest no harm: a lack of room for scratch images must break only the backup.
+        """Options of the jobs. Raises SourceError where a backup could harm the guest.
 
-        Before QEMU 10.1 there is no option for that; there must be some room at least. Versions
-        before 8.2.3 may abort, and the VM with them, when a client closes a connection to a disk
-        that has an iothread: https://gitlab.com/qemu-project/qemu/-/commit/f816310d0c32
+        When a scratch image cannot grow, only the backup should fail, not the guest's writes.
+        Before QEMU 10.1 no option does that, so some space must be free at least. Versions before
+        8.2.3 may abort, and the VM with them, when a client closes a connection to a disk that
+        has an iothread: https://gitlab.com/qemu-project/qemu/-/commit/f816310d0c32
         """
-        found = monitor.ask("query-version")["qemu"]
-        version = (found["major"], found["minor"], found["micro"])
-        is_vm = bool(_status(monitor))
+        version = monitor.version()
+        is_vm = bool(monitor.status())
         if is_vm and version < _SAFE_WITH_THREADS and monitor.ask("query-iothreads"):
-            why = "this version can end when a disk with an iothread is backed up"
-            raise SourceError(f"{self._name}: {why}", "Take QEMU 8.2.3, or the iothreads from it.")
+            why = "this version can crash when a disk with an iothread is backed up"
+            raise SourceError(f"{self._title}: {why}", _THREADS_HINT)
         if version >= _HAS_BREAK_SNAPSHOT:
             return {"on-cbw-error": "break-snapshot"}
-        held = sum(each.node["image"].get("actual-size", 0) for each in disks.values())
-        with translated(SourceError, f"looking for room in {self.settings.scratch}", _SCRATCH_HINT):
-            there = os.statvfs(self.settings.scratch)
-        if (free := there.f_bavail * there.f_frsize) < held // _SPARE:
-            why = f"{format_size(free)} are free, {format_size(held // _SPARE)} may be needed"
-            raise SourceError(f"{self.settings.scratch}: {why}", _SCRATCH_HINT)
+        held = sum(disk.node["image"].get("actual-size", 0) for disk in disks.values())
+        check_space(self.settings.scratch, held)
         return {}
 
     def _make_scratch(self, disks: Mapping[str, _Disk]) -> Path:
         """A new folder with an image for each disk, all of which QEMU's user owns."""
-        folder = self.settings.scratch / f"{self._prefix}{secrets.token_hex(8)}"
-        with translated(SourceError, f"making {folder}", _SCRATCH_HINT):
+        folder = self.settings.scratch / f"{self._objects.prefix}{secrets.token_hex(8)}"
+        with translated(SourceError, f"making {folder}", SCRATCH_HINT):
             folders.make_folder(folder)
-            for one in disks.values():
-                image, size = str(folder / one.id), str(one.node["image"]["virtual-size"])
+            for disk in disks.values():
+                image, size = str(folder / disk.id), str(disk.node["image"]["virtual-size"])
                 command = ("qemu-img", "create", "-q", "-f", "qcow2", image, size)
                 ask(command, f"making {image}", timeout_seconds=self.settings.timeout)
             owner = self.settings.qmp.stat().st_uid
@@ -263,68 +252,30 @@ class QemuSource:
                 folders.give(path, owner)
         return folder
 
-    def _serve(self, monitor: Monitor, disks: Mapping[str, _Disk], folder: Path) -> None:
-        """Start QEMU's NBD server, and put the scratch images above the disks."""
+    def _add_scratch(self, monitor: Monitor, disks: Mapping[str, _Disk], folder: Path) -> None:
+        """Start QEMU's NBD server, and put the scratch images on top of the disks."""
         place = {"type": "unix", "data": {"path": f"{folder}/nbd"}}
         monitor.ask("nbd-server-start", addr=place)
-        for one in disks.values():
-            # It need not outlive a power cut, and no guest should wait until it could.
+        for disk in disks.values():
+            # It need not survive a power cut, and no guest should wait for a flush.
             options = {"driver": "qcow2", "cache": {"no-flush": True}}
-            file = {"driver": "file", "filename": str(folder / one.id)}
-            names = {"node_name": one.id, "backing": one.node["node-name"]}
+            file = {"driver": "file", "filename": str(folder / disk.id)}
+            names = {"node_name": disk.id, "backing": disk.node["node-name"]}
             monitor.ask("blockdev-add", **options, **names, file=file)
 
     def _transact(
-        self, monitor: Monitor, actions: list[Answer], request: Request, said: list[str]
+        self, monitor: Monitor, actions: list[Answer], request: Request, warnings: list[str]
     ) -> Consistency:
-        """Do all at once, while the guest holds still if it can."""
+        """Do all actions at one moment, with the guest's file systems frozen if possible."""
         agent, limit = self.settings.agent, self.settings.freeze_timeout
         wanted = agent and self.settings.freeze and not request.is_frozen
-        if not agent or not wanted or _status(monitor) != "running":
+        if not agent or not wanted or monitor.status() != "running":
             monitor.ask("transaction", actions=actions)
             return Consistency.CRASH
         with frozen(agent, limit) as failures:
             monitor.ask("transaction", limit / 2, actions=actions)
-        said += failures[:1]
+        warnings += failures[:1]
         return Consistency.CRASH if failures else Consistency.FILESYSTEM
-
-    def _clean(self, monitor: Monitor, is_unwanted: Callable[[str], bool]) -> None:
-        self._stop_serving(monitor)
-        jobs = self._ours(monitor, "query-block-jobs", "device")
-        for name in jobs:
-            monitor.ask("block-job-cancel", device=name, force=True)
-        monitor.wait_until(lambda: not self._ours(monitor, "query-block-jobs", "device"), "a job")
-        for name in self._ours(monitor, "query-named-block-nodes", "node-name"):
-            monitor.ask("blockdev-del", node_name=name)
-        for node in monitor.ask("query-named-block-nodes"):
-            for name in [each.get("name", "") for each in node.get("dirty-bitmaps", [])]:
-                revision = self._names.revision_of(name.removesuffix(_CHANGES))
-                if revision and (name.endswith(_CHANGES) or is_unwanted(revision)):
-                    monitor.ask("block-dirty-bitmap-remove", node=node["node-name"], name=name)
-        if jobs and _status(monitor) == "io-error":  # for lack of room, and now it goes
-            monitor.ask("cont")
-
-    def _stop_serving(self, monitor: Monitor) -> None:
-        """Remove our exports; and stop the NBD server, if it is ours and nobody else uses it."""
-        nbd = [each["id"] for each in monitor.ask("query-block-exports") if each["type"] == "nbd"]
-        if self._folders() and all(each.startswith(self._prefix) for each in nbd):
-            try:
-                monitor.ask("nbd-server-stop")
-            except SourceError as error:
-                if "not running" not in error.message:
-                    raise
-        for name in self._ours(monitor, "query-block-exports", "id"):
-            monitor.ask("block-export-del", id=name, mode="hard")
-        monitor.wait_until(
-            lambda: not self._ours(monitor, "query-block-exports", "id"), "an export"
-        )
-
-
-def _status(monitor: Monitor) -> str:
-    """What the VM does; "" of a storage daemon, which has no such command."""
-    with suppress(SourceError):
-        return str(monitor.ask("query-status")["status"])
-    return ""
 
 
 def _devices(monitor: Monitor) -> dict[str, str]:
@@ -343,14 +294,14 @@ def _devices(monitor: Monitor) -> dict[str, str]:
     return devices
 
 
-def _why_whole(node: Answer, name: str, *, had: bool) -> str:
+def _why_unusable(node: Answer, name: str, *, is_same_size: bool) -> str:
     """Why a bitmap does not say what changed since the parent; "" where it does."""
-    bitmaps = {each.get("name"): each for each in node.get("dirty-bitmaps", [])}
+    bitmaps = {bitmap.get("name"): bitmap for bitmap in node.get("dirty-bitmaps", [])}
     bitmap = bitmaps.get(name)
     if not bitmap:
         return f"its bitmap {name} is gone"
     if bitmap.get("inconsistent"):
-        return f"its bitmap {name} is inconsistent, as QEMU ended without storing it"
+        return f"its bitmap {name} is inconsistent, because QEMU ended without storing it"
     if not bitmap["recording"]:
         return f"its bitmap {name} was switched off"
-    return "" if had else "its size is another"
+    return "" if is_same_size else "its size changed"

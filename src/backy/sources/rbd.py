@@ -1,47 +1,33 @@
 """Source "rbd": images of Ceph, by snapshots and by the cluster's own list of what changed.
 
 A snapshot is called backy-REVISION-SERVER-DISK-ID, with the id that Ceph gave the image. So a delta
-is made only against what this server took of this disk for the parent, in this very image: not
-in a copy of it, nor in another one that has its name today.
+is made only against the snapshot that this server took of this disk for the parent, of this very
+image: not of a copy of it, nor of another one that has its name today.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
-from collections import UserDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import cached_property, partial
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
+from pydantic import BeforeValidator, Field
 
-from backy.clients.program import ask
-from backy.clients.qemu_nbd import serve
+from backy.clients.program import call_at_once
+from backy.clients.rbd import ListedSnapshot, Rbd
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError
 from backy.image.image import Image
-from backy.image.workers import in_parallel
-from backy.model.extent import Extent, Kind, cover
+from backy.model.extent import Extent, Kind
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import NbdImage
-from backy.sources import Request, SnapshotData, SourceSettings, checked
+from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
-from backy.units import MiB
-
-Value = TypeVar("Value")
 
 _PLACE = ("pool", "namespace", "image")
-# What `rbd` says where there is no such image, pool or namespace. Its exit code says less: it is
-# the same where there is no keyring.
-_VANISHED = re.compile(r"error opening (image|pool) .*: \(2\)|namespace .* does not exist")
-_LONGEST_LIST = 16 * MiB  # bytes of JSON; 1 TiB has that much if no two objects are joined
-_TOO_LONG = f"said more than {_LONGEST_LIST} bytes"
-_DIFF_TAKES = 10  # times as long as other calls: it looks at each object
-_HINT = "Do the monitors answer, is it there, and may this user do it? See docs/sources/rbd.md."
 _GONE_HINT = "Run it again. Jobs that read the same image each need a `server` of their own."
 
 
@@ -69,31 +55,20 @@ class RbdSettings(SourceSettings):
     timeout: Seconds = Field(default=60, ge=1)
 
 
-class _Known(BaseModel):
-    id: str
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    """A disk to back up: its image, the name of its snapshot, and that of the parent's.
 
+    `base` is "" where no snapshot of the parent is to be used.
+    """
 
-class _Listed(BaseModel):
-    id: int
-    name: str
-    size: int
-    protected: bool
-
-
-class _Change(NamedTuple):
-    offset: int
-    length: int
-    exists: bool
-
-    def extent(self) -> Extent:
-        return Extent(self.offset, self.length, Kind.DATA if self.exists else Kind.ZERO)
+    image: str
+    snapshot: str
+    base: str
 
 
 class RbdSource:
-    """A Source; see there for the contract. An image, and a snapshot of one, is named as by `rbd`.
-
-    All methods raise SourceError.
-    """
+    """A Source; see there for the contract."""
 
     is_shared = True
 
@@ -102,193 +77,105 @@ class RbdSource:
         if "pool" in settings and "disks" not in settings:
             place = {key: settings.pop(key) for key in _PLACE if key in settings}
             settings["disks"] = {"vda": place}
-        self.settings = known = checked(RbdSettings, settings)
+        self.settings = checked(RbdSettings, settings)
         self.paths: dict[str, Path] = {}
-        self.names = CheckpointNames(known.server)
+        self._names = CheckpointNames(self.settings.server)
+        cluster = self.settings.cluster
         # Programs take the name of the cluster from that of the file.
-        conf = known.conf or (known.cluster and f"/etc/ceph/{known.cluster}.conf")
-        access = {"conf": str(conf or ""), "id": known.user or ""}
-        self._access = {key: value for key, value in access.items() if value}
+        conf = self.settings.conf or (f"/etc/ceph/{cluster}.conf" if cluster else "")
+        self._rbd = Rbd(str(conf), self.settings.user or "", self.settings.timeout)
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[RbdSnapshot]:
-        """See Source. Waits for nothing but the snapshots, as the guest may be frozen."""
-        taken = RbdSnapshot(self, request)
-        points = [taken.point(disk, request.revision) for disk in taken.ids]
+    def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
+        """See Source. Snapshots of several disks are of one moment only while a guest is frozen."""
+        images = self.settings.disks
+        is_one_moment = len(images) == 1 or request.is_frozen
+        data = SnapshotData(Consistency.CRASH if is_one_moment else Consistency.NONE)
+        disks = {name: self._disk(name, image, request) for name, image in images.items()}
+        taken = [f"{disk.image}@{disk.snapshot}" for disk in disks.values()]
         try:
-            # The monitors take a second for each, and the same second for all.
-            _at_once(partial(self.snap, "create"), points)
-            with taken.stack:
-                yield taken
+            # The monitors take a second for one, and the same second for all.
+            call_at_once(self._rbd.create_snapshot, taken)
+            yield TakenSnapshot(partial(self._open, request, data, disks))
         finally:
-            if not taken.keeps_checkpoint:
-                _at_once(self._drop, points)
+            if not data.keeps_checkpoint:
+                call_at_once(self._try_to_remove, taken)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. A snapshot that somebody protected stays."""
         unwanted = [
             f"{image}@{name}"
             for image in self.settings.disks.values()
-            for name, each in self.points(image).items()
-            if (revision := self.revision_of(name)) and revision not in revisions
-            if not each.protected
+            for name, snapshot in self._rbd.snapshots(image).items()
+            if (revision := self._revision_of(name)) and revision not in revisions
+            if not snapshot.protected
         ]
-        _at_once(partial(self.snap, "rm"), unwanted)
+        call_at_once(self._rbd.remove_snapshot, unwanted)
 
-    def revision_of(self, name: str) -> str | None:
-        """The revision for which this server took a snapshot with this name; or None."""
-        return self.names.revision_of("-".join(name.split("-")[:4]))
+    def _disk(self, name: str, image: str, request: Request) -> _Disk:
+        suffix = f"{name}-{self._rbd.id_of(image)}"
+        base = ""
+        if request.parent and name in request.parent.disks and not self.settings.full_always:
+            base = f"{self._names.name(request.parent.id)}-{suffix}"
+        return _Disk(image, f"{self._names.name(request.revision)}-{suffix}", base)
 
-    def snap(self, verb: str, point: str) -> None:
-        """Create or rm a snapshot. If that fails, it may still happen later."""
-        self._call("snap", verb, "--no-progress", point)
+    def _revision_of(self, snapshot: str) -> str | None:
+        """The revision for which this server took a snapshot of this name; None for others."""
+        return self._names.revision_of("-".join(snapshot.split("-")[:4]))
 
-    def _drop(self, point: str) -> None:
-        with suppress(SourceError):  # what stays the next `remove_all_except` finds
-            self.snap("rm", point)
+    @contextmanager
+    def _open(
+        self, request: Request, data: SnapshotData, disks: Mapping[str, _Disk]
+    ) -> Iterator[SnapshotData]:
+        """Have qemu-nbd serve the snapshots, and ask the cluster what changed."""
+        with ExitStack() as stack:
+            for name, disk in disks.items():
+                data.disks[name] = self._image(name, disk, request, data, stack)
+            yield data
 
-    def id_of(self, image: str) -> str:
-        """What tells it from one that has its name because it was made anew, copied or renamed."""
-        return self._asked(_Known.model_validate_json, "info", image).id
-
-    def points(self, image: str) -> dict[str, _Listed]:
-        """Its snapshots by name; none where there is no such image."""
-        try:
-            listed = self._asked(TypeAdapter(list[_Listed]).validate_json, "snap", "ls", image)
-        except SourceError as error:
-            if _VANISHED.search(error.message):
-                return {}
-            raise
-        return {each.name: each for each in listed}
-
-    def extents(self, point: str, base: str | None, size: int) -> list[Extent] | None:
-        """All of a snapshot of `size` bytes, SAME where the snapshot called `base` has the same.
-
-        Without that, what the cluster does not store is ZERO. None where the list is too long.
-        """
-
-        def made(said: bytes) -> list[Extent]:
-            told = TypeAdapter(list[_Change]).validate_json(said)
-            gap = Kind.SAME if base else Kind.ZERO
-            return list(cover((each.extent() for each in told), size, gap))
-
-        since = ["--from-snap", base] if base else []
-        objects = ["--whole-object"] if self.settings.whole_object else []
-        try:
-            return self._asked(made, "diff", point, *since, *objects)
-        except SourceError as error:
-            if _TOO_LONG in error.message:
-                return None
-            raise
-
-    def serve(self, point: str) -> AbstractContextManager[NbdImage]:
-        """The content of a snapshot."""
-        image, _, name = point.partition("@")
-        pool, *namespace, image = image.split("/")
-        node = {"driver": "rbd", "pool": pool, "image": image, "snapshot": name}
-        node |= {"user" if key == "id" else key: each for key, each in self._access.items()}
-        if namespace:
-            node["namespace"] = namespace[0]
-        # With the driver named, QEMU does not guess a format from what a guest wrote.
-        return serve([f"json:{json.dumps(node)}"], point, timeout_seconds=self.settings.timeout)
-
-    def _asked(self, make: Callable[[bytes], Value], *arguments: str) -> Value:
-        said = self._call(*arguments, "--format", "json")
-        try:
-            return make(said)
-        except ValueError as error:
-            why = f"rbd {shlex.join(arguments)} said something else than it should"
-            raise SourceError(f"{why}: {error!s:.200}", _HINT) from error
-
-    def _call(self, *arguments: str) -> bytes:
-        seconds = self.settings.timeout * (_DIFF_TAKES if arguments[0] == "diff" else 1)
-        command = ["rbd", *arguments, *(f"--{key}={self._access[key]}" for key in self._access)]
-        try:
-            what = shlex.join(command)
-            return ask(command, what, timeout_seconds=seconds, limit=_LONGEST_LIST)
-        except SourceError as error:
-            raise SourceError(error.message, f"{_HINT} {error.hint}") from error
-
-
-class RbdSnapshot(SnapshotData):
-    """A Snapshot; see there for the contract. Disks are opened when the first is asked for."""
-
-    def __init__(self, source: RbdSource, request: Request) -> None:
-        is_one = len(source.settings.disks) == 1 or request.is_frozen
-        super().__init__(_Late(self._open), Consistency.CRASH if is_one else Consistency.NONE)
-        self.ids = {disk: source.id_of(image) for disk, image in source.settings.disks.items()}
-        self.stack = ExitStack()
-        self._source, self._request = source, request
-        self._used: dict[str, set[int]] = {}
-
-    def warnings(self) -> Sequence[str]:
-        """See Snapshot. Raises SourceError where a snapshot that was used is not there any more.
-
-        When one is removed librbd still answers a read or two, with what the image holds by then.
-        """
-        for image, used in self._used.items():
-            if used - {each.id for each in self._source.points(image).values()}:
-                raise SourceError(f"a snapshot of {image} was removed while we read", _GONE_HINT)
-        return self.early_warnings
-
-    def point(self, disk: str, revision: str) -> str:
-        """The snapshot of a disk as it is called if it was taken for this revision."""
-        image, mark = self._source.settings.disks[disk], self._source.names
-        return f"{image}@{mark.name(revision)}-{disk}-{self.ids[disk]}"
-
-    def _open(self) -> dict[str, Image]:
-        return {disk: self._image(disk) for disk in self.ids}
-
-    def _image(self, disk: str) -> RbdImage:
-        source, point = self._source, self.point(disk, self._request.revision)
-        image, _, name = point.partition("@")
-        points = source.points(image)
-        self.early_warnings += [
-            f"{image}@{each} is needed no more, but protected; it stays"
-            for each in points
-            if points[each].protected and source.revision_of(each)
+    def _image(
+        self, name: str, disk: _Disk, request: Request, data: SnapshotData, stack: ExitStack
+    ) -> Image:
+        snapshots = self._rbd.snapshots(disk.image)
+        data.early_warnings += [
+            f"{disk.image}@{other} is not needed any more, but protected; it stays"
+            for other, snapshot in snapshots.items()
+            if snapshot.protected and self._revision_of(other)
         ]
-        content = self.stack.enter_context(source.serve(point))
+        content = stack.enter_context(self._rbd.serve(f"{disk.image}@{disk.snapshot}"))
         # QEMU counts in sectors, and rounds up.
-        size = points[name].size if name in points else content.size
-        base = self._base(disk, points, size)
-        self._used[image] = {points[each].id for each in (name, base) if each in points}
-        extents = source.extents(point, base, size)
+        size = snapshots[disk.snapshot].size if disk.snapshot in snapshots else content.size
+        base = disk.base
+        is_same_size = request.parent_has(name, size)
+        if base and (why := _why_unusable(snapshots.get(base), size, is_same_size=is_same_size)):
+            data.full_read_reasons[name] = f"{disk.image}@{base} {why}"
+            base = ""
+        used = {snapshots[each].id for each in (disk.snapshot, base) if each in snapshots}
+        data.final_checks.append(partial(self._check_present, disk.image, used))
+        extents = self._extents(disk, base, size)
         if base and extents is None:
-            self.full_read_reasons[disk] = "the list of its changes is too long"
+            data.full_read_reasons[name] = "the list of its changes is too long"
         if extents is None and size != content.size:
             extents = [Extent(0, size, Kind.DATA)]
         return RbdImage(content, extents, size)
 
-    def _base(self, disk: str, points: Mapping[str, _Listed], size: int) -> str | None:
-        """The snapshot of the parent that tells what changed since; or None, and why in `whole`."""
-        parent = self._request.parent
-        if self._source.settings.full_always or not parent or disk not in parent.disks:
-            return None
-        point = self.point(disk, parent.id)
-        name = point.partition("@")[2]
-        old = points.get(name)
-        if not old:
-            why = "is gone, or was taken of another image or disk"
-        elif old.protected:
-            why = "was protected by somebody"
-        elif not self._request.parent_has(disk, size) or old.size != size:
-            why = "has another size: the image was resized"
-        else:
-            return name
-        self.full_read_reasons[disk] = f"{point} {why}"
-        return None
+    def _extents(self, disk: _Disk, base: str, size: int) -> list[Extent] | None:
+        whole_object = self.settings.whole_object
+        snapshot = f"{disk.image}@{disk.snapshot}"
+        return self._rbd.extents(snapshot, base or None, size, whole_object=whole_object)
 
+    def _check_present(self, image: str, used: Collection[int]) -> list[str]:
+        """Raise SourceError where a snapshot that was used does not exist any more.
 
-class _Late(UserDict[str, Image]):
-    """What is made when it is asked for."""
+        When one is removed librbd still answers a read or two, with what the image holds by then.
+        """
+        if not {snapshot.id for snapshot in self._rbd.snapshots(image).values()} >= set(used):
+            raise SourceError(f"a snapshot of {image} was removed while we read", _GONE_HINT)
+        return []
 
-    def __init__(self, make: Callable[[], dict[str, Image]]) -> None:
-        self._make = make
-
-    @cached_property
-    def data(self) -> dict[str, Image]:  # type: ignore[override]
-        return self._make()
+    def _try_to_remove(self, snapshot: str) -> None:
+        with suppress(SourceError):  # best effort: the next `remove_all_except` retries, and raises
+            self._rbd.remove_snapshot(snapshot)
 
 
 class RbdImage:
@@ -300,5 +187,12 @@ class RbdImage:
         self.extents = content.extents if extents is None else extents.__iter__
 
 
-def _at_once(act: Callable[[str], None], points: Sequence[str]) -> None:
-    in_parallel(iter(points), lambda point, _: act(point), 1, min(len(points), 8) or 1)
+def _why_unusable(base: ListedSnapshot | None, size: int, *, is_same_size: bool) -> str:
+    """Why the parent's snapshot cannot tell what changed since; "" where it can."""
+    if not base:
+        return "is gone, or was taken of another image or disk"
+    if base.protected:
+        return "was protected by somebody"
+    if base.size != size or not is_same_size:
+        return "has another size: the image was resized"
+    return ""

@@ -1,0 +1,113 @@
+"""Disk images of the formats that QEMU reads, opened so that a guest cannot choose what is read.
+
+What is in an image was written by a guest, or by a customer who uploaded it. Its format is never
+guessed from that, and a file that it names is not opened unless the administrator allows it: else
+a guest could write a qcow2 header with /etc/shadow as its backing file into its raw disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from backy.clients.qemu_nbd import HINT, serve
+from backy.config.settings import AbsolutePath, Values
+from backy.errors import SourceError, translated
+from backy.nbd.remote_image import NbdImage
+from backy.system import files
+from backy.units import KiB, TiB, format_size
+
+_NAMES = ("luks", "qcow", "qcow2", "qed", "raw", "vdi", "vhdx", "vmdk", "vpc")
+_FORMATS = {".img": "raw", ".vhd": "vpc"} | {f".{each}": each for each in _NAMES}
+_LARGEST = 64 * TiB  # a few bytes can claim to be 8 EiB, and an index has 65 bytes a block
+_HEADER = 64 * KiB  # bytes; all that tells whether an image names other files is in these
+_SIZE_HINT = "A disk can have 64 TiB. Is it an image that somebody made to do harm?"
+_BACKING_HINT = "If you trust all who could write to it, and mean those files, say backing: true."
+
+
+def _format_by_suffix(given: dict[str, Any]) -> str:
+    return _FORMATS.get(given["path"].suffix.lower(), "")
+
+
+class ImageFile(Values):
+    """An image in a file or on a block device, as settings name it.
+
+    `backing` allows it to name other files, which may be any that we may read.
+    """
+
+    path: AbsolutePath
+    format: str = Field(default_factory=_format_by_suffix, min_length=1, validate_default=True)
+    key_file: AbsolutePath | None = None
+    backing: bool = False
+
+
+ImageFileOrPath = Annotated[
+    ImageFile, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
+]
+
+
+@contextmanager
+def open_image_file(wanted: ImageFile, timeout_seconds: float) -> Iterator[NbdImage]:
+    """Lock an image and give its content; QEMU's locks keep all others from writing to it.
+
+    Opening it takes `timeout_seconds` at most. Raises SourceError where a VM or a program has it
+    open to write, where it names other files and may not, and where it cannot be read.
+    """
+    name, is_device = str(wanted.path), _check_header(wanted)
+    node: dict[str, Any] = {
+        "driver": "host_device" if is_device else "file",
+        "filename": name,
+        "locking": "on",
+    }
+    if wanted.format == "raw":
+        # QEMU lets others write to what it reads as raw, unless it is told not to in this way.
+        unshared = ["write", "resize"]
+        node = {"driver": "blkdebug", "unshare-child-perms": unshared, "image": node}
+    node = {"driver": wanted.format, "file": node} | ({} if wanted.backing else {"backing": None})
+    objects: list[str] = []
+    if wanted.key_file:
+        objects = ["--object", "secret,id=key,file=" + str(wanted.key_file).replace(",", ",,")]
+        key = {"key-secret": "key"}
+        node |= {"encrypt": {"format": "luks", **key}} if wanted.format == "qcow2" else key
+    arguments = (*objects, f"json:{json.dumps(node)}")
+    with serve(arguments, name, timeout_seconds=timeout_seconds) as image:
+        if image.size > _LARGEST:
+            raise SourceError(f"{name} has a disk of {format_size(image.size)}", _SIZE_HINT)
+        yield image
+
+
+def _check_header(wanted: ImageFile) -> bool:
+    """Refuse an image that names other files, unless it may; say whether it is on a device."""
+    with (
+        translated(SourceError, f"opening the image {wanted.path}", HINT),
+        files.open_to_read(wanted.path) as file,
+    ):
+        header = file.read_bytes(0, _HEADER).ljust(80, b"\0")
+        is_device = file.is_device
+    if not wanted.backing and _names_files(wanted.format, header):
+        raise SourceError(f"{wanted.path} says that its data is in other files, too", _BACKING_HINT)
+    return is_device
+
+
+def _names_files(image_format: str, header: bytes) -> bool:
+    """Whether an image with this header names files, which QEMU opens even if it only looks.
+
+    These are: a backing file; in qcow2 an external data file (bit 2 of the incompatible features);
+    and the extents in the descriptor of a VMDK, unless that is a single file, which begins with
+    KDMV and a capacity.
+    https://www.qemu.org/docs/master/interop/qcow2.html, block/qed.h and block/vmdk.c of QEMU
+    """
+    match image_format:
+        case "qcow" | "qcow2":
+            return any(header[8:16]) or (header[7] > 2 and header[79] & 4 > 0)  # noqa: PLR2004
+        case "qed":
+            return header[16] & 1 > 0
+        case "vmdk":
+            is_single = header[:4] == b"KDMV" and any(header[12:20])
+            return not is_single or b"parentFileNameHint" in header
+        case _:
+            return False

@@ -1,0 +1,140 @@
+"""libvirt, through its program virsh; see docs/decisions/0014-libvirt-by-virsh.md."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from xml.etree.ElementTree import Element, fromstring
+
+from backy.clients.program import ask
+from backy.errors import SourceError
+from backy.system import process, signals
+from backy.system.guard import guarding
+from backy.system.process import Outcome, Program
+from backy.units import MiB
+
+_LONGEST_OUTPUT = 4 * MiB
+_LONGEST_REASON = 300  # characters of what virsh says
+_VERSION = re.compile(r"hypervisor: QEMU (\d+)\.(\d+)\.(\d+)")
+_ALLOCATED = re.compile(r"(\S+) +\d+ +(\d+) +\d+")  # of a line: name, capacity, bytes, bytes
+_COUNT = re.compile("[1-9]")  # of file systems that were frozen, or thawed
+_HINT = "Is it defined on this server, and is libvirtd running? Try: virsh --connect URI list --all"
+_THAW_HINT = "Thaw it now: virsh domfsthaw DOMAIN"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain as it is now: its live XML where it runs."""
+
+    uuid: str
+    xml: Element
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it runs, or is paused."""
+        return "id" in self.xml.attrib
+
+    def disks(self) -> dict[str, Element]:
+        """All its disks, by the name that the guest is to see: "vda"."""
+        elements = self.xml.iterfind("devices/disk")
+        return {attribute(element, "target", "dev"): element for element in elements}
+
+
+@dataclass(slots=True)
+class Freeze:
+    """How a freeze went. `deadline` is when (monotonic) it must end.
+
+    `failures` says why the guest was not frozen all the time; it is complete after the freeze.
+    """
+
+    deadline: float
+    failures: list[str] = field(default_factory=list)
+
+
+class Virsh:
+    """Calls for one domain, named as in the configuration. All methods may raise SourceError."""
+
+    def __init__(self, uri: str, domain: str, timeout_seconds: float) -> None:
+        self._uri = uri
+        self._domain = domain
+        self._timeout = timeout_seconds
+
+    def call(self, *arguments: str, stdin: bytes = b"", timeout_seconds: float = 0) -> str:
+        """Run a command of virsh and give its output; by default within the time limit of all."""
+        seconds = timeout_seconds or self._timeout
+        command = self._program(*arguments, timeout_seconds=seconds).command
+        title = f"domain {self._domain}: {arguments[0]}"
+        limit = _LONGEST_OUTPUT
+        return ask(command, title, timeout_seconds=seconds, stdin=stdin, limit=limit).decode()
+
+    def xml(self, *arguments: str) -> Element:
+        """Run a command whose output is XML."""
+        # libvirtd runs as root, and writes XML without entities.
+        return fromstring(self.call(*arguments))  # noqa: S314 - see above
+
+    def domain(self) -> Domain:
+        """The domain, which must be known by its name or UUID."""
+        try:
+            root = self.xml("dumpxml", self._domain)
+        except SourceError as error:
+            raise SourceError(error.message, _HINT) from error
+        uuid = root.findtext("uuid", "")
+        if self._domain not in {uuid, root.findtext("name")}:
+            # virsh takes a number for the id of a running domain.
+            raise SourceError(f"there is no domain called {self._domain}", _HINT)
+        return Domain(uuid, root)
+
+    def qemu_version(self) -> tuple[int, int, int]:
+        """The version of QEMU that libvirt starts; (0, 0, 0) where it does not say."""
+        found = _VERSION.search(self.call("version"))
+        return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
+
+    def allocated(self, domain: Domain) -> dict[str, int]:
+        """How many bytes each disk takes in its storage, by name."""
+        lines = _ALLOCATED.findall(self.call("domblkinfo", domain.uuid, "--all"))
+        return {name: int(size) for name, size in lines}
+
+    @contextmanager
+    def frozen(self, domain: Domain, timeout_seconds: float) -> Iterator[Freeze]:
+        """Freeze the guest's file systems during the body, which runs even where that fails.
+
+        The guest is thawed whatever happens, also if we are killed. Freezing takes at most half of
+        `timeout_seconds`. Raises SourceError where the guest may still be frozen at the end.
+        """
+        freeze = self._program("domfsfreeze", domain.uuid, timeout_seconds=timeout_seconds / 2)
+        thaw = self._program("domfsthaw", domain.uuid, timeout_seconds=self._timeout)
+        with guarding([thaw]) as guard:
+            frozen = Outcome(None, "")
+            try:
+                state = Freeze(time.monotonic() + timeout_seconds)
+                frozen = process.run(freeze, guard)
+                yield state
+            finally:
+                # A second signal must not come between.
+                with signals.shielded():
+                    thawed = process.run(thaw, guard)
+                    if thawed.code == 0 or frozen.code:
+                        guard.disarm()
+        if not frozen.code and thawed.code != 0:
+            why = f"the guest of domain {self._domain} may still be frozen"
+            raise SourceError(f"{why}: {_reason(thawed)}", _THAW_HINT)
+        # Both commands print the number of file systems.
+        failed = [each for each in (frozen, thawed) if each.code or not _COUNT.search(each.output)]
+        state.failures += [_reason(outcome) or "it took too long" for outcome in failed]
+
+    def _program(self, *arguments: str, timeout_seconds: float) -> Program:
+        command = ("virsh", "--connect", self._uri, *arguments)
+        return Program(command, {"LC_ALL": "C"}, b"", timeout_seconds)
+
+
+def attribute(element: Element, path: str, name: str) -> str:
+    """An attribute of the element at `path` below another; "" where there is none."""
+    found = element.find(path)
+    return "" if found is None else found.get(name, "")
+
+
+def _reason(outcome: Outcome) -> str:
+    return outcome.output.strip()[-_LONGEST_REASON:].replace("\n", " ")

@@ -1,0 +1,85 @@
+"""What the source "qemu" creates in QEMU: found by its names, and removed, whoever was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from backy.clients.qmp import Monitor
+from backy.errors import SourceError, translated
+from backy.sources.checkpoint import CheckpointNames
+from backy.sources.scratch import SCRATCH_HINT
+from backy.system import folders
+
+CHANGES = "-changes"  # after a bitmap's name: what changed since the parent, for one backup
+
+
+class QemuObjects:
+    """The nodes, jobs, exports, bitmaps and folders of one server's backups of one QEMU.
+
+    Bitmaps have the names of checkpoints. All others begin with `prefix`, which no other server
+    and no other QEMU has.
+    """
+
+    def __init__(self, names: CheckpointNames, qmp: Path, scratch: Path) -> None:
+        self._names = names
+        self._scratch = scratch
+        owner = f"{names.name('')} {qmp}"
+        # The name of a node has at most 31 characters.
+        self.prefix = f"backy-{sha256(owner.encode()).hexdigest()[:12]}-"
+
+    def folders(self) -> list[Path]:
+        """The folders with scratch images."""
+        with translated(SourceError, f"looking into {self._scratch}", SCRATCH_HINT):
+            names = folders.list_folder(self._scratch)
+        return [self._scratch / name for name in names if name.startswith(self.prefix)]
+
+    def jobs(self, monitor: Monitor) -> list[str]:
+        """The backup jobs."""
+        return self._listed(monitor, "query-block-jobs", "device")
+
+    def remove_folders(self) -> None:
+        """Remove the scratch images, which QEMU must not use any more."""
+        for folder in self.folders():
+            with translated(SourceError, f"removing {folder}"):
+                folders.remove_tree(folder)
+
+    def remove_from(self, monitor: Monitor, is_unwanted: Callable[[str], bool]) -> None:
+        """Remove everything from QEMU; of the bitmaps only those of unwanted revisions."""
+        self._stop_exports(monitor)
+        jobs = self.jobs(monitor)
+        for name in jobs:
+            monitor.ask("block-job-cancel", device=name, force=True)
+        monitor.wait_until(lambda: not self.jobs(monitor), "a job")
+        for name in self._listed(monitor, "query-named-block-nodes", "node-name"):
+            monitor.ask("blockdev-del", node_name=name)
+        for node in monitor.ask("query-named-block-nodes"):
+            for name in [bitmap.get("name", "") for bitmap in node.get("dirty-bitmaps", [])]:
+                revision = self._names.revision_of(name.removesuffix(CHANGES))
+                if revision and (name.endswith(CHANGES) or is_unwanted(revision)):
+                    monitor.ask("block-dirty-bitmap-remove", node=node["node-name"], name=name)
+        # The guest was stopped because a scratch image could not grow. Now there is none.
+        if jobs and monitor.status() == "io-error":
+            monitor.ask("cont")
+
+    def _stop_exports(self, monitor: Monitor) -> None:
+        """Remove our exports; and stop the NBD server, if it is ours and nobody else uses it."""
+        exports = monitor.ask("query-block-exports")
+        names = [export["id"] for export in exports if export["type"] == "nbd"]
+        if self.folders() and all(name.startswith(self.prefix) for name in names):
+            try:
+                monitor.ask("nbd-server-stop")
+            except SourceError as error:
+                if "not running" not in error.message:
+                    raise
+        for name in self._exports(monitor):
+            monitor.ask("block-export-del", id=name, mode="hard")
+        monitor.wait_until(lambda: not self._exports(monitor), "an export")
+
+    def _exports(self, monitor: Monitor) -> list[str]:
+        return self._listed(monitor, "query-block-exports", "id")
+
+    def _listed(self, monitor: Monitor, query: str, key: str) -> list[str]:
+        names = [answer.get(key, "") for answer in monitor.ask(query)]
+        return [name for name in names if name.startswith(self.prefix)]
