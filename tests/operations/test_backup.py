@@ -130,7 +130,7 @@ def test_a_snapshot_is_taken_while_frozen_and_opened_when_thawed(tmp_path: Path)
     notes = tmp_path / "notes"
     hooks = {
         event: (Hook(command=("/bin/sh", "-c", f"echo {event} >>{notes}")),)
-        for event in ("before_snapshot", "after_snapshot", "after_backup")
+        for event in ("before_snapshot", "after_snapshot")
     }
     made = Made(tmp_path / "base")
     runner = Runner(Hooks(**hooks), "vm1", made.root, print)
@@ -220,10 +220,12 @@ class Buggy(MemorySource):
     error = OSError()
 
     @contextmanager
-    def snapshot(self, request: "Request") -> "Iterator[MemorySnapshot]":
-        with super().snapshot(request) as taken:
-            taken.disks["vda"] = RawImage(self.error)
-            yield taken
+    def opened(
+        self, request: "Request", disks: "Mapping[str, bytes]"
+    ) -> "Iterator[MemorySnapshot]":
+        with super().opened(request, disks) as snapshot:
+            snapshot.disks["vda"] = RawImage(self.error)
+            yield snapshot
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])

@@ -1,19 +1,18 @@
 """The live source is asked for what is damaged: which source that is, and when it is left alone."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from backy import sources
 from backy.errors import ConfigError, SourceError
-from backy.image.image import Image
 from backy.model.revision import Revision
 from backy.operations.origin import LiveSource
-from backy.sources import Request
+from backy.sources import Request, Snapshot, TakenSnapshot
 from tests.lab.repositories import Made
-from tests.memory_source import FailingSource, MemorySnapshot, MemorySource
+from tests.memory_source import FailingSource, MemorySource
 
 DISK = b"disk" * 1000
 
@@ -125,31 +124,24 @@ class Stubborn(Unreadable):
     """Cannot remove the snapshot that it took."""
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[MemorySnapshot]:
-        with super().snapshot(request) as snapshot:
-            yield snapshot
+    def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
+        with super().snapshot(request) as taken:
+            yield taken
         raise SourceError("removing the snapshot: it is busy")
 
 
 class Vanished(MemorySource):
-    """Opens its disks when they are asked for, as rbd does, and finds none."""
+    """Cannot open the disks of a snapshot that it took."""
 
     def __init__(self, **_: object) -> None:
         super().__init__({})
 
     @contextmanager
-    def snapshot(self, request: Request) -> Iterator[MemorySnapshot]:
-        yield VanishedSnapshot(self, {})
+    def snapshot(self, _: Request) -> Iterator[TakenSnapshot]:
+        yield TakenSnapshot(self.refused)
 
-
-class VanishedSnapshot(MemorySnapshot):
-    @property  # type: ignore[override]
-    def disks(self) -> Mapping[str, Image]:
+    def refused(self) -> AbstractContextManager[Snapshot]:
         raise SourceError("the image is gone")
-
-    @disks.setter
-    def disks(self, disks: object) -> None:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -157,7 +149,7 @@ class VanishedSnapshot(MemorySnapshot):
     [
         pytest.param(Unreadable, "input/output error", id="reading"),
         pytest.param(Stubborn, "input/output error", id="reading-and-closing"),
-        pytest.param(Vanished, "the image is gone", id="opening-late"),
+        pytest.param(Vanished, "the image is gone", id="opening"),
     ],
 )
 def test_whatever_fails_in_the_source_is_named_and_no_error(
