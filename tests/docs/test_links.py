@@ -1,5 +1,6 @@
 """Every link between the pages leads somewhere, and every page can be found."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,19 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
     assert not dead
+
+
+# A decision may name what was there when it was made.
+TODAY = [page for page in PAGES if not str(page.id).startswith("docs/decisions")]
+
+
+@pytest.mark.parametrize("page", TODAY)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    places = "|".join(
+        ("benchmarks", "contrib", "docs", "packaging", "requirements", "src", "tests", "tools")
+    )
+    named = re.findall(rf"(?<![\w/.~-])(?:{places})/[\w./-]*\w", page.read_text())
+    assert [each for each in named if not (markdown.PROJECT / each).exists()] == []
 
 
 def test_the_index_of_the_docs_names_every_page() -> None:
