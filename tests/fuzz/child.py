@@ -59,7 +59,7 @@ def index(path: str, size: int, block_size: int, index_hash: str) -> None:
 
 def chunk(folder: str, digest: str, block_size: int) -> None:
     """What reads a block of a store of chunks."""
-    buffers = chunks.Buffers(block_size, CODEC)
+    buffers = chunks.ChunkBuffers(block_size, CODEC)
     block = buffers.block[:block_size]
     blocks = chunks.ChunkBlocks(Path(folder), block_size, CODEC, buffers, Cache.SPARE)
     blocks.get(0, digest, block)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backy.errors import BackyError, DamagedError, StoreError
 from backy.operations.verify import verify
-from backy.stores.chunks import Buffers, ChunkBlocks
+from backy.stores.chunks import ChunkBlocks, ChunkBuffers
 from backy.stores.zstd import ZstdCodec
 from backy.system.files import Cache
 from tests.fuzz import frames
@@ -34,7 +34,7 @@ class Shelf:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.codec = ZstdCodec(1)
-        self.buffers = Buffers(BLOCK, self.codec)
+        self.buffers = ChunkBuffers(BLOCK, self.codec)
         self.blocks = ChunkBlocks(folder, BLOCK, self.codec, self.buffers, Cache.SPARE)
 
     def path(self, digest: str) -> Path:

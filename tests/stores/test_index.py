@@ -269,7 +269,7 @@ def test_whatever_a_line_says_a_digest_is_64_hex_digits(line: bytes) -> None:
 def test_a_file_that_ends_too_early_is_damaged_and_says_where() -> None:
     with index_of(GOOD[: LINE + 10], 48) as index:
         for read in (lambda: index.lines(0, 3), lambda: list(index.extents())):
-            with pytest.raises(DamagedError, match="ends within line 1"):
+            with pytest.raises(DamagedError, match="ends in line 1"):
                 read()
 
 

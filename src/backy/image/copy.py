@@ -1,4 +1,4 @@
-"""The one loop that moves data: from an image to a draft."""
+"""Copy an image to a draft: the only loop that moves data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backy.units import MiB
 
 
 def is_zero(data: memoryview) -> bool:
-    """Whether all bytes are zero; stops at the first that is not."""
-    # bytearray's comparison is memcmp; memoryview's goes item by item and is 100 times slower.
+    """Whether all bytes are zero. Stops at the first one that is not."""
+    # bytearray's comparison is memcmp; memoryview's goes item by item, which is 100 times slower.
     return _zeroes(len(data)) == data
 
 
@@ -26,14 +26,14 @@ def _zeroes(length: int) -> bytearray:
 def copy(
     image: Image, draft: Draft, *, watcher: Watcher = SILENCE, workers: int | None = None
 ) -> int:
-    """Write to `draft` what `image` does not report as unchanged; give the bytes that were read.
+    """Write to `draft` what `image` does not report as SAME; return how many bytes were read.
 
-    Reads and writes one block (or 1 MiB, where blocks are smaller) at a time, as many at once
-    as there are `workers`: the processors and two more by default, so that reads, hashes and
-    writes overlap. All buffers together take at most 32 MiB, or one block each. With one worker
+    Each worker thread reads and writes one block at a time, or 1 MiB if blocks are smaller. By
+    default there are two more workers than processors, at most 8, so that reading, hashing and
+    writing overlap. Their buffers together take at most 32 MiB, or one block. With one worker
     everything happens in ascending order.
 
-    Raises what `image` and `draft` raise. The draft is of no use then; begin with a new one.
+    Raises what `image` and `draft` raise. The draft is useless then; start with a new one.
     """
     block = draft.block_size
     step = max(block, MiB // block * block)

@@ -1,4 +1,4 @@
-"""Images and drafts: the shape that sources, stores and targets share."""
+"""Image and Draft: the protocols that sources, stores and targets implement."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ from backy.model.extent import Extent
 
 
 class Image(Protocol):
-    """The readable content of one disk, of a snapshot or of a revision alike."""
+    """One disk for reading: of a snapshot, or of a revision."""
 
     @property
     def size(self) -> int:
-        """Bytes; never 0."""
+        """Bytes, at least 1."""
 
     def extents(self) -> Iterator[Extent]:
-        """Cover [0, size), ascending and without gaps; SAME means "as in the parent"."""
+        """What is known before reading. Covers [0, size) in ascending order, without gaps.
+
+        SAME means that the range is as in the parent. May be called more than once.
+        """
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill all of `buffer` with the bytes from `offset` on; safe to call from several threads.
+        """Fill all of `buffer` with the bytes from `offset` on. Several threads may call it.
 
-        Raises SourceError, StoreError or DamagedError where it cannot; `buffer` is undefined then.
+        Raises SourceError, StoreError or DamagedError; the content of `buffer` is undefined then.
         """
 
 
 class Draft(Protocol):
-    """An image while it is written. It starts as its parent, so what is the same costs nothing."""
+    """One disk for writing. It starts as its parent, so only changes need to be written."""
 
     @property
     def block_size(self) -> int:
-        """Bytes. Writes start at a multiple of it and end at one, or where the image ends."""
+        """Bytes. Writes start and end at multiples of it, or end where the disk ends."""
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Take these bytes; `data` may be reused on return. Safe to call from several threads."""
+        """Write `data`, which the caller may reuse on return. Several threads may call it."""
 
     def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeroes, at a cost that follows what is not yet zero."""
+        """Make a range read as zeroes. Parts that are zero already cost next to nothing."""

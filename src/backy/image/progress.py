@@ -1,4 +1,4 @@
-"""Who wants to know how far a verb is, and what it warns of."""
+"""Watcher: hears of the progress and the warnings of an operation."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class Watcher(Protocol):
-    """Hears how far a verb is. `advance` is called from any thread, often, and must be quick."""
+    """Hears how far an operation is. `advance` is called often, from any thread: be quick."""
 
     def begin(self, total: int) -> None:
-        """So many bytes of images lie ahead."""
+        """The operation starts; it has `total` bytes of disks to deal with."""
 
     def advance(self, length: int) -> None:
-        """So many more are dealt with: read, skipped or known."""
+        """`length` more bytes are dealt with: read, or skipped."""
 
     def warn(self, text: str) -> None:
-        """Something that the user should know."""
+        """`text` is a warning for the user."""
 
     def note(self, text: str) -> None:
         """Something that is worth a line in the log: what a hook printed, say."""

@@ -1,4 +1,4 @@
-"""A bounded pool of threads that works through steps."""
+"""Do steps in a few threads, each with a buffer of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from backy.system import files, process, signals
 from backy.units import MiB
 
 Step = TypeVar("Step")
-_BUFFERS = 32 * MiB  # bytes that all workers' buffers may take together
+_BUFFERS = 32 * MiB  # bytes of all buffers together, unless one alone is larger
 
 
 def in_parallel(
@@ -19,16 +19,19 @@ def in_parallel(
     buffer_size: int,
     workers: int | None = None,
 ) -> None:
-    """Call `take(step, buffer)` for each step, from a bounded pool of threads.
+    """Call `take(step, buffer)` for each step, from `workers` threads at once.
 
-    Each thread has one buffer of `buffer_size` bytes and fetches its next step when it is done
-    with the last: nothing queues up. The first exception stops all threads at their next step
-    and is raised here; so does a CancelledError that a signal raises while this waits.
+    By default there are two more threads than processors, at most 8; there are fewer if their
+    buffers of `buffer_size` bytes would take more than 32 MiB. Each thread fetches a step when it
+    has finished the last one, so nothing queues up.
+
+    The first exception stops all threads before their next step, and is raised here. So does a
+    CancelledError that a signal raises meanwhile. No thread is left on return.
     """
     wanted = workers or min(8, process.processors() + 2)
     pool = _Pool(steps, take, buffer_size)
     if wanted == 1:
-        # In this thread, so that a signal can interrupt a write to a pipe that nobody reads.
+        # In this thread, so that a signal can interrupt a write to a pipe without a reader.
         pool.work(threading.Event())
         if pool.error:
             raise pool.error
@@ -39,24 +42,24 @@ def in_parallel(
         for number, event in enumerate(ended)
     ]
     try:
-        with signals.shielded():  # a signal within `start` would leave a thread that never ends
+        with signals.shielded():  # a signal during `start` would leave a thread that never ends
             for thread in threads:
                 thread.start()
         for event in ended:
-            while not event.wait(0.1):  # a wait without end is deaf to signals in some Pythons
+            while not event.wait(0.1):  # some Pythons ignore signals in a wait without a timeout
                 pass
     finally:
         pool.stopped = True
         for thread, event in zip(threads, ended, strict=True):
             if thread.ident:
-                event.wait()  # a `join` that a signal interrupted takes its thread for ended
+                event.wait()  # after a signal, `join` alone may return before the thread has ended
                 thread.join()
     if pool.error:
         raise pool.error
 
 
 class _Pool(Generic[Step]):
-    """What the threads of one `in_parallel` share."""
+    """What the threads of one call of `in_parallel` share."""
 
     def __init__(
         self, steps: Iterator[Step], take: Callable[[Step, memoryview], None], buffer_size: int

@@ -1,6 +1,7 @@
-"""Extent algebra: which ranges of an image hold data, are zero, or are the same as in the parent.
+"""Extents: which ranges of an image hold data, are zero, or are the same as in the parent.
 
-Everything here works on ascending extents and is lazy: a disk of any size costs no memory.
+The functions here take extents in ascending order, and are lazy: memory does not depend on the
+size of the disk.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What is known of a range before anybody reads it."""
+    """What is known of a range before it is read."""
 
     DATA = "data"
     ZERO = "zero"
@@ -33,7 +34,7 @@ class Extent:
 
 
 def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """Join neighbours of one kind."""
+    """Join extents of one kind that touch."""
     last: Extent | None = None
     for extent in extents:
         if last and last.kind is extent.kind and last.end == extent.start:
@@ -47,52 +48,53 @@ def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
 
 
 def chop(extents: Iterable[Extent], length: int) -> Iterator[Extent]:
-    """Cut DATA at the multiples of `length` bytes, the other kinds at those of 65,536 times that.
+    """Cut DATA at multiples of `length` bytes, other kinds at multiples of 65,536 times that.
 
-    Those cost next to nothing a byte, but a step must stay short for a cancel to be obeyed.
+    The other kinds cost next to nothing, but each step must be short, so that a cancel is obeyed.
     """
     for extent in extents:
-        limit = length if extent.kind is Kind.DATA else length << 16
+        piece = length if extent.kind is Kind.DATA else length << 16
         start = extent.start
         while start < extent.end:
-            end = min(extent.end, start - start % limit + limit)
+            end = min(extent.end, start - start % piece + piece)
             yield Extent(start, end - start, extent.kind)
             start = end
 
 
 def cover(ranges: Iterable[Extent], size: int, gap: Kind) -> Iterator[Extent]:
-    """Fill what lies between ascending ranges, and before and after them, up to `size` bytes.
+    """Cover [0, size): `ranges` as they are, and extents of kind `gap` before, between and after.
 
-    Raises ValueError where a range is empty, goes back, or ends after `size`.
+    Raises ValueError if a range is empty, starts before the last one ended, or ends after `size`.
     """
     position = 0
-    for each in ranges:
-        if not position <= each.start < each.end <= size:
-            raise ValueError(f"{each.length} bytes at byte {each.start} cannot be there")
-        if position < each.start:
-            yield Extent(position, each.start - position, gap)
-        yield each
-        position = each.end
+    for extent in ranges:
+        if not position <= extent.start < extent.end <= size:
+            what = f"the extent of {extent.length} bytes at byte {extent.start}"
+            raise ValueError(f"{what} is empty, overlaps, or ends after byte {size}")
+        if position < extent.start:
+            yield Extent(position, extent.start - position, gap)
+        yield extent
+        position = extent.end
     if position < size:
         yield Extent(position, size - position, gap)
 
 
 def overlay(content: Iterable[Extent], changes: Iterable[Extent]) -> Iterator[Extent]:
-    """SAME where `changes` says so, and elsewhere what `content` says; both cover the same."""
+    """SAME where `changes` has SAME, elsewhere as in `content`. Both must cover the same range."""
     return combine(content, changes, lambda kind, change: change if change is Kind.SAME else kind)
 
 
 def combine(
     first: Iterable[Extent], second: Iterable[Extent], pick: Callable[[Kind, Kind], Kind]
 ) -> Iterator[Extent]:
-    """What `pick` makes of the kinds that two say of each range; both cover the same."""
+    """Extents of the kind that `pick` makes of two kinds. `first` and `second` cover the same."""
     others = iter(second)
     other = next(others, None)
-    for each in first:
-        position = each.start
-        while other and position < each.end:
-            end = min(each.end, other.end)
-            yield Extent(position, end - position, pick(each.kind, other.kind))
+    for extent in first:
+        position = extent.start
+        while other and position < extent.end:
+            end = min(extent.end, other.end)
+            yield Extent(position, end - position, pick(extent.kind, other.kind))
             position = end
             if other.end == end:
                 other = next(others, None)
@@ -111,16 +113,16 @@ def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def align(extents: Iterable[Extent], block_size: int, size: int) -> Iterator[Extent]:
-    """Widen to whole blocks of an image of `size` bytes; a block of mixed kinds must be read: DATA.
+    """Extents of whole blocks of an image of `size` bytes. A block of several kinds becomes DATA.
 
-    `extents` must cover [0, size) without gaps. What comes out does, too, and starts at
-    multiples of `block_size`; neighbours of one kind are joined.
+    `extents` must cover [0, size) without gaps, and so does the result. Its extents start at
+    multiples of `block_size`; those of one kind that touch are joined.
     """
     return merge(_aligned(extents, block_size, size))
 
 
 def _aligned(extents: Iterable[Extent], block_size: int, size: int) -> Iterator[Extent]:
-    partial: Kind | None = None  # the kind of the block that the last extent ended in
+    partial: Kind | None = None  # the kind so far of the block in which the last extent ended
     for extent in extents:
         start = extent.start
         if partial:

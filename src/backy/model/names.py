@@ -1,4 +1,4 @@
-"""Names that a user chooses: which ones can safely be a job, a disk or a tag."""
+"""Names that users choose: which are valid for a job, a disk or a tag."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ import unicodedata
 
 from backy.errors import ConfigError
 
-_LONGEST_NAME = 128  # bytes; half of what a file system takes, so that a suffix fits
+_LONGEST_NAME = 128  # bytes; half of what file systems allow, so that a suffix fits
 _NAME = re.compile(r"[^\W_][\w.@+-]*")
 _DISK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAG = re.compile(r"[^\W_][\w.:@-]{0,63}")
 
 
 def check_disk_name(name: str) -> str:
-    """Give `name` back. Raises ConfigError where it cannot name a file in a revision's folder."""
+    """Return `name`. Raises ConfigError if it cannot name a file in a revision's folder."""
     if not _DISK.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot be the name of a disk",
-            "Use up to 64 letters, digits, dots, dashes or underscores, a letter or digit first.",
+            "Use up to 64 letters, digits, dots, dashes or underscores; a letter or digit first.",
         )
     return name
 
 
 def check_tag(tag: str) -> str:
-    """Give `tag` back. Raises ConfigError where it would not survive a revision word or a shell."""
+    """Return `tag`. Raises ConfigError if it cannot be used in a revision word or in a shell."""
     if not _TAG.fullmatch(tag) or ".." in tag:
         raise ConfigError(
             f"{tag!r} cannot be a tag",
-            "Use up to 64 letters, digits, dots, dashes, colons or @, a letter or digit first.",
+            "Use up to 64 letters, digits, dots, dashes, colons or @; a letter or digit first.",
         )
     return tag
 
 
 def check_job(name: str) -> str:
-    """Give `name` back. Raises ConfigError where it cannot safely be the name of a folder."""
-    fine = _NAME.fullmatch(name) and unicodedata.is_normalized("NFC", name)
-    if not fine or len(name.encode(errors="replace")) > _LONGEST_NAME:
-        hint = "Use letters, digits and . _ @ + -, a letter or digit first, at most 128 bytes."
+    """Return `name`. Raises ConfigError if it cannot safely be the name of a folder."""
+    is_valid = _NAME.fullmatch(name) and unicodedata.is_normalized("NFC", name)
+    if not is_valid or len(name.encode(errors="replace")) > _LONGEST_NAME:
+        hint = "Use letters, digits and . _ @ + -; a letter or digit first; at most 128 bytes."
         raise ConfigError(f"{name!r} cannot be the name of a job", hint)
     return name

@@ -15,7 +15,7 @@ ID_TIME = "%Y%m%dT%H%M%SZ"
 
 
 class Trust(Enum):
-    """Whether somebody looked at the stored bytes, and what they found."""
+    """Whether the stored bytes were verified since the backup, and with which result."""
 
     TRUSTED = "trusted"
     VERIFIED = "verified"
@@ -23,11 +23,11 @@ class Trust(Enum):
 
 
 class Consistency(Enum):
-    """What a VM that boots from the revision finds.
+    """What state a VM is in that boots from the revision.
 
-    APPLICATION: a hook made its programs write everything. FILESYSTEM: frozen, so file systems
-    are clean. CRASH: one point in time, as after a power cut. NONE: read while it may have been
-    written to, block after block.
+    APPLICATION: a hook made its programs write everything to disk. FILESYSTEM: the guest was
+    frozen, so its file systems are clean. CRASH: as after a power cut; all bytes are of one point
+    in time. NONE: the disk may have been written to while it was read, so not even that is sure.
     """
 
     APPLICATION = "application"
@@ -40,10 +40,12 @@ class Consistency(Enum):
 class Disk:
     """One disk of a revision. Sizes are bytes.
 
-    `read`, `changed` and `stored` say what the backup did: bytes read from the source, bytes in
-    blocks that differ from the parent's, bytes that it wrote to the store. `compared` are bytes
-    read in spite of the source, which called them unchanged; `whole` says why all was read where
-    the source could not tell what changed.
+    The counters say what the backup did. `read`: bytes read from the source. `changed`: bytes in
+    blocks that differ from the parent's. `stored`: bytes written to the store. `compared`: those
+    of `read` that the source reported as unchanged, read again to check its change tracking.
+
+    `whole` says why change tracking could not be used, so the disk was read in full; "" if it was
+    used, or if the source has none.
     """
 
     size: int
@@ -58,10 +60,10 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What revision.json says (docs/formats.md); times are aware and UTC, in whole seconds.
+    """The content of revision.json (docs/formats.md). Times are aware, in UTC, in whole seconds.
 
-    `damaged` has the ranges of each disk, as (start, length) in bytes, that could not be healed
-    when they were last read.
+    `damaged` has, by disk, the ranges that were found damaged and could not be healed, as
+    (start, length) in bytes.
     """
 
     id: str
@@ -78,7 +80,7 @@ class Revision:
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` is the form of a revision's id; all others in revisions/ are drafts."""
+    """Whether `text` has the form of a revision's id. Other names in revisions/ are drafts."""
     try:
         return bool(_ID.fullmatch(text) and time_of(text))
     except ValueError:
@@ -86,38 +88,41 @@ def is_id(text: str) -> bool:
 
 
 def time_of(revision_id: str) -> datetime:
-    """The time that an id begins with. Raises ValueError where there is no such time."""
-    # strptime does the same in a hundred times the time, and monitoring asks for 100,000 of them.
+    """The time at the start of an id. Raises ValueError if there is no such time."""
+    # strptime takes a hundred times as long, and monitoring reads 100,000 ids.
     return datetime.fromisoformat(revision_id.partition("-")[0])
 
 
 def time_for(now: datetime, newest: datetime | None) -> datetime:
-    """The time of a new revision: `now` in whole seconds, but always after `newest`.
+    """The time of a new revision: `now` in whole seconds, or a second after `newest` if later.
 
-    Ids sort by time, so that `ls`, restore.sh and the history agree on the order even where two
-    backups end within a second or the clock went back.
+    So ids sort in the order of the backups for `ls`, restore.sh and the history, even if two
+    backups end in the same second or the clock was set back.
     """
-    this = now.astimezone(UTC).replace(microsecond=0)
+    time = now.astimezone(UTC).replace(microsecond=0)
+    if not newest:
+        return time
     try:
-        return max(this, newest + timedelta(seconds=1)) if newest else this
+        return max(time, newest + timedelta(seconds=1))
     except OverflowError:
-        raise ConfigError("a revision has the last time there is", "Move it away.") from None
+        why = "a revision has the latest possible time, so no other can come after it"
+        raise ConfigError(why, "Move it out of the repository.") from None
 
 
 def id_for(time: datetime, suffix: str) -> str:
-    """The id: the time for people, four random characters so that no two servers make the same."""
+    """An id: the time, and four random characters to tell apart two servers in one second."""
     return f"{time:{ID_TIME}}-{suffix}"
 
 
 def disk_of(revision: Revision, name: str | None) -> str:
-    """The disk called `name`, or the only one. Raises NotFoundError that lists what there is."""
-    there = ", ".join(revision.disks)
+    """The disk called `name`, or the only one. Raises NotFoundError that lists the disks."""
+    names = ", ".join(revision.disks)
     if name is None and len(revision.disks) == 1:
         return next(iter(revision.disks))
     if name is None:
         raise NotFoundError(
-            f"revision {revision.id} has several disks: {there}", "Add --disk NAME."
+            f"revision {revision.id} has several disks: {names}", "Add --disk NAME."
         )
     if name not in revision.disks:
-        raise NotFoundError(f"revision {revision.id} has no disk {name!r}", f"It has: {there}.")
+        raise NotFoundError(f"revision {revision.id} has no disk {name!r}", f"It has: {names}.")
     return name

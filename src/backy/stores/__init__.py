@@ -1,4 +1,4 @@
-"""Stores: how a repository keeps the blocks of its images. A plug-in is a class like `Store`."""
+"""Stores: how a repository keeps the blocks of its disks. A plug-in is a class like `Store`."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ _BUILT_IN = {"chunks": "backy.stores.chunks:ChunkStore", "images": "backy.stores
 
 
 class Store(Protocol):
-    """Keeps the images of one repository below `root`. Every method may raise StoreError."""
+    """Keeps the disks of one repository. Every method may raise StoreError."""
 
     shares_blocks: bool
-    """Whether two index lines that are equal stand for one piece of stored bytes."""
+    """Whether blocks with the same digest share their stored bytes, in all disks and revisions."""
 
     def draft(
         self, folder: Path, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[BlockDraft]:
-        """A draft of a disk of `size` bytes in the draft's `folder`; it starts as `parent`'s disk.
+        """A draft of a disk of `size` bytes in the revision's `folder`; starts as `parent`'s disk.
 
-        `parent` must be published and have the disk. On a clean exit all blocks and the index
-        are handed to the file system; the repository's barrier makes them durable. After an
-        exception the folder is thrown away.
+        `parent` must be published and have the disk. On a clean exit all blocks and the index are
+        written; the repository's barrier makes them durable. After an exception the caller
+        deletes the folder.
         """
 
     def open(
         self, revision: Revision, disk: str, cache: Cache = Cache.SPARE, *, may_be_cut: bool = False
     ) -> AbstractContextManager[StoredImage]:
-        """The image of a disk of a published revision; every read of it checks the hash.
+        """A disk of a published revision. Every read checks the hash.
 
-        Raises DamagedError where the index is not the one that the revision was published with,
-        or the image is not as long as it was; a shorter one `may_be_cut` can allow. Reading
-        what it lacks raises DamagedError then.
+        Raises DamagedError if the index is not the one that was published, or if the stored image
+        has another size. With `may_be_cut` a shorter image is opened; reading what it lacks
+        raises DamagedError.
         """
 
     def open_index(self, folder: Path, disk: str, record: Disk) -> AbstractContextManager[Index]:
-        """The index of a disk of the revision that lies in `folder`, in the history or the trash.
+        """The index of a disk of the revision in `folder`, which may be in the trash.
 
-        `record` is what its revision.json says of the disk. Raises DamagedError where the index
-        is not the one that the revision was published with.
+        `record` is the disk in its revision.json. Raises DamagedError if the index is not the one
+        that was published.
         """
 
     def plain_path(self, revision: Revision, disk: str) -> Path:
-        """The file that a script would look at: the raw image, or the index."""
+        """The file that a script needs for this disk: the raw image, or the index."""
 
     def collect(self, indexes: Iterable[Index]) -> int:
-        """Drop the blocks that none of `indexes` names; give the bytes that were freed.
+        """Delete the blocks that no index in `indexes` uses; return how many bytes that freed.
 
-        The caller holds the repository's lock, so that no draft is being written.
+        The caller holds the repository's lock, so no draft is being written.
         """
 
 
 class StoreClass(Protocol):
-    """What makes a store: its root folder, its block size in bytes, its repository's codec."""
+    """The class of a store."""
 
     def __call__(self, root: Path, block_size: int, codec: Codec) -> Store:
-        """Open the store; makes nothing on disk."""
+        """The store of the repository in the folder `root`; creates nothing on disk."""
 
 
 def store_class(name: str) -> StoreClass:
-    """The store called `name`. Raises ConfigError where no installed package offers it."""
+    """The store called `name`. Raises ConfigError if no installed package offers it."""
     return load("backy.stores", name, _BUILT_IN)  # type: ignore[no-any-return]

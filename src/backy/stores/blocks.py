@@ -1,6 +1,6 @@
-"""What all stores do alike: hash a block, compare it with the index, and only then touch the store.
+"""What all stores have in common: hash a block, compare it with the index, store it if it differs.
 
-A store itself is three verbs on single blocks: get, put, clear; and it says what holds those.
+A store adds how single blocks are read and written (`Blocks`), and what holds those of a disk.
 """
 
 from __future__ import annotations
@@ -21,71 +21,77 @@ from backy.stores.index import Index, IndexDraft, block_count, start_draft
 from backy.system import files, folders
 from backy.system.files import Cache
 
-BY_DIGEST = b"by its name"
+BY_DIGEST = b"by its digest"  # a location, see Blocks
 
 
 class Blocks(Protocol):
-    """Where the blocks of one image are. Safe for several threads, each at another block."""
+    """The blocks of one disk. Several threads may call it, each for another block.
+
+    Every method may raise StoreError. `number` counts from the start of the disk. `digest` is the
+    block's line in the index.
+    """
 
     def get(self, number: int, digest: str, block: memoryview) -> None:
-        """Fill `block` with block `number`; whoever calls checks the hash.
+        """Fill `block` with a stored block. The caller compares the digest.
 
-        Raises DamagedError where it is missing or no block at all.
+        Raises DamagedError if the block is missing, or if what is stored is not a block.
         """
 
     def put(self, number: int, digest: str, block: memoryview) -> int:
-        """Keep a block; give the bytes that were written for it."""
+        """Store a block; return how many bytes were written."""
 
     def clear(self, first: int, count: int, length: int) -> int:
-        """Keep `count` blocks of `length` zero bytes each; give the bytes that were written."""
+        """Store `count` blocks of `length` zero bytes each; return how many bytes were written."""
 
     def extents(self, index: Index) -> Iterator[Extent]:
-        """What must be read: DATA, or ZERO where nothing is stored that could differ from zero."""
+        """ZERO where the index says zero and no other bytes can be stored, DATA elsewhere."""
 
     def locations(self, first: int, count: int) -> Sequence[bytes | None]:
-        """Where each block is stored: equal places with equal digests are one piece of bytes.
+        """Where each of `count` blocks is stored.
 
-        An empty place means that nothing is stored: the block reads as zeroes. BY_DIGEST means that
-        the digest alone says where it is, None that nobody can say.
+        Blocks with the same digest and the same location share their stored bytes. An empty
+        location means that nothing is stored, so the block reads as zeroes. BY_DIGEST means that
+        all blocks with the same digest share their bytes. None means that nobody knows.
         """
 
     def read_stored(self, number: int, digest: str, length: int) -> bytes:
-        """The stored bytes as they lie there, good or bad. Raises OSError where it cannot."""
+        """The stored bytes as they are, good or bad. Raises OSError if they cannot be read."""
 
     def repair(self, number: int, digest: str, block: memoryview) -> None:
-        """Put a block of that digest where bad bytes are; durable on return."""
+        """Replace the bad bytes of a block by `block`, which has the digest; durable on return."""
 
 
-class Scratch(threading.local):
-    """Room for a block, each thread's own from when it first needs it."""
+class BlockBuffer(threading.local):
+    """A buffer of one block for each thread, made when the thread first uses it."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
 
     @cached_property
     def block(self) -> memoryview:
-        """Starts at a page."""
+        """Page-aligned."""
         return files.buffer(self._block_size)
 
 
 class StoredImage:
-    """A disk of a published revision, as an Image. Every byte that it gives has been hashed."""
+    """A disk of a published revision, as an Image. It never returns bytes whose hash is wrong."""
 
     def __init__(self, index: Index, blocks: Blocks) -> None:
         self.index = index
         self.size = index.size
         self.block_size = index.block_size
         self._blocks = blocks
-        self._scratch = Scratch(index.block_size)
+        self._buffer = BlockBuffer(index.block_size)
 
     def extents(self) -> Iterator[Extent]:
         """DATA and ZERO."""
         return self._blocks.extents(self.index)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer`. Raises DamagedError that names the first block that is not whole."""
+        """See Image. Raises DamagedError that names the first bad block."""
         if offset < 0 or offset + len(buffer) > self.size:
-            raise StoreError(f"there is no byte {offset + len(buffer) - 1} in {self.size} bytes")
+            end = offset + len(buffer)
+            raise StoreError(f"cannot read bytes {offset} to {end}: the disk has {self.size} bytes")
         done = 0
         while done < len(buffer):
             number, within = divmod(offset + done, self.block_size)
@@ -94,7 +100,7 @@ class StoredImage:
             if part == length:
                 self._read(number, buffer[done : done + part])
             else:
-                block = self._scratch.block[:length]
+                block = self._buffer.block[:length]
                 self._read(number, block)
                 buffer[done : done + part] = block[within : within + part]
             done += part
@@ -104,14 +110,14 @@ class StoredImage:
         return self._blocks.locations(first, count)
 
     def read_stored(self, number: int) -> bytes:
-        """See Blocks; empty where nothing can be read."""
+        """See Blocks; empty if nothing can be read."""
         length = self.index.length_of(number)
         with suppress(OSError):
             return self._blocks.read_stored(number, self.index.digest(number), length)
         return b""
 
     def repair(self, number: int, block: memoryview) -> None:
-        """Replace a bad block; `block` has the hash that the index says. Raises StoreError."""
+        """See Blocks."""
         self._blocks.repair(number, self.index.digest(number), block)
 
     def _read(self, number: int, block: memoryview) -> None:
@@ -124,7 +130,11 @@ class StoredImage:
 
 
 class BlockDraft:
-    """A disk of a revision while it is written, as a Draft: only what differs reaches the store."""
+    """A disk of a revision while it is written, as a Draft. Stores only blocks that differ.
+
+    `changed` counts the bytes in blocks that differ from the parent's, `stored` those written to
+    the store.
+    """
 
     def __init__(self, index: IndexDraft, blocks: Blocks, *, has_parent: bool) -> None:
         self.block_size = index.block_size
@@ -136,7 +146,7 @@ class BlockDraft:
         self._lock = threading.Lock()
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Keep the blocks of `data` whose hash the index does not have in their place."""
+        """See Draft. Stores the blocks of `data` that have another digest in the index."""
         number = offset // self.block_size
         for start in range(0, len(data), self.block_size):
             block = data[start : start + self.block_size]
@@ -148,7 +158,7 @@ class BlockDraft:
             number += 1
 
     def zero(self, offset: int, length: int) -> None:
-        """Make blocks zero that are not; what is costs one comparison for 4 MiB of index."""
+        """See Draft. Blocks that are zero already cost one comparison for each 4 MiB of index."""
         end = block_count(offset + length, self.block_size)
         for extent in self.index.extents(first=offset // self.block_size, end=end):
             if extent.kind is not Kind.ZERO:
@@ -159,13 +169,13 @@ class BlockDraft:
                 self._count(extent.length if self._has_parent else 0, stored)
 
     def discard(self, start: int, length: int) -> None:
-        """Take nothing of the parent's in this range: it must be written or made zero again."""
+        """Discard what the draft has from its parent in a range. It must be written then."""
         first, end = start // self.block_size, block_count(start + length, self.block_size)
         first, end = (min(number, self.index.blocks) for number in (first, end))
         self.index.discard(first, end - first)
 
     def index_hash(self) -> str:
-        """What revision.json records. Raises DamagedError where a block was never written."""
+        """The hash for revision.json. Raises DamagedError if a block was never written."""
         return self.index.hash()
 
     def _count(self, changed: int, stored: int) -> None:
@@ -175,7 +185,7 @@ class BlockDraft:
 
 
 class BlockStore(ABC):
-    """A Store but for `collect`: a subclass says what holds the blocks of a disk."""
+    """All of a Store but `collect`. A subclass says what holds the blocks of a disk."""
 
     def __init__(self, root: Path, block_size: int, codec: Codec) -> None:
         self._root = root
@@ -186,19 +196,19 @@ class BlockStore(ABC):
     def _new_blocks(
         self, folder: Path, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[Blocks]:
-        """Where the blocks of a draft go; see `draft`."""
+        """The blocks of a new draft; see `Store.draft`."""
 
     @abstractmethod
     def _old_blocks(
         self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
     ) -> AbstractContextManager[Blocks]:
-        """Where those of a published disk are, whose `plain_path` is `path`; see `open`."""
+        """The blocks of a published disk of `size` bytes, whose `plain_path` is `path`."""
 
     @contextmanager
     def draft(
         self, folder: Path, disk: str, size: int, parent: Revision | None
     ) -> Iterator[BlockDraft]:
-        """See Store. The draft's index begins with the lines of the parent's, if any."""
+        """See Store. The draft's index starts as a copy of the parent's."""
         path = folder / f"{disk}.blocks"
         with ExitStack() as stack:
             old = stack.enter_context(self._index_of(parent, disk)) if parent else None
@@ -222,7 +232,7 @@ class BlockStore(ABC):
             yield StoredImage(index, blocks)
 
     def plain_path(self, revision: Revision, disk: str) -> Path:
-        """See Store; the index."""
+        """The index."""
         return self._folder_of(revision) / f"{disk}.blocks"
 
     def open_index(self, folder: Path, disk: str, record: Disk) -> AbstractContextManager[Index]:
@@ -238,8 +248,8 @@ class BlockStore(ABC):
 
 @contextmanager
 def checked_index(path: Path, disk: Disk, codec: Codec) -> Iterator[Index]:
-    """The index of `disk` at `path`. Raises DamagedError where its hash is not the one recorded."""
-    hint = "Its revision cannot be restored; use another one, and remove this one."
+    """The index at `path`. Raises DamagedError if its hash is not the one recorded in `disk`."""
+    hint = "This revision cannot be restored. Use another one, and remove this one."
     with translated(DamagedError, f"opening {path}", hint):
         file = files.open_to_read(path)
     with file:

@@ -1,8 +1,8 @@
-"""Store "chunks": a compressed frame a block, in chunks/ab/abcd….zst, named by its digest.
+"""Store "chunks": one file for each different block, chunks/ab/abcd….zst, named by its digest.
 
-For file systems that cannot share extents. A chunk is only relied on when a published index or
-the draft itself names it, or when it was read and has the right hash; never because its file
-exists: a file that a crash left may be torn.
+For file systems that cannot share extents. That a chunk's file exists proves nothing: after a
+crash it may be torn. A draft relies on a chunk only if its parent's index has the digest in the
+same place, if the draft wrote the chunk itself, or if it read the chunk and the hash is right.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.extent import Extent
 from backy.model.revision import Revision
-from backy.stores.blocks import BY_DIGEST, BlockStore, Scratch
+from backy.stores.blocks import BY_DIGEST, BlockBuffer, BlockStore
 from backy.stores.codec import Codec
 from backy.stores.index import LINE, PIECE, Index, is_digest
 from backy.system import files, folders
 from backy.system.files import Cache
 
-# Chunks that a draft knows it wrote: 20 MiB; forgetting one means to write it again.
+# How many digests a draft remembers as stored, in 20 MiB. The chunks of others are read again.
 _REMEMBERED = 1 << 17
-_DIGEST_BITS = 28  # a bit for each value of as many bits of a digest: 32 MiB
+_DIGEST_BITS = 28  # of each digest, which UsedDigests looks at; it takes 2**28 bits: 32 MiB
 
 
 class ChunkStore(BlockStore):
@@ -36,7 +36,7 @@ class ChunkStore(BlockStore):
     def __init__(self, root: Path, block_size: int, codec: Codec) -> None:
         super().__init__(root, block_size, codec)
         self._folder = root / "chunks"
-        self._buffers = Buffers(block_size, codec)
+        self._buffers = ChunkBuffers(block_size, codec)
 
     def _new_blocks(
         self, folder: Path, disk: str, size: int, parent: Revision | None
@@ -52,7 +52,7 @@ class ChunkStore(BlockStore):
         return ChunkBlocks(self._folder, self._block_size, self._codec, self._buffers, cache)
 
     def collect(self, indexes: Iterable[Index]) -> int:
-        """Remove chunks by mark and sweep; see `UsedDigests` for what that costs."""
+        """See Store. Takes 32 MiB of memory; may keep a few unused chunks, see UsedDigests."""
         used = UsedDigests()
         for index in indexes:
             used.add_all(index)
@@ -68,8 +68,8 @@ class ChunkStore(BlockStore):
         return freed
 
 
-class Buffers(Scratch):
-    """Room for a block and for a frame, each thread's own."""
+class ChunkBuffers(BlockBuffer):
+    """A buffer of one block, and one of a frame, for each thread."""
 
     def __init__(self, block_size: int, codec: Codec) -> None:
         super().__init__(block_size)
@@ -77,15 +77,15 @@ class Buffers(Scratch):
 
     @cached_property
     def frame(self) -> memoryview:
-        """Starts at a page, and is longer than any frame by the rest of its last page or more."""
+        """Page-aligned; a page longer than any frame, so that a longer file is noticed."""
         return files.buffer(self._largest_frame + files.PAGE)
 
 
 class ChunkBlocks:
-    """Blocks as chunks below `folder`."""
+    """Blocks in chunk files below `folder`."""
 
     def __init__(
-        self, folder: Path, block_size: int, codec: Codec, buffers: Buffers, cache: Cache
+        self, folder: Path, block_size: int, codec: Codec, buffers: ChunkBuffers, cache: Cache
     ) -> None:
         self._folder = folder
         self._block_size = block_size
@@ -117,22 +117,25 @@ class ChunkBlocks:
         return frame[:length]
 
     def put(self, number: int, digest: str, block: memoryview) -> int:
-        """Compress and write a chunk, unless this draft wrote it or it is there and whole."""
+        """Write a chunk, unless this draft did so before, or its file exists and is good."""
         if digest in self._written:
             return 0
         path = self._path(digest)
         stored = 0
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
-            is_there = path.exists()
-            if not (is_there and self._is_whole(number, digest, len(block))):
+            exists = path.exists()
+            if not (exists and self._is_good(number, digest, len(block))):
                 stored, frame = self._encode(block)
-                (self._replace if is_there else self._make)(path, frame, stored)
+                if exists:
+                    self._replace(path, frame, stored)
+                else:
+                    self._create(path, frame, stored)
         if len(self._written) < _REMEMBERED:
             self._written[digest] = None
         return stored
 
-    def _is_whole(self, number: int, digest: str, length: int) -> bool:
-        """Whether a chunk that nobody vouches for holds its block; reading it is what tells."""
+    def _is_good(self, number: int, digest: str, length: int) -> bool:
+        """Whether a chunk holds its block; reads it to find out."""
         block = self._buffers.block[:length]
         try:
             self.get(number, digest, block)
@@ -141,22 +144,23 @@ class ChunkBlocks:
         return self._codec.digest(block) == digest
 
     def _encode(self, block: memoryview) -> tuple[int, memoryview]:
-        """The length of a block's frame, and the frame in whole pages, filled up with zeroes."""
+        """The length of the block's frame, and the frame padded to whole pages for O_DIRECT."""
         frame = self._codec.encode(block)
-        length, whole = len(frame), -(-len(frame) // files.PAGE) * files.PAGE
-        room = self._buffers.frame[:whole]
-        room[:length] = frame
-        room[length:] = bytes(whole - length)
-        return length, room
+        length = len(frame)
+        padded_length = -(-length // files.PAGE) * files.PAGE
+        padded = self._buffers.frame[:padded_length]
+        padded[:length] = frame
+        padded[length:] = bytes(padded_length - length)
+        return length, padded
 
-    def _make(self, path: Path, frame: memoryview, length: int) -> None:
-        """Write a chunk under its name: nobody relies on that before it is published."""
+    def _create(self, path: Path, frame: memoryview, length: int) -> None:
+        """Write a new chunk in place: nothing relies on it until the revision is published."""
         try:
             file = files.create(path, Cache.SPARE)
         except FileNotFoundError:
             folders.make_folder(path.parent)
-            self._make(path, frame, length)
-        except FileExistsError:  # another thread has the same block
+            self._create(path, frame, length)
+        except FileExistsError:  # another thread writes the same block
             self._replace(path, frame, length)
         else:
             with file:
@@ -165,38 +169,38 @@ class ChunkBlocks:
                 file.start_writeback()
 
     def _replace(self, path: Path, frame: memoryview, length: int) -> None:
-        """Replace a chunk that may be published: whole and durable first, then renamed."""
-        beside = path.with_name(f".{path.name}.{threading.get_native_id()}")
-        folders.remove_file(beside)
-        with files.create(beside, Cache.SPARE) as file:
+        """Replace a chunk in one step: published revisions may rely on its name."""
+        temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
+        folders.remove_file(temporary)
+        with files.create(temporary, Cache.SPARE) as file:
             file.write(0, frame)
             file.resize(length)
             file.sync()
-        folders.rename(beside, path)
+        folders.rename(temporary, path)
 
     def clear(self, first: int, count: int, length: int) -> int:
-        """Zero blocks have a chunk like any other; one serves all of a length."""
+        """Zero blocks have a chunk like others. Blocks of one length share it."""
         return self.put(first, self._codec.zero_digest(length), memoryview(bytes(length)))
 
     def extents(self, index: Index) -> Iterator[Extent]:
-        """What the index says."""
+        """Those of the index."""
         return index.extents()
 
     def locations(self, first: int, count: int) -> list[bytes | None]:
-        """A chunk is where its name says."""
+        """A digest says where its chunk is."""
         return [BY_DIGEST] * count
 
     def read_stored(self, number: int, digest: str, length: int) -> bytes:
-        """The chunk's file."""
+        """The content of the chunk's file."""
         return folders.read_file(self._path(digest), len(self._buffers.frame))
 
     def repair(self, number: int, digest: str, block: memoryview) -> None:
-        """Replace the chunk, or make it."""
+        """Replace the chunk, or create it."""
         path = self._path(digest)
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
             folders.make_folder(path.parent)
             if path.is_dir():
-                folders.remove_tree(path)  # no file can be renamed over a folder
+                folders.remove_tree(path)  # a file cannot be renamed over a folder
             length, frame = self._encode(block)
             self._replace(path, frame, length)
             folders.sync_folder(path.parent)
@@ -207,11 +211,11 @@ class ChunkBlocks:
 
 
 class UsedDigests:
-    """Which digests are in use, in 32 MiB however many there are.
+    """A set of digests that takes 32 MiB, however many it has. It may say yes too often, never no.
 
-    A bit stands for all digests that are alike in 28 bits, so some chunk in a few hundred of a
-    million is kept though nobody names it; none is dropped that somebody names. Each run looks at
-    other 28 bits, so the next one finds those. A set of digests would need 100 bytes each.
+    It remembers 28 bits of each digest, so it takes a digest for a member if another one has the
+    same bits. With a million members that is 0.4 % of all others, whose chunks stay until a later
+    purge: each set looks at other 28 bits. A Python set would take 100 bytes for each digest.
     """
 
     def __init__(self) -> None:
@@ -219,6 +223,7 @@ class UsedDigests:
         self._start = secrets.randbelow(64 - _DIGEST_BITS // 4 + 1)
 
     def _bit_of(self, digest: bytes | str) -> tuple[int, int]:
+        """Where the bit of a digest is: the byte, and the bit in it as a mask."""
         value = int(digest[self._start : self._start + _DIGEST_BITS // 4], 16)
         return value >> 3, 1 << (value & 7)
 
@@ -227,12 +232,12 @@ class UsedDigests:
         return bool(self._bits[byte] & bit)
 
     def add_all(self, index: Index) -> None:
-        """Mark every line of an index. Raises DamagedError where one is no hash."""
+        """Add every line of an index. Raises DamagedError if one is not a hash."""
         zeroes = (index.codec.zero_digest(index.block_size) + "\n").encode() * PIECE
         for first, count, lines in index.pieces():
-            many = 1 if lines == zeroes[: len(lines)] else count
+            is_all_zero = lines == zeroes[: len(lines)]
             try:
-                for start in range(0, many * LINE, LINE):
+                for start in range(0, LINE if is_all_zero else count * LINE, LINE):
                     byte, bit = self._bit_of(lines[start : start + LINE])
                     self._bits[byte] |= bit
             except ValueError:

@@ -1,4 +1,4 @@
-"""The codec of a repository: how it names the bytes of a block, and packs a block into a file."""
+"""Codec: how a repository names its blocks by their content, and packs a block into a file."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Protocol
 
 
 class Codec(Protocol):
-    """Made once by a repository, from its settings; safe to call from several threads.
+    """Names and packs blocks. A repository makes one from its settings.
 
-    Nothing else hashes or compresses stored bytes. Its answers must not change during the life of
-    a repository: they are the names and the contents of files.
+    Nothing else hashes or compresses what is stored. Several threads may call it. What it returns
+    must stay the same for the life of a repository, because files have these names and contents.
     """
 
     suffix: str
-    """The end of the name of a file that holds one frame, such as ".zst"."""
+    """The end of the name of a file with one frame, such as ".zst"."""
 
     def digest(self, content: bytes | memoryview) -> str:
-        """The name of `content`: 64 lower-case hex digits; different bytes have different ones."""
+        """The name of these bytes: 64 lower-case hex digits, different for different bytes."""
 
     def digest_of_pieces(self, pieces: Iterable[bytes]) -> str:
-        """The digest of bytes that come piece by piece, so that they need not be held at once."""
+        """The digest of all pieces together, which need not fit into memory."""
 
     def zero_digest(self, length: int) -> str:
-        """The digest of `length` zero bytes; asked for often, so it must cost next to nothing."""
+        """The digest of `length` zero bytes. Called often, so it must be quick."""
 
     def largest_frame(self, length: int) -> int:
-        """The bytes that a frame of `length` bytes takes at most."""
+        """The most bytes that the frame of a block of `length` bytes can have."""
 
     def encode(self, block: memoryview) -> bytes:
-        """The frame of a block: all that `decode` needs to give the block back."""
+        """Pack a block into a frame."""
 
     def decode(self, frame: memoryview, block: memoryview) -> None:
-        """Fill `block` from its frame; whoever calls compares the digest.
+        """Fill `block` from its frame. The caller compares the digest.
 
-        Raises DamagedError that says why, without naming the file, unless `frame` is one whole
-        frame of exactly `len(block)` bytes. `block` is undefined then. A hostile frame must not
-        make this take more memory than the block and the frame.
+        Raises DamagedError unless `frame` is exactly one frame, of exactly `len(block)` bytes;
+        `block` is undefined then. The message says what is wrong, without naming the file. The
+        memory it takes must be bounded, because frames may be forged.
         """

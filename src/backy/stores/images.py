@@ -1,8 +1,8 @@
-"""Store "images": one plain, sparse, read-only raw file a disk and revision, sharing extents.
+"""Store "images": a plain raw file for each disk of each revision, sparse and read-only.
 
-For XFS, btrfs and other file systems with reflink. A draft begins as a clone of its parent, and
-only the 4 KiB pieces that differ are written, so `cp` is the restore and a delta costs what
-changed.
+For XFS, btrfs and other file systems with reflinks. A draft starts as a clone of its parent's
+file, and only the 4 KiB pages that differ are written. So `cp` restores a disk, and a delta takes
+as much space as changed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from backy.errors import DamagedError, StoreError, translated
 from backy.image.copy import is_zero
 from backy.model.extent import Extent, Kind, align
 from backy.model.revision import Revision
-from backy.stores.blocks import BlockStore, Scratch
+from backy.stores.blocks import BlockBuffer, BlockStore
 from backy.stores.index import Index, block_count
 from backy.system import files
 from backy.system.files import PAGE, Cache, File
 
-_PLACE = struct.Struct("=QQQ")  # from, to, and where on the medium
+_LOCATION = struct.Struct("=QQQ")  # start and end in the file, start on the medium
 
 
 class ImageStore(BlockStore):
@@ -38,7 +38,7 @@ class ImageStore(BlockStore):
             if parent:
                 self._clone(self.plain_path(parent, disk), file)
             with translated(StoreError, f"making {file.path} {size} bytes long"):
-                if file.size() != size:  # XFS parts the last page even where nothing is cut
+                if file.size() != size:  # XFS unshares the last page even if the size is the same
                     file.resize(size)
             yield ImageBlocks(file, self._block_size, is_new=not parent)
             file.protect()
@@ -62,9 +62,9 @@ class ImageStore(BlockStore):
                 raise DamagedError(f"{path} is missing", hint) from None
         with file:
             with translated(StoreError, f"looking at {path}"):
-                found = file.size()
-            if found > size or (found < size and not may_be_cut):
-                raise DamagedError(f"{path} has {found} bytes, not {size}", hint)
+                real_size = file.size()
+            if real_size > size or (real_size < size and not may_be_cut):
+                raise DamagedError(f"{path} has {real_size} bytes, not {size}", hint)
             yield ImageBlocks(file, self._block_size, is_new=False)
 
     def plain_path(self, revision: Revision, disk: str) -> Path:
@@ -72,28 +72,28 @@ class ImageStore(BlockStore):
         return super().plain_path(revision, disk).with_suffix(".img")
 
     def collect(self, indexes: Iterable[Index]) -> int:
-        """Nothing to do: the file system frees an extent when the last file that shares it goes."""
+        """Nothing to do: the file system frees an extent with the last file that shares it."""
         return 0
 
 
 class ImageBlocks:
-    """Blocks in their place in a raw file. `is_new` means that it holds nothing yet."""
+    """Blocks at their offsets in a raw file. `is_new`: the file has no data yet."""
 
     def __init__(self, file: File, block_size: int, *, is_new: bool) -> None:
         self._file = file
         self._block_size = block_size
         self._is_new = is_new
-        self._scratch = Scratch(block_size)
+        self._buffer = BlockBuffer(block_size)
 
     def get(self, number: int, digest: str, block: memoryview) -> None:
-        """Read a block where it lies."""
+        """Read the block from the file."""
         where = f"block {number} (byte {number * self._block_size}) of {self._file.path}"
         with translated(StoreError, f"reading {where}"):
             if self._file.read_into(number * self._block_size, block) != len(block):
-                raise DamagedError(f"{where} lies beyond the end of the file")
+                raise DamagedError(f"{where} is beyond the end of the file")
 
     def put(self, number: int, digest: str, block: memoryview) -> int:
-        """Write the 4 KiB pieces that differ from what the file has; punch those that are zero."""
+        """Write the 4 KiB pages that differ from the file's; punch holes for zeroes."""
         start = number * self._block_size
         written = 0
         with translated(StoreError, f"writing block {number} of {self._file.path}"):
@@ -107,23 +107,24 @@ class ImageBlocks:
         return written
 
     def _old(self, start: int, length: int) -> memoryview | None:
-        block = self._scratch.block[:length]
+        """What the file has there; None if it cannot be read."""
+        block = self._buffer.block[:length]
         try:
             done = self._file.read_into(start, block)
-        except OSError:  # a bad sector that the parent shares: what replaces it goes elsewhere
+        except OSError:  # a bad sector, shared with the parent; new data gets other sectors
             return None
         block[done:] = bytes(length - done)
         return block
 
     def clear(self, first: int, count: int, length: int) -> int:
-        """Punch a hole."""
+        """Punch a hole for all of them."""
         if not self._is_new:
             with translated(StoreError, f"punching a hole into {self._file.path}"):
                 self._file.zero(first * self._block_size, (count - 1) * self._block_size + length)
         return 0
 
     def extents(self, index: Index) -> Iterator[Extent]:
-        """Holes are ZERO where the index agrees; all that occupies space must be read."""
+        """DATA where the file has data; elsewhere what the index says."""
         for extent in align(self._file.extents(index.size), index.block_size, index.size):
             if extent.kind is Kind.DATA:
                 yield extent
@@ -133,29 +134,30 @@ class ImageBlocks:
                 yield from index.extents(first=first, end=end)
 
     def locations(self, first: int, count: int) -> list[bytes | None]:
-        """By physical extents: clones share them until one is written to."""
+        """The physical extents of each block, which clones share until one is written to."""
         size = self._block_size
-        found: list[bytes | None] = [b""] * count
+        locations: list[bytes | None] = [b""] * count
         try:
             for offset, length, physical in self._file.physical_extents(first * size, count * size):
-                for start in range(offset - offset % size, offset + length, size):
-                    number = start // size - first
-                    low, high = max(start, offset), min(start + size, offset + length)
-                    before = found[number]
-                    if physical is None or before is None:
-                        found[number] = None
-                    else:
-                        found[number] = before + _PLACE.pack(low, high, physical + low - offset)
-        except OSError:  # the file system does not say, so nothing is taken for shared
+                end = offset + length
+                for number in range(offset // size, block_count(end, size)):
+                    so_far = locations[number - first]
+                    if physical is None or so_far is None:
+                        locations[number - first] = None
+                        continue
+                    low, high = max(number * size, offset), min((number + 1) * size, end)
+                    part = _LOCATION.pack(low, high, physical + low - offset)
+                    locations[number - first] = so_far + part
+        except OSError:  # the file system cannot tell, so every block is read
             return [None] * count
-        return found
+        return locations
 
     def read_stored(self, number: int, digest: str, length: int) -> bytes:
-        """The block."""
+        """What the file has there."""
         return self._file.read_bytes(number * self._block_size, length)
 
     def repair(self, number: int, digest: str, block: memoryview) -> None:
-        """Write the block; revisions that shared the bad one keep theirs."""
+        """Write the block. Other revisions that share the bad bytes keep them."""
         what = f"writing block {number} of {self._file.path}"
         with translated(StoreError, what), files.open_protected(self._file.path) as file:
             file.write(number * self._block_size, block)
@@ -163,19 +165,18 @@ class ImageBlocks:
 
 
 def _changes(new: memoryview, old: memoryview | None) -> Iterator[tuple[Kind, int, int]]:
-    """Runs of 4 KiB pieces as (kind, start, end): SAME as in `old`, else ZERO or DATA.
+    """Runs of pages as (kind, start, end): SAME as in `old`, otherwise ZERO or DATA.
 
-    Without `old` everything is compared with nothing: zero pieces are ZERO. The first run may be
-    empty.
+    Without `old` no page is SAME. The first run may be empty.
     """
     run, run_start = Kind.SAME, 0
     for start in range(0, len(new), PAGE):
-        piece = new[start : start + PAGE]
-        # bytearray's comparison is memcmp, which memoryview's is not.
-        if old is not None and bytearray(piece) == old[start : start + PAGE]:
+        page = new[start : start + PAGE]
+        # bytearray's comparison is memcmp; memoryview's goes item by item.
+        if old is not None and bytearray(page) == old[start : start + PAGE]:
             kind = Kind.SAME
         else:
-            kind = Kind.ZERO if is_zero(piece) else Kind.DATA
+            kind = Kind.ZERO if is_zero(page) else Kind.DATA
         if kind is not run:
             yield run, run_start, start
             run, run_start = kind, start

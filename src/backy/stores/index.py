@@ -1,8 +1,8 @@
-"""The index of an image: the digest of each block, 64 hex digits and a newline a block.
+"""The index of a disk: a text file with the digest of each block, one a line.
 
-The fixed width puts line n at byte 65 * n, so a delta patches the lines that changed, and `sed`
-turns the file into the list of chunks (docs/formats.md). A draft's line is 65 NUL bytes until its
-block has been written: a hole in the file, so an unwritten index of any length costs nothing.
+All lines have the same length: line n is at byte 65 * n. So a delta changes lines in place, and
+`sed` turns the file into a list of chunks (docs/formats.md). In a draft the line of a block that
+is not yet written is 65 NUL bytes: a hole, so a new index of any length takes no space.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from backy.stores.codec import Codec
 from backy.system import files
 
 LINE = 65  # bytes: 64 hex digits and a newline
-PIECE = 1 << 16  # lines looked at in one go: 4 MiB of memory, whatever the disk's size
-_FEW = 1 << 12  # lines looked at where the first answer may be the last that is wanted
+PIECE = 1 << 16  # lines read at a time: 4 MiB of memory, whatever the size of the disk
+_SMALL_PIECE = 1 << 12  # lines read at a time if the caller may stop after the first result
 UNWRITTEN = bytes(LINE)
 _DIGITS = b"0123456789abcdef"
 _HEX = frozenset(string.hexdigits.lower())
@@ -31,12 +31,12 @@ def is_digest(text: str) -> bool:
 
 
 def block_count(size: int, block_size: int) -> int:
-    """How many blocks an image of `size` bytes has; the last may be short."""
+    """How many blocks a disk of `size` bytes has. The last one may be short."""
     return -(-size // block_size)
 
 
 class Index:
-    """The index in an open file, for reading; safe for several threads."""
+    """An index in an open file, for reading. Several threads may use it."""
 
     def __init__(self, file: files.File, size: int, block_size: int, codec: Codec) -> None:
         self.file = file
@@ -46,29 +46,31 @@ class Index:
         self.codec = codec
 
     def length_of(self, number: int) -> int:
-        """The bytes in block `number`: the block size, or less for the last."""
+        """The length of a block in bytes: the block size, or less for the last block."""
         return min(self.block_size, self.size - number * self.block_size)
 
     def comparable(self, other: Index) -> int:
-        """How many blocks can be the same as in `other`; a short last one only in equal sizes."""
-        whole = min(self.size, other.size) // self.block_size
-        count = self.blocks if self.size == other.size else whole
-        return count if self.block_size == other.block_size else 0
+        """How many blocks from the start have the same length in both, so may be the same."""
+        if self.block_size != other.block_size:
+            return 0
+        if self.size == other.size:
+            return self.blocks
+        return min(self.size, other.size) // self.block_size
 
     def lines(self, first: int, count: int) -> bytes:
-        """`count` raw lines. Raises DamagedError where the file ends before or is unreadable."""
+        """`count` lines as they are. Raises DamagedError if they cannot all be read."""
         try:
             lines = self.file.read_bytes(first * LINE, count * LINE)
         except OSError as error:
             raise DamagedError(f"reading {self.file.path}: {error.strerror}") from error
         if len(lines) != count * LINE:
-            raise DamagedError(f"{self.file.path} ends within line {first + len(lines) // LINE}")
+            raise DamagedError(f"{self.file.path} ends in line {first + len(lines) // LINE}")
         return lines
 
     def digest(self, number: int) -> str:
-        """The name of block `number`. Raises DamagedError where the line is not 64 hex digits.
+        """The digest of block `number`. Raises DamagedError if the line is not 64 hex digits.
 
-        That check is also what keeps a forged index from naming a path outside the repository.
+        This check also keeps a forged index from naming a path outside the repository.
         """
         line = self.lines(number, 1)
         digest = line[:-1].decode("ascii", "replace")
@@ -77,13 +79,13 @@ class Index:
         return digest
 
     def pieces(self) -> Iterator[tuple[int, int, bytes]]:
-        """All lines as (first line, how many, bytes), at most PIECE lines at a time."""
+        """All lines as (first line, count, bytes), at most PIECE lines at a time."""
         for first in range(0, self.blocks, PIECE):
             count = min(PIECE, self.blocks - first)
             yield first, count, self.lines(first, count)
 
     def find(self, digests: Collection[str]) -> Iterator[tuple[int, str]]:
-        """The blocks that have one of these names, as (number, name), ascending."""
+        """The blocks with one of these digests, as (number, digest), ascending."""
         wanted = {digest.encode() for digest in digests}
         for first, count, lines in self.pieces():
             if not wanted.isdisjoint(lines.split()):
@@ -93,23 +95,24 @@ class Index:
                         yield first + number, line.decode()
 
     def zero_line(self, number: int) -> bytes:
-        """The line that block `number` has where it is all zero."""
+        """The line that a block of zeroes has at `number`."""
         return (self.codec.zero_digest(self.length_of(number)) + "\n").encode()
 
     def data(self) -> int:
-        """The bytes in blocks that are not zero, by their names; a short last block counts."""
+        """How many bytes are in blocks that are not zero. A short last block always counts."""
         zero = (self.codec.zero_digest(self.block_size) + "\n").encode()
         return self.size - self.block_size * sum(lines.count(zero) for _, _, lines in self.pieces())
 
     def data_blocks(self, first: int, end: int) -> Iterator[int]:
-        """The numbers of the blocks from `first` to before `end` that are not zero, ascending.
+        """The numbers of the blocks in [first, end) that are not zero, ascending.
 
-        Lazy, and looks at few lines at a time: asking for the first one costs little.
+        Reads few lines at a time, so the first result comes quickly.
         """
         whole = self.size // self.block_size
         while first < end:
-            # A short last block has another zero line, so it is looked at alone.
-            count = min(_FEW, (min(end, whole) if first < whole else end) - first)
+            # A short last block has another zero line, so it is compared alone.
+            stop = min(end, whole) if first < whole else end
+            count = min(_SMALL_PIECE, stop - first)
             lines, zero = self.lines(first, count), self.zero_line(first)
             for number in range(count) if lines != zero * count else ():
                 if lines[number * LINE : (number + 1) * LINE] != zero:
@@ -117,9 +120,9 @@ class Index:
             first += count
 
     def hash(self) -> str:
-        """The digest of the file, which revision.json records.
+        """The digest of the file, which revision.json records as `index_hash`.
 
-        Raises DamagedError where the length is wrong or a line was never written.
+        Raises DamagedError if the length is wrong or a line is not a hash.
         """
         if self.file.size() != self.blocks * LINE:
             sizes = f"{self.file.size()} bytes, not {self.blocks * LINE}"
@@ -127,7 +130,7 @@ class Index:
         return self.codec.digest_of_pieces(self._checked_pieces())
 
     def _checked_pieces(self) -> Iterator[bytes]:
-        """All lines. Raises DamagedError at a piece in which one is not a digest."""
+        """All lines. Raises DamagedError if one is not a hash."""
         for first, _, lines in self.pieces():
             if b"\0" in lines:
                 unwritten = first + lines.index(b"\0") // LINE
@@ -140,10 +143,9 @@ class Index:
     def extents(
         self, since: Index | None = None, first: int = 0, end: int | None = None
     ) -> Iterator[Extent]:
-        """What the blocks hold: SAME where `since` has the same line, ZERO by their name, or DATA.
+        """Extents of the blocks in [first, end): SAME as in `since`, otherwise ZERO or DATA.
 
-        Covers the blocks from `first` to before `end`. A short last block is an extent of its
-        own: the zero block of another length has another name.
+        A short last block is an extent of its own, because its zero line is another one.
         """
         end = self.blocks if end is None else min(end, self.blocks)
         whole = self.size // self.block_size
@@ -164,7 +166,7 @@ class Index:
 
 
 def _runs(lines: bytes, old: bytes, zero: bytes) -> Iterator[tuple[Kind, int, int]]:
-    """Runs of equal kind as (kind, first line, how many); the common cases cost one comparison."""
+    """Runs of one kind as (kind, first line, count). The usual cases cost one comparison."""
     count = len(lines) // LINE
     if lines == old:
         yield Kind.SAME, 0, count
@@ -184,19 +186,19 @@ def _runs(lines: bytes, old: bytes, zero: bytes) -> Iterator[tuple[Kind, int, in
 
 
 class IndexDraft(Index):
-    """An index while it is written: the parent's lines, patched, in any order."""
+    """An index while it is written. Starts with the parent's lines; takes lines in any order."""
 
     def put(self, number: int, digest: str) -> None:
-        """Name block `number`."""
+        """Write the line of block `number`."""
         self.file.write(number * LINE, (digest + "\n").encode())
 
     def discard(self, first: int, count: int) -> None:
-        """Make blocks unwritten again, whatever the parent had there."""
+        """Make lines unwritten again, whatever the parent had there."""
         for start in range(first, first + count, PIECE):
             self.file.write(start * LINE, UNWRITTEN * min(PIECE, first + count - start))
 
     def put_zero(self, first: int, count: int) -> None:
-        """Name `count` blocks, all of one length, as zero."""
+        """Write the lines of `count` zero blocks, which have all the same length."""
         line = self.zero_line(first)
         for start in range(first, first + count, PIECE):
             self.file.write(start * LINE, line * min(PIECE, first + count - start))
@@ -205,9 +207,10 @@ class IndexDraft(Index):
 def start_draft(
     path: Path, size: int, block_size: int, codec: Codec, parent: Index | None
 ) -> IndexDraft:
-    """Make a draft's index file, with those of the parent's lines whose blocks can be the same.
+    """Create the index of a draft at `path`, with the lines that it can take from its parent.
 
-    Where the disk was resized, a short last block is not one of them. The caller closes `.file`.
+    If the disk was resized, the line of a short last block is not one of them. The caller closes
+    `.file`. Raises OSError.
     """
     file = files.create(path)
     draft = IndexDraft(file, size, block_size, codec)

@@ -1,4 +1,4 @@
-"""The codec of format 1: blocks are named by BLAKE3-256 and packed as zstd frames (RFC 8878).
+"""The codec of format 1: the name of a block is its BLAKE3-256, its frame is zstd (RFC 8878).
 
 `b3sum` and `zstd -d` do the same, so a restore by hand needs nothing else.
 """
@@ -15,7 +15,7 @@ from backy.errors import DamagedError
 
 
 class ZstdCodec:
-    """A Codec that compresses at a zstd level."""
+    """A Codec; `level` is the zstd level, 1 to 19."""
 
     suffix = ".zst"
 
@@ -35,14 +35,14 @@ class ZstdCodec:
         return hasher.hexdigest()
 
     def zero_digest(self, length: int) -> str:
-        """Computed once for each length: those of whole blocks and of short last ones."""
+        """Computed once for each length. There are few: the block size and short last blocks."""
         known = self._zero_digests.get(length)
         if known is None:
             known = self._zero_digests[length] = self.digest(bytes(length))
         return known
 
     def largest_frame(self, length: int) -> int:
-        """What does not compress grows by 1/256 (ZSTD_COMPRESSBOUND) and by less than 4 KiB."""
+        """ZSTD_COMPRESSBOUND, zstd.h: 1/256 more than the block, and less than 4 KiB."""
         return length + length // 256 + 4096
 
     def encode(self, block: memoryview) -> bytes:
@@ -65,7 +65,7 @@ class ZstdCodec:
 
 
 class _Contexts(threading.local):
-    """A compressor and a decompressor for each thread: neither may be shared at the same time."""
+    """A compressor and a decompressor for each thread; threads must not share one."""
 
     def __init__(self, level: int) -> None:
         self.compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
@@ -73,9 +73,10 @@ class _Contexts(threading.local):
 
 
 def _frame_length(frame: memoryview) -> int:
-    """Where the first zstd frame in `frame` ends, or -1: RFC 8878, sections 3.1.1 and 3.1.1.2.
+    """Where the first zstd frame in `frame` ends; -1 if it is cut short.
 
-    `zstd -d`, and so restore.sh, fails on bytes after a frame; zstandard's readers ignore them.
+    See RFC 8878, sections 3.1.1 and 3.1.1.2. zstandard's readers ignore bytes after a frame, but
+    `zstd -d`, and so restore.sh, fails on them.
     """
     has_checksum = frame[4] & 4
     position, last = zstandard.frame_header_size(frame), 0
