@@ -56,7 +56,7 @@ class CodecSuite:
         assert self.codec.digest_of_pieces([]) == self.codec.digest(b"")
 
     @pytest.mark.parametrize("length", [1, 12_345, BLOCK, MiB])
-    def test_the_digest_of_zeroes_is_told_again_and_again(self, length: int) -> None:
+    def test_the_digest_of_zeroes_is_that_of_so_many_zero_bytes(self, length: int) -> None:
         for _ in range(2):
             assert self.codec.zero_digest(length) == self.codec.digest(bytes(length))
 
@@ -65,7 +65,7 @@ class CodecSuite:
         assert len(frame) <= self.codec.largest_frame(len(content))
         assert self.decoded(frame, len(content)) == content
 
-    def test_the_end_of_a_file_name_parts_frames_from_other_files(self) -> None:
+    def test_the_suffix_is_the_end_of_a_file_name(self) -> None:
         assert re.fullmatch(r"\.[a-z.]+", self.codec.suffix)
 
     @pytest.mark.parametrize("by", [-1, 1, 5000])

@@ -116,7 +116,7 @@ class StoreSuite:
                 + content[start + 5000 :]
             )
 
-    def test_extents_of_a_disk_tell_zeroes_where_whole_blocks_are_zero(self, shelf: Shelf) -> None:
+    def test_extents_are_zero_where_whole_blocks_are_zero(self, shelf: Shelf) -> None:
         size = shelf.block_size
         content = sample(size) + bytes(3 * size) + sample(size) + bytes(ODD)
         with shelf.open(shelf.publish(content)) as image:
@@ -129,7 +129,7 @@ class StoreSuite:
         }
         assert zeroes == {1, 2, 3, 5}
 
-    def test_nothing_is_stored_for_what_is_the_same(self, shelf: Shelf) -> None:
+    def test_nothing_is_stored_for_blocks_reported_as_unchanged(self, shelf: Shelf) -> None:
         content = sample(3 * shelf.block_size + ODD)
         parent = shelf.publish(content)
         revision = shelf.publish(BytesImage(content, parent=content), parent)
@@ -137,7 +137,9 @@ class StoreSuite:
         assert (disk.read, disk.changed, disk.stored) == (0, 0, 0)
         assert shelf.read(revision) == content
 
-    def test_nothing_is_stored_for_what_was_read_again_and_is_as_before(self, shelf: Shelf) -> None:
+    def test_nothing_is_stored_for_blocks_that_were_read_and_did_not_change(
+        self, shelf: Shelf
+    ) -> None:
         content = sample(3 * shelf.block_size + ODD)
         parent = shelf.publish(content)
         disk = shelf.publish(content, parent).disks["vda"]

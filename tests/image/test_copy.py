@@ -294,7 +294,7 @@ def test_buffers_are_bounded(buffer_size: int, workers: int, expected: int) -> N
     assert len(buffers) == expected
 
 
-def test_threads_are_few_where_nobody_says_how_many() -> None:
+def test_by_default_there_are_few_threads() -> None:
     names: set[str] = set()
     in_parallel(steps(500), lambda *_: names.add(threading.current_thread().name), 4096)
     assert 1 <= len(names) <= 8

@@ -65,7 +65,7 @@ def test_chopping_changes_no_byte_and_cuts_data_at_multiples(
 
 
 @pytest.mark.parametrize("kind", [ZERO, SAME], ids=["zero", "same"])
-def test_what_costs_little_is_cut_at_65536_times_the_length(kind: Kind) -> None:
+def test_zero_and_same_are_cut_at_65536_times_the_length(kind: Kind) -> None:
     large = 65536 * 100
     assert list(chop([Extent(large - 7, large + 14, kind)], 100)) == [
         Extent(large - 7, 7, kind),
@@ -92,7 +92,7 @@ def test_covering_fills_what_is_missing_and_nothing_else(extents: list[Extent]) 
         pytest.param([(10, -5)], id="negative"),
     ],
 )
-def test_ranges_that_cannot_be_are_refused(ranges: list[tuple[int, int]]) -> None:
+def test_impossible_ranges_are_refused(ranges: list[tuple[int, int]]) -> None:
     extents = [Extent(start, length, DATA) for start, length in ranges]
     with pytest.raises(ValueError, match="overlaps"):
         list(cover(extents, 100, SAME))
@@ -173,6 +173,6 @@ def test_everything_is_lazy() -> None:
 
 
 @pytest.mark.parametrize("transform", [merge, lambda each: chop(each, 7)], ids=["merge", "chop"])
-def test_of_nothing_comes_nothing(transform: object) -> None:
+def test_no_extents_give_no_extents(transform: object) -> None:
     assert callable(transform)
     assert list(transform([])) == []

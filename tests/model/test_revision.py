@@ -44,12 +44,12 @@ def test_an_id_tells_its_time_to_people() -> None:
         "2026112\N{ARABIC-INDIC DIGIT THREE}T004938Z-x7k2",
     ],
 )
-def test_what_has_not_the_form_of_an_id_is_none(text: str) -> None:
+def test_a_text_without_the_form_of_an_id_is_not_an_id(text: str) -> None:
     assert not is_id(text)
 
 
 @pytest.mark.parametrize("text", ["99999999T999999Z-aaaa", "20260230T000000Z-aaaa"])
-def test_a_time_that_never_was_makes_no_id(text: str) -> None:
+def test_an_impossible_time_is_not_an_id(text: str) -> None:
     """A folder of such a name in revisions/ would else stop every backup."""
     assert not is_id(text)
 
@@ -106,7 +106,7 @@ NO_DISKS = [
 
 
 @pytest.mark.parametrize("name", NO_DISKS)
-def test_a_name_that_is_no_file_of_a_folder_is_no_disk(name: str) -> None:
+def test_a_name_that_cannot_be_a_file_is_not_a_disk_name(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_disk_name(name)
     assert repr(name) in caught.value.message
@@ -142,7 +142,7 @@ NO_TAGS = [
 
 
 @pytest.mark.parametrize("tag", NO_TAGS)
-def test_a_tag_that_no_word_could_say_is_refused(tag: str) -> None:
+def test_a_tag_that_cannot_be_used_in_a_revision_word_is_refused(tag: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_tag(tag)
     assert repr(tag) in caught.value.message
@@ -172,7 +172,7 @@ def test_the_only_disk_needs_no_name() -> None:
         pytest.param("vdc", "has no disk 'vdc'", "It has: vda, vdb.", id="not-there"),
     ],
 )
-def test_a_disk_that_is_not_clear_is_an_error_that_lists_all(
+def test_an_ambiguous_or_unknown_disk_is_an_error_that_lists_all_disks(
     name: str | None, message: str, hint: str
 ) -> None:
     with pytest.raises(NotFoundError) as caught:

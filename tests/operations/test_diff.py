@@ -25,7 +25,7 @@ def between(made: Made, old: Revision, new: Revision) -> list[tuple[str, Extent]
     return list(diff(made.repository, old, new))
 
 
-def test_a_revision_does_not_differ_from_itself_nor_from_its_like(made: Made) -> None:
+def test_a_revision_does_not_differ_from_itself_nor_from_an_equal_one(made: Made) -> None:
     first, second = made.backup(DISK), made.backup(DISK)
     assert between(made, first, first) == []
     assert between(made, first, second) == []
@@ -43,7 +43,7 @@ def test_the_short_last_block_ends_where_the_disk_ends(made: Made) -> None:
     assert between(made, first, second) == [("vda", Extent(5 * BLOCK, SHORT, Kind.DATA))]
 
 
-def test_what_became_zero_is_told_as_zero(made: Made) -> None:
+def test_a_range_that_became_zero_is_reported_as_zero(made: Made) -> None:
     first = made.backup(DISK)
     second = made.backup(DISK[: 2 * BLOCK] + bytes(BLOCK) + DISK[3 * BLOCK :])
     assert between(made, first, second) == [("vda", Extent(2 * BLOCK, BLOCK, Kind.ZERO))]

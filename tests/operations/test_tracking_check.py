@@ -1,4 +1,4 @@
-"""What a source calls unchanged is not taken on trust: each block is compared once in 30 days."""
+"""Blocks that a source reports as unchanged are checked: each of them once in 30 days."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -73,7 +73,7 @@ def test_a_delta_compares_at_least_four_blocks_with_data_and_only_what_is_called
     assert len(picked & data) >= min(4, len(called & data))
 
 
-def test_a_clock_that_went_back_still_compares_something() -> None:
+def test_after_the_clock_was_set_back_some_blocks_are_still_compared() -> None:
     with index_of(100, set(range(100))) as index:
         picked = blocks_to_check([range(100)], index, START, START - timedelta(days=1))
     assert len(numbers(picked)) == 4
@@ -127,44 +127,44 @@ def test_what_is_damaged_in_the_parent_is_not_called_unchanged() -> None:
     assert tracked.unchanged == [range(1)]
 
 
-class Liar(MemorySource):
-    """Calls some blocks unchanged, whatever is in them."""
+class FaultySource(MemorySource):
+    """Misses changes in some blocks."""
 
-    lies: frozenset[int] = frozenset()
+    missed: frozenset[int] = frozenset()
 
     @contextmanager
     def opened(self, request: Request, disks: Mapping[str, bytes]) -> Iterator[MemorySnapshot]:
         with super().opened(request, disks) as snapshot:
             if request.parent:
                 made: dict[str, Image] = {
-                    name: Lying(content, self.known[request.parent.id][name], self.lies)
+                    name: FaultyImage(content, self.known[request.parent.id][name], self.missed)
                     for name, content in self.disks.items()
                 }
                 snapshot.disks = made  # type: ignore[assignment]
             yield snapshot
 
 
-class Lying(BytesImage):
-    def __init__(self, content: bytes, parent: bytes, lies: frozenset[int]) -> None:
+class FaultyImage(BytesImage):
+    def __init__(self, content: bytes, parent: bytes, missed: frozenset[int]) -> None:
         believed = bytearray(parent)
-        for number in lies:
+        for number in missed:
             block = slice(number * BLOCK, (number + 1) * BLOCK)
             believed[block] = content[block]
         super().__init__(content, bytes(believed))
 
 
 @pytest.mark.parametrize("hours", [1, 24, 5 * 24], ids=lambda hours: f"every-{hours}-hours")
-def test_a_source_that_lies_about_one_block_in_a_hundred_is_caught_within_thirty_days(
+def test_a_tracking_error_in_one_block_of_a_hundred_is_found_within_thirty_days(
     hours: int, tmp_path: Path
 ) -> None:
     made = Made(tmp_path)
     first = sample(300 * BLOCK)
-    source = Liar({"vda": first}, {})
+    source = FaultySource({"vda": first}, {})
     now = START
     newest = backup(made.repository, source, now=now)
     source.known = {newest.id: {"vda": first}}
-    lies = source.lies = frozenset({41, 250, 299})
-    content = changed(first, *(number * BLOCK + 17 for number in lies))
+    missed = source.missed = frozenset({41, 250, 299})
+    content = changed(first, *(number * BLOCK + 17 for number in missed))
     source.disks = {"vda": content}
     before = newest
     while now < START + timedelta(days=30):
@@ -172,7 +172,7 @@ def test_a_source_that_lies_about_one_block_in_a_hundred_is_caught_within_thirty
         newest = backup(made.repository, source, now=now)
         if status.read_status(made.root).tracking_errors:
             break
-        # A liar that is believed: what was stored is what it said.
+        # Nothing was noticed, so the source reports changes since this revision.
         source.known = {newest.id: {"vda": content}}
     assert made.read(newest) == content, "it became a full scan"
     assert made.again(before).trust is Trust.DISTRUSTED
@@ -184,7 +184,7 @@ def test_a_source_that_lies_about_one_block_in_a_hundred_is_caught_within_thirty
     assert any("changed blocks as unchanged" in each.text for each in found)
 
 
-def test_an_honest_source_is_compared_and_believed(tmp_path: Path) -> None:
+def test_correct_change_tracking_is_checked_and_relied_on(tmp_path: Path) -> None:
     made = Made(tmp_path)
     content = sample(50 * BLOCK)
     first = backup(made.repository, MemorySource({"vda": content}), now=START)
@@ -200,14 +200,14 @@ def test_an_honest_source_is_compared_and_believed(tmp_path: Path) -> None:
     assert made.read(second) == new
 
 
-def test_the_parent_is_distrusted_even_if_the_backup_that_found_it_out_fails(
+def test_the_parent_is_distrusted_even_if_the_backup_that_found_the_error_fails(
     tmp_path: Path,
 ) -> None:
     made = Made(tmp_path)
     content = sample(8 * BLOCK)
     first = backup(made.repository, MemorySource({"vda": content}), now=START)
-    source = Liar({"vda": changed(content, 17)}, {first.id: {"vda": content}})
-    source.lies = frozenset({0})
+    source = FaultySource({"vda": changed(content, 17)}, {first.id: {"vda": content}})
+    source.missed = frozenset({0})
     source.files = {"revision.json": b"a name of backy's own, so that it fails at the end"}
     with pytest.raises(Exception, match="a name of backy's own"):
         backup(made.repository, source, now=START + timedelta(days=30))

@@ -125,7 +125,7 @@ def test_zero_blocks_cost_one_small_chunk(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("torn", [b"", b"torn", bytes(5000)], ids=["empty", "short", "zeroes"])
 @pytest.mark.parametrize("number", [1, 2, 3], ids=["data", "zeroes", "short-last-block"])
-def test_a_torn_chunk_that_no_published_index_names_is_replaced(
+def test_a_torn_chunk_that_no_published_index_uses_is_replaced(
     shelf: Shelf, torn: bytes, number: int
 ) -> None:
     block = DISK[number * BLOCK : (number + 1) * BLOCK]
@@ -138,7 +138,7 @@ def test_a_torn_chunk_that_no_published_index_names_is_replaced(
     assert shelf.read(revision) == DISK
 
 
-def test_a_chunk_that_only_another_place_of_the_parent_names_is_written_again(
+def test_a_bad_chunk_that_the_parent_has_in_another_place_is_written_again(
     shelf: Shelf,
 ) -> None:
     """The parent's line in the same place is relied on, nothing else."""
@@ -148,7 +148,7 @@ def test_a_chunk_that_only_another_place_of_the_parent_names_is_written_again(
     assert shelf.read(revision)[BLOCK : 2 * BLOCK] == DISK[:BLOCK]
 
 
-def test_a_chunk_that_is_not_whole_is_replaced_in_one_step(shelf: Shelf) -> None:
+def test_a_bad_chunk_is_replaced_in_one_step(shelf: Shelf) -> None:
     """Who has the old one open keeps all of it: a new file took its name."""
     path = chunk(shelf, shelf.publish(DISK), 0)
     path.write_bytes(b"torn")
@@ -159,7 +159,7 @@ def test_a_chunk_that_is_not_whole_is_replaced_in_one_step(shelf: Shelf) -> None
     assert len(chunks(shelf)) == 4
 
 
-def test_a_chunk_that_was_read_and_is_whole_is_not_written_again(shelf: Shelf) -> None:
+def test_a_chunk_that_was_read_and_is_good_is_not_written_again(shelf: Shelf) -> None:
     shelf.publish(DISK)
     before = {path: path.stat().st_ino for path in chunks(shelf)}
     revision = shelf.publish(DISK)
@@ -167,7 +167,7 @@ def test_a_chunk_that_was_read_and_is_whole_is_not_written_again(shelf: Shelf) -
     assert {path: path.stat().st_ino for path in chunks(shelf)} == before
 
 
-def test_what_is_the_same_makes_and_touches_no_chunk(shelf: Shelf) -> None:
+def test_unchanged_blocks_create_and_touch_no_chunk(shelf: Shelf) -> None:
     parent = shelf.publish(DISK)
     before = {path: path.stat().st_ino for path in chunks(shelf)}
     shelf.publish(BytesImage(DISK, parent=DISK), parent)
@@ -182,7 +182,7 @@ def test_a_change_makes_one_chunk_a_block(shelf: Shelf) -> None:
     assert chunks(shelf).keys() - before == {chunk(shelf, revision, 1)}
 
 
-def test_collect_drops_exactly_what_none_names(shelf: Shelf) -> None:
+def test_collect_deletes_exactly_the_unused_chunks(shelf: Shelf) -> None:
     first = shelf.publish(DISK)
     second = shelf.publish(changed(DISK, 5, 3 * BLOCK), first)
     third = shelf.publish(changed(DISK, BLOCK), second)
@@ -196,7 +196,7 @@ def test_collect_drops_exactly_what_none_names(shelf: Shelf) -> None:
     assert shelf.read(third) == changed(DISK, BLOCK)
 
 
-def test_collect_drops_stray_files_and_everything_where_nothing_is_named(shelf: Shelf) -> None:
+def test_collect_deletes_stray_files_and_all_chunks_if_none_is_used(shelf: Shelf) -> None:
     revision = shelf.publish(DISK)
     folder = chunk(shelf, revision, 0).parent
     for name in (f".{'0' * 64}.4711", "0" * 64, f"{'G' * 64}.zst", "x"):

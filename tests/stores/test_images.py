@@ -136,7 +136,7 @@ def test_the_file_system_grows_by_hardly_more_than_what_changed(reflink_folder: 
     assert used(reflink_folder) - before <= 1.1 * (64 * 64 * KiB + 4 * MiB)
 
 
-def test_a_parent_that_was_removed_takes_nothing_from_its_child(shelf: Shelf) -> None:
+def test_removing_the_parent_does_not_change_its_child(shelf: Shelf) -> None:
     content = sample(4 * BLOCK + SHORT)
     parent = shelf.publish(content)
     revision = shelf.publish(changed(content, 5), parent)
@@ -159,7 +159,7 @@ def test_an_image_that_was_cut_short_is_damaged_and_names_the_block(shelf: Shelf
         shelf.read(revision)
 
 
-def test_a_repository_that_was_moved_where_nothing_can_be_shared_says_so(tmp_path: Path) -> None:
+def test_a_repository_moved_to_a_file_system_without_reflinks_says_so(tmp_path: Path) -> None:
     shelf = Shelf.new(tmp_path / "store", ImageStore, BLOCK)
     content = sample(2 * BLOCK)
     revision = shelf.publish(content)

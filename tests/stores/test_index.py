@@ -71,7 +71,7 @@ def by_block(extents: Iterator[Extent], size: int) -> dict[int, Kind]:
     return kinds
 
 
-def test_the_lines_are_written_byte_for_byte_as_they_always_were(tmp_path: Path) -> None:
+def test_an_index_is_written_byte_for_byte_as_by_the_first_version(tmp_path: Path) -> None:
     """Four blocks: text, zeroes, bytes, and a short one; as `b3sum --no-names` prints them."""
     block = 65536
     content = (b"backy\n" * block)[:block] + bytes(block) + bytes(range(256)) * 256 + b"the end"
@@ -85,7 +85,7 @@ def test_the_lines_are_written_byte_for_byte_as_they_always_were(tmp_path: Path)
     assert_golden("vda.blocks", (tmp_path / "vda.blocks").read_bytes())
 
 
-def test_an_index_of_always_is_read() -> None:
+def test_an_index_of_the_first_version_is_still_read() -> None:
     with files.open_to_read(FOLDER / "vda.blocks") as file:
         index = Index(file, 3 * 65536 + 7, 65536, CODEC)
         assert index.blocks == 4
@@ -141,7 +141,7 @@ def test_extents_say_what_each_line_says(new: bytes, old: bytes | None) -> None:
 
 
 @given(content=cut_images, data=st.data())
-def test_extents_of_some_blocks_are_those_of_all_cut_there(
+def test_extents_of_some_blocks_are_a_part_of_the_extents_of_all(
     content: bytes, data: st.DataObject
 ) -> None:
     blocks = block_count(len(content), BLOCK)
@@ -248,7 +248,7 @@ def test_an_index_that_is_not_whole_has_no_hash(lines: bytes, message: str) -> N
         pytest.param(b" " * 64 + b"\n", id="spaces"),
     ],
 )
-def test_a_line_that_is_no_hash_names_no_block(line: bytes) -> None:
+def test_a_line_that_is_not_a_hash_is_damage(line: bytes) -> None:
     with index_of(GOOD[:LINE] + line + GOOD[2 * LINE :], 48) as index:
         assert index.digest(0) == digest_of(b"a" * 16)
         with pytest.raises(DamagedError, match="line 1 is not a hash"):

@@ -1,4 +1,4 @@
-"""Diff: which ranges of its disks changed between two revisions. Reads nothing but indexes."""
+"""Diff: which ranges differ between two revisions. Reads only their indexes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from backy.repository.repository import Repository
 
 
 def diff(repository: Repository, old: Revision, new: Revision) -> Iterator[tuple[str, Extent]]:
-    """The ranges of `new` that `old` does not have, as (disk, extent), in whole blocks.
+    """The ranges of `new` that differ from `old`, as (disk, extent), in whole blocks.
 
-    A disk that `old` lacks is listed whole, one that `new` lacks not at all. Raises DamagedError
-    where an index is not what it was.
+    A disk that only `new` has is listed completely, one that only `old` has not at all. Raises
+    DamagedError if an index is damaged.
     """
     for name in new.disks:
         with repository.reading(new), repository.index(new, name) as index:

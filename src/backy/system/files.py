@@ -1,8 +1,8 @@
-"""The door to files and devices: every read and write of an open one goes through here.
+"""Files and block devices: all reads and writes of an open one go through here.
 
-With `backy.system.folders` it is the seam for fault injection and for the power-cut simulation, and
-the one place that knows Linux: O_DIRECT, FICLONE, holes, syncfs. Functions raise OSError; their
-callers know which object failed and say so. Offsets and lengths are bytes.
+Together with `backy.system.folders` this is where tests inject faults and simulate power cuts. It
+is also the only place that knows Linux: O_DIRECT, FICLONE, holes, syncfs. Functions raise OSError;
+callers know which object failed, and say so. Offsets and lengths are bytes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Self
 
 from backy.model.extent import Extent, Kind
 
-PAGE = 4096  # bytes; what O_DIRECT offsets, lengths and buffers are multiples of
+PAGE = 4096  # bytes; O_DIRECT needs offsets, lengths and buffers that are multiples of it
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820  # linux/fs.h, on struct fsxattr
 _FSXATTR = struct.Struct("=5I8x")  # flags, extent size, extents, project, copy-on-write extent size
 _COWEXTSIZE = 0x10000  # FS_XFLAG_COWEXTSIZE
 _FIEMAP = 0xC020660B  # FS_IOC_FIEMAP, linux/fs.h
-_FIEMAP_REQUEST = struct.Struct("=QQIIII")  # start, length, flags, found, room, reserved
+_FIEMAP_REQUEST = struct.Struct("=QQIIII")  # start, length, flags, mapped, count, reserved
 _FIEMAP_EXTENT = struct.Struct("=QQQ16xI12x")  # logical and physical start, length, flags
-_FIEMAP_ROOM = 128  # extents a call
+_FIEMAP_COUNT = 128  # extents for each call
 _FIEMAP_LAST = 0x1
-_FIEMAP_SYNC = 0x1  # a flag of the request: write back what is delayed, then answer
+_FIEMAP_SYNC = 0x1  # a flag of the request: first write back what is delayed
 _FIEMAP_UNPLACED = 0xF8E  # unknown, delayed, encoded, encrypted, unaligned, inline, tail, unwritten
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # FALLOC_FL_, fallocate(2)
 _NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
@@ -45,11 +45,11 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 class Cache(Enum):
-    """How a file's bytes go past the page cache.
+    """How a file uses the page cache.
 
-    USE is for small files. SPARE takes what the cache holds and leaves no more in it than it
-    found, so that a backup does not push out what the machine is working with. AVOID reads the
-    medium itself, which is what a verification has to do.
+    USE: as usual, for small files. SPARE: read from the cache what it has, but add nothing to it,
+    so that a backup does not push out what the machine works with. AVOID: read from the medium
+    itself, as a verification must.
     """
 
     USE = "use"
@@ -58,10 +58,9 @@ class Cache(Enum):
 
 
 class File:
-    """An open file or block device.
+    """An open file or block device. A context manager that closes it.
 
-    Reads and writes at offsets may come from several threads at once. Use it as a context
-    manager; leaving closes it.
+    Several threads may read and write at once.
     """
 
     __slots__ = ("_direct", "_is_written", "cache", "descriptor", "is_device", "path")
@@ -77,7 +76,7 @@ class File:
             self._direct = self._open_direct(flags)
 
     def _open_direct(self, flags: int) -> int:
-        """Open the same file for O_DIRECT; -1 where its file system has none (FUSE, some NFS)."""
+        """Open the file again with O_DIRECT; -1 if its file system has none (FUSE, some NFS)."""
         access = flags & os.O_ACCMODE
         try:
             same = f"/proc/self/fd/{self.descriptor}"
@@ -95,8 +94,8 @@ class File:
         self.close()
 
     def close(self) -> None:
-        """Close it; closing again does nothing. Raises OSError only where a write may be lost."""
-        descriptors = [each for each in (self.descriptor, self._direct) if each >= 0]
+        """Close it, if it is open. Raises OSError only if a write may be lost."""
+        descriptors = [number for number in (self.descriptor, self._direct) if number >= 0]
         self.descriptor = self._direct = -1
         for descriptor in descriptors:
             try:
@@ -106,18 +105,18 @@ class File:
                     raise
 
     def size(self) -> int:
-        """The size in bytes, of a block device too (where stat says 0)."""
+        """The size in bytes, of block devices too (their st_size is 0)."""
         if not self.is_device:
             return os.fstat(self.descriptor).st_size
         answer = fcntl.ioctl(self.descriptor, _BLKGETSIZE64, bytes(8))
         return int(struct.unpack("Q", answer)[0])
 
     def status(self) -> os.stat_result:
-        """What stat(2) says now: identity, modification time, allocated blocks."""
+        """The result of stat(2): identity, modification time, allocated blocks."""
         return os.fstat(self.descriptor)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from `offset`; give the bytes read, fewer only at the end of the file."""
+        """Fill `buffer` from `offset`; return the length, which is less only at the end."""
         done = self._read_some(offset, buffer)
         while 0 < done < len(buffer):
             if self.cache is Cache.AVOID:
@@ -142,24 +141,25 @@ class File:
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
-            return os.preadv(self.descriptor, [buffer], offset)  # a buffer or sector it cannot do
+            # The buffer is not aligned, or the sectors are larger than a page.
+            return os.preadv(self.descriptor, [buffer], offset)
 
     def _is_cached(self, offset: int, length: int) -> bool:
-        """Whether the page cache has all of it, by cachestat(2), which Linux 6.5 brought.
+        """Whether the page cache has all of a range, by cachestat(2), which is new in Linux 6.5.
 
-        Older kernels are asked for the first page by RWF_NOWAIT. That is no more than a guess,
-        and since Linux 5.12 a miss starts a read-ahead, so it does not serve where there is better.
+        Older kernels: whether it has the first page, by RWF_NOWAIT. That is only a guess, and since
+        Linux 5.12 a miss starts a read-ahead.
         """
-        found = (ctypes.c_uint64 * 5)()
-        wanted = (ctypes.c_uint64 * 2)(offset, length)
+        cached = (ctypes.c_uint64 * 5)()
+        asked = (ctypes.c_uint64 * 2)(offset, length)
         if _libc.syscall(
-            _CACHESTAT, ctypes.c_uint(self.descriptor), wanted, found, ctypes.c_uint(0)
+            _CACHESTAT, ctypes.c_uint(self.descriptor), asked, cached, ctypes.c_uint(0)
         ):
             return os.preadv(self.descriptor, [bytearray(PAGE)], offset, os.RWF_NOWAIT) == PAGE
-        return int(found[0]) * PAGE >= length
+        return int(cached[0]) * PAGE >= length
 
     def read_bytes(self, offset: int, length: int) -> bytes:
-        """Give `length` bytes from `offset`; fewer only at the end of the file."""
+        """`length` bytes from `offset`; fewer only at the end of the file."""
         pieces = []
         while length and (piece := os.pread(self.descriptor, length, offset)):
             pieces.append(piece)
@@ -183,12 +183,12 @@ class File:
             direct = direct and not done % PAGE
 
     def zero(self, offset: int, length: int) -> None:
-        """Make a range read as zeroes and, where possible, give its space back."""
+        """Make a range read as zeroes, and free its space if possible."""
         if self.is_device and (rest := length % PAGE):
-            # One odd sector would make the kernel refuse the whole range.
+            # A length that is no multiple of a sector would make the kernel refuse all of it.
             self._write_zeroes(offset + length - rest, rest)
             length -= rest
-        # A device that can give nothing back can still be told to write zeroes by itself.
+        # A device that cannot free space may still be able to write zeroes by itself.
         for mode in (_PUNCH_HOLE, _ZERO_RANGE) if length else ():
             if not _libc.fallocate(self.descriptor, mode | _KEEP_SIZE, offset, length):
                 return
@@ -203,11 +203,11 @@ class File:
             self.write(start, zeroes[: offset + length - start])
 
     def resize(self, size: int) -> None:
-        """Cut the file, or make it longer with a hole."""
+        """Cut the file, or extend it with a hole."""
         os.ftruncate(self.descriptor, size)
 
     def clone_from(self, original: File) -> bool:
-        """Share all of `original`'s extents (FICLONE); False where the file systems cannot."""
+        """Share all extents of `original` (FICLONE); False if the file systems cannot."""
         try:
             fcntl.ioctl(self.descriptor, _FICLONE, original.descriptor)
         except OSError as error:
@@ -217,10 +217,10 @@ class File:
         return True
 
     def unshare_only_what_is_written(self) -> None:
-        """Have XFS allocate no more than a write needs where it parts from a shared extent.
+        """Have XFS allocate only as much as is written when it unshares an extent.
 
-        By default it takes 128 KiB and gives the rest back minutes later: a delta of 288 MiB in
-        64 KiB writes then costs 325 MiB. Other file systems do not do that, or do not listen.
+        By default it allocates 128 KiB and frees the rest minutes later: a delta of 288 MiB in
+        writes of 64 KiB then takes 325 MiB. Other file systems ignore this.
         """
         with suppress(OSError):
             state = fcntl.ioctl(self.descriptor, _FSGETXATTR, bytes(_FSXATTR.size))
@@ -229,7 +229,7 @@ class File:
             fcntl.ioctl(self.descriptor, _FSSETXATTR, wanted)
 
     def copy_from(self, original: File, length: int) -> None:
-        """Take the first `length` bytes of `original`, sharing them where the file system can."""
+        """Copy the first `length` bytes of `original`, sharing extents if the file system can."""
         done = 0
         while left := length - done:
             moved = os.copy_file_range(original.descriptor, self.descriptor, left, done, done)
@@ -238,7 +238,7 @@ class File:
             done += moved
 
     def extents(self, size: int) -> Iterator[Extent]:
-        """Where the file system has data and where holes, over [0, size); a device is all data."""
+        """Data and holes, over [0, size), as the file system reports them. A device is all data."""
         if self.is_device:
             yield Extent(0, size, Kind.DATA)
             return
@@ -262,20 +262,20 @@ class File:
             return size
 
     def physical_extents(self, start: int, length: int) -> Iterator[tuple[int, int, int | None]]:
-        """Where the medium has a range, hole by hole left out: (offset, length, physical offset).
+        """Where a range is on the medium, as (offset, length, physical offset), without holes.
 
-        The last is None where the file system does not say (compressed, or not yet written), so
-        equal physical offsets mean the same bytes. Raises OSError where it cannot tell at all.
+        Equal physical offsets mean the same stored bytes. None means that the file system does not
+        say where (compressed, or not yet written). Raises OSError if it cannot tell at all.
         """
         position, end = start, start + length
         while (left := end - position) > 0:
-            # Without the sync a block that parts from its clone still seems to be shared.
-            header = _FIEMAP_REQUEST.pack(position, left, _FIEMAP_SYNC, 0, _FIEMAP_ROOM, 0)
-            request = bytearray(header) + bytes(_FIEMAP_ROOM * _FIEMAP_EXTENT.size)
+            # Without the sync a block that was just unshared still seems to be shared.
+            header = _FIEMAP_REQUEST.pack(position, left, _FIEMAP_SYNC, 0, _FIEMAP_COUNT, 0)
+            request = bytearray(header) + bytes(_FIEMAP_COUNT * _FIEMAP_EXTENT.size)
             fcntl.ioctl(self.descriptor, _FIEMAP, request)
-            found = _FIEMAP_REQUEST.unpack_from(request)[3]
+            count = _FIEMAP_REQUEST.unpack_from(request)[3]
             extents = _FIEMAP_EXTENT.iter_unpack(request[_FIEMAP_REQUEST.size :])
-            for logical, physical, size, flags in islice(extents, found):
+            for logical, physical, size, flags in islice(extents, count):
                 low, position = max(logical, start), logical + size
                 is_placed = not flags & _FIEMAP_UNPLACED
                 if low < min(position, end):
@@ -283,47 +283,48 @@ class File:
                     yield low, min(position, end) - low, physical_low
                 if flags & _FIEMAP_LAST:
                     return
-            if not found:
+            if not count:
                 return
 
     def start_writeback(self) -> None:
-        """Have the kernel begin to write it out and keep none of it cached; does not wait.
+        """Have the kernel start to write it to the medium and drop it from the cache.
 
-        Measured with 5,472 chunks of 360 KiB: the barrier at the end takes 0.02 s, not 1.8 s.
+        Does not wait. Measured with 5,472 chunks of 360 KiB: the barrier at the end then takes
+        0.02 s, not 1.8 s.
         """
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def note(self, text: str) -> None:
-        """Have a lock file say this alone. It is for people only: to lose it is no error."""
+        """Replace the content of a lock file. For people only, so losing it is not an error."""
         self.resize(0)
         self.write(0, text.encode())
         self._is_written = False
 
     def protect(self) -> None:
-        """Take everybody's right to write to it."""
+        """Make it read-only for everybody."""
         os.fchmod(self.descriptor, 0o444)
 
     def sync(self) -> None:
-        """Return when its content and size are durable."""
+        """Wait until its content and size are durable."""
         os.fsync(self.descriptor)
 
     def barrier(self) -> None:
-        """Return when everything written to its file system is durable (syncfs).
+        """Wait until everything written to its file system is durable (syncfs).
 
-        Raises OSError where any write-back failed since this file was opened (Linux 5.8 and
-        later), so open it before the first write that it has to vouch for.
+        Raises OSError if any write-back failed since this file was opened (Linux 5.8 and later),
+        so open it before the first write that must be durable.
         """
         if _libc.syncfs(self.descriptor):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def buffer(length: int) -> memoryview:
-    """A writable buffer that starts at a page, as O_DIRECT needs it."""
+    """A writable, page-aligned buffer, as O_DIRECT needs it."""
     return memoryview(mmap.mmap(-1, -(-length // PAGE) * PAGE))[:length]
 
 
 def open_to_read(path: Path, cache: Cache = Cache.USE) -> File:
-    """Open an existing file or block device, and nothing else: a FIFO would hang us."""
+    """Open an existing file or block device. Refuses anything else: opening a FIFO would block."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise OSError(errno.EINVAL, "neither a file nor a block device")
@@ -331,13 +332,13 @@ def open_to_read(path: Path, cache: Cache = Cache.USE) -> File:
 
 
 def open_to_write(path: Path, cache: Cache = Cache.USE) -> File:
-    """Open an existing file or block device; a device that is mounted or in use is refused."""
+    """Open an existing file or block device. Refuses a device that is mounted or in use."""
     exclusive = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
     return File(path, os.O_RDWR | exclusive, cache)
 
 
 def open_protected(path: Path) -> File:
-    """Open a file that `protect` was called on, to write; for everybody else it stays protected."""
+    """Open a read-only file for writing. For everybody else it stays read-only."""
     with File(path, os.O_RDONLY | os.O_NOFOLLOW) as guard:
         os.fchmod(guard.descriptor, 0o600)
         try:
@@ -347,22 +348,22 @@ def open_protected(path: Path) -> File:
 
 
 def create(path: Path, cache: Cache = Cache.USE) -> File:
-    """Make a file that does not exist; raises FileExistsError where it does."""
+    """Create a file. Raises FileExistsError if it exists."""
     return File(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, cache)
 
 
 def create_unnamed(folder: Path, cache: Cache = Cache.USE) -> File:
-    """Make a file without a name in `folder`'s file system; it vanishes when it is closed."""
+    """Create a file without a name on the file system of `folder`; closing it deletes it."""
     return File(folder, os.O_RDWR | os.O_TMPFILE, cache, 0o600)
 
 
 def append_to_standard_output(data: bytes | memoryview) -> None:
-    """Write all of `data` to the stream that a shell gave us."""
+    """Write all of `data` to standard output."""
     view = memoryview(data)
     while view:
         view = view[os.write(1, view) :]
 
 
 def silence_standard_output() -> None:
-    """Have what is written from here on go nowhere: who read it is gone."""
+    """Discard what is written to standard output from now on, because its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,6 +1,6 @@
-"""The door to folders: listing, making, renaming and removing, small files, and locks on both.
+"""Folders, small files, and locks on both.
 
-Functions raise OSError; their callers know which object failed and say so.
+Functions raise OSError; callers know which object failed, and say so.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from backy.system import files
 
 
 def make_folder(path: Path) -> None:
-    """Make `path`, for its owner only, and the folders above it; one that exists is fine."""
+    """Create a folder, for its owner only, and those above it. It may exist already."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def give(path: Path, owner: int) -> None:
-    """Make the user with this number own a file or folder."""
+    """Give a file or folder to the user with this number."""
     os.chown(path, owner, -1)
 
 
 def list_folder(path: Path, *, follow: bool = True) -> list[str]:
-    """The names in a folder, sorted; none where there is no such folder."""
+    """The names in a folder, sorted; none if it does not exist.
+
+    Without `follow` a symbolic link to a folder raises OSError.
+    """
     if not follow and path.is_symlink():
         raise OSError(errno.ELOOP, f"{path} is a link")
     try:
@@ -37,12 +40,12 @@ def list_folder(path: Path, *, follow: bool = True) -> list[str]:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Rename a file or folder, in one step; durable after `sync_folder` of both parents."""
+    """Rename a file or folder in one step. Durable after `sync_folder` of both parents."""
     old.rename(new)
 
 
 def remove_file(path: Path) -> int:
-    """Unlink, and give the size that the file had; 0 where it is gone already."""
+    """Delete a file; return the size that it had, or 0 if it does not exist."""
     try:
         size = path.lstat().st_size
         path.unlink()
@@ -52,65 +55,65 @@ def remove_file(path: Path) -> int:
 
 
 def remove_socket(path: Path) -> None:
-    """Unlink a Unix socket that nobody listens at any more; anything else stays."""
+    """Delete a Unix socket; anything else of that name stays."""
     if path.is_socket():
         path.unlink(missing_ok=True)
 
 
 def allow(path: Path, mode: int) -> None:
-    """Give a file, or a socket, these rights, whatever the umask is."""
+    """Set the mode of a file or socket, whatever the umask is."""
     path.chmod(mode)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all that is in it, never following a symbolic link out of it."""
+    """Delete a folder and everything in it, or a file. Never follows a symbolic link."""
     if path.is_symlink() or not path.is_dir():
-        path.unlink()  # rmtree would open a FIFO, and wait
+        path.unlink()  # rmtree would open a FIFO, which blocks
     else:
         shutil.rmtree(path)
 
 
 def remove_hidden(folder: Path, end: str = "") -> None:
-    """Remove all in `folder` whose names begin with a dot, and have that `end`."""
+    """Delete everything in `folder` whose name starts with a dot and ends with `end`."""
     for name in list_folder(folder):
         if name.startswith(".") and name.endswith(end):
             remove_tree(folder / name)
 
 
 def remove_empty_folder(path: Path) -> None:
-    """Remove a folder that has nothing in it."""
+    """Delete an empty folder."""
     path.rmdir()
 
 
 def sync_folder(path: Path) -> None:
-    """Return when the names in a folder are durable."""
+    """Wait until the names in a folder are durable."""
     with files.File(path, os.O_RDONLY | os.O_DIRECTORY) as folder:
         folder.sync()
 
 
-def read_file(path: Path, limit: int) -> bytes:
-    """All of a small regular file. Raises OSError (EFBIG) where it is longer than `limit` bytes."""
-    # Without `File`, because monitoring reads 20,000 of them; O_NONBLOCK: a FIFO would hang us.
+def read_file(path: Path, longest: int) -> bytes:
+    """The content of a small regular file. Raises OSError (EFBIG) beyond `longest` bytes."""
+    # Without `File`, because monitoring reads 20,000 files. O_NONBLOCK, because a FIFO would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         content = b""
-        while piece := os.pread(descriptor, min(status.st_size, limit) + 1, len(content)):
+        while piece := os.pread(descriptor, min(status.st_size, longest) + 1, len(content)):
             content += piece
-            if len(content) > limit:
-                raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+            if len(content) > longest:
+                raise OSError(errno.EFBIG, f"larger than {longest} bytes")
     finally:
         os.close(descriptor)
     return content
 
 
 def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a small file, replacing one of that name in one step; durable on return."""
+    """Create a small file, or replace it in one step. Durable on return."""
     new = path.with_name(f".{path.name}.new")
     try:
-        remove_file(new)  # never written through: it may be a FIFO, or a link to elsewhere
+        remove_file(new)  # not opened: it may be a FIFO, or a link to elsewhere
         with files.File(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=mode) as file:
             file.write(0, content)
             os.fchmod(file.descriptor, mode)  # whatever the umask is
@@ -125,9 +128,10 @@ def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
 def locked(
     path: Path, *, make: bool = False, shared: bool = False, patience_seconds: float = 0
 ) -> files.File:
-    """Take flock(2) on a folder, or on a file that `make` makes; it ends when that is closed.
+    """Lock a folder, or with `make` a file, which is created if needed, by flock(2).
 
-    Raises BlockingIOError where another process still holds it after `patience_seconds`.
+    Closing the result ends the lock. Raises BlockingIOError if another process still has it after
+    `patience_seconds`.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW if make else os.O_RDONLY | os.O_DIRECTORY
     file = files.File(path, flags)
