@@ -2,7 +2,10 @@
 
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import backy
 from backy import errors
@@ -61,3 +64,23 @@ def test_the_readme_lists_all_exit_codes() -> None:
     rows = markdown.table(markdown.section(README, "Exit codes"))
     # Nothing raises the base class itself; the first two are not errors of ours, 70 is a bug.
     assert {int(row["code"]) for row in rows} == {0, 2, 70, *exit_codes().values()} - {1}
+
+
+def named_modules() -> list[object]:
+    """Each module that a page names, such as `operations.heal`, or something in a module."""
+    names = "|".join(sorted(folders()))
+    pattern = re.compile(rf"`(?:backy\.)?((?:{names})(?:[./](?!json)\w+)+?)(?:\.py)?`")
+    return [
+        pytest.param(name.replace("/", "."), id=f"{page.name}:{name}")
+        for page in markdown.documents()
+        for name in sorted(set(pattern.findall(page.read_text())))
+    ]
+
+
+@pytest.mark.parametrize("name", named_modules())
+def test_a_module_that_a_page_names_exists(name: str) -> None:
+    module, _, attribute = f"backy.{name}".rpartition(".")
+    try:
+        import_module(f"{module}.{attribute}")
+    except ModuleNotFoundError:
+        assert hasattr(import_module(module), attribute)

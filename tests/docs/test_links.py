@@ -36,9 +36,7 @@ TODAY = [page for page in PAGES if not str(page.id).startswith("docs/decisions")
 
 @pytest.mark.parametrize("page", TODAY)
 def test_files_that_a_page_names_exist(page: Path) -> None:
-    places = "|".join(
-        ("benchmarks", "contrib", "docs", "packaging", "requirements", "src", "tests", "tools")
-    )
+    places = "benchmarks|contrib|docs|packaging|requirements|src|tests|tools"
     named = re.findall(rf"(?<![\w/.~-])(?:{places})/[\w./-]*\w", page.read_text())
     assert [each for each in named if not (markdown.PROJECT / each).exists()] == []
 
