@@ -1,6 +1,8 @@
 """A repository with another codec is backed up, read, healed and purged by the same operations."""
 
 import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,6 +35,19 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
     return Made(base, request.param, codec=KeyedCodec())
 
 
+LOOK = """
+import sys
+from pathlib import Path
+from backy.repository.repository import Repository
+repository = Repository(Path(sys.argv[1]))
+[revision] = repository.history().revisions
+repository.retag([revision], {"looked-at"}, set())
+print(sorted({"blake3", "zstandard"} & set(sys.modules)))
+with repository.store.open(revision, "vda"):
+    print(sorted({"blake3", "zstandard"} & set(sys.modules)))
+"""
+
+
 def damage(made: Made, revision: Revision, number: int) -> None:
     """Change a stored byte of a block: of a frame the last one, which is its checksum's."""
     if made.store == "chunks":
@@ -61,6 +76,15 @@ def test_blocks_and_indexes_have_the_names_that_the_codec_gives(made: Made) -> N
     assert revision.disks["vda"].index_hash == blake3(index, key=KEY).hexdigest()
     if made.store == "chunks":
         assert made.chunks() == {f"{name}.z" for name in names}
+
+
+def test_a_codec_is_made_when_a_block_or_an_index_is_first_needed(tmp_path: Path) -> None:
+    """So commands that only look need not wait for its libraries to load."""
+    made = Made(tmp_path)
+    made.backup(DISK)
+    command = [sys.executable, "-c", LOOK, str(made.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['blake3', 'zstandard']"]
 
 
 def test_a_delta_stores_what_changed_and_every_revision_is_restored(made: Made) -> None:
