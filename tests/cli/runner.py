@@ -1,4 +1,6 @@
-"""Runs backy as a user does: as a program, judged by what it says and leaves behind."""
+"""Runs backy as a user does, judged by what it says and leaves behind: in this process where only
+that matters, as a program where a process does.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,9 @@ from typing import Any, Literal
 import zstandard
 
 import backy as package
+from tests.cli import in_process
+from tests.lab.dispositions import WITH_DEFAULTS
+from tests.lab.watchdog import ends
 
 MIB = 1024**2
 Argument = str | Path
@@ -80,7 +85,16 @@ class Backy:
     def run(
         self, *arguments: Argument, under: Sequence[str] = (), env: Mapping[str, str] | None = None
     ) -> Result:
-        """Run it to its end, `under` another program where there is one to run it."""
+        """Run it to its end; in this process, unless it is to be `under` another program."""
+        words = self.command(*arguments)[len(PROGRAM) :]
+        if under or in_process.ONLY_AS_PROGRAMS & set(words):
+            return self.run_program(*arguments, under=under, env=env)
+        return called(words, environment() | dict(env or {}))
+
+    def run_program(
+        self, *arguments: Argument, under: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> Result:
+        """Run it to its end in a process of its own, `under` another program where there is one."""
         return ran([*under, *self.command(*arguments)], environment() | dict(env or {}))
 
     def ok(self, *arguments: Argument) -> Result:
@@ -108,8 +122,7 @@ class Backy:
     def started(self, *arguments: Argument, stderr: int = subprocess.PIPE) -> Iterator[Running]:
         """Start it, and go on while it runs; it is killed at the end if it still does."""
         process = subprocess.Popen(
-            # What started the tests may have ignored signals, and a program inherits that.
-            ["env", "--default-signal=HUP,INT,TERM", *self.command(*arguments)],
+            [*WITH_DEFAULTS, *self.command(*arguments)],
             env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -205,6 +218,13 @@ class Running:
             ),
             "the signal was seen",
         )
+
+
+def called(words: Sequence[str], env: Mapping[str, str]) -> Result:
+    """Run a command of backy in this process, as in_process.py says."""
+    with ends(_PATIENCE_SECONDS):
+        code, *said = in_process.call(words, env)
+    return Result(code, *(each.decode(errors="surrogateescape") for each in said))
 
 
 def ran(command: Sequence[str], env: Mapping[str, str]) -> Result:

@@ -19,6 +19,7 @@ import yaml
 
 from backy.daemon import control
 from tests.cli.runner import PROGRAM, Argument, Backy, environment, image, wait_for
+from tests.lab.dispositions import WITH_DEFAULTS
 from tests.programs import MARK, alive
 
 Line = dict[str, Any]
@@ -118,7 +119,7 @@ class Server(Backy):
             notices.bind(str(name))
             notices.settimeout(_PATIENCE_SECONDS)
             process = subprocess.Popen(
-                ["env", "--default-signal=HUP,INT,TERM", *self.command("daemon", "--log-json")],
+                [*WITH_DEFAULTS, *self.command("daemon", "--log-json")],
                 env=environment(NOTIFY_SOCKET=str(name), **{MARK: self.mark}, **env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

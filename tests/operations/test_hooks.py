@@ -17,6 +17,7 @@ from backy.model.revision import Consistency
 from backy.operations.hooks import Runner
 from backy.system import process, signals
 from tests.cli.runner import environment, wait_for
+from tests.lab.dispositions import WITH_DEFAULTS
 from tests.programs import MARK, alive, marked, wait_for_none
 
 REVISION = "20261123T040856Z-nfvw"
@@ -331,8 +332,7 @@ def test_the_hooks_after_obey_signals_though_we_have_been_stopped(
     assert hooks.failures == ["hook after-snapshot /bin/sh was ended by signal 15"]
 
 
-# Whoever started the tests may have ignored signals.
-PYTHON = ["env", "--default-signal=HUP,INT,TERM", sys.executable, "-c"]
+PYTHON = [*WITH_DEFAULTS, sys.executable, "-c"]
 # Is given a folder, and lines of shell that run before and after the snapshot.
 HOOKED = """if True:
     import sys

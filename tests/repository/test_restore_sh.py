@@ -13,7 +13,9 @@ from typing import Literal
 
 import pytest
 
+from tests.lab.dispositions import WITH_DEFAULTS
 from tests.lab.handmade import MIB, RESTORE_SH, Handmade, compressed
+from tests.lab.watchdog import ends
 
 OLD, REV = "20261122T004938Z-a1b2", "20261123T004938Z-x7k2"
 BLOCK = 4096
@@ -703,8 +705,9 @@ def test_an_interrupted_restore_says_that_the_target_is_not_the_disk(
     os.mkfifo(tmp_path / "pipe")
     # Nothing more is read from the pipe, so once it is full the restore has to wait.
     with (
+        ends(60),
         subprocess.Popen(
-            machine.command(repository, REV, "vda", tmp_path / "pipe"),
+            [*WITH_DEFAULTS, *machine.command(repository, REV, "vda", tmp_path / "pipe")],
             env=machine.environment,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -713,7 +716,7 @@ def test_an_interrupted_restore_says_that_the_target_is_not_the_disk(
     ):
         assert pipe.read(1) == VDA[:1]
         os.killpg(process.pid, signal.SIGINT)
-        said = process.communicate(timeout=60)[1].decode()
+        said = process.communicate()[1].decode()
     assert process.returncode != 0
     assert "FAILED" in said
 

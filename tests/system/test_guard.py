@@ -14,6 +14,7 @@ from backy.system import process
 from backy.system.guard import guarding
 from backy.system.process import Outcome
 from tests.cli.runner import environment, wait_for
+from tests.lab.dispositions import WITH_DEFAULTS
 from tests.programs import MARK, alive, gate, marked, sh, wait_for_none
 
 STOPPING = pytest.mark.parametrize(
@@ -33,8 +34,7 @@ def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "GRACE_SECONDS", 0.2)
 
 
-# Whoever started the tests may have ignored signals.
-PYTHON = ["env", "--default-signal=HUP,INT,TERM", sys.executable, "-c"]
+PYTHON = [*WITH_DEFAULTS, sys.executable, "-c"]
 # Is given the folder and two lines of shell: `first` is run with a guard that runs `last`.
 GUARDED = """if True:
     import os, signal, sys

@@ -15,23 +15,16 @@ from backy.errors import CancelledError
 from backy.system import process, signals
 from backy.system.process import Outcome, Program
 from tests.cli.runner import wait_for
+from tests.lab import dispositions
 from tests.programs import alive, gate, marked, sh, wait_for_none
 
-STOPPING = pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
-)
+STOPPING = pytest.mark.parametrize("number", dispositions.STOPPING, ids=lambda number: number.name)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_ignored() -> Iterator[None]:
-    """Who started the tests may have ignored signals, as nohup does."""
-    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    ignored = [each for each in stopping if signal.getsignal(each) is signal.SIG_IGN]
-    for each in ignored:
-        signal.signal(each, signal.SIG_DFL)
-    yield
-    for each in ignored:
-        signal.signal(each, signal.SIG_IGN)
+def _default_signals() -> Iterator[None]:
+    with dispositions.defaults():
+        yield
 
 
 # Reports each step on a line, and waits for a signal where it says "ready".
@@ -322,9 +315,7 @@ def ignored_by_a_program() -> set[signal.Signals]:
     ignored = 0
     for line in said.splitlines():
         ignored |= int(line.split()[1], 16)
-    return {
-        each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if ignored >> each - 1 & 1
-    }
+    return {each for each in dispositions.STOPPING if ignored >> each - 1 & 1}
 
 
 def test_a_program_that_cleans_up_after_a_signal_ignores_none_itself() -> None:
@@ -340,11 +331,8 @@ def test_a_program_that_cleans_up_after_a_signal_ignores_none_itself() -> None:
 def test_what_our_parent_ignores_a_program_ignores_too() -> None:
     """As under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with signals.cancellable():
-            assert ignored_by_a_program() == {signal.SIGHUP}
-    finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with signals.cancellable():
+        assert ignored_by_a_program() == {signal.SIGHUP}
 
 
 @STOPPING
