@@ -48,16 +48,7 @@ class Budget:
     places: tuple[str, ...]
 
 
-_OPERATIONS = (
-    "backup", "diff", "expire", "heal", "hooks", "purge", "remove", "restore", "scrub", "site",
-    "tag", "tracking_check", "undo", "verify",
-)  # fmt: skip
 _NEW_OPERATIONS = ("boot", "browse", "drill", "mount", "plan", "replicate", "restore_all")
-
-
-def operations(*names: str) -> tuple[str, ...]:
-    """The files of these modules."""
-    return tuple(f"operations/{name}.py" for name in names)
 
 
 # Argued for in docs/decisions/0011-size.md, which has the same table.
@@ -67,8 +58,7 @@ BUDGETS = (
         4800,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
-            "model/", "system/", "image/", "stores/", "repository/",
-            *operations("__init__", *_OPERATIONS),
+            "model/", "system/", "image/", "stores/", "repository/", "operations/",
         ),
     ),
     Budget("config, policy, monitoring", 1250, ("config/", "policy/", "monitoring/")),
@@ -79,11 +69,11 @@ BUDGETS = (
     Budget("access", 350, ("access/",)),
     Budget("web", 350, ("web/",)),
     Budget("nbd", 750, ("nbd/",)),
-    Budget("clients", 450, ("clients/",)),
-    Budget("sources", 1500, ("sources/",)),
+    Budget("clients", 650, ("clients/",)),
+    Budget("sources", 1300, ("sources/",)),
     Budget("targets", 550, ("targets/",)),
     Budget("objects", 350, ("stores/objects/",)),
-    Budget("new operations", 1200, operations(*_NEW_OPERATIONS)),
+    Budget("new operations", 1200, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
 MAX_SOURCE = 15_500
 
