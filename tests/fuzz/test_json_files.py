@@ -148,7 +148,7 @@ def use_report(room: Room, content: bytes) -> None:
     """Raises DamagedError."""
     path = room.put(f"quarantine/{REPORT}/report.json", content)
     repository = room.made.repository
-    context: Any = SimpleNamespace(obj=SimpleNamespace(base=room.folder), invoked_subcommand=None)
+    context: Any = SimpleNamespace(obj=Site(room.folder), invoked_subcommand=None)
     listed = quarantine.reports(repository)
     for as_json in (False, True):
         with printed(for_people=not as_json):
