@@ -28,6 +28,7 @@ DOORS = {
     "system/guard.py": PROGRAMS,
     "system/process.py": PROGRAMS,
     "system/signals.py": PROGRAMS,
+    "system/standard_streams.py": FILES,
 }
 WRITING_METHODS = {
     "chmod", "hardlink_to", "lchmod", "mkdir", "rename", "rmdir", "symlink_to", "touch", "unlink",

@@ -68,7 +68,7 @@ COMMANDS = {
     "backup": Output((*WATCHED, messages.NoteEvent, messages.BackupFinished), LINES),
     "config check": Output(
         (answers.ConfigCheckAnswer,),
-        "One JSON value on one line; an error follows if something is wrong.",
+        "One JSON value on one line; an error follows on standard error if something is wrong.",
     ),
     "diff": Output((answers.DiffAnswer,)),
     "expire": Output((messages.ExpireFinished,)),
@@ -76,7 +76,7 @@ COMMANDS = {
     "jobs": Output((answers.JobsAnswer,)),
     "list": Output(
         (answers.ListAnswer,),
-        "One JSON value on one line; an error follows if a job cannot be read.",
+        "One JSON value on one line; an error follows on standard error if a job cannot be read.",
     ),
     "pause": Output((answers.PauseAnswer,)),
     "purge": Output((answers.PurgeAnswer, answers.EraseAnswer)),
@@ -136,8 +136,6 @@ def printed(command: str) -> Schema:
     kinds = [schema_of(each) for each in output.messages]
     if command == "run":
         kinds.append({"$ref": reference("backup")})
-    else:
-        kinds.append(schema_of(messages.ErrorEvent))
     title = f"backy {command} --json"
     return head(command.replace(" ", "-"), title, output.description) | {"oneOf": kinds}
 

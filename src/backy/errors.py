@@ -11,9 +11,11 @@
     ├── NotFoundError      9   no such job, revision or disk
     ├── TargetError       10   the restore target cannot take the disk
     ├── HookError         11   a required hook failed; nothing was published or restored
+    ├── OutputError       74   the work is done, but not all that was to be said of it arrived
     └── CancelledError   130   Ctrl-C or SIGTERM
 
-Anything else that escapes is a bug and keeps its traceback, with exit code 70 (EX_SOFTWARE).
+Anything else that escapes is a bug and keeps its traceback, with exit code 70. 70 and 74 are
+EX_SOFTWARE and EX_IOERR of sysexits.h.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
+
+BUG = 70
 
 
 class BackyError(Exception):
@@ -104,6 +108,12 @@ class HookError(BackyError):
     """A required hook failed; nothing was published or restored."""
 
     exit_code = 11
+
+
+class OutputError(BackyError):
+    """The command has done its work, but could not write all of its output."""
+
+    exit_code = 74
 
 
 class CancelledError(BackyError):

@@ -58,6 +58,13 @@ class Result:
         (record,) = self.records()
         return record
 
+    def error(self) -> dict[str, Any]:
+        """The error that it printed for programs: one line of stderr, and nothing on stdout."""
+        (error,) = [line for line in self.err.splitlines() if line.startswith("{")]
+        assert '"event": "error"' not in self.out
+        record: dict[str, Any] = json.loads(error)
+        return record
+
     def last(self) -> dict[str, Any]:
         """What a command with events ends with."""
         return self.records()[-1]

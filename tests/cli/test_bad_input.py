@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.machine import ext4, loop_device, without_rights
-from tests.cli.runner import MIB, SMALL, Backy, data, image, refusal, tree
+from tests.cli.runner import MIB, SMALL, Backy, data, environment, image, ran, refusal, tree
 
 Maker = Callable[[Path], object]
 
@@ -309,17 +310,16 @@ def test_a_newer_format_tells_to_update(aged: Backy) -> None:
     assert said.hint == "Update backy."
 
 
-def test_a_bug_keeps_its_traceback_and_has_an_exit_code_of_its_own(backy: Backy) -> None:
-    result = backy.run("list", under=["sh", "-c", 'exec "$0" -c "$BUG" "$@"'], env={"BUG": BUG})
+def test_a_bug_keeps_its_traceback_and_has_an_exit_code_of_its_own() -> None:
+    result = ran([sys.executable, "-c", BUG, "list"], environment())
     assert "ZeroDivisionError" in result.err
     assert result.code == 70
+    assert result.out == ""
 
 
 BUG = """
 import sys
-from backy.cli import main, run
-from backy.cli.app import app
-app.command("bug")(lambda: 1 / 0)
-sys.argv = ["backy", "bug"]
+from backy.cli import list as module, main
+module.jobs = lambda _: 1 / 0
 sys.exit(main())
 """

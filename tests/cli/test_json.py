@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,19 @@ from referencing import Registry, Resource
 
 from backy import errors
 from tests.cli.commands import COMMANDS
-from tests.cli.runner import MIB, SMALL, Backy, Result, data, image, leased, overwrite, wait_for
+from tests.cli.runner import (
+    MIB,
+    SMALL,
+    Backy,
+    Result,
+    data,
+    environment,
+    image,
+    leased,
+    overwrite,
+    ran,
+    wait_for,
+)
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 SHARED = ["error", "report", "revision"]
@@ -54,6 +67,13 @@ def valid(name: str, result: Result) -> list[dict[str, Any]]:
     for record in records:
         validator(name).validate(record)
     return records
+
+
+def valid_error(result: Result) -> dict[str, Any]:
+    """What it printed on standard error, checked."""
+    record = result.error()
+    validator("error").validate(record)
+    return record
 
 
 def events(name: str, result: Result) -> list[str]:
@@ -169,15 +189,14 @@ def test_a_restore_tells_what_is_lost_and_what_came_from_elsewhere(
     assert (healed[-1]["lost"], healed[-1]["healed"]) == ([], [[65536, 65536]])
     result = aged.run("restore", "vm1", tmp_path / "b.img", "-r", "1", "--keep-going", "--json")
     said = valid("restore", result)
-    assert [each["event"] for each in said] == ["warning", "finished", "error"]
+    assert [each["event"] for each in said] == ["warning", "finished"]
     assert (said[1]["lost"], said[1]["healed"]) == ([[65536, 65536]], [])
-    assert (said[-1]["exit_code"], result.code) == (6, 6)
+    assert (valid_error(result)["exit_code"], result.code) == (6, 6)
 
 
 def test_json_and_a_disk_do_not_share_standard_output(aged: Backy) -> None:
     result = aged.run("restore", "vm1", "-", "--json")
-    assert events("restore", result) == ["error"]
-    assert result.code == 3
+    assert (valid_error(result)["error"], result.code, result.out) == ("UsageError", 2, "")
 
 
 def test_a_verification_tells_each_damage_and_then_fails(aged: Backy) -> None:
@@ -194,13 +213,12 @@ def test_a_verification_tells_each_damage_and_then_fails(aged: Backy) -> None:
         "damage",
         "damage",
         "finished",
-        "error",
     ]
     damages = [(each["start"], each["length"]) for each in said if each["event"] == "damage"]
     assert damages == [(0, 65536), (196608, 200_000 - 196608)]
-    assert (said[-2]["damaged"], said[-2]["revisions"]) == (3, [middle, new])
-    assert said[-2]["healed"] == 0
-    assert (said[-1]["exit_code"], result.code) == (6, 6)
+    assert (said[-1]["damaged"], said[-1]["revisions"]) == (3, [middle, new])
+    assert said[-1]["healed"] == 0
+    assert (valid_error(result)["exit_code"], result.code) == (6, 6)
     (listed,) = valid("list", aged.ok("list", "vm1", "--json"))
     ranges = [list(pair) for pair in damages]
     assert [each["damaged"] for each in listed["jobs"][0]["revisions"]] == [{"vda": ranges}, {}]
@@ -221,7 +239,7 @@ def test_a_scrub_tells_what_each_job_has_of_its_promise(aged: Backy, tmp_path: P
     aged.chunk("vm1", new, 1).unlink()
     result = aged.run("scrub", "--json")
     said = valid("scrub", result)
-    assert (said[-1]["event"], said[-1]["exit_code"], result.code) == ("error", 6, 6)
+    assert (valid_error(result)["exit_code"], result.code) == (6, 6)
     damages = [each for each in said if each["event"] == "damage"]
     healed = {each["revision"]: each["healed"] for each in damages}
     assert healed == {middle: None, new: "the source"}
@@ -277,11 +295,11 @@ def test_a_list_has_all_jobs_and_what_is_wrong_with_them(aged: Backy, tmp_path: 
     (aged.base / "vm2" / "repository.json").write_text("{")
     (aged.base / "vm1" / "revisions" / aged.revisions("vm1")[0] / "revision.json").unlink()
     result = aged.run("list", "--json")
-    listed, error = valid("list", result)
+    (listed,) = valid("list", result)
     assert [job["job"] for job in listed["jobs"]] == ["vm1"]
     assert len(listed["jobs"][0]["damaged"]) == 1
     assert [job["job"] for job in listed["unusable"]] == ["vm2"]
-    assert error["exit_code"] == result.code == 3
+    assert valid_error(result)["exit_code"] == result.code == 3
 
 
 def test_commands_of_one_value_print_just_that(aged: Backy) -> None:
@@ -344,20 +362,21 @@ def test_what_is_wrong_in_the_configuration_is_told_with_its_line(
 ) -> None:
     configuration.write_text(configuration.read_text().replace("file, f", "file, typo: 1, f", 1))
     result = aged.run("--config", configuration, "config", "check", "--json")
-    told, error = valid("config check", result)
+    (told,) = valid("config check", result)
     (problem,) = told["problems"]
     assert (problem["line"], problem["key"], told["jobs"]) == (6, "jobs.vm1.source", 1)
-    assert error["exit_code"] == result.code == 3
+    assert valid_error(result)["exit_code"] == result.code == 3
 
 
 def test_a_configuration_that_cannot_be_used_is_a_wrong_setting_to_programs(
     aged: Backy, configuration: Path
 ) -> None:
     configuration.write_text("jobs: 1\nnonsense: 2\n")
-    told, error = valid("config check", aged.run("--config", configuration, *CHECK))
-    assert (len(told["problems"]), error["error"]) == (2, "ConfigError")
-    (error,) = valid("jobs", aged.run("--config", configuration, "jobs", "--json"))
-    assert error["error"] == "ConfigError"
+    result = aged.run("--config", configuration, *CHECK)
+    (told,) = valid("config check", result)
+    assert (len(told["problems"]), valid_error(result)["error"]) == (2, "ConfigError")
+    result = aged.run("--config", configuration, "jobs", "--json")
+    assert (valid_error(result)["error"], result.out) == ("ConfigError", "")
 
 
 CHECK = ["config", "check", "--json"]
@@ -454,15 +473,53 @@ NOWHERE = {"BACKY_CONFIG": "/nowhere/backy.yaml"}
 
 
 @pytest.mark.parametrize("command", WITH_JSON)
-def test_the_error_of_every_command_is_told_to_people_and_programs(
+def test_the_error_of_every_command_is_one_line_of_json_on_standard_error(
     aged: Backy, command: str
 ) -> None:
     env = NOWHERE if command in {"status", "top"} else None
     result = aged.run(*command.split(), *FAILING[command], "--json", env=env)
-    (error,) = valid(command, result)
-    assert error["event"] == "error"
+    error = valid_error(result)
     assert error["exit_code"] == result.code
-    assert result.err == f"backy: {error['message']}\n  {error['hint']}\n"
+    assert result.err == f"{json.dumps(error)}\n"
+    told = aged.run(*command.split(), *FAILING[command], env=env)
+    assert told.err == f"backy: {error['message']}\n  {error['hint']}\n"
+
+
+@pytest.mark.parametrize("command", WITH_JSON)
+def test_wrong_usage_of_every_command_is_told_in_the_same_way(backy: Backy, command: str) -> None:
+    result = backy.run(*command.split(), "--nonsense", "--json")
+    error = valid_error(result)
+    assert (error["error"], error["exit_code"], result.code) == ("UsageError", 2, 2)
+    assert "--nonsense" in error["message"]
+    assert error["hint"] == f"backy {command} --help tells how to use it."
+    assert (result.err, result.out) == (f"{json.dumps(error)}\n", "")
+
+
+@pytest.mark.parametrize(
+    "words", ["--json", "lsit --json", "--nonsense list --json", "reports nonsense --json"]
+)
+def test_wrong_usage_outside_of_a_command_is_told_so_too(backy: Backy, words: str) -> None:
+    result = backy.run(*words.split())
+    error = valid_error(result)
+    assert (error["error"], result.code, result.out) == ("UsageError", 2, "")
+    assert result.err == f"{json.dumps(error)}\n"
+
+
+def test_a_bug_is_told_with_its_traceback() -> None:
+    result = ran([sys.executable, "-c", BUG, "list", "--json"], environment())
+    error = valid_error(result)
+    assert (error["error"], error["exit_code"], result.code) == ("Bug", 70, 70)
+    assert error["message"] == "ZeroDivisionError: division by zero"
+    assert "cli/list.py" in error["traceback"]
+    assert (result.err, result.out) == (f"{json.dumps(error)}\n", "")
+
+
+BUG = """
+import sys
+from backy.cli import list as module, main
+module.jobs = lambda _: 1 / 0
+sys.exit(main())
+"""
 
 
 def subclasses(kind: type[errors.BackyError]) -> Iterator[type[errors.BackyError]]:
@@ -476,5 +533,5 @@ def subclasses(kind: type[errors.BackyError]) -> Iterator[type[errors.BackyError
 def test_the_schema_has_every_kind_of_error() -> None:
     kinds = {each.__name__: each.exit_code for each in subclasses(errors.BackyError)}
     fields = schema("error")["properties"]
-    assert set(fields["error"]["enum"]) == set(kinds)
-    assert set(fields["exit_code"]["enum"]) == set(kinds.values())
+    assert set(fields["error"]["enum"]) == {*kinds, "Bug"}
+    assert set(fields["exit_code"]["enum"]) == {*kinds.values(), errors.BUG}

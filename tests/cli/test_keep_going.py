@@ -151,7 +151,7 @@ def test_programs_are_told_the_lost_ranges(orphan: Backy, tmp_path: Path) -> Non
     [finished] = [each for each in result.records() if each["event"] == "finished"]
     assert finished["lost"] == ranges(0, 3, LAST)
     assert finished["healed"] == []
-    assert (result.last()["event"], result.last()["exit_code"], result.code) == ("error", 6, 6)
+    assert (result.error()["exit_code"], result.code) == (6, 6)
 
 
 def test_a_disk_without_damage_is_restored_as_ever(orphan: Backy, tmp_path: Path) -> None:

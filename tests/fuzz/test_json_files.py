@@ -31,6 +31,7 @@ from backy.operations.backup import backup
 from backy.operations.heal import Damage, distrusted
 from backy.operations.origin import LiveSource
 from backy.operations.scrub import Limits, Scrub
+from backy.operations.site import Site
 from backy.repository import quarantine
 from backy.repository.manifest import encode_revision, encode_settings, read_revision, read_settings
 from backy.repository.repository import Repository

@@ -775,3 +775,60 @@ def test_the_commands_at_its_head_save_all_that_is_not_damaged(
     assert shell(chunked, salvage) == 0
     lost = VDA[: 3 * BLOCK] + bytes(BLOCK) + VDA[4 * BLOCK : 6 * BLOCK] + bytes(BLOCK)
     assert (tmp_path / "disk.img").read_bytes() == lost + VDA[7 * BLOCK :]
+
+
+def redirected(
+    machine: Machine, repository: Handmade, redirection: str, *arguments: str | Path
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the script with its standard streams elsewhere."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *machine.command(repository, *arguments)],
+        env=machine.environment,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"], ids=["full", "closed"])
+@pytest.mark.parametrize("arguments", [[], ["--help"]], ids=["list", "help"])
+def test_what_cannot_be_printed_is_one_error_of_the_script(
+    machine: Machine, repository: Handmade, redirection: str, arguments: list[str]
+) -> None:
+    result = redirected(machine, repository, redirection, *arguments)
+    assert result.returncode == 1
+    said = b"restore.sh: standard output cannot be written. Is it full, or closed?\n"
+    assert result.stderr == said
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", ">&- 2>&-"], ids=ascii)
+def test_a_disk_that_cannot_be_written_to_standard_output_is_not_restored(
+    machine: Machine, repository: Handmade, redirection: str
+) -> None:
+    result = redirected(machine, repository, redirection, REV, "vda", "-")
+    assert result.returncode == 1
+    assert "2>" in redirection or b"is not the disk: do not use it" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "redirection", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1"], ids=ascii
+)
+def test_a_restore_to_a_file_needs_no_standard_stream(
+    machine: Machine, repository: Handmade, tmp_path: Path, redirection: str
+) -> None:
+    target = tmp_path / "disk.img"
+    assert redirected(machine, repository, redirection, REV, "vda", target).returncode == 0
+    assert target.read_bytes() == VDA
+
+
+def test_what_is_refused_is_refused_where_nobody_can_hear_why(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    target = tmp_path / "disk.img"
+    repository.add("20261125T004938Z-x7k3", {"vda": VDA})
+    for file in repository.path.glob("revisions/20261125*/vda.*"):
+        file.write_bytes(b"short")
+    for redirection in ("2>/dev/full", "2>&-"):
+        result = redirected(machine, repository, redirection, "20261125", "vda", target)
+        assert result.returncode == 1
+        assert not target.exists() or not target.read_bytes()
+    assert redirected(machine, repository, "2>/dev/full", "x", "y").returncode == 2

@@ -26,7 +26,7 @@ app = typer.Typer(
     cls=Program,
     help="Back up virtual machines block by block, and bring them back.",
     epilog="Exit codes: 0 done, 2 wrong usage, 3 wrong setting, 4 source, 5 store, 6 damaged, "
-    "7 busy, 8 store full, 9 not found, 10 target, 11 hook, 70 a bug, 130 stopped.",
+    "7 busy, 8 store full, 9 not found, 10 target, 11 hook, 70 a bug, 74 output lost, 130 stopped.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -2,39 +2,80 @@
 
 from __future__ import annotations
 
-import traceback
+import os
+from collections.abc import Sequence
 
-from backy import errors
+import typer
+
 from backy.cli.app import program
-from backy.cli.output import print_json, warn
-from backy.errors import BackyError
-from backy.system import signals
+from backy.cli.commands import COMMANDS
+from backy.errors import BUG, BackyError, OutputError, UsageError
+from backy.system import signals, standard_streams
 
-_BUG = 70  # EX_SOFTWARE, sysexits.h
+_UNKNOWN = 3  # the exit code of a plug-in of Nagios that cannot tell
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Give the exit code of the command that `arguments` say."""
+    command = next(filter(COMMANDS.__contains__, arguments), "")
     try:
         with signals.cancellable():
-            program()(arguments, prog_name="backy")
-    except SystemExit as end:  # typer's: 0 for done, 2 for wrong usage, which it has explained
-        return end.code if isinstance(end.code, int) else 1
-    except BackyError as error:
-        _report(error, as_json="--json" in arguments)
+            return _call(arguments)
+    except Exception as error:  # noqa: BLE001 - a script needs an exit code for a bug, too
+        if command == "check":
+            return _report_unknown(error)
+        return _report(error, as_json="--json" in arguments)
+
+
+def _call(arguments: Sequence[str]) -> int:
+    """Call the command, and give its exit code. Raises UsageError, OutputError and its errors."""
+    code, top = 0, program()
+    if "_BACKY_COMPLETE" in os.environ:
+        top.main(list(arguments), prog_name="backy")  # Tab was hit; this exits
+    try:
+        with top.make_context("backy", list(arguments)) as context:
+            top.invoke(context)
+    except typer.Exit as end:
+        code = end.exit_code
+    except typer.TyperException as error:
+        raise _usage_error(error) from error
+    if problem := standard_streams.trouble():
+        hint = "All else that the command does is done."
+        raise OutputError(f"not all output could be written: {problem}", hint)
+    return code
+
+
+def _usage_error(error: typer.TyperException) -> UsageError:
+    """The same as an error of ours: the message, and where to read how the command is used."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "backy"
+    message = error.format_message().rstrip(".")
+    hint = getattr(error, "hint", "") or f"{command} --help tells how to use it."
+    return UsageError(message[:1].lower() + message[1:], hint)
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    # Imported here, because help and version need it only if something is wrong.
+    from backy.cli.output import report, report_bug
+
+    if isinstance(error, BackyError):
+        report(error, as_json=as_json)
         return error.exit_code
-    except Exception:  # noqa: BLE001 - a bug: whoever mends it needs the traceback, a script the code
-        traceback.print_exc()
-        return _BUG
-    return 0
+    report_bug(error, as_json=as_json)
+    return BUG
 
 
-def _report(error: BackyError, *, as_json: bool) -> None:
-    """Say what failed, on which object, and what to do next."""
-    warn(f"backy: {error.message}")
-    if error.hint:
-        warn(f"  {error.hint}")
-    if as_json:
-        kinds = (kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-        record = {"event": "error", "error": next(kinds).__name__, "exit_code": error.exit_code}
-        print_json(record | {"message": error.message, "hint": error.hint})
+def _report_unknown(error: Exception) -> int:
+    """Say it as monitoring plug-ins do."""
+    from backy.cli.output import print_lines, printable, report_bug, warn
+
+    if isinstance(error, BackyError):
+        text = f"{error.message}. {error.hint}"
+    else:
+        text = f"a bug: {error!r}"
+        report_bug(error, as_json=False)
+    line = f"BACKY UNKNOWN - {' '.join(printable(text).replace('|', '/').split())}"
+    if isinstance(error, OutputError):
+        warn(line)  # standard output takes no more
+    print_lines([line])
+    return _UNKNOWN

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 
+from backy.errors import BackyError
+from backy.model.messages import bug_event, error_event
 from backy.model.revision import Revision
-from backy.system import files
 from backy.units import format_duration, format_rate, format_size
 
 
@@ -20,15 +22,9 @@ def answer(as_json: bool, record: object, text: str | Iterable[str]) -> None:
 
 
 def print_json(record: object) -> None:
-    """One JSON value on one line, at once. Where nobody listens any more, it is dropped.
-
-    A backup goes on though the daemon that started it was killed.
-    """
-    try:
-        sys.stdout.write(json.dumps(record) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        files.silence_standard_output()
+    """One JSON value on one line, at once."""
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
 
 
 def printable(text: str) -> str:
@@ -39,6 +35,22 @@ def printable(text: str) -> str:
 def warn(text: str) -> None:
     """Say on standard error what does not keep the command from going on."""
     sys.stderr.write(f"{printable(text)}\n")
+
+
+def report(error: BackyError, *, as_json: bool) -> None:
+    """Say on standard error what failed, on which object, and what to do next."""
+    if as_json:
+        sys.stderr.write(json.dumps(error_event(error)) + "\n")
+        return
+    warn(f"backy: {error.message}")
+    if error.hint:
+        warn(f"  {error.hint}")
+
+
+def report_bug(error: Exception, *, as_json: bool) -> None:
+    """The same for what is no error of a person's, with the traceback for whoever mends it."""
+    text = "".join(traceback.format_exception(error))
+    sys.stderr.write(json.dumps(bug_event(error, text)) + "\n" if as_json else text)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
 from backy.cli.output import answer, warn
 from backy.cli.progress import Meter, meter
-from backy.errors import ConfigError, DamagedError, NotFoundError
+from backy.errors import DamagedError, NotFoundError, UsageError
 from backy.model.revision import Revision, disk_of
 from backy.operations.site import Site
 from backy.repository.repository import Repository
@@ -55,7 +55,7 @@ def restore(
     from backy.operations.restore import restore as run
 
     if target == STREAM and as_json:
-        raise ConfigError(
+        raise UsageError(
             "--json and the disk cannot both go to standard output", "Leave out --json."
         )
     repository = context.obj.repository(job)

@@ -59,13 +59,18 @@ class Child:
                 if event.get("event") == "progress":
                     self.progress = event
                     continue
-                if event.get("event") == "error":
-                    self.error = str(event.get("message", ""))
                 hear(event)
 
     async def _overhear(self, child: asyncio.subprocess.Process) -> None:
         async for line in _lines(child.stderr):
-            self._said.append(line.decode(errors="replace").rstrip())
+            event: object = None
+            with suppress(ValueError):
+                event = json.loads(line)
+            if isinstance(event, dict) and event.get("event") == "error":
+                self.error = str(event.get("message", ""))
+                self._said.extend(str(event.get("traceback", "")).splitlines())
+            else:
+                self._said.append(line.decode(errors="replace").rstrip())
 
     @property
     def last_words(self) -> str:

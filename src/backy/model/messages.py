@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 from backy import errors
-from backy.errors import BackyError, StoreError
+from backy.errors import BUG, BackyError, StoreError
 
 ERRORS = {
     name: kind
@@ -212,19 +212,23 @@ class DamageEvent(TypedDict):
 
 
 class ErrorEvent(TypedDict):
-    """The last line of a command with --json that failed.
+    """What a command with --json prints on standard error, in one line, for an error.
 
     error: The kind of error.
     exit_code: The exit code of the command; each kind of error has one.
     message: What failed, on which object, and why; for people.
     hint: What to do next; for people.
+    traceback: Only for a bug: where it happened.
     """
 
     event: Literal["error"]
-    error: Annotated[str, ("enum", (*ERRORS,))]
-    exit_code: Annotated[int, ("enum", tuple(sorted({kind.exit_code for kind in ERRORS.values()})))]
+    error: Annotated[str, ("enum", (*ERRORS, "Bug"))]
+    exit_code: Annotated[
+        int, ("enum", tuple(sorted({BUG, *(kind.exit_code for kind in ERRORS.values())})))
+    ]
     message: Text
     hint: str
+    traceback: NotRequired[Text]
 
 
 class BackupFinished(TypedDict):
@@ -240,7 +244,7 @@ class BackupFinished(TypedDict):
 
 
 class RestoreFinished(TypedDict):
-    """The disk is restored. An error follows if some of it is lost.
+    """The disk is restored. An error follows on standard error if some of it is lost.
 
     revision: The revision that was restored.
     target: The file or block device, as it was named.
@@ -264,7 +268,7 @@ class RestoreFinished(TypedDict):
 
 
 class VerifyFinished(TypedDict):
-    """Everything was read. An error follows if there is damage that was not healed.
+    """Everything was read; an error follows on standard error if damage was not healed.
 
     revisions: The ids of the revisions that were read, oldest first.
     damaged: How many damaged ranges were not healed, and how many revisions are unusable.
@@ -283,7 +287,7 @@ class VerifyFinished(TypedDict):
 
 
 class ScrubFinished(TypedDict):
-    """The scrub of one job ended. An error follows at the end if some damage was not healed.
+    """The scrub of one job ended; damage that was not healed is an error on standard error.
 
     read: How much this run read, in bytes.
     damaged: How many damaged ranges were not healed, and how many revisions are unusable.
@@ -351,6 +355,18 @@ def error_event(error: BackyError) -> ErrorEvent:
         exit_code=error.exit_code,
         message=error.message,
         hint=error.hint,
+    )
+
+
+def bug_event(error: Exception, traceback: str) -> ErrorEvent:
+    """The event for an exception that nobody expected."""
+    return ErrorEvent(
+        event="error",
+        error="Bug",
+        exit_code=BUG,
+        message=f"{type(error).__name__}: {error}",
+        hint="Report it with the traceback.",
+        traceback=traceback,
     )
 
 

@@ -27,8 +27,22 @@ export LC_ALL=C # Ids are sorted by byte, so the oldest comes first, and [a-f] m
 newline='
 '
 
-say() { printf 'restore.sh: %s\n' "$*" >&2; }
-die() { say "$@" && exit 1; }
+# Whoever closed a standard stream must not have a file of ours in its place. Standard output can
+# only be read then, so that writing a disk to it fails.
+(: 3<&0) 2>/dev/null || exec </dev/null
+(: 3>&1) 2>/dev/null || exec 1</dev/null
+(: 3>&2) || exec 2>/dev/null
+
+# Goes on where nobody can hear it.
+say() { printf 'restore.sh: %s\n' "$*" >&2 || :; }
+die() {
+    say "$@"
+    exit 1
+}
+unless_written() { # Ends the script. A reader that has read enough is no reason for a message.
+    [ "$?" -gt 128 ] || say "standard output cannot be written. Is it full, or closed?"
+    exit 1
+}
 
 usage() {
     cat <<'END'
@@ -72,8 +86,8 @@ list() {
                 size) disks="$disks  $(human "$value")  $value bytes" ;;
                 esac
             done
-            printf '%s\n' "$id  $taken  $trust${tags:+  $tags}$disks"
-        }
+            printf '%s\n' "$id  $taken  $trust${tags:+  $tags}$disks" 2>/dev/null
+        } || exit
     done
 }
 
@@ -147,15 +161,24 @@ give_up() { # Leaves nothing that could be taken for a whole disk.
 
 case $#:${1-} in
 0:) ;;
-1:-h | 1:--help) usage && exit ;;
+1:-h | 1:--help)
+    usage 2>/dev/null || unless_written
+    exit
+    ;;
 3:?*) ;;
-*) usage >&2 && exit 2 ;;
+*)
+    usage >&2
+    exit 2
+    ;;
 esac
 caller=$(pwd -P)
 cd "$(dirname "$(readlink -f "$0")")" || die "cannot enter the folder of $0"
 repository=$(pwd -P)
 [ -d revisions ] || die "there is no folder $repository/revisions. Is this a repository?"
-[ $# -ne 0 ] || { list && exit; }
+if [ $# -eq 0 ]; then
+    list || unless_written
+    exit
+fi
 
 # Which disk of which revision.
 if [ "$1" = latest ]; then

@@ -362,8 +362,3 @@ def append_to_standard_output(data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(1, view) :]
-
-
-def silence_standard_output() -> None:
-    """Discard what is written to standard output from now on, because its reader has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
