@@ -20,7 +20,7 @@ from backy.model.extent import Extent, Kind, combine, cover, merge_ranges
 from backy.stores.index import Index, block_count
 
 PERIOD_SECONDS = 30 * 86400  # each block has its turn once in this time
-_MINIMUM_DATA_BLOCKS = 4  # of which each delta reads at least so many
+_MINIMUM_DATA_BLOCKS = 4  # each delta reads at least this many again
 
 
 class ImageView:
@@ -124,7 +124,7 @@ def _turns_until(blocks: int, time: datetime) -> int:
 
 
 def _random_data_blocks(unchanged: list[range], index: Index) -> set[int]:
-    """A few blocks with data from all over the disk; all of them where there are no more."""
+    """A few blocks with data from all over the disk, or all of them if there are fewer."""
     chosen: set[int] = set()
     while len(chosen) < _MINIMUM_DATA_BLOCKS:
         start = random.randrange(index.blocks)  # noqa: S311 - it keeps nothing secret
