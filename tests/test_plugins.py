@@ -2,12 +2,11 @@
 
 import sys
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from backy import sources, stores
+from backy import sources, stores, targets
 from backy.errors import BackyError, ConfigError
 from backy.plugins import load
 from backy.sources import open_source
@@ -16,6 +15,8 @@ from backy.stores import store_class
 from backy.stores.chunks import ChunkStore
 from backy.stores.images import ImageStore
 
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+OFFERED = PROJECT["project"]["entry-points"]
 BUILT_IN = {"path": "pathlib:Path", "nested": "os.path:join"}
 
 
@@ -51,9 +52,12 @@ def test_the_built_in_stores_and_sources_are_found() -> None:
 
 
 def test_all_that_is_built_in_can_be_loaded_and_is_what_the_package_offers() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    built_in = {"backy.sources": sources._BUILT_IN, "backy.stores": stores._BUILT_IN}
-    assert project["entry-points"] == built_in
+    built_in = {
+        "backy.sources": sources._BUILT_IN,
+        "backy.stores": stores._BUILT_IN,
+        "backy.targets": targets._BUILT_IN,
+    }
+    assert built_in == OFFERED
     for group, names in built_in.items():
         assert all(load(group, name, names) for name in names)
 
@@ -95,22 +99,6 @@ def test_a_package_that_cannot_be_loaded_is_named(name: str) -> None:
 def test_a_source_without_a_type_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="the source has no type"):
         open_source(settings)
-
-
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-OFFERED = PROJECT["project"]["entry-points"]
-
-
-@pytest.mark.parametrize(
-    ("group", "built_in"),
-    [("backy.sources", sources._BUILT_IN), ("backy.stores", stores._BUILT_IN)],
-)
-def test_what_is_built_in_is_what_the_package_offers_and_all_of_it_can_be_loaded(
-    group: str, built_in: Mapping[str, str]
-) -> None:
-    assert built_in == OFFERED[group]
-    for name in built_in:
-        assert callable(load(group, name, built_in))
 
 
 def test_nobody_imports_a_plug_in_but_by_its_name() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from backy.units import counted
 from tests.cli.machine import ext4, loop_device
 from tests.cli.runner import MIB, Backy, Result, data, environment, image, overwrite, refusal
 from tests.lab.reflink import missing, reflink_file_system
@@ -112,7 +113,8 @@ def test_a_new_file_has_all_that_is_good_and_zeroes_for_the_rest(
     assert says_lost(result, *blocks)
     [revision] = orphan.revisions("vm1")
     said = refusal(result, 6)
-    assert said.message == f"vm1: {revision} vda: {len(ranges(*blocks))} ranges are lost"
+    lost = len(ranges(*blocks))
+    assert said.message == f"vm1: {revision} vda: {counted(lost, 'range is', 'ranges are')} lost"
     assert str(target) in said.hint
 
 

@@ -75,7 +75,7 @@ def test_a_terminal_shows_a_bar_with_rate_and_time_left(
             time.sleep(0.15)
         while terminal.read():
             pass
-    assert "vm1 vda" in terminal.shown
+    assert "vm1" in terminal.shown
     assert re.search(r"━", terminal.shown)
     assert re.search(r"\d\.\d/8\.0 MiB", terminal.shown)
     assert re.search(r"\d [kM]i?B/s", terminal.shown)
@@ -116,10 +116,9 @@ def test_elsewhere_lines_tell_share_rate_and_time_left(
         text=True,
         check=True,
     )
-    title = "vm1 vda" if verb == "restore" else "vm1"
-    line = rf"{title}: \d+\.\d % of 8\.0 MiB, \d+\.\d [KMG]iB/s, [\w. ]+ left\n"
+    line = r"vm1: \d+\.\d % of 8\.0 MiB, \d+\.\d [KMG]iB/s, [\w. ]+ left\n"
     assert re.fullmatch(rf"({line})+", done.stderr)
-    assert f"{title}: 100.0 % of 8.0 MiB" in done.stderr
+    assert "vm1: 100.0 % of 8.0 MiB" in done.stderr
     assert done.stdout.count("\n") == 1
 
 

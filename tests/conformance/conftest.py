@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
     "tests.conformance.origin",
     "tests.conformance.source",
     "tests.conformance.store",
+    "tests.conformance.target",
 )
 
 

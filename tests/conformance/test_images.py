@@ -8,15 +8,20 @@ from typing import ClassVar
 import pytest
 
 from backy.image.image import Image
+from backy.operations.heal import Stored, healing
+from backy.operations.healing_image import HealingImage
 from backy.sources import Request
 from backy.sources.file import FileSource
 from backy.stores import StoreClass
 from backy.stores.chunks import ChunkStore
 from backy.stores.images import ImageStore
+from backy.targets.file import FileTarget
 from tests.conformance.image import STEP, ImageSuite
 from tests.conformance.shelf import Shelf
 from tests.lab.devices import loop_device, needs_loop_devices
 from tests.lab.handmade import write_sparse
+from tests.lab.repositories import Made
+from tests.memory_origin import Copy
 from tests.memory_source import BytesImage
 from tests.memory_store import MemoryStore
 from tests.snapshots import opened
@@ -89,6 +94,32 @@ class TestBlockDevice(ImageSuite):
     def open(self, content: bytes, folder: Path) -> Iterator[Image]:
         with loop_device(content, folder) as device:
             yield from from_source(device)
+
+
+class TestTargetThatIsReadBack(ImageSuite):
+    @contextmanager
+    def open(self, content: bytes, folder: Path) -> Iterator[Image]:
+        write_sparse(folder / "disk.img", content)
+        opened = FileTarget(str(folder / "disk.img")).read_back()
+        assert opened
+        with opened as image:
+            yield image
+
+
+class TestHealing(ImageSuite):
+    """Every block is damaged, and comes from a copy."""
+
+    @contextmanager
+    def open(self, content: bytes, folder: Path) -> Iterator[Image]:
+        made = Made(folder)
+        revision = made.backup(content)
+        for name in set(made.lines(revision)):
+            made.chunk(revision, made.lines(revision).index(name)).write_bytes(b"damaged")
+        with (
+            made.repository.store.open(revision, "vda") as image,
+            healing(made.repository, "restore", [Copy({"vda": content})]) as healer,
+        ):
+            yield HealingImage(Stored(revision, "vda", image), healer, keep_going=False)
 
 
 def from_source(path: Path) -> Iterator[Image]:

@@ -69,7 +69,7 @@ def test_the_readme_lists_all_exit_codes() -> None:
 def named_modules() -> list[object]:
     """Each module that a page names, such as `operations.heal`, or something in a module."""
     names = "|".join(sorted(folders()))
-    pattern = re.compile(rf"`(?:backy\.)?((?:{names})(?:[./](?!json)\w+)+?)(?:\.py)?`")
+    pattern = re.compile(rf"`(?:backy\.)?((?:{names})(?:[./](?!json|py`)\w+)+?)(?:\.py)?`")
     return [
         pytest.param(name.replace("/", "."), id=f"{page.name}:{name}")
         for page in markdown.documents()

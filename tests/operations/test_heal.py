@@ -14,7 +14,7 @@ from backy.operations import heal
 from backy.operations.backup import backup
 from backy.operations.heal import Damage, distrusted
 from backy.operations.origin import LiveSource, Origin
-from backy.operations.restore import Restored, restore
+from backy.operations.restore import RestoredDisk, restore
 from backy.operations.verify import verify
 from backy.repository import quarantine, trash
 from backy.repository.quarantine import Occurrence
@@ -407,7 +407,7 @@ def test_a_revision_in_the_trash_is_not_distrusted_but_comes_back_healed(tmp_pat
 class TestRestore:
     def target(
         self, made: Made, revision: Revision, *, keep_going: bool = False
-    ) -> tuple[Restored, bytes]:
+    ) -> tuple[RestoredDisk, bytes]:
         path = made.base / "restored.img"
         done = restore(
             made.repository,

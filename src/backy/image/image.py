@@ -24,7 +24,7 @@ class Image(Protocol):
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill all of `buffer` with the bytes from `offset` on. Several threads may call it.
 
-        Raises SourceError, StoreError or DamagedError; the content of `buffer` is undefined then.
+        Raises SourceError, StoreError or TargetError; the content of `buffer` is undefined then.
         """
 
 

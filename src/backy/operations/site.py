@@ -107,6 +107,18 @@ class Site:
 
         return [LiveSource(repository, partial(self.source_settings, repository.name))]
 
+    def source_paths(self, repository: Repository) -> Mapping[str, Path]:
+        """The local files and devices that a job's source reads, by disk.
+
+        The source is the configured one, or else the remembered one, whatever its type: nothing is
+        opened or run. Raises ConfigError if the settings of that source are not valid.
+        """
+        from backy.sources import open_source
+
+        config = self.config_of(repository.name)
+        settings = config.jobs[repository.name].source if config else repository.settings.source
+        return open_source(settings).paths if settings else {}
+
     def known_source(self, job: str) -> Mapping[str, object]:
         """The settings of the source that is configured, or else was used last; {} for neither.
 

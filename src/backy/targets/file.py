@@ -1,0 +1,81 @@
+"""Target "file": a raw image in a file, with a hole wherever the disk has zeroes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+
+from backy.errors import TargetError, translated
+from backy.system import files, folders
+from backy.system.files import Cache
+from backy.targets.path import PathTarget
+from backy.targets.raw import RawDraft, RawImage, closing, read_raw
+
+_HINT = "Free some space or name another target."
+
+
+class FileTarget(PathTarget):
+    """A Target; see there for the contract. An existing file takes the size of the disk."""
+
+    def check(self, size: int) -> None:
+        """See Target."""
+        path = self._path
+        with translated(TargetError, self._looking, "Name another target."):
+            if not path.resolve().parent.is_dir():
+                hint = "Make it first, or name another target."
+                raise TargetError(f"there is no folder {path.parent}", hint)
+            if path.is_dir():
+                raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
+            if path.exists() and not path.is_file():
+                why = f"{path} is neither a file nor a block device"
+                raise TargetError(why, "Use - for a stream.")
+            is_new = not path.exists()
+        if not is_new:
+            with translated(TargetError, f"opening {path}", _HINT):
+                files.open_to_write(path).close()
+
+    def capacity(self) -> int | None:
+        """None: a file grows, and holes take no space."""
+        return None
+
+    def open(self, size: int, block_size: int) -> AbstractContextManager[RawDraft]:
+        """See Target. The file that was there stays the same one, with all its names."""
+        with translated(TargetError, self._looking, "Name another target."):
+            make = self._overwritten if self._path.exists() else self._new
+        return make(size, block_size)
+
+    @contextmanager
+    def _overwritten(self, size: int, block_size: int) -> Iterator[RawDraft]:
+        with translated(TargetError, f"opening {self._path}", _HINT):
+            file = files.open_to_write(self._path, Cache.SPARE)
+        with closing(file):
+            with translated(TargetError, f"resizing {self._path}", _HINT):
+                file.resize(size)
+            yield RawDraft(file, block_size, is_new=False)
+
+    @contextmanager
+    def _new(self, size: int, block_size: int) -> Iterator[RawDraft]:
+        """Fill a file beside the path, then rename it: nobody takes half a disk for a whole one."""
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
+        try:
+            with translated(TargetError, f"writing {self._path}", _HINT):
+                folders.remove_file(partial)  # of a killed process that had our number
+                file = files.create(partial, Cache.SPARE)
+            with closing(file):
+                with translated(TargetError, f"resizing {partial}", _HINT):
+                    file.resize(size)
+                yield RawDraft(file, block_size, is_new=True)
+            with translated(TargetError, f"renaming {partial} to {self._path}"):
+                folders.rename(partial, self._path)
+                folders.sync_folder(self._path.parent)
+        finally:
+            with suppress(OSError):  # it has its name now, or what failed is worth more
+                folders.remove_file(partial)
+
+    def read_back(self) -> AbstractContextManager[RawImage] | None:
+        """See Target."""
+        with suppress(OSError):
+            if self._path.is_file() and self._path.stat().st_size:
+                return read_raw(self._path)
+        return None

@@ -1,0 +1,48 @@
+"""What files and devices have in common as targets: paths that must not be overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from stat import S_ISBLK
+from typing import ClassVar
+
+from backy.errors import TargetError, UsageError, translated
+
+
+class PathTarget:
+    """The part of a Target that looks at its path."""
+
+    is_sequential: ClassVar[bool] = False
+
+    def __init__(self, place: str) -> None:
+        """Raises UsageError if `place` cannot be the path of anything."""
+        if not place or "\0" in place:
+            raise UsageError(f"{place!a} cannot be a path", "Name a file or a block device.")
+        self._path = Path(place)
+        self._looking = f"looking at the target {place}"
+
+    def refuse(self, sources: Mapping[str, Path]) -> None:
+        """See Target. A path inside any repository is refused, too."""
+        path = self._path
+        with translated(TargetError, self._looking, "Name another target."):
+            resolved = path.resolve()
+            folders = (resolved, *resolved.parents)
+            if any((folder / "repository.json").exists() for folder in folders):
+                raise TargetError(f"{path} lies inside a repository", "Restore to another place.")
+            for name, source in sources.items():
+                if path.exists() and _is_same(path, source):
+                    why = f"{path} is the source of disk {name}; a restore would overwrite it"
+                    hint = "If that is what you want, stop the VM and add --over-source."
+                    raise TargetError(why, hint)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two names mean one file, or one block device."""
+    status = path.stat()
+    with suppress(OSError, ValueError):  # it is gone, or no path at all
+        others = other.stat()
+        is_device = S_ISBLK(status.st_mode) and S_ISBLK(others.st_mode)
+        return path.samefile(other) or (is_device and status.st_rdev == others.st_rdev)
+    return False
