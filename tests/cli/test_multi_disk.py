@@ -83,7 +83,7 @@ def test_what_the_source_saved_beside_the_disks_comes_back_with_them(
 
 def test_a_program_that_only_the_repository_names_is_not_run(with_files: Backy) -> None:
     said = with_files.refuses(3, "backup", "vm1")
-    assert "a source of type 'exec' is taken from the configuration only" in said.message
+    assert "a source of type 'exec' is only used if the configuration names it" in said.message
 
 
 def test_each_disk_is_verified_and_listed(two_disks: Backy) -> None:

@@ -38,7 +38,7 @@ def revision(made: Made) -> Revision:
         ),
         pytest.param(
             {"type": "no-such-plugin"},
-            "a source of type 'no-such-plugin' is taken from the configuration only",
+            "a source of type 'no-such-plugin' is only used if the configuration names it",
             id="unknown",
         ),
         pytest.param(
@@ -64,7 +64,7 @@ def test_a_program_that_a_repository_names_is_not_run(
     made.repository.remember_source({"type": "exec", "command": command})
     live = LiveSource(made.repository)
     assert live.read(revision, "vda", 0, "") is None
-    assert "'exec' is taken from the configuration only" in live.failure
+    assert "'exec' is only used if the configuration names it" in live.failure
     assert not (tmp_path / "run").exists()
 
 

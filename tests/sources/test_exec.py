@@ -109,6 +109,23 @@ def test_forgetting_tells_the_program_what_to_keep(double: Double) -> None:
     assert double.asked() == [("release", {"revision": None, "keep": [OLD, NEW], "is_kept": False})]
 
 
+def test_the_program_is_asked_for_changes_when_the_snapshot_is_opened(double: Double) -> None:
+    """A guest that hooks have frozen goes on by then; to compare snapshots may take minutes."""
+    with double.source().snapshot(Request(NEW, parent(), is_frozen=True)) as taken:
+        assert [verb for verb, _ in double.asked()] == ["snapshot"]
+        with taken.open() as snapshot:
+            assert [verb for verb, _ in double.asked()] == ["snapshot", "extents"]
+            assert set(snapshot.disks) == {"vda"}
+
+
+def test_a_raw_file_that_changes_while_it_is_read_is_told(double: Double) -> None:
+    with opened(double.source(), Request(NEW)) as snapshot:
+        read(snapshot.disks["vda"], 0, MIB)
+        double.disk.write_bytes(CONTENT + b"x")
+        [warning] = snapshot.warnings()
+        assert str(double.disk) in warning
+
+
 @pytest.mark.parametrize("failure", ["snapshot", "body", "answer", "disk"])
 def test_release_runs_for_this_revision_alone_whatever_failed(double: Double, failure: str) -> None:
     match failure:

@@ -54,6 +54,28 @@ def test_a_file_that_can_be_cloned_is_read_as_it_was_when_the_snapshot_began(
     assert list(reflink_folder.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("reflink_folder", ["xfs", "btrfs"], indirect=True)
+def test_what_is_written_before_it_is_opened_is_not_in_a_clone(reflink_folder: Path) -> None:
+    """A guest that hooks have frozen goes on when the snapshot was taken."""
+    path = reflink_folder / "vm1.img"
+    path.write_bytes(CONTENT)
+    with source(path).snapshot(REQUEST) as taken:
+        write_all(path, CONTENT[::-1])
+        with taken.open() as snapshot:
+            assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
+
+
+def test_a_file_without_a_clone_is_as_it_is_when_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "vm1.img"
+    path.write_bytes(CONTENT)
+    with source(path).snapshot(REQUEST) as taken:
+        write_all(path, CONTENT[::-1])
+        with taken.open() as snapshot:
+            assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT[::-1]
+            assert snapshot.warnings() == []
+            assert snapshot.consistency is Consistency.NONE
+
+
 def test_what_was_just_written_and_not_yet_synced_is_in_the_clone(reflink_folder: Path) -> None:
     path = reflink_folder / "vm1.img"
     with path.open("wb") as file:

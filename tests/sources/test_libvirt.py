@@ -125,6 +125,17 @@ def test_what_is_written_later_is_not_in_the_snapshot(machine: Machine) -> None:
             assert read(snapshot.disks[disk], 0, 2 * CLUSTER) == b"\x11" * CLUSTER + bytes(CLUSTER)
 
 
+def test_what_is_written_before_it_is_opened_is_not_in_the_snapshot(machine: Machine) -> None:
+    """A guest that hooks have frozen goes on when the snapshot was taken."""
+    parent, before = published(machine)
+    with source(machine).snapshot(Request(IDS[1], parent)) as taken:
+        for disk in ("vda", "vdc"):
+            machine.write(disk, 0, SIZE, 0x22)
+        with taken.open() as snapshot:
+            assert same(snapshot.disks["vda"]) == SIZE
+            assert read(snapshot.disks["vdc"], 0, SIZE) == before["vdc"]
+
+
 def test_nothing_is_left_of_a_snapshot_that_was_not_kept(machine: Machine) -> None:
     parent, _ = published(machine)
     with opened(source(machine), Request(IDS[1], parent)):
@@ -280,7 +291,7 @@ def test_an_image_that_can_have_no_checkpoint_is_backed_up_with_a_warning(
             with opened(source(aged), Request(IDS[number], parent)) as snapshot:
                 assert same(snapshot.disks["vda"]) == 0
                 [warning] = snapshot.warnings()
-                assert "the next backup reads all" in warning
+                assert "the next backup will read everything" in warning
                 assert "bitmap" in warning
                 snapshot.keep_checkpoint()
         assert aged.checkpoints() == []

@@ -187,6 +187,20 @@ def test_each_delta_is_the_disk_of_one_moment_and_reads_only_what_changed(
         assert ours(daemon) == {bitmap(number)}
 
 
+def test_what_is_written_before_it_is_opened_is_not_in_the_snapshot(
+    daemon: StorageDaemon,
+) -> None:
+    """A guest that hooks have frozen goes on when the snapshot was taken."""
+    qemu, chance = source(daemon), random.Random(6)
+    before = backed_up(qemu, 0)
+    scribble(daemon, chance)
+    expected = content_of(daemon)
+    with qemu.snapshot(Request(name(1), revision(0, before))) as taken:
+        scribble(daemon, chance)
+        with taken.open() as snapshot:
+            assert pulled(snapshot, before) == expected
+
+
 def test_a_delta_of_nothing_reads_nothing(daemon: StorageDaemon) -> None:
     qemu = source(daemon)
     backed_up(qemu, 0)

@@ -361,7 +361,7 @@ def test_a_vm_that_stood_still_for_lack_of_scratch_room_goes_on_and_its_backup_i
             first, second = counters(pulled(snapshot, {}), folder)
             assert second <= first <= second + 1
             [warning] = snapshot.warnings()
-            assert "stands still" in warning
+            assert "the VM is stopped" in warning
         assert vm.ask("query-status")["status"] == "running"
     finally:
         subprocess.run(["umount", small], check=True)

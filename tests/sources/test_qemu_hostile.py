@@ -220,13 +220,13 @@ def test_a_guest_is_thawed_after_a_body_that_fails(tmp_path: Path) -> None:
         pytest.param(
             {"guest_fsfreeze_freeze": b'{"return": 0}\n'},
             ["ping", "freeze", "thaw"],
-            "guest-fsfreeze-freeze found no file system",
+            "guest-fsfreeze-freeze had an effect on no file system",
             id="nothing-to-freeze",
         ),
         pytest.param(
             {"guest_fsfreeze_thaw": b'{"return": 0}\n'},
             ["ping", "freeze", "thaw"],
-            "guest-fsfreeze-thaw found no file system",
+            "guest-fsfreeze-thaw had an effect on no file system",
             id="thawed-by-somebody-else",
         ),
         pytest.param(
@@ -298,9 +298,9 @@ def test_whatever_answers_for_the_agent_the_body_runs_and_it_ends(
 def test_an_answer_without_end_takes_no_memory(tmp_path: Path) -> None:
     guest = Guest(guest_fsfreeze_freeze=b"x" * 10_000_000)
     with listening(tmp_path / "agent", guest) as path, closing(Agent(path, 20)) as agent:
-        with pytest.raises(SourceError, match="talks without end"):
+        with pytest.raises(SourceError, match="its answer is too long"):
             agent.ask("guest-fsfreeze-freeze", 20)
-        assert len(agent._heard) < 200_000
+        assert len(agent._received) < 200_000
 
 
 def test_without_an_agent_the_body_runs(tmp_path: Path) -> None:

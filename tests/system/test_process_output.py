@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backy.clients.program import ask
+from backy.clients.program import output_of
 from backy.errors import SourceError
 from backy.system import process
 from backy.system.process import Program
@@ -49,27 +49,27 @@ def test_output_that_somebody_in_the_background_holds_open_is_not_called_complet
     ("script", "seconds", "expected"),
     [
         pytest.param("echo a >&2; echo b >&2; exit 1", 60, "looking: /bin/sh: b", id="fails"),
-        pytest.param("exit 4", 60, "looking: /bin/sh: code 4", id="fails-silently"),
+        pytest.param("exit 4", 60, "looking: /bin/sh: it ended with code 4", id="fails-silently"),
         pytest.param("sleep 60", 0.2, "looking: /bin/sh took longer than 0.2 s", id="hangs"),
-        pytest.param("echo 12345", 60, "looking: /bin/sh said more than 3 bytes", id="too-much"),
+        pytest.param("echo 12345", 60, "looking: /bin/sh printed more than 3 bytes", id="too-much"),
     ],
 )
 def test_an_error_names_what_failed_and_what_was_said_last(
     script: str, seconds: float, expected: str
 ) -> None:
     with pytest.raises(SourceError) as caught:
-        ask(("/bin/sh", "-c", script), "looking", timeout_seconds=seconds, limit=3)
+        output_of(("/bin/sh", "-c", script), "looking", timeout_seconds=seconds, limit=3)
     assert caught.value.message == expected
 
 
 def test_a_program_that_is_missing_is_named() -> None:
     with pytest.raises(SourceError, match="looking: no-such-program"):
-        ask(("no-such-program",), "looking", timeout_seconds=5)
+        output_of(("no-such-program",), "looking", timeout_seconds=5)
 
 
 def test_programs_are_asked_in_english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    said = ask(("/bin/sh", "-c", "echo $LC_ALL"), "looking", timeout_seconds=60)
+    said = output_of(("/bin/sh", "-c", "echo $LC_ALL"), "looking", timeout_seconds=60)
     assert said == b"C\n"
 
 

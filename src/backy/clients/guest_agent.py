@@ -1,4 +1,4 @@
-"""The QEMU guest agent, which holds a guest's file systems still.
+"""The QEMU guest agent, which freezes a guest's file systems.
 
 https://www.qemu.org/docs/master/interop/qemu-ga-ref.html
 """
@@ -19,18 +19,18 @@ from backy.system import signals
 from backy.system.guard import guarding
 from backy.system.process import Program
 
-_LONGEST = 64 * 1024  # bytes of an answer; ours are all shorter than 100
-_START = 10  # seconds for a program to start in, on a machine that is as busy as it gets
-_HINT = "Does the agent run in the guest, and does no other program hold its socket?"
+_LONGEST_ANSWER = 64 * 1024  # bytes; the answers to our commands are shorter than 100
+_START_SECONDS = 10  # that a program may take to start on a very busy machine
+_HINT = "Is the agent running in the guest, and is no other program connected to its socket?"
 
 
 class Agent:
-    """A connection to the agent in one guest. Either may be hostile, or hang."""
+    """A connection to the agent in one guest. Agent and guest may be hostile, or hang."""
 
     def __init__(self, path: Path, timeout_seconds: float) -> None:
-        """Connect. Raises SourceError where nobody listens there, or nobody answers."""
+        """Connect. Raises SourceError where nobody listens, or nobody answers."""
         self._name = f"the guest agent at {path}"
-        self._heard = b""
+        self._received = b""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout_seconds)
         try:
@@ -42,22 +42,22 @@ class Agent:
             raise
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def ask(self, command: str, timeout_seconds: float) -> object:
-        """What a command without arguments returns.
+        """Execute a command without arguments, and give what it returns.
 
-        What the agent still had to say to somebody else, or to a command that took too long, is
-        told apart by a number of ours that it says first. Raises SourceError where it answers
-        with an error, or not in time; it may do what it was asked for all the same.
+        Late answers to earlier commands, ours or those of another program, are skipped: the agent
+        first repeats a random number that we send. Raises SourceError where the answer is an error
+        or does not come in time; the agent may still execute the command later.
         """
         number = secrets.randbits(31)
         sync = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
         deadline = time.monotonic() + timeout_seconds
         with translated(SourceError, f"{self._name}: {command}", _HINT):
             self._socket.settimeout(timeout_seconds)
-            # The first byte has it forget what somebody before us left unfinished.
+            # The first byte makes the agent drop an unfinished command of another program.
             lines = f"{json.dumps(sync)}\n{json.dumps({'execute': command})}\n"
             self._socket.sendall(b"\xff" + lines.encode())
             while self._answer(deadline).get("return") != number:
@@ -68,27 +68,29 @@ class Agent:
         return answer["return"]
 
     def attempt(self, command: str, timeout_seconds: float, failures: list[str]) -> bool:
-        """Whether the agent answers, with the number of file systems that it did it to."""
+        """Freeze or thaw; whether the agent answered. Adds to `failures` what went wrong."""
         try:
             if not self.ask(command, timeout_seconds):
-                failures.append(f"{self._name}: {command} found no file system")
+                failures.append(f"{self._name}: {command} had an effect on no file system")
         except SourceError as error:
             failures.append(error.message)
             return False
         return True
 
     def _answer(self, deadline: float) -> dict[str, object]:
-        """The next line, from where its delimiter is on; {} where that is no JSON object."""
-        while b"\n" not in self._heard:
+        """The next line, without what precedes its delimiter; {} where it is no JSON object."""
+        while b"\n" not in self._received:
             seconds = deadline - time.monotonic()
             if seconds <= 0:
                 raise TimeoutError("no answer in time")
             self._socket.settimeout(seconds)
-            more = self._socket.recv(_LONGEST)
-            if not more or len(self._heard) > _LONGEST:
-                raise OSError("it talks without end" if more else "it hung up")
-            self._heard += more
-        line, _, self._heard = self._heard.partition(b"\n")
+            more = self._socket.recv(_LONGEST_ANSWER)
+            if not more:
+                raise OSError("it closed the connection")
+            if len(self._received) > _LONGEST_ANSWER:
+                raise OSError("its answer is too long")
+            self._received += more
+        line, _, self._received = self._received.partition(b"\n")
         try:
             answer = json.loads(line.rpartition(b"\xff")[2])
         except (ValueError, RecursionError):
@@ -98,12 +100,13 @@ class Agent:
 
 @contextmanager
 def frozen(path: Path, timeout_seconds: float) -> Iterator[list[str]]:
-    """Have the guest hold its file systems still while the body runs, which it does in any case.
+    """Freeze the guest's file systems during the body, which runs even where that fails.
 
-    Gives why that did not hold, if it did not; complete after the body.
-    The guest is told to go on whatever happens: the body fails, this process is told to stop, or
-    is killed. Where it does not answer to that, it is told again for as long as the time limit.
-    Freezing takes at most half of that, so the body should take no longer than the other half.
+    Gives the failures: why the guest was not frozen all the time; complete after the body.
+    The guest is thawed whatever happens: the body fails, or this process is stopped or killed.
+    Where the agent does not answer to that, it is asked again, once, with the same time limit.
+    Freezing takes at most half of `timeout_seconds`; the body should not take longer than the
+    other half.
     """
     failures: list[str] = []
     try:
@@ -111,8 +114,8 @@ def frozen(path: Path, timeout_seconds: float) -> Iterator[list[str]]:
     except SourceError as error:
         yield [error.message]
         return
-    again = (sys.executable, "-P", "-m", __name__, str(path), str(timeout_seconds))
-    program = Program(again, {}, b"", timeout_seconds + _START)
+    thaw_again = (sys.executable, "-P", "-m", __name__, str(path), str(timeout_seconds))
+    program = Program(thaw_again, {}, b"", timeout_seconds + _START_SECONDS)
     with guarding([program]) as guard, closing(agent):
         try:
             agent.attempt("guest-fsfreeze-freeze", timeout_seconds / 2, failures)
@@ -125,7 +128,7 @@ def frozen(path: Path, timeout_seconds: float) -> Iterator[list[str]]:
 
 
 def main(path: str, seconds: str) -> None:
-    """Thaw a guest, when who froze it was killed. Raises SourceError where it does not hear."""
+    """Thaw a guest after the process that froze it was killed. May raise SourceError."""
     with closing(Agent(Path(path), float(seconds))) as agent:
         agent.ask("guest-fsfreeze-thaw", float(seconds))
 

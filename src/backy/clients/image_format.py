@@ -1,8 +1,8 @@
-"""Disk images of the formats that QEMU reads, opened so that a guest cannot choose what is read.
+"""Disk images in QEMU's formats, opened so that their content cannot choose what else is read.
 
-What is in an image was written by a guest, or by a customer who uploaded it. Its format is never
-guessed from that, and a file that it names is not opened unless the administrator allows it: else
-a guest could write a qcow2 header with /etc/shadow as its backing file into its raw disk.
+A guest wrote the content of an image, or a customer who uploaded it. So the format is never guessed
+from the content, and a file that the image names is opened only if the administrator allows it.
+Otherwise a guest could write a qcow2 header with /etc/shadow as its backing file to its raw disk.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from backy.units import KiB, TiB, format_size
 
 _NAMES = ("luks", "qcow", "qcow2", "qed", "raw", "vdi", "vhdx", "vmdk", "vpc")
 _FORMATS = {".img": "raw", ".vhd": "vpc"} | {f".{each}": each for each in _NAMES}
-_LARGEST = 64 * TiB  # a few bytes can claim to be 8 EiB, and an index has 65 bytes a block
-_HEADER = 64 * KiB  # bytes; all that tells whether an image names other files is in these
-_SIZE_HINT = "A disk can have 64 TiB. Is it an image that somebody made to do harm?"
-_BACKING_HINT = "If you trust all who could write to it, and mean those files, say backing: true."
+_LARGEST = 64 * TiB  # a few bytes can claim to be 8 EiB, and each block takes 65 bytes of index
+_HEADER = 64 * KiB  # bytes that tell whether an image names other files
+_SIZE_HINT = "The limit is 64 TiB. Did somebody make this image to do harm?"
+_BACKING_HINT = "If you trust all who could write to it and want those files, set backing: true."
 
 
 def _format_by_suffix(given: dict[str, Any]) -> str:
@@ -34,9 +34,9 @@ def _format_by_suffix(given: dict[str, Any]) -> str:
 
 
 class ImageFile(Values):
-    """An image in a file or on a block device, as settings name it.
+    """Settings of one image, in a file or on a block device.
 
-    `backing` allows it to name other files, which may be any that we may read.
+    `backing` allows it to name other files. They can be any files that we may read.
     """
 
     path: AbsolutePath
@@ -52,10 +52,10 @@ ImageFileOrPath = Annotated[
 
 @contextmanager
 def open_image_file(wanted: ImageFile, timeout_seconds: float) -> Iterator[NbdImage]:
-    """Lock an image and give its content; QEMU's locks keep all others from writing to it.
+    """Lock an image and give its content. QEMU's locks keep others from writing to it meanwhile.
 
-    Opening it takes `timeout_seconds` at most. Raises SourceError where a VM or a program has it
-    open to write, where it names other files and may not, and where it cannot be read.
+    Opening takes `timeout_seconds` at most. Raises SourceError where a VM or a program has it open
+    for writing, where it names other files and may not, and where it cannot be read.
     """
     name, is_device = str(wanted.path), _check_header(wanted)
     node: dict[str, Any] = {
@@ -64,7 +64,7 @@ def open_image_file(wanted: ImageFile, timeout_seconds: float) -> Iterator[NbdIm
         "locking": "on",
     }
     if wanted.format == "raw":
-        # QEMU lets others write to what it reads as raw, unless it is told not to in this way.
+        # By default QEMU lets others write to an image that it reads as raw.
         unshared = ["write", "resize"]
         node = {"driver": "blkdebug", "unshare-child-perms": unshared, "image": node}
     node = {"driver": wanted.format, "file": node} | ({} if wanted.backing else {"backing": None})
@@ -81,7 +81,7 @@ def open_image_file(wanted: ImageFile, timeout_seconds: float) -> Iterator[NbdIm
 
 
 def _check_header(wanted: ImageFile) -> bool:
-    """Refuse an image that names other files, unless it may; say whether it is on a device."""
+    """Check that an image names no other files, unless it may; give whether it is on a device."""
     with (
         translated(SourceError, f"opening the image {wanted.path}", HINT),
         files.open_to_read(wanted.path) as file,
@@ -89,15 +89,15 @@ def _check_header(wanted: ImageFile) -> bool:
         header = file.read_bytes(0, _HEADER).ljust(80, b"\0")
         is_device = file.is_device
     if not wanted.backing and _names_files(wanted.format, header):
-        raise SourceError(f"{wanted.path} says that its data is in other files, too", _BACKING_HINT)
+        raise SourceError(f"{wanted.path} has some of its data in other files", _BACKING_HINT)
     return is_device
 
 
 def _names_files(image_format: str, header: bytes) -> bool:
-    """Whether an image with this header names files, which QEMU opens even if it only looks.
+    """Whether an image with this header names other files, which QEMU would open.
 
-    These are: a backing file; in qcow2 an external data file (bit 2 of the incompatible features);
-    and the extents in the descriptor of a VMDK, unless that is a single file, which begins with
+    That is: a backing file; in qcow2 also an external data file (bit 2 of the incompatible
+    features); in VMDK also the extents of its descriptor. A VMDK that is a single file begins with
     KDMV and a capacity.
     https://www.qemu.org/docs/master/interop/qcow2.html, block/qed.h and block/vmdk.c of QEMU
     """

@@ -42,7 +42,7 @@ class LocalImage:
             )
 
     def warnings(self) -> Iterator[str]:
-        """Say whether the file was changed while it was read; of a device nobody can tell."""
+        """Warn where the file was changed while it was read. A device does not tell."""
         if self.is_clone or self._file.is_device:
             return
         with translated(SourceError, f"looking at {self._path}", _READ_HINT):
@@ -54,7 +54,7 @@ class LocalImage:
 
 @contextmanager
 def open_local(path: Path, clone: File | None = None) -> Iterator[LocalImage]:
-    """Open a file or block device as an Image; or read its clone, which the caller closes.
+    """Open a file or block device as an Image; with `clone`, which the caller closes, read that.
 
     Raises SourceError where it cannot be opened, or is empty.
     """
@@ -69,10 +69,10 @@ def open_local(path: Path, clone: File | None = None) -> Iterator[LocalImage]:
 
 
 def clone(path: Path, stack: ExitStack) -> File | None:
-    """Clone a file without giving the clone a name; what is written to the file does not change it.
+    """Clone a file: the clone has no name, and does not change when the file is written to.
 
-    Gives None where there is no clone: of a device, on a file system without clones, where the
-    rights forbid it, or where the file cannot be opened at all. `stack` closes the clone.
+    `stack` closes the clone. None where there is none: for a device, on a file system that cannot
+    clone, without the right to make files beside it, or where the file cannot be opened at all.
     """
     try:
         with files.open_to_read(path) as original:

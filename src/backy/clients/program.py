@@ -1,4 +1,4 @@
-"""Ask a program of the storage's: rbd, virsh, qemu-img, or one of the user's."""
+"""Run a program of a storage, such as rbd, virsh or qemu-img, and give its output."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from backy.system.process import Program
 from backy.units import MiB
 
 _MOST_OUTPUT = 64 * MiB
-_LONGEST = 500  # characters of what a program says last
+_LONGEST_REASON = 500  # characters of the last line on stderr
 _MOST_CALLS = 8  # at once
 
 
 class TooMuchOutputError(SourceError):
-    """The program printed more than the caller takes."""
+    """The program printed more than the caller accepts."""
 
 
-def ask(
+def output_of(
     command: Sequence[str],
-    what: str,
+    title: str,
     *,
     timeout_seconds: float,
     stdin: bytes = b"",
     limit: int = _MOST_OUTPUT,
 ) -> bytes:
-    """Give what a program says on stdout, at most `limit` bytes; messages are in English.
+    """Run a program and give its stdout, at most `limit` bytes; its messages are in English.
 
-    Raises SourceError that begins with `what`, and has what the program said last on stderr, where
-    it fails, cannot be started, or takes longer than its time; TooMuchOutputError where it says
-    more.
+    Raises SourceError where it fails, cannot be started, or takes too long; the message begins
+    with `title` and ends with the last line on stderr. Raises TooMuchOutputError where stdout is
+    longer than `limit`.
     """
     program = Program(command, {"LC_ALL": "C"}, stdin, timeout_seconds)
     outcome = process.run(program, limit=limit)
     if outcome.code is None:
-        hint = "Look whether the storage answers, or allow more with `timeout`."
-        raise SourceError(f"{what}: {command[0]} took longer than {timeout_seconds:g} s", hint)
+        hint = "Check that the storage answers, or allow more time with `timeout`."
+        raise SourceError(f"{title}: {command[0]} took longer than {timeout_seconds:g} s", hint)
     if outcome.code:
-        said = outcome.output.strip().rpartition("\n")[2][-_LONGEST:] or f"code {outcome.code}"
-        raise SourceError(f"{what}: {command[0]}: {said}", "Nothing was published.")
+        line = outcome.output.strip().rpartition("\n")[2][-_LONGEST_REASON:]
+        reason = line or f"it ended with code {outcome.code}"
+        raise SourceError(f"{title}: {command[0]}: {reason}", "Nothing was published.")
     if len(outcome.stdout) > limit:
-        raise TooMuchOutputError(f"{what}: {command[0]} printed more than {limit} bytes")
+        raise TooMuchOutputError(f"{title}: {command[0]} printed more than {limit} bytes")
     return outcome.stdout
 
 

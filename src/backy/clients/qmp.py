@@ -1,4 +1,4 @@
-"""QEMU's monitor protocol, one command after the other, each with a time limit.
+"""QEMU's monitor protocol, one command at a time, each with a time limit.
 
 https://www.qemu.org/docs/master/interop/qmp-spec.html
 """
@@ -19,17 +19,17 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 from backy.errors import SourceError, translated
 from backy.system.signals import shielded
 
-_HINT = "Does QEMU live, and does no other program (libvirt, a console) hold this monitor?"
-# What goes wrong is in the exceptions; without a handler Python would print it as well.
+_HINT = "Is QEMU running, and is no other program connected to this monitor?"
+# Errors are raised, so they need not be printed, too.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
 class NotRunningError(SourceError):
-    """Nobody listens at the socket: the VM is off."""
+    """Nobody listens on the socket: the VM is off."""
 
 
 class Monitor:
-    """A connection to one QEMU, or storage daemon; see `connect`."""
+    """A connection to a QEMU or a qemu-storage-daemon; see `connect`."""
 
     def __init__(self, path: Path, runner: asyncio.Runner, timeout_seconds: float) -> None:
         self._name = f"QEMU at {path}"
@@ -38,22 +38,22 @@ class Monitor:
         self.client = QMPClient()
 
     def ask(self, command: str, within: float | None = None, /, **arguments: object) -> Any:  # noqa: ANN401 - QEMU's
-        """Execute a command, and give what it returns; names have underscores instead of dashes.
+        """Execute a command and give what it returns. Write underscores for dashes in names.
 
-        Raises SourceError where QEMU refuses, or does not answer in time: in `within` seconds, or
-        those of the connection. Then it may execute it later.
+        Raises SourceError where QEMU refuses, or does not answer within `within` seconds, or by
+        default within the time limit of the connection. QEMU may still execute the command later.
         """
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         about = " ".join([command, *(value for value in named.values() if isinstance(value, str))])
         return self.wait_for(about, self.client.execute(command, named), within)
 
     def version(self) -> tuple[int, int, int]:
-        """The version of QEMU, or of its storage daemon."""
+        """The version of QEMU or qemu-storage-daemon."""
         found = self.ask("query-version")["qemu"]
         return found["major"], found["minor"], found["micro"]
 
     def status(self) -> str:
-        """What the VM does, such as "running"; "" of a storage daemon, which has no VM."""
+        """The state of the VM, such as "running"; "" for a storage daemon, which has no VM."""
         with suppress(SourceError):
             return str(self.ask("query-status")["status"])
         return ""
@@ -61,10 +61,10 @@ class Monitor:
     def wait_for(
         self, about: str, work: Coroutine[Any, Any, object], within: float | None = None
     ) -> object:
-        """What the client comes back with. Raises SourceError, as above."""
+        """Give the result of a coroutine of the client. Raises SourceError, as `ask` does."""
         seconds = self._timeout if within is None else within
         try:
-            # A signal must not cut through the event loop, which may swallow what it raises.
+            # An exception of a signal handler could be lost in the event loop.
             with shielded():
                 return self._runner.run(asyncio.wait_for(work, seconds))
         except (QMPError, OSError, EOFError) as error:
@@ -73,7 +73,7 @@ class Monitor:
             raise SourceError(f"{self._name}: {about}: {why}", hint) from error
 
     def wait_until(self, done: Callable[[], bool], what: str) -> None:
-        """Return when it is `done`. Raises SourceError where it is not within the time limit."""
+        """Wait until `done` gives True. Raises SourceError where the time limit passes first."""
         deadline = time.monotonic() + self._timeout
         while not done():
             if time.monotonic() > deadline:
@@ -83,9 +83,9 @@ class Monitor:
 
 @contextmanager
 def connect(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
-    """Talk to the QEMU that listens at a Unix socket; it listens to nobody else meanwhile.
+    """Connect to the QEMU that listens on a Unix socket. It serves one connection at a time.
 
-    Raises NotRunningError where nobody listens there, SourceError where it does not greet.
+    Raises NotRunningError where nobody listens, SourceError where it does not greet in time.
     """
     with socket.socket(socket.AF_UNIX) as connected, asyncio.Runner() as runner:
         connected.settimeout(timeout_seconds)
@@ -93,12 +93,12 @@ def connect(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
             try:
                 connected.connect(str(path))
             except (FileNotFoundError, ConnectionRefusedError) as error:
-                why = f"nobody listens at {path}: the VM is off"
-                raise NotRunningError(why, "Start it, or name its `images`.") from error
+                why = f"nobody listens on {path}: the VM is off"
+                raise NotRunningError(why, "Start the VM, or set `images`.") from error
         monitor = Monitor(path, runner, timeout_seconds)
         try:
             monitor.wait_for("greeting", monitor.client.connect(connected))
             yield monitor
         finally:
-            with suppress(Exception), shielded():  # what broke the connection was told already
+            with suppress(Exception), shielded():  # an error of the connection was raised before
                 runner.run(asyncio.wait_for(monitor.client.disconnect(), 1))

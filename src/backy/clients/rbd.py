@@ -1,4 +1,4 @@
-"""Images of Ceph, through the program rbd; their content comes through qemu-nbd.
+"""Images of Ceph, through the program rbd. Their content is read through qemu-nbd.
 
 An image is named as rbd names it: "pool/image" or "pool/namespace/image". A snapshot is
 "IMAGE@NAME".
@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
-from backy.clients.program import TooMuchOutputError, ask
+from backy.clients.program import TooMuchOutputError, output_of
 from backy.clients.qemu_nbd import serve
 from backy.errors import SourceError
 from backy.model.extent import Extent, Kind, cover
@@ -28,8 +28,8 @@ Value = TypeVar("Value")
 # the same where there is no keyring.
 _NOT_FOUND = re.compile(r"error opening (image|pool) .*: \(2\)|namespace .* does not exist")
 _LONGEST_LIST = 16 * MiB  # bytes of JSON; 1 TiB has that much if no two objects are joined
-_DIFF_FACTOR = 10  # a diff may take so many times longer than other calls: it visits each object
-_HINT = "Do the monitors answer, is it there, and may this user do it? See docs/sources/rbd.md."
+_DIFF_FACTOR = 10  # a diff visits each object, so it may take ten times as long
+_HINT = "Do the monitors answer, does it exist, and may this user do it? See docs/sources/rbd.md."
 
 
 class _Info(BaseModel):
@@ -67,7 +67,7 @@ class Rbd:
         self._timeout = timeout_seconds
 
     def id_of(self, image: str) -> str:
-        """The id of an image, which differs from that of another image that had its name before."""
+        """The id of an image. Another image that had the same name before has another id."""
         return self._json(_Info.model_validate_json, "info", image).id
 
     def snapshots(self, image: str) -> dict[str, ListedSnapshot]:
@@ -135,7 +135,7 @@ class Rbd:
         command = ["rbd", *arguments, *access]
         title = shlex.join(command)
         try:
-            return ask(command, title, timeout_seconds=seconds, limit=_LONGEST_LIST)
+            return output_of(command, title, timeout_seconds=seconds, limit=_LONGEST_LIST)
         except TooMuchOutputError:
             raise
         except SourceError as error:

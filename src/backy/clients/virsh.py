@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from xml.etree.ElementTree import Element, fromstring
+from xml.etree.ElementTree import Element, ParseError, fromstring
 
-from backy.clients.program import ask
+from backy.clients.program import output_of
 from backy.errors import SourceError
 from backy.system import process, signals
 from backy.system.guard import guarding
@@ -27,7 +27,7 @@ _THAW_HINT = "Thaw it now: virsh domfsthaw DOMAIN"
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A domain as it is now: its live XML where it runs."""
+    """A domain as it was when it was asked for; `xml` is the live one while it runs."""
 
     uuid: str
     xml: Element
@@ -38,16 +38,16 @@ class Domain:
         return "id" in self.xml.attrib
 
     def disks(self) -> dict[str, Element]:
-        """All its disks, by the name that the guest is to see: "vda"."""
+        """Its disks by name, such as "vda"."""
         elements = self.xml.iterfind("devices/disk")
         return {attribute(element, "target", "dev"): element for element in elements}
 
 
 @dataclass(slots=True)
 class Freeze:
-    """How a freeze went. `deadline` is when (monotonic) it must end.
+    """A freeze, which must end at `deadline` (monotonic).
 
-    `failures` says why the guest was not frozen all the time; it is complete after the freeze.
+    `failures` tells why the guest was not frozen all the time; it is complete after the body.
     """
 
     deadline: float
@@ -55,7 +55,7 @@ class Freeze:
 
 
 class Virsh:
-    """Calls for one domain, named as in the configuration. All methods may raise SourceError."""
+    """Calls about one domain, by its name or UUID. All methods may raise SourceError."""
 
     def __init__(self, uri: str, domain: str, timeout_seconds: float) -> None:
         self._uri = uri
@@ -63,20 +63,30 @@ class Virsh:
         self._timeout = timeout_seconds
 
     def call(self, *arguments: str, stdin: bytes = b"", timeout_seconds: float = 0) -> str:
-        """Run a command of virsh and give its output; by default within the time limit of all."""
+        """Run a command of virsh and give its output; 0 stands for the time limit of all calls."""
         seconds = timeout_seconds or self._timeout
         command = self._program(*arguments, timeout_seconds=seconds).command
         title = f"domain {self._domain}: {arguments[0]}"
-        limit = _LONGEST_OUTPUT
-        return ask(command, title, timeout_seconds=seconds, stdin=stdin, limit=limit).decode()
+        output = output_of(
+            command, title, timeout_seconds=seconds, stdin=stdin, limit=_LONGEST_OUTPUT
+        )
+        try:
+            return output.decode()
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{title}: virsh printed something else than UTF-8") from error
 
     def xml(self, *arguments: str) -> Element:
-        """Run a command whose output is XML."""
-        # libvirtd runs as root, and writes XML without entities.
-        return fromstring(self.call(*arguments))  # noqa: S314 - see above
+        """Run a command that prints XML, and parse that."""
+        text = self.call(*arguments)
+        try:
+            # libvirtd runs as root, and writes XML without entities.
+            return fromstring(text)  # noqa: S314 - see above
+        except ParseError as error:
+            why = f"domain {self._domain}: {arguments[0]}: virsh printed no XML: {error}"
+            raise SourceError(why) from error
 
     def domain(self) -> Domain:
-        """The domain, which must be known by its name or UUID."""
+        """The domain as it is now."""
         try:
             root = self.xml("dumpxml", self._domain)
         except SourceError as error:
@@ -93,7 +103,7 @@ class Virsh:
         return (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
 
     def allocated(self, domain: Domain) -> dict[str, int]:
-        """How many bytes each disk takes in its storage, by name."""
+        """The bytes that each disk takes in its storage, by name."""
         lines = _ALLOCATED.findall(self.call("domblkinfo", domain.uuid, "--all"))
         return {name: int(size) for name, size in lines}
 
@@ -122,8 +132,9 @@ class Virsh:
             why = f"the guest of domain {self._domain} may still be frozen"
             raise SourceError(f"{why}: {_reason(thawed)}", _THAW_HINT)
         # Both commands print the number of file systems.
-        failed = [each for each in (frozen, thawed) if each.code or not _COUNT.search(each.output)]
-        state.failures += [_reason(outcome) or "it took too long" for outcome in failed]
+        for outcome in (frozen, thawed):
+            if outcome.code or not _COUNT.search(outcome.output):
+                state.failures.append(_reason(outcome) or "it took too long")
 
     def _program(self, *arguments: str, timeout_seconds: float) -> Program:
         command = ("virsh", "--connect", self._uri, *arguments)

@@ -1,4 +1,4 @@
-"""One connection to an NBD server: requests, one after the other, and what comes back."""
+"""One connection to an NBD server, which sends one request at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _SIMPLE = 1 << 16  # stands for the type of a simple reply, which has none
 
 
 class Connection:
-    """For one thread at a time. What fails raises OSError; only after RefusedError it may go on."""
+    """A connection, for one thread at a time. All methods may raise OSError.
+
+    After RefusedError it can still be used, after any other error not.
+    """
 
     def __init__(self, address: Address, contexts: Collection[str], timeout_seconds: float) -> None:
         """Connect and shake hands. This, and later each call, takes `timeout_seconds` at most."""
@@ -31,15 +34,15 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """Say good-bye, and do not wait for an answer: there is none."""
+        """Send a disconnect request, which has no answer, and close the socket."""
         with suppress(OSError):
             self._ask(nbd.DISCONNECT, 0, 0)
         self._wire.close()
 
     def read(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer`, which is not empty and keeps the block sizes of the export.
+        """Fill `buffer`, which is not empty and fits the block sizes of the export.
 
-        Chunks must come in ascending order, as all known servers send them.
+        Chunks must come in ascending order. All known servers send them so.
         """
         self._ask(nbd.READ, offset, len(buffer))
         rest = buffer
@@ -50,36 +53,39 @@ class Connection:
             elif (kind, length) == (nbd.HOLE, 12):
                 start, size = self._wire.unpack(">QI")
             elif kind != _SIMPLE:
-                raise ViolationError(f"a read was answered with type {kind} of {length} bytes")
+                raise ViolationError(
+                    f"the answer to a read has a chunk of type {kind} and {length} bytes"
+                )
             if start != offset + len(buffer) - len(rest) or not 0 < size <= len(rest):
-                raise ViolationError(f"{size} bytes came at byte {start}, where they do not belong")
+                raise ViolationError(f"{size} bytes came for byte {start}, which is out of order")
             if kind == nbd.HOLE:
                 rest[:size] = bytes(size)
             else:
                 self._wire.receive_into(rest[:size])
             rest = rest[size:]
         if rest:
-            raise ViolationError(f"the last {len(rest)} bytes are missing")
+            raise ViolationError(f"the last {len(rest)} bytes of a read are missing")
 
     def status(self, offset: int, length: int) -> tuple[int, dict[str, memoryview]]:
-        """Give the bytes that all contexts know of, at most `length`, and what each says of them.
+        """How many bytes from `offset` on all contexts describe, and each context's description.
 
-        That is pairs of 32 bits, for `struct.iter_unpack`: a length, which is not 0, and flags.
+        A description is pairs of 32 bits, for `struct.iter_unpack`: a length, which is not 0, and
+        flags. At most `length` bytes are described.
         """
         self._ask(nbd.BLOCK_STATUS, offset, length)
-        known, found = length, dict[str, memoryview]()
+        covered, descriptions = length, dict[str, memoryview]()
         for kind, size in self._answer():
             if kind != nbd.STATUS or not 4 < size <= _LONGEST_STATUS or size % 8 != 4:  # noqa: PLR2004
-                raise ViolationError(f"block status is of type {kind} and has {size} bytes")
+                raise ViolationError(f"a block status has type {kind} and {size} bytes")
             data = memoryview(self._wire.receive(size))
             name = self.export.contexts.get(int.from_bytes(data[:4], "big"), "")
-            if not name or name in found:
-                raise ViolationError("block status came that nobody had asked for")
-            found[name] = data[4:]
-            known = min(known, _covered(data[4:], length))
-        if len(found) < len(self.export.contexts):
-            raise ViolationError("there is no block status for a context")
-        return known, found
+            if not name or name in descriptions:
+                raise ViolationError("a block status came that we did not ask for")
+            descriptions[name] = data[4:]
+            covered = min(covered, _covered(data[4:], length))
+        if len(descriptions) < len(self.export.contexts):
+            raise ViolationError("the block status of a context is missing")
+        return covered, descriptions
 
     def _ask(self, command: int, offset: int, length: int) -> None:
         self._wire.begin()
@@ -87,9 +93,9 @@ class Connection:
         self._wire.send(">IHHQQI", nbd.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
 
     def _answer(self) -> Iterator[tuple[int, int]]:
-        """Give the type and the length of each chunk that has something; the caller receives it.
+        """Give the type and the length of each chunk with data, which the caller receives.
 
-        Raises RefusedError at the end where one of them was an error.
+        Raises RefusedError at the end where a chunk was an error.
         """
         flags, refused = 0, None
         while not flags & nbd.IS_LAST:
@@ -101,7 +107,7 @@ class Connection:
                 flags, kind, length = nbd.IS_LAST, nbd.NONE if error else _SIMPLE, 0
                 refused = RefusedError(error, "") if error else None
             if magic not in {nbd.CHUNK_MAGIC, nbd.SIMPLE_MAGIC} or cookie != self._cookie:
-                raise ViolationError("this is no answer to what was asked for")
+                raise ViolationError("an answer came that does not belong to our request")
             if kind & nbd.IS_ERROR:
                 refused = self._error(length)
             elif kind != nbd.NONE:
@@ -110,19 +116,19 @@ class Connection:
             raise refused
 
     def _error(self, length: int) -> RefusedError:
-        """What a chunk of an error says; an offset may follow its text."""
+        """The error in a chunk; an offset may follow its text."""
         if not 6 <= length <= _LONGEST_ERROR:  # noqa: PLR2004
-            raise ViolationError(f"an error has {length} bytes")
+            raise ViolationError(f"the chunk of an error has {length} bytes")
         data = self._wire.receive(length)
         error, size = struct.unpack_from(">IH", data)
         return RefusedError(error, data[6 : 6 + size].decode(errors="replace"))
 
 
 def _covered(status: memoryview, length: int) -> int:
-    """How many bytes one context tells of. Only its last extent may go beyond `length`."""
+    """How many bytes a context describes. Only its last extent may go beyond `length`."""
     covered = 0
     for size, _ in struct.iter_unpack(">II", status):
         if not size or covered >= length:
-            raise ViolationError("block status has an empty extent, or one that is too far")
+            raise ViolationError("a block status has an empty extent, or one beyond our request")
         covered += size
     return covered

@@ -1,4 +1,4 @@
-"""The first phase of NBD: client and server agree on the export and on what both can do."""
+"""The first phase of NBD: client and server agree on an export and on features."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from backy.units import KiB, MiB
 _LONGEST_REPLY = 16 * KiB  # bytes; a name and a description have at most 4 KiB each
 _LARGEST_SIZE = 2**63 - 1
 _LARGEST_MINIMUM = 64 * KiB  # the protocol's limit of the minimum block size
-# Every server takes 32 MiB that does not say otherwise. But what server and client copy stays in
-# the processor's caches with less: 4 connections to qemu-nbd gave 750 MiB/s with 4 MiB at once,
+# A server that states no limit accepts 32 MiB. But the copies that server and client make fit into
+# the processor's caches with less: 4 connections to qemu-nbd gave 750 MiB/s with requests of 4 MiB,
 # 1,340 MiB/s with 1 MiB and 940 MiB/s with 256 KiB.
 _LARGEST_REQUEST = MiB
 _REFUSALS = {1: "not supported", 2: "forbidden", 5: "TLS is required", 6: "no such export"}
@@ -24,10 +24,10 @@ _REFUSALS = {1: "not supported", 2: "forbidden", 5: "TLS is required", 6: "no su
 
 @dataclass(slots=True)
 class Export:
-    """What the server said of the export. Sizes are bytes.
+    """An export as the server describes it. Sizes are bytes.
 
-    Reads start and end at multiples of `minimum` and have at most `maximum` bytes. `contexts` are
-    the kinds of block status that it gives, by the number that stands for each.
+    Reads start and end at multiples of `minimum` and have at most `maximum` bytes. `contexts` has
+    the names of the contexts whose block status the server gives, by their numbers.
     """
 
     size: int = -1
@@ -38,22 +38,22 @@ class Export:
 
 
 def shake_hands(wire: Wire, address: Address, contexts: Collection[str]) -> Export:
-    """Bring a new connection to where requests can be sent.
+    """Prepare a new connection for requests.
 
-    `contexts` are asked for; Export.contexts has those that there are. Raises OSError where the
+    Asks for `contexts`; Export.contexts has those that the server offers. Raises OSError where the
     server refuses or does not follow the protocol.
     """
     magic, style, flags = wire.unpack(">8s8sH")
     if magic != nbd.NBD_MAGIC:
-        raise ViolationError("what answers is no NBD server")
+        raise ViolationError("this is no NBD server")
     if style != nbd.OPTION_MAGIC or not flags & nbd.FIXED_NEWSTYLE:
-        raise ViolationError("the server speaks an old kind of NBD only")
+        raise ViolationError("the server only supports an old version of NBD")
     wire.send(">I", nbd.FIXED_NEWSTYLE | flags & nbd.NO_ZEROES)
     if address.tls_name:
         _accept(wire, nbd.STARTTLS)
         wire.start_tls(address)
     export, name = Export(), _string(address.export)
-    with suppress(RefusedError):  # then nothing is known of holes, and all of it is read
+    with suppress(RefusedError):  # then holes are unknown, and everything is read
         _accept(wire, nbd.STRUCTURED_REPLY)
         asked = name + struct.pack(">I", len(contexts)) + b"".join(map(_string, contexts))
         for kind, data in _ask(wire, nbd.SET_META_CONTEXT, asked):
@@ -75,12 +75,12 @@ def _accept(wire: Wire, option: int) -> None:
 
 
 def _ask(wire: Wire, option: int, data: bytes) -> Iterator[tuple[int, bytearray]]:
-    """Send an option and give the type and the data of each reply before the last, which agrees."""
+    """Send an option; give the type and the data of each reply before the final acknowledgement."""
     wire.send(">8sII", nbd.OPTION_MAGIC, option, len(data), data=data)
     while True:
         magic, answered, kind, length = wire.unpack(">QIII")
         if (magic, answered) != (nbd.OPTION_REPLY_MAGIC, option) or length > _LONGEST_REPLY:
-            raise ViolationError(f"option {option} was answered with something else")
+            raise ViolationError(f"the reply to option {option} makes no sense")
         reply = wire.receive(length)
         if kind == nbd.ACK:
             return
@@ -92,25 +92,25 @@ def _ask(wire: Wire, option: int, data: bytes) -> Iterator[tuple[int, bytearray]
 
 def _take_context(export: Export, kind: int, data: bytearray, contexts: Collection[str]) -> None:
     number, name = int.from_bytes(data[:4], "big"), data[4:].decode(errors="replace")
-    known = export.contexts
-    is_new = name in contexts and name not in known.values() and number not in known
+    offered = export.contexts
+    is_new = name in contexts and name not in offered.values() and number not in offered
     if kind != nbd.META_CONTEXT or not is_new:
-        raise ViolationError(f"a context {number}, {name[:100]!a}, was never asked for")
-    known[number] = name
+        raise ViolationError(f"the server offers context {number}, {name[:100]!a}, unasked")
+    offered[number] = name
 
 
 def _take_info(export: Export, kind: int, data: bytearray) -> None:
-    about = int.from_bytes(data[:2], "big")
+    topic = int.from_bytes(data[:2], "big")
     try:
         if kind != nbd.INFO:
-            raise ViolationError(f"the export was described with type {kind}")
-        if about == nbd.INFO_EXPORT:
+            raise ViolationError(f"the export is described by a reply of type {kind}")
+        if topic == nbd.INFO_EXPORT:
             export.size, export.flags = struct.unpack(">QH", data[2:])
-        elif about == nbd.INFO_BLOCK_SIZE:
+        elif topic == nbd.INFO_BLOCK_SIZE:
             minimum, _, maximum = struct.unpack(">III", data[2:])
             if not 0 < minimum <= min(_LARGEST_MINIMUM, maximum) or minimum & (minimum - 1):
-                raise ViolationError(f"the block sizes {minimum} and {maximum} are not allowed")
+                raise ViolationError(f"the block sizes {minimum} and {maximum} are invalid")
             limit = min(maximum, _LARGEST_REQUEST)
             export.minimum, export.maximum = minimum, limit - limit % minimum
     except struct.error:
-        raise ViolationError(f"information {about} has a wrong length") from None
+        raise ViolationError(f"information {topic} has a wrong length") from None

@@ -1,4 +1,4 @@
-"""An NBD export as an Image, read through several connections at once."""
+"""An NBD export as an Image, read through several connections."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from backy.units import GiB
 
 _ALLOCATION = "base:allocation"
 _MOST_CONNECTIONS = 8  # as many as an image has readers
-_STEP = GiB  # bytes to ask the block status of; QEMU counts in 32 bits
+_STEP = GiB  # bytes whose block status is asked for at once; QEMU counts in 32 bits
 _NO_HOLES = memoryview(struct.pack(">II", _STEP, 0))
-_MOST_EXTENTS = 1 << 24  # more than a disk of 64 TiB that changed in each second 4 MiB
-_HINT = "Does the server still run and export this? Nothing was published."
+_MOST_EXTENTS = 1 << 24  # more than 64 TiB have of which every second 4 MiB changed
+_HINT = "Is the server still running, and does it export this? Nothing was published."
 
 
 class NbdImage:
     """An Image; see there for the contract. Make it with `open_image`.
 
-    An export is read through at most 8 connections, or one where the server does not say that
-    several see the same. They are made when they are needed. After one was lost nothing can be
-    read any more: who answers then may be another server, with another snapshot.
+    An export is read through at most 8 connections; through one if the server does not promise
+    that all see the same data. They are made when they are needed. After one was lost nothing can
+    be read any more: a new connection may lead to another server, with another snapshot.
 
-    `tracks_changes`: whether the server has the bitmap. Set to False, nothing is SAME.
+    `tracks_changes`: whether the server has the bitmap. Set it to False, and no extent is SAME.
     """
 
     def __init__(self, address: Address, bitmap: str | None, timeout_seconds: float) -> None:
@@ -48,12 +48,12 @@ class NbdImage:
         self._room = threading.Semaphore(_MOST_CONNECTIONS if can_share else 1)
 
     def close(self) -> None:
-        """End all connections, none of which may be in use."""
+        """Close all connections. None may be in use."""
         while self._idle:
             self._idle.pop().close()
 
     def extents(self) -> Iterator[Extent]:
-        """See Image. What comes after some 16 million is called DATA, so that all servers end."""
+        """See Image. After 16 million extents the rest is DATA: a hostile server must end."""
         position, left, minimum = 0, _MOST_EXTENTS, self._export.minimum
         end = self.size - self.size % minimum if self._contexts else 0
         while position < end and left > 0:
@@ -66,16 +66,16 @@ class NbdImage:
             yield Extent(position, self.size - position, Kind.DATA)
 
     def _mapped(self, start: int, end: int, status: Mapping[str, memoryview]) -> Iterator[Extent]:
-        """The extents of [start, end), of which each context has said something."""
+        """The extents of [start, end), from the block status of all contexts."""
         allocation = status.get(_ALLOCATION, _NO_HOLES)
-        content = _told(allocation, start, end, {0: Kind.DATA, STATE_ZERO: Kind.ZERO})
+        content = _parsed(allocation, start, end, {0: Kind.DATA, STATE_ZERO: Kind.ZERO})
         if not self.tracks_changes:
             return content
         changes = {0: Kind.SAME, STATE_DIRTY: Kind.DATA}
-        return overlay(content, _told(status[self._bitmap], start, end, changes))
+        return overlay(content, _parsed(status[self._bitmap], start, end, changes))
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """See Image. Asks for whole blocks of the server, no more at once than it takes."""
+        """See Image. Requests whole blocks of the server, at most as much as it allows at once."""
         minimum, position, end = self._export.minimum, offset, offset + len(buffer)
         if not 0 <= offset <= end <= self.size:
             raise SourceError(f"{self._address} ends at byte {self.size}, not at {end}")
@@ -94,7 +94,7 @@ class NbdImage:
 
     @contextmanager
     def _connection(self, what: str) -> Iterator[Connection]:
-        """A connection that no other thread has. An OSError in the body becomes a SourceError."""
+        """A connection for this thread alone. An OSError in the body becomes a SourceError."""
         with translated(SourceError, f"{self._address}: {what}", _HINT), self._room:
             connection = self._take()
             try:
@@ -108,19 +108,21 @@ class NbdImage:
 
     def _take(self) -> Connection:
         if self._is_lost:
-            raise ConnectionError("a connection was lost before, and the data may have changed")
+            raise ConnectionError("a connection was lost earlier; the data may have changed since")
         with suppress(IndexError):
             return self._idle.pop()
         connection = self._connect()
         export = connection.export
         if (export.size, {*export.contexts.values()}) != (self.size, self._contexts):
             connection.close()
-            raise ConnectionError("the export is not any more what it was")
+            raise ConnectionError("the export has changed since the first connection")
         return connection
 
 
-def _told(status: memoryview, start: int, end: int, kinds: Mapping[int, Kind]) -> Iterator[Extent]:
-    """What one context says of [start, end), by the flag that counts."""
+def _parsed(
+    status: memoryview, start: int, end: int, kinds: Mapping[int, Kind]
+) -> Iterator[Extent]:
+    """The extents of [start, end) in a block status; `kinds` has them by the flag that counts."""
     for size, flags in struct.iter_unpack(">II", status):
         if start < end:
             yield Extent(start, min(size, end - start), kinds[flags & max(kinds)])
@@ -131,11 +133,11 @@ def _told(status: memoryview, start: int, end: int, kinds: Mapping[int, Kind]) -
 def open_image(
     address: Address, *, bitmap: str | None = None, timeout_seconds: float = 120
 ) -> Iterator[NbdImage]:
-    """Connect to an export and give it as an Image, whose connections end with the body.
+    """Connect to an export and give it as an Image; leaving closes its connections.
 
-    With `bitmap`, and where `tracks_changes` says that the server has QEMU's dirty bitmap of that
-    name, its extents are SAME where that is clean. Connecting, and later each read or question for
-    extents, takes `timeout_seconds` at most. Raises SourceError where any of this fails.
+    With `bitmap`, its extents are SAME where QEMU's dirty bitmap of that name is clean;
+    `tracks_changes` is False if the server has no such bitmap. Connecting, and later each request,
+    takes `timeout_seconds` at most. Raises SourceError where it fails.
     """
     image = NbdImage(address, bitmap, timeout_seconds)
     try:

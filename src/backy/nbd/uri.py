@@ -1,4 +1,4 @@
-"""Where an NBD export is: the URIs that all tools for NBD take.
+"""Where an NBD export is: the URIs that all NBD tools use.
 
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md
 """
@@ -18,12 +18,12 @@ _LONGEST_NAME = 4096  # bytes of an export's name; the protocol's limit of strin
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One export. `text` is the URI as it was written, which is what messages name.
+    """The address of an export. `text` is the URI as it was written; messages show it.
 
     `where` is the path of a socket on this machine, or host and port. `certificates` is a folder
-    with ca-cert.pem and, where the server asks for them, client-cert.pem and client-key.pem;
-    without it, the authorities that this machine trusts are believed. `tls_name` is the name that
-    the server's certificate must have; "" where the connection is not encrypted.
+    with ca-cert.pem and, for servers that ask for them, client-cert.pem and client-key.pem;
+    without it, the authorities that this machine trusts apply. `tls_name` is the name that the
+    server's certificate must have; "" where the connection is not encrypted.
     """
 
     text: str
@@ -37,9 +37,9 @@ class Address:
 
 
 def parse_uri(text: str) -> Address:
-    """Give what a URI such as nbd://HOST:10809/EXPORT or nbd+unix:///EXPORT?socket=PATH says.
+    """The address in a URI such as nbd://HOST:10809/EXPORT or nbd+unix:///EXPORT?socket=PATH.
 
-    Raises ConfigError where `text` is none, or asks for something that backy cannot do.
+    Raises ConfigError where `text` is no such URI, or needs something that backy cannot do.
     """
     try:
         return _address(text)

@@ -1,4 +1,4 @@
-"""The bytes of NBD: a socket with a time limit for each whole exchange, and the numbers in them.
+"""NBD on the wire: a socket with a time limit for each exchange, and the protocol's numbers.
 
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
@@ -29,11 +29,11 @@ STATE_DIRTY = 1  # https://gitlab.com/qemu-project/qemu/-/blob/master/docs/inter
 
 
 class ViolationError(OSError):
-    """The server said what the protocol does not allow; the connection is of no more use."""
+    """The server broke the protocol; the connection cannot be used any more."""
 
 
 class RefusedError(OSError):
-    """The server answered with an error; the connection is still good."""
+    """The server answered with an error; the connection can still be used."""
 
     def __init__(self, error: int, text: str) -> None:
         shown = "".join(each if each.isprintable() else "?" for each in text[:200])
@@ -41,9 +41,9 @@ class RefusedError(OSError):
 
 
 class Wire:
-    """A connected socket. `begin` starts the clock for what follows until the next `begin`.
+    """A connected socket. `begin` starts the clock for all calls until the next `begin`.
 
-    All that takes longer raises TimeoutError, however many bytes trickled in meanwhile.
+    After the time limit they raise TimeoutError, even if some bytes have arrived meanwhile.
     """
 
     def __init__(self, where: str | tuple[str, int], timeout_seconds: float) -> None:
@@ -61,7 +61,7 @@ class Wire:
         self.begin()
 
     def begin(self) -> None:
-        """All until the next call must happen within the time limit from now on."""
+        """Start the clock anew."""
         self._deadline = time.monotonic() + self._timeout
 
     def _in_time(self) -> socket.socket:
@@ -72,7 +72,7 @@ class Wire:
         return self._socket
 
     def start_tls(self, address: Address) -> None:
-        """Encrypt from here on. Raises OSError where a certificate is missing or is not good."""
+        """Encrypt from here on. Raises OSError where a certificate is missing or invalid."""
         folder = address.certificates
         context = ssl.create_default_context(cafile=folder and folder / "ca-cert.pem")
         if folder and (folder / "client-cert.pem").exists():
@@ -85,7 +85,7 @@ class Wire:
         self._in_time().sendall(struct.pack(layout, *values) + data)
 
     def receive_into(self, buffer: memoryview) -> None:
-        """Fill all of it."""
+        """Fill the whole buffer."""
         while buffer:
             length = self._in_time().recv_into(buffer)
             if not length:
@@ -93,11 +93,11 @@ class Wire:
             buffer = buffer[length:]
 
     def receive(self, length: int) -> bytearray:
-        """Give the next `length` bytes; the caller has seen that these are not too many."""
+        """The next `length` bytes. The caller has checked that these are not too many."""
         data = bytearray(length)
         self.receive_into(memoryview(data))
         return data
 
     def unpack(self, layout: str) -> tuple[Any, ...]:
-        """Give the next values, which have the layout of `struct`."""
+        """The next values, in the layout of `struct`."""
         return struct.unpack(layout, self.receive(struct.calcsize(layout)))

@@ -1,4 +1,14 @@
-"""Sources: where the data of a VM comes from. A plug-in is a class that is a `Source`."""
+"""Sources: where the data of a VM comes from. A plug-in is a class that implements `Source`.
+
+A backup takes a snapshot in two phases, because a guest may be frozen during the first one:
+
+    hooks freeze the guest
+    with source.snapshot(request) as taken:      take: fix the content of all disks
+        hooks thaw the guest
+        with taken.open() as snapshot:           open: connect, and find out what changed
+            the disks are copied, the revision is published
+            snapshot.keep_checkpoint()
+"""
 
 from __future__ import annotations
 
@@ -18,7 +28,7 @@ from backy.plugins import load
 
 
 class SourceSettings(Values):
-    """What a source is told; the base of each source's own."""
+    """The base class of each source's settings."""
 
 
 ValuesT = TypeVar("ValuesT", bound=Values)
@@ -28,9 +38,9 @@ ValuesT = TypeVar("ValuesT", bound=Values)
 class Request:
     """What a snapshot is for.
 
-    `revision` is the id of the revision in the making, and names what the source keeps for the
-    next delta. `parent` is the newest usable revision, if there is one. `is_frozen` says that
-    hooks hold the guest still while the snapshot is being taken.
+    `revision` is the id of the new revision; the checkpoint for the next delta is named after it.
+    `parent` is the newest usable revision, if there is one. `is_frozen` says that hooks keep the
+    guest frozen while the snapshot is taken.
     """
 
     revision: str
@@ -38,21 +48,21 @@ class Request:
     is_frozen: bool = False
 
     def parent_has(self, disk: str, size: int) -> bool:
-        """Whether the parent has the disk, and had it in that size."""
+        """Whether the parent has the disk, with this size in bytes."""
         old = self.parent.disks.get(disk) if self.parent else None
         return bool(old and old.size == size)
 
 
 class Snapshot(Protocol):
-    """One consistent view of a VM: its disks, and small files that belong to it."""
+    """The disks of a VM at one moment, open for reading, and small files that belong to it."""
 
     @property
     def disks(self) -> Mapping[str, Image]:
-        """By name; at least one. An image may say SAME only of what `parent` holds."""
+        """The disks by name; at least one. An extent is SAME only where the parent has the same."""
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """By file name, each at most 1 MiB: a domain's XML, say."""
+        """Contents by file name, each at most 1 MiB: a domain's XML, for example."""
 
     @property
     def consistency(self) -> Consistency:
@@ -60,21 +70,27 @@ class Snapshot(Protocol):
 
     @property
     def full_read_reasons(self) -> Mapping[str, str]:
-        """Why all of a disk is read though the parent has it: what told the changes is gone."""
+        """By disk that the parent has, too: why change tracking could not be used."""
 
     def warnings(self) -> Sequence[str]:
-        """What the user should know of the reading; asked when everything has been read."""
+        """What an operator should know. Called once, after everything was read.
+
+        Raises SourceError where what was read is not the content of one moment after all.
+        """
 
     def keep_checkpoint(self) -> None:
-        """The revision is published: what the next delta needs stays when the snapshot is left."""
+        """Leave the checkpoint in the storage, for the next delta. Called once published.
+
+        Otherwise it is removed when the snapshot is left.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class TakenSnapshot:
-    """A snapshot that was taken, and of which nothing is open yet."""
+    """A snapshot that was taken; its disks are not open yet."""
 
     open: Callable[[], AbstractContextManager[Snapshot]]
-    """Open all disks for reading; leaving closes them. Call it once, when the guest runs again.
+    """Open all disks for reading; leaving closes them. Call it once, after the guest was thawed.
 
     Raises SourceError where a disk cannot be opened.
     """
@@ -90,13 +106,13 @@ class SnapshotData:
     full_read_reasons: dict[str, str] = field(default_factory=dict)
     early_warnings: list[str] = field(default_factory=list)
     final_checks: list[Callable[[], Iterable[str]]] = field(default_factory=list)
-    """What to ask for more warnings when everything has been read."""
+    """Called after everything was read; each gives more warnings, or raises SourceError."""
     keeps_checkpoint: bool = False
 
     def warnings(self) -> Sequence[str]:
         """See Snapshot."""
-        late = (warning for check in self.final_checks for warning in check())
-        return [*self.early_warnings, *late]
+        late_warnings = (warning for check in self.final_checks for warning in check())
+        return [*self.early_warnings, *late_warnings]
 
     def keep_checkpoint(self) -> None:
         """See Snapshot."""
@@ -104,35 +120,36 @@ class SnapshotData:
 
 
 class Source(Protocol):
-    """Gives snapshots of one VM. Every method may raise SourceError."""
+    """Gives snapshots of one VM. Every method may raise SourceError; any other error is a bug."""
 
     is_shared: bool
-    """Whether several snapshots may be open at once, also in other processes."""
+    """Whether several snapshots may exist at once, also in other processes."""
 
     @property
     def paths(self) -> Mapping[str, Path]:
-        """The local files and devices that its settings name, by disk; a restore spares them.
+        """The local files and devices that the settings name, by disk. A restore spares them.
 
-        Nothing is opened or run for it, because a repository may have been made by somebody else.
+        Opens and runs nothing, because somebody else may have written the repository.
         """
 
     def snapshot(self, request: Request) -> AbstractContextManager[TakenSnapshot]:
-        """Fix what all disks hold at one moment; leaving releases that, also after an exception.
+        """Fix the content of all disks at one moment; leaving releases it, also after an error.
 
-        The guest may be frozen meanwhile, so nothing is opened that can be opened later.
-        What the parent's delta needs stays as good as it was, unless `remove_all_except` is called.
+        Takes as little time as possible, because the guest may be frozen until it returns: what
+        can be opened later is opened by `TakenSnapshot.open`. The checkpoint of the parent stays.
         """
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
-        """Remove whatever earlier snapshots left behind, but for the revision ids in `keep`.
+        """Remove all that earlier snapshots left in the storage, except for these revision ids.
 
-        Finds it by looking, not by remembering, so that leaks heal. Leaves alone what others
-        made, also other servers of backy. No snapshot of this source is open.
+        Lists what the storage has instead of remembering it, so that nothing of a killed backup
+        stays. Spares what others made, also other servers of backy. Called while this source has
+        no snapshot.
         """
 
 
 class SourceClass(Protocol):
-    """What makes a source from its settings. It only looks at them: it opens and runs nothing."""
+    """Makes a source from its settings. It only checks them: it opens and runs nothing."""
 
     def __call__(self, **settings: object) -> Source:
         """Raises ConfigError where `settings` are not those of this kind of source."""
@@ -156,31 +173,30 @@ def open_source(settings: Mapping[str, object]) -> Source:
 
     Raises ConfigError where no such type is installed or a setting is wrong.
     """
-    rest = dict(settings)
-    kind = rest.pop("type", None)
+    others = dict(settings)
+    kind = others.pop("type", None)
     if not isinstance(kind, str):
-        raise ConfigError("the source has no type", "Write type: file, or by hand --source PATH.")
-    made: SourceClass = load("backy.sources", kind, _BUILT_IN)
-    return made(**rest)
+        hint = "Add a type to the source, such as type: file; or use --source PATH."
+        raise ConfigError("the source has no type", hint)
+    source_class: SourceClass = load("backy.sources", kind, _BUILT_IN)
+    return source_class(**others)
 
 
 def reject_unsafe(settings: Mapping[str, object]) -> Mapping[str, object]:
-    """Give what a repository remembers of its source, which somebody else may have written.
+    """Give the source that a repository remembers, which somebody else may have written.
 
-    Raises ConfigError where more than reading could come of that: a program that is run, a
-    ceph.conf that names a library, a VM that is frozen. Such types only the configuration names.
+    Raises ConfigError where it could do more than read: run a program, load a library that a
+    ceph.conf names, freeze a VM. Only the configuration may name a source of such a type.
     """
     kind = settings.get("type")
     if settings and kind not in _HARMLESS:
-        hint = "Name the job in the configuration."
-        raise ConfigError(
-            f"a source of type {kind!r:.40} is taken from the configuration only", hint
-        )
+        why = f"a source of type {kind!r:.40} is only used if the configuration names it"
+        raise ConfigError(why, "Add the job to the configuration.")
     return settings
 
 
 def checked(kind: type[ValuesT], settings: Mapping[str, object]) -> ValuesT:
-    """The settings of a source as values. Raises ConfigError that names the first that is wrong."""
+    """The settings as values. Raises ConfigError that names the first one that is wrong."""
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
@@ -195,5 +211,5 @@ def checked(kind: type[ValuesT], settings: Mapping[str, object]) -> ValuesT:
             "extra_forbidden": f"this type of source has no {where}",
             "value_error": first["msg"].removeprefix("Value error, "),
         }
-        known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
-        raise ConfigError(texts.get(first["type"], other), f"Its settings: {known}.") from error
+        names = ", ".join(field.alias or name for name, field in kind.model_fields.items())
+        raise ConfigError(texts.get(first["type"], other), f"Its settings: {names}.") from error

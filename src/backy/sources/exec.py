@@ -1,7 +1,7 @@
-"""Source "exec": a program of the administrator's that takes snapshots and says what changed.
+"""Source "exec": a program of the administrator that takes snapshots and tells what changed.
 
-The protocol is in docs/sources/exec.md. The program is trusted as backy is; what it prints is
-checked all the same, because a map of changes that is wrong loses data without a trace.
+The protocol is in docs/sources/exec.md. The program is trusted as much as backy itself. Its output
+is checked nevertheless, because a wrong map of changes would silently lose data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import Base64Bytes, BeforeValidator, Field
 
 from backy.clients.image_format import ImageFile, open_image_file
 from backy.clients.local_file import open_local
-from backy.clients.program import ask
+from backy.clients.program import output_of
 from backy.config.settings import DiskName, Seconds, checking
 from backy.errors import ConfigError, SourceError
 from backy.image.image import Image
@@ -34,7 +34,7 @@ _LINE = re.compile(rb"([0-9]{1,19}) ([1-9][0-9]{0,18}) (data|zero|same)\n")
 
 
 class ExecSettings(SourceSettings):
-    """See docs/sources/exec.md. `settings` go to the program as they are."""
+    """See docs/sources/exec.md. `settings` are passed to the program unchanged."""
 
     command: tuple[str, ...] = Field(min_length=1)
     settings: dict[str, Any] = Field(default={})
@@ -70,45 +70,48 @@ class ExecSource:
 
     @property
     def paths(self) -> Mapping[str, Path]:
-        """See Source. Only the program can tell a disk from other paths, so all of them count."""
-        found: dict[str, Path] = {}
-        left: list[tuple[str, object]] = list(self.settings.settings.items())
-        while left:
-            name, value = left.pop()
+        """See Source. Gives every path: only the program knows which of them are disks."""
+        paths: dict[str, Path] = {}
+        queue: list[tuple[str, object]] = list(self.settings.settings.items())
+        while queue:
+            name, value = queue.pop()
             if isinstance(value, dict):
-                left += [(f"{name}.{key}", each) for key, each in value.items()]
+                queue += [(f"{name}.{key}", item) for key, item in value.items()]
             elif isinstance(value, list):
-                left += [(f"{name}.{number}", each) for number, each in enumerate(value)]
+                queue += [(f"{name}.{number}", item) for number, item in enumerate(value)]
             elif isinstance(value, str) and value.startswith("/"):
-                found[name] = Path(value)
-        return found
+                paths[name] = Path(value)
+        return paths
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
-        """See Source. The program's `release` runs at the end, whatever happened before."""
+        """See Source. The program always runs with `release` at the end."""
         parent = request.parent.id if request.parent else None
-        facts = {"revision": request.revision, "parent": parent, "is_frozen": request.is_frozen}
         data = SnapshotData(Consistency.NONE)
         try:
-            answer = self._checked(self._ask("snapshot", **facts))
+            output = self._call(
+                "snapshot", revision=request.revision, parent=parent, is_frozen=request.is_frozen
+            )
+            answer = self._parsed(output)
             data.consistency, data.files = answer.consistency, answer.files
             yield TakenSnapshot(partial(self._open, request, data, answer.disks))
         finally:
             is_kept = data.keeps_checkpoint
-            with suppress(SourceError):  # the next `remove_all_except` removes what this leaves
-                self._ask("release", revision=request.revision, keep=None, is_kept=is_kept)
+            with suppress(SourceError):  # best effort: the next `remove_all_except` retries
+                self._call("release", revision=request.revision, keep=None, is_kept=is_kept)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
-        """See Source. The program's `release` runs without a revision, and with those to keep."""
-        self._ask("release", revision=None, keep=sorted(revisions), is_kept=False)
+        """See Source. The program runs with `release` for no revision in particular."""
+        self._call("release", revision=None, keep=sorted(revisions), is_kept=False)
 
-    def _ask(self, verb: str, **facts: object) -> bytes:
-        stdin = json.dumps({"settings": self.settings.settings, **facts}).encode()
+    def _call(self, verb: str, **arguments: object) -> bytes:
+        """Run the program with a verb, and give its output."""
+        stdin = json.dumps({"settings": self.settings.settings, **arguments}).encode()
         command, limit = (*self.settings.command, verb), self.settings.timeout
-        return ask(command, f"source exec, {verb}", timeout_seconds=limit, stdin=stdin)
+        return output_of(command, f"source exec, {verb}", timeout_seconds=limit, stdin=stdin)
 
-    def _checked(self, output: bytes) -> _Answer:
-        """What the program answered to `snapshot`. Raises SourceError where it makes no sense."""
+    def _parsed(self, output: bytes) -> _Answer:
+        """The answer to `snapshot`. Raises SourceError where it is not as documented."""
         try:
             return checked(_Answer, json.loads(output))
         except (ConfigError, RecursionError, ValueError) as error:
@@ -119,7 +122,7 @@ class ExecSource:
     def _open(
         self, request: Request, data: SnapshotData, wanted: Mapping[str, _Disk]
     ) -> Iterator[SnapshotData]:
-        """Open what the program named, and ask it what changed."""
+        """Open the disks that the program named, and ask it what changed."""
         with ExitStack() as stack:
             for name, disk in wanted.items():
                 data.disks[name] = self._image(disk, data, stack)
@@ -144,40 +147,40 @@ class ExecSource:
         return image
 
     def _changed(self, name: str, image: Image, since: str, request: Request) -> Image:
-        """Add a map of its changes to `image`.
+        """Add the program's map of changes to `image`.
 
-        Raises SourceError or ValueError where the program gives none that can be used.
+        Raises SourceError or ValueError where the program has no map that can be used.
         """
         parent = request.parent.id if request.parent else ""
         if since != parent:
             raise ValueError(f"the program knows no changes since {parent}, but: {since!a:.200}")
         if not request.parent_has(name, image.size):
-            raise ValueError(f"the parent's disk has another size than {image.size} bytes")
-        facts = {"revision": request.revision, "parent": parent, "disk": name}
-        changed = _Changed(image, self._ask("extents", **facts), parent)
-        for _ in changed.extents():  # all of the map counts, or nothing of it
+            raise ValueError(f"the disk has {image.size} bytes, the parent's has another size")
+        arguments = {"revision": request.revision, "parent": parent, "disk": name}
+        changed = _Changed(image, self._call("extents", **arguments), parent)
+        for _ in changed.extents():  # a map with any error in it is not used
             pass
         return changed
 
 
 class _Changed:
-    """An image with a program's map of what changed, which may be as long as its text."""
+    """An image with a program's map of what changed. The map is kept as text, to save memory."""
 
-    def __init__(self, image: Image, said: bytes, parent: str) -> None:
+    def __init__(self, image: Image, text: bytes, parent: str) -> None:
         self.size = image.size
         self.readinto = image.readinto
-        self._said = said
+        self._text = text
         self._title = f"parent {parent}\n".encode()
 
     def extents(self) -> Iterator[Extent]:
-        """See Image. Raises ValueError where the map is for another parent, or not whole."""
-        lines, position = BytesIO(self._said), 0
+        """See Image. Raises ValueError where the map is for another parent, or incomplete."""
+        lines, position = BytesIO(self._text), 0
         if (title := lines.readline(100)) != self._title:
             raise ValueError(f"the first line is {title!a}, not {self._title!a}")
         while line := lines.readline(100):
             match = _LINE.fullmatch(line)
             if not match or int(match[1]) != position:
-                raise ValueError(f"at byte {position} the line {line!a} does not go on")
+                raise ValueError(f"at byte {position} the line {line!a} does not continue the map")
             yield Extent(position, int(match[2]), Kind(match[3].decode()))
             position += int(match[2])
         if position != self.size:

@@ -1,7 +1,7 @@
 """Source "libvirt": the disks of a domain, running or not, and what it needs to boot from them.
 
-An active domain is read through a backup job in pull mode, which begins with a checkpoint: the
-base of the next delta. The disks of a domain that is off are read as by the source "image".
+A running domain is read through a backup job in pull mode. The job begins with a checkpoint, the
+base of the next delta. The disks of a domain that is off are read like those of source "image".
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ from backy.sources.scratch import check_space
 from backy.system import signals
 
 _SAFE_WITH_THREADS = (8, 2, 3)  # the first version of QEMU without the bug of `_check_harmless`
-_DISK_HINT = "Exclude it, and save it in another way; see docs/sources/libvirt.md."
-_OFF_HINT = "Start it, or use the source for such disks."
+_DISK_HINT = "Exclude it, and back it up in another way; see docs/sources/libvirt.md."
+_OFF_HINT = "Start the domain, or back it up with the source of its storage, such as rbd."
 _THREADS_HINT = "Upgrade to QEMU 8.2.3 or later, or remove the iothread from its disks."
 
 
 def _local(uri: str) -> str:
     if not uri.startswith(("qemu:///", "qemu+unix:///")):
-        raise ValueError("disks come through a Unix socket, so it must be here, as qemu:///system")
+        raise ValueError(
+            "disks are read through a Unix socket, so write a local URI: qemu:///system"
+        )
     return uri
 
 
@@ -59,7 +61,7 @@ class LibvirtSettings(SourceSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """The domain as it is now, and the formats of the disks to back up, by name."""
+    """The domain as it is now, the image formats of the disks to back up, and its backup job."""
 
     domain: Domain
     formats: Mapping[str, str]
@@ -73,14 +75,14 @@ class LibvirtSource:
 
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(LibvirtSettings, settings)
-        self.paths: dict[str, Path] = {}  # only libvirt knows them
+        self.paths: dict[str, Path] = {}  # the settings name none
         self._title = f"domain {self.settings.domain}"
         self._names = CheckpointNames(self.settings.server)
         self._virsh = Virsh(self.settings.uri, self.settings.domain, self.settings.timeout)
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
-        """See Source. Scratch files grow by what the guest overwrites meanwhile."""
+        """See Source. Scratch files grow by what the guest overwrites until the end."""
         wanted = self._wanted()
         data = SnapshotData(Consistency.CRASH)
         with ExitStack() as stack:
@@ -106,25 +108,28 @@ class LibvirtSource:
         return _Wanted(domain, formats, BackupJob(self._virsh, domain, formats, folder))
 
     def _formats(self, domain: Domain) -> Iterator[tuple[str, str]]:
-        """Choose the disks to back up, each with the format of its image."""
+        """The disks to back up, each with its image format."""
         disks = domain.disks()
         lasting = [name for name, disk in disks.items() if _is_lasting(disk)]
         excluded = self.settings.exclude
         wanted = self.settings.disks or [name for name in lasting if name not in excluded]
-        if missing := [name for name in wanted or ["at all"] if name not in lasting]:
+        hint = f"It has: {', '.join(lasting) or 'none'}."
+        if not wanted:
+            raise SourceError(f"{self._title} has no disk to back up", hint)
+        if missing := [name for name in wanted if name not in lasting]:
             why = f"{self._title} has no disk {', '.join(missing)} to back up"
-            raise SourceError(why, f"It has: {', '.join(lasting) or 'none'}.")
+            raise SourceError(why, hint)
         for name in wanted:
             disk = disks[name]
             if disk.get("device") == "lun" or disk.find("shareable") is not None:
-                why = f"disk {name} of {self._title} is written to by others, too"
+                why = f"disk {name} of {self._title} is shared: others may write to it"
                 raise SourceError(why, _DISK_HINT)
             yield name, attribute(disk, "driver", "type") or "raw"
 
     def _take(
         self, wanted: _Wanted, request: Request, data: SnapshotData, stack: ExitStack
     ) -> set[str]:
-        """Begin a backup job, which `stack` ends; give the disks whose changes it tells."""
+        """Begin the backup job, which `stack` ends; give the disks whose changes it tells."""
         checkpoint, parent = self._names.name(request.revision), request.parent
         bases: dict[str, str] = {}
         if parent:
@@ -168,7 +173,7 @@ class LibvirtSource:
     def _open_off(
         self, wanted: _Wanted, request: Request, data: SnapshotData
     ) -> Iterator[SnapshotData]:
-        """Lock and open the disks of a domain that is off. Until the end it cannot be started."""
+        """Lock and open the disks of a domain that is off. It cannot be started until the end."""
         self._save_files(wanted.domain, data)
         old_disks = request.parent.disks if request.parent else {}
         with ExitStack() as stack:
@@ -187,18 +192,18 @@ class LibvirtSource:
         disk, image_format = wanted.domain.disks()[name], wanted.formats[name]
         path = attribute(disk, "source", "file") or attribute(disk, "source", "dev")
         if not path:
-            why = f"{self._title} is off, and {name} is on no path of this host"
+            why = f"{self._title} is off, and its disk {name} is no local file or device"
             raise SourceError(why, _OFF_HINT)
         return checked(ImageFile, {"path": path, "format": image_format, "backing": True})
 
     def _check_harmless(self, wanted: _Wanted) -> None:
-        """Raise SourceError where QEMU could crash, or the guest's writes could fail.
+        """Raise SourceError where a backup could crash QEMU, or make the guest's writes fail.
 
         The crash was fixed by https://gitlab.com/qemu-project/qemu/-/commit/f816310d0c32
         """
         has_thread = wanted.domain.xml.find("devices/*/driver[@iothread]") is not None
         if has_thread and self._virsh.qemu_version() < _SAFE_WITH_THREADS:
-            why = f"{self._title} has an iothread, and QEMU can crash when it is backed up"
+            why = f"{self._title} has an iothread: a backup can crash this version of QEMU"
             raise SourceError(why, _THREADS_HINT)
         allocated = self._virsh.allocated(wanted.domain)
         held = sum(size for name, size in allocated.items() if name in wanted.formats)
@@ -213,6 +218,6 @@ class LibvirtSource:
 
 
 def _is_lasting(disk: Element) -> bool:
-    """Whether a guest can write to a disk, and finds its data again after it was off."""
+    """Whether a guest can write to a disk, and what it wrote survives a shutdown."""
     fixed = {"readonly", "transient"} & {child.tag for child in disk}
     return disk.get("device", "disk") in {"disk", "lun"} and not fixed

@@ -19,10 +19,10 @@ _TPM = {"1.2": "tpm1.2/tpm-00.permall", "2.0": "tpm2/tpm2-00.permall"}  # where 
 def saved_files(
     virsh: Virsh, domain: Domain, swtpm: Path, warnings: list[str]
 ) -> Iterator[tuple[str, bytes]]:
-    """The domain's own XML, and the files of its firmware and its TPM, with their names.
+    """The domain's XML, and the files of its firmware and its TPM: names and contents.
 
-    A file that cannot be saved is left out, and `warnings` says why. Raises SourceError where
-    libvirtd does not answer.
+    A file that cannot be read is left out, with a line in `warnings`. Raises SourceError where
+    libvirtd fails.
     """
     yield "domain.xml", virsh.call("dumpxml", domain.uuid, "--inactive").encode()
     nvram = domain.xml.findtext("os/nvram", "") or attribute(domain.xml, "os/nvram/source", "file")
@@ -38,9 +38,9 @@ def saved_files(
 
 
 def _content(path: Path) -> tuple[str, bytes]:
-    """The suffix of the saved file's name, and all of the file, compressed where it is large.
+    """A suffix for the name, and the content of a file, compressed where it is large.
 
-    A hostile QEMU may have written it, so it must not lead elsewhere.
+    A hostile QEMU may have written it, so no link is followed.
     """
     with files.File(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
         content = file.read_bytes(0, _LARGEST + 1)

@@ -24,9 +24,9 @@ _TRACKED = "qcow2"  # the only format whose bitmaps libvirt keeps
 
 
 class BackupJob:
-    """The job of one domain, which can have one at a time; everything of it is in `folder`.
+    """The backup job of a domain, which can have one at a time. Its files are in `folder`.
 
-    `formats` are those of the disks that are backed up, by name. All methods may raise SourceError.
+    `formats` has the image format of each disk to back up. All methods may raise SourceError.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class BackupJob:
         self._socket = f"{folder}/nbd/s"
 
     def prepare(self, checkpoint: str) -> None:
-        """Make the folder, with the checkpoint's XML in it.
+        """Make the folder, and the checkpoint's XML in it.
 
-        QEMU's user has to get through it to the scratch files, which libvirt makes and hands over.
-        QEMU itself makes files only in the subfolder for its socket.
+        Every user may pass through it: libvirt makes the scratch files in it and gives them to
+        QEMU's user. QEMU itself can make files only in the subfolder, where its socket is.
         """
         with translated(SourceError, f"making {self._folder}", "May you write there?"):
             for folder in (self._folder.parent, self._folder):
@@ -56,15 +56,15 @@ class BackupJob:
             folders.write_file(self._folder / "checkpoint.xml", self._checkpoint_xml(checkpoint))
 
     def begin(self, bases: Mapping[str, str], data: SnapshotData, deadline: float) -> set[str]:
-        """Begin the job, and give the disks whose exports tell what changed since their base.
+        """Begin the job, and give the disks whose exports tell what changed.
 
-        `bases` are the checkpoints of the parent, by disk. Where they, or the new checkpoint, are
-        lost or broken, it goes without them, and says so in `data`. It must have begun before
-        `deadline` (monotonic).
+        `bases` has the parent's checkpoint of each disk that the parent has. Where that, or the
+        new checkpoint, is lost or broken, the job begins without it, and `data` says so. Gives up
+        at `deadline` (monotonic).
         """
-        left = dict(bases)
+        usable = dict(bases)
         for name in [disk for disk in bases if self._formats[disk] != _TRACKED]:
-            why = f"libvirt keeps no {left.pop(name)}: the disk is {self._formats[name]}"
+            why = f"libvirt has no {usable.pop(name)}: the format is {self._formats[name]}"
             data.full_read_reasons[name] = why
         files = ["/dev/stdin"]
         if _TRACKED in self._formats.values():
@@ -73,36 +73,38 @@ class BackupJob:
             seconds = max(1, deadline - time.monotonic())
             arguments = ("backup-begin", self._domain.uuid, *files)
             try:
-                self._virsh.call(*arguments, stdin=self._job_xml(left), timeout_seconds=seconds)
+                self._virsh.call(*arguments, stdin=self._job_xml(usable), timeout_seconds=seconds)
             except SourceError as error:
-                if time.monotonic() > deadline or not (left or files[1:]):
+                if time.monotonic() > deadline or not (usable or files[1:]):
                     raise
-                if not left:
-                    data.early_warnings.append(f"the next backup reads all: {error.message}")
+                if not usable:
+                    why = f"the next backup will read everything: {error.message}"
+                    data.early_warnings.append(why)
                     files.pop()
-                # libvirtd may write it in any language, but it names the disk.
-                for name in [disk for disk in left if f"{disk}'" in error.message] or [*left]:
-                    data.full_read_reasons[name] = f"{left.pop(name)}: {error.message}"
+                # The message is in libvirtd's language, but it names the disk.
+                named = [disk for disk in usable if f"{disk}'" in error.message]
+                for name in named or list(usable):
+                    data.full_read_reasons[name] = f"{usable.pop(name)}: {error.message}"
             else:
-                return set(left)
+                return set(usable)
 
     def address(self, disk: str) -> Address:
-        """Where a disk is exported while the job runs."""
+        """Where the job exports a disk."""
         return parse_uri(f"nbd+unix:///{disk}?socket={quote(self._socket)}")
 
     def abort(self) -> None:
-        """End the job, if the one that runs is ours, and remove its folder."""
+        """End the domain's job, if it is ours, and remove the folder."""
         with suppress(SourceError):  # the domain has no job
             job = self._virsh.xml("backup-dumpxml", self._domain.uuid)
             if attribute(job, "server", "socket").startswith(f"{self._folder}/"):
                 self._virsh.call("domjobabort", self._domain.uuid)
         with translated(SourceError, f"removing {self._folder}"):
             while self._folder.exists():
-                with suppress(FileNotFoundError):  # QEMU removes its socket meanwhile
+                with suppress(FileNotFoundError):  # QEMU removes its socket at the same time
                     folders.remove_tree(self._folder)
 
     def remove_checkpoint(self, name: str) -> None:
-        """Remove a checkpoint; where its bitmap is lost, libvirt's record of it."""
+        """Remove a checkpoint. Where its bitmap is lost, remove libvirt's record of it."""
         try:
             self._virsh.call("checkpoint-delete", self._domain.uuid, name)
         except SourceError as error:

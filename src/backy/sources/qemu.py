@@ -1,9 +1,9 @@
-"""Source "qemu": a VM that runs, through QEMU's monitor; or what qemu-storage-daemon serves.
+"""Source "qemu": a running VM, through QEMU's monitor; or the disks of a qemu-storage-daemon.
 
-One transaction over all disks starts a bitmap of what changes from here on, and for each disk a
-job that copies what the guest is about to overwrite to a scratch image on top of that disk. These
-scratch images are what we read, by NBD. Everything that we create in QEMU has a name with this
-server's prefix, so that the next run finds and removes it.
+One transaction starts two things for all disks at one moment: a bitmap that records changes from
+then on, and a job that saves to a scratch image what the guest is about to overwrite. We read the
+scratch images by NBD; they show the disks as they were. Everything that we create in QEMU has a
+name with this server's prefix, so the next run finds and removes it.
 https://www.qemu.org/docs/master/interop/bitmaps.html
 """
 
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from backy.clients.guest_agent import frozen
 from backy.clients.image_format import ImageFileOrPath, open_image_file
-from backy.clients.program import ask
+from backy.clients.program import output_of
 from backy.clients.qmp import Monitor, NotRunningError, connect
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError, translated
@@ -59,7 +59,10 @@ class QemuSettings(SourceSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Disk:
-    """A disk. `id` is that of its scratch node, job and export; `parent` is a bitmap's, or ""."""
+    """A disk to back up. `id` is the id of its scratch node, its job and its export.
+
+    `bitmap` and `parent` are names of bitmaps: the new one, and the parent's, "" for a full read.
+    """
 
     id: str
     node: Answer
@@ -68,11 +71,11 @@ class _Disk:
 
     @property
     def changes(self) -> str | None:
-        """The bitmap that only we read, and only during this backup."""
+        """The bitmap of this backup alone: the changes since the parent."""
         return self.bitmap + CHANGES if self.parent else None
 
     def actions(self, options: Mapping[str, str]) -> Iterator[Answer]:
-        """Its part of the transaction. The parent's bitmap stays as it is: we may yet fail."""
+        """Its part of the transaction. The parent's bitmap stays: the backup may still fail."""
         name = self.node["node-name"]
         compat = self.node["image"].get("format-specific", {}).get("data", {}).get("compat")
         add, can_store = "block-dirty-bitmap-add", self.node["drv"] == "qcow2" and compat != "0.10"
@@ -103,7 +106,7 @@ class QemuSource:
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
-        """See Source. Where the VM is off there is nothing to take: its images will be locked."""
+        """See Source. Takes nothing where the VM is off; opening locks its images then."""
         data = SnapshotData(Consistency.CRASH)
         with ExitStack() as stack:
             try:
@@ -119,7 +122,7 @@ class QemuSource:
         self._remove(lambda revision: revision not in revisions)
 
     def _remove(self, is_unwanted: Callable[[str], bool]) -> None:
-        """Remove all that we created; of the bitmaps only those of unwanted revisions."""
+        """Remove all that we created; of the bitmaps, only those of unwanted revisions."""
         with suppress(NotRunningError), self._connected() as monitor:
             self._objects.remove_from(monitor, is_unwanted)
         self._objects.remove_folders()
@@ -128,7 +131,7 @@ class QemuSource:
         return connect(self.settings.qmp, self.settings.timeout)
 
     def _take(self, request: Request, data: SnapshotData, stack: ExitStack) -> TakenSnapshot:
-        """Start the jobs, which `stack` ends; the monitor is free for others meanwhile."""
+        """Start the jobs, which `stack` ends. Others can use the monitor meanwhile."""
         with self._connected() as monitor:
             stack.callback(self._end, request, data)
             disks = self._disks(monitor, request, data.full_read_reasons)
@@ -171,14 +174,14 @@ class QemuSource:
             yield data
 
     def _end(self, request: Request, data: SnapshotData) -> None:
-        """Leave nothing in QEMU but others' bitmaps and, once it is kept, this revision's."""
-        with suppress(SourceError):  # best effort: the next `remove_all_except` retries, and raises
+        """Remove all that this backup created; its bitmaps stay if they are to be kept."""
+        with suppress(SourceError):  # best effort: the next call retries, and raises
             self._remove(
                 lambda revision: revision == request.revision and not data.keeps_checkpoint
             )
 
     def _check(self, jobs: int) -> list[str]:
-        """Tell what happened to the VM while it was read. Raises SourceError where a job ended."""
+        """Warn where the VM was stopped meanwhile. Raises SourceError where a job ended early."""
         with self._connected() as monitor:
             if len(self._objects.jobs(monitor)) != jobs:
                 why = "a backup job ended early: what was read is not of one point in time"
@@ -190,7 +193,7 @@ class QemuSource:
     def _disks(
         self, monitor: Monitor, request: Request, full_read_reasons: dict[str, str]
     ) -> dict[str, _Disk]:
-        """The disks to back up, by name; see Snapshot for `full_read_reasons`, which it fills."""
+        """The disks to back up, by name. Fills `full_read_reasons`, see Snapshot."""
         nodes = {node["node-name"]: node for node in monitor.ask("query-named-block-nodes")}
         old_disks = request.parent.disks if request.parent else {}
         disks = {}
@@ -207,12 +210,12 @@ class QemuSource:
             bitmap = self._names.name(request.revision)
             disks[name] = _Disk(f"{self._objects.prefix}{number}", nodes[place], bitmap, parent)
         if not disks:
-            hint = "Name some in `disks`."
+            hint = "Name its disks in `disks`."
             raise SourceError(f"{self._title}: there is no disk to back up", hint)
         return disks
 
     def _chosen(self, devices: dict[str, str]) -> dict[str, str]:
-        """The nodes of those that the settings name and do not exclude, ordered by name."""
+        """The nodes of the disks that the settings choose, by name, in alphabetical order."""
         wanted = self.settings.disks or devices
         places = wanted if isinstance(wanted, dict) else {name: name for name in wanted}
         chosen = sorted(places.keys() - set(self.settings.exclude))
@@ -238,14 +241,14 @@ class QemuSource:
         return {}
 
     def _make_scratch(self, disks: Mapping[str, _Disk]) -> Path:
-        """A new folder with an image for each disk, all of which QEMU's user owns."""
+        """Make a folder with a scratch image for each disk, which QEMU's user owns."""
         folder = self.settings.scratch / f"{self._objects.prefix}{secrets.token_hex(8)}"
         with translated(SourceError, f"making {folder}", SCRATCH_HINT):
             folders.make_folder(folder)
             for disk in disks.values():
                 image, size = str(folder / disk.id), str(disk.node["image"]["virtual-size"])
                 command = ("qemu-img", "create", "-q", "-f", "qcow2", image, size)
-                ask(command, f"making {image}", timeout_seconds=self.settings.timeout)
+                output_of(command, f"making {image}", timeout_seconds=self.settings.timeout)
             owner = self.settings.qmp.stat().st_uid
             # The folder comes last: its owner could put a link where we write.
             for path in (*folder.iterdir(), folder) if owner != os.geteuid() else ():
@@ -266,7 +269,7 @@ class QemuSource:
     def _transact(
         self, monitor: Monitor, actions: list[Answer], request: Request, warnings: list[str]
     ) -> Consistency:
-        """Do all actions at one moment, with the guest's file systems frozen if possible."""
+        """Execute all actions at one moment, with the guest's file systems frozen if possible."""
         agent, limit = self.settings.agent, self.settings.freeze_timeout
         wanted = agent and self.settings.freeze and not request.is_frozen
         if not agent or not wanted or monitor.status() != "running":
@@ -279,7 +282,7 @@ class QemuSource:
 
 
 def _devices(monitor: Monitor) -> dict[str, str]:
-    """The nodes of all disks that the guest can write to, by the id of the device or drive."""
+    """The nodes of all disks that the guest can write to, by the id of their device or drive."""
     devices: dict[str, str] = {}
     for device in monitor.ask("query-block"):
         node = device.get("inserted")
@@ -289,13 +292,15 @@ def _devices(monitor: Monitor) -> dict[str, str]:
             given = match[1] if match else device["device"] or path
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", given).strip("-._")[:64]
             if name in devices:
-                raise SourceError(f"two disks would be called {name!r}", "Name them in `disks`.")
+                raise SourceError(
+                    f"two disks would be called {name!r}", "Give them names in `disks`."
+                )
             devices[name] = node["node-name"]
     return devices
 
 
 def _why_unusable(node: Answer, name: str, *, is_same_size: bool) -> str:
-    """Why a bitmap does not say what changed since the parent; "" where it does."""
+    """Why a bitmap cannot tell what changed since the parent; "" where it can."""
     bitmaps = {bitmap.get("name"): bitmap for bitmap in node.get("dirty-bitmaps", [])}
     bitmap = bitmaps.get(name)
     if not bitmap:

@@ -1,4 +1,4 @@
-"""What the source "qemu" creates in QEMU: found by its names, and removed, whoever was killed."""
+"""Everything that the source "qemu" creates in QEMU, found by its names and removed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from backy.sources.checkpoint import CheckpointNames
 from backy.sources.scratch import SCRATCH_HINT
 from backy.system import folders
 
-CHANGES = "-changes"  # after a bitmap's name: what changed since the parent, for one backup
+CHANGES = "-changes"  # suffix of a bitmap with the changes since the parent, for one backup
 
 
 class QemuObjects:
-    """The nodes, jobs, exports, bitmaps and folders of one server's backups of one QEMU.
+    """The nodes, jobs, exports, bitmaps and folders of this server's backups of one QEMU.
 
-    Bitmaps have the names of checkpoints. All others begin with `prefix`, which no other server
-    and no other QEMU has.
+    Bitmaps have the names of checkpoints. The names of all others begin with `prefix`, which is
+    different for each server and each QEMU.
     """
 
     def __init__(self, names: CheckpointNames, qmp: Path, scratch: Path) -> None:
@@ -40,13 +40,13 @@ class QemuObjects:
         return self._listed(monitor, "query-block-jobs", "device")
 
     def remove_folders(self) -> None:
-        """Remove the scratch images, which QEMU must not use any more."""
+        """Remove the folders with scratch images. QEMU must not use them any more."""
         for folder in self.folders():
             with translated(SourceError, f"removing {folder}"):
                 folders.remove_tree(folder)
 
     def remove_from(self, monitor: Monitor, is_unwanted: Callable[[str], bool]) -> None:
-        """Remove everything from QEMU; of the bitmaps only those of unwanted revisions."""
+        """Remove everything from QEMU; of the bitmaps, only those of unwanted revisions."""
         self._stop_exports(monitor)
         jobs = self.jobs(monitor)
         for name in jobs:
@@ -59,12 +59,12 @@ class QemuObjects:
                 revision = self._names.revision_of(name.removesuffix(CHANGES))
                 if revision and (name.endswith(CHANGES) or is_unwanted(revision)):
                     monitor.ask("block-dirty-bitmap-remove", node=node["node-name"], name=name)
-        # The guest was stopped because a scratch image could not grow. Now there is none.
+        # QEMU stopped the guest because a scratch image could not grow. Now it can go on.
         if jobs and monitor.status() == "io-error":
             monitor.ask("cont")
 
     def _stop_exports(self, monitor: Monitor) -> None:
-        """Remove our exports; and stop the NBD server, if it is ours and nobody else uses it."""
+        """Remove our exports; stop the NBD server if it is ours and has no other exports."""
         exports = monitor.ask("query-block-exports")
         names = [export["id"] for export in exports if export["type"] == "nbd"]
         if self.folders() and all(name.startswith(self.prefix) for name in names):

@@ -1,8 +1,8 @@
 """Source "rbd": images of Ceph, by snapshots and by the cluster's own list of what changed.
 
-A snapshot is called backy-REVISION-SERVER-DISK-ID, with the id that Ceph gave the image. So a delta
-is made only against the snapshot that this server took of this disk for the parent, of this very
-image: not of a copy of it, nor of another one that has its name today.
+A snapshot is called backy-REVISION-SERVER-DISK-ID, where ID is the id that Ceph gave the image. So
+a delta is made only against the snapshot that this server took of this disk of this image for the
+parent, and never against a snapshot of a copy, or of another image with the same name.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class RbdSettings(SourceSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Disk:
-    """A disk to back up: its image, the name of its snapshot, and that of the parent's.
+    """A disk to back up: its image and the name of its new snapshot.
 
-    `base` is "" where no snapshot of the parent is to be used.
+    `base` is the name of the parent's snapshot; "" where the parent has no such disk.
     """
 
     image: str
@@ -120,7 +120,7 @@ class RbdSource:
         return _Disk(image, f"{self._names.name(request.revision)}-{suffix}", base)
 
     def _revision_of(self, snapshot: str) -> str | None:
-        """The revision for which this server took a snapshot of this name; None for others."""
+        """The revision for which this server took a snapshot; None for all other snapshots."""
         return self._names.revision_of("-".join(snapshot.split("-")[:4]))
 
     @contextmanager
@@ -138,12 +138,12 @@ class RbdSource:
     ) -> Image:
         snapshots = self._rbd.snapshots(disk.image)
         data.early_warnings += [
-            f"{disk.image}@{other} is not needed any more, but protected; it stays"
+            f"{disk.image}@{other} is not needed any more, but stays: it is protected"
             for other, snapshot in snapshots.items()
             if snapshot.protected and self._revision_of(other)
         ]
         content = stack.enter_context(self._rbd.serve(f"{disk.image}@{disk.snapshot}"))
-        # QEMU counts in sectors, and rounds up.
+        # QEMU rounds the size up to a whole sector.
         size = snapshots[disk.snapshot].size if disk.snapshot in snapshots else content.size
         base = disk.base
         is_same_size = request.parent_has(name, size)
@@ -165,21 +165,21 @@ class RbdSource:
         return self._rbd.extents(snapshot, base or None, size, whole_object=whole_object)
 
     def _check_present(self, image: str, used: Collection[int]) -> list[str]:
-        """Raise SourceError where a snapshot that was used does not exist any more.
+        """Raise SourceError where a snapshot that was used has been removed.
 
-        When one is removed librbd still answers a read or two, with what the image holds by then.
+        After that, librbd still answers a read or two, with newer content of the image.
         """
         if not {snapshot.id for snapshot in self._rbd.snapshots(image).values()} >= set(used):
             raise SourceError(f"a snapshot of {image} was removed while we read", _GONE_HINT)
         return []
 
     def _try_to_remove(self, snapshot: str) -> None:
-        with suppress(SourceError):  # best effort: the next `remove_all_except` retries, and raises
+        with suppress(SourceError):  # best effort: the next `remove_all_except` retries
             self._rbd.remove_snapshot(snapshot)
 
 
 class RbdImage:
-    """The content that qemu-nbd serves, with the extents that the cluster tells."""
+    """The content that qemu-nbd serves, with the extents that the cluster reports."""
 
     def __init__(self, content: NbdImage, extents: list[Extent] | None, size: int) -> None:
         self.size = size

@@ -1,4 +1,4 @@
-"""Room for scratch images, which hold what a guest overwrites while it is backed up."""
+"""Space for scratch images, which hold what a guest overwrites while it is backed up."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SHARE = 10  # a tenth of what the disks hold must be free
 
 
 def check_space(folder: Path, disks_bytes: int) -> None:
-    """Check that `folder` has space for the scratch images of disks that hold `disks_bytes`.
+    """Check that `folder` has space for scratch images of disks that hold `disks_bytes`.
 
-    Raises SourceError where too little is free: a guest's write could fail then.
+    Raises SourceError where too little is free: the guest's writes could fail then.
     """
     with translated(SourceError, f"looking for free space in {folder}", SCRATCH_HINT):
         status = os.statvfs(folder)
