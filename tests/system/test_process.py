@@ -8,6 +8,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import Popen
+from traceback import walk_stack
+from types import FrameType
 
 import pytest
 
@@ -271,6 +274,32 @@ def test_what_a_program_leaves_in_the_background_goes_on_and_is_not_waited_for(
     (tmp_path / "gate").write_text("go on\n")
     wait_for((tmp_path / "gate.passed").exists, "it went on")
     wait_for_none(mark)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, OSError])
+def test_an_error_of_ours_while_a_program_runs_is_no_ending_of_the_program(
+    kind: type[Exception], mark: str
+) -> None:
+    failed = []
+
+    def fail(_: int, frame: FrameType | None) -> None:
+        is_waiting = any(each.f_code is Popen.wait.__code__ for each, _ in walk_stack(frame))
+        if is_waiting and not failed:  # it was started, and we were not told yet
+            failed.append(kind)
+            raise kind("ours")
+
+    before = signal.signal(signal.SIGUSR1, fail)
+    try:
+        with pytest.raises(kind, match="ours"):
+            process.run(sh("while kill -USR1 $PPID; do sleep 0.02; done", mark=mark))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    wait_for_none(mark)
+
+
+def test_a_command_that_no_kernel_takes_is_an_error_where_it_was_to_be_started() -> None:
+    with pytest.raises(ValueError, match="null byte"), process.serving(["echo", "a\0b"]):
+        pass
 
 
 HANGS = pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     deadline = time.monotonic() + program.timeout_seconds
     command = (*(_WITH_US if limit else _TELL), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        try:
             with shielded():
                 child = spawn(command, program.environment, pipe, PIPE)
                 stack.callback(_end, child, guard)
@@ -113,12 +113,12 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
                 hearing.start()
                 taking = Thread(target=_take, args=(child.stdout, stdout, limit + 1), daemon=True)
                 taking.start()
-            with suppress(TimeoutExpired):
-                code = child.wait(program.timeout_seconds)
-        hearing.join(0.5)  # at once, if nothing in the background can speak in its name
-        taking.join(max(0, deadline - time.monotonic()))
-    except (OSError, RuntimeError, ValueError) as error:  # no memory, no thread, a NUL in a word
-        return Outcome(127, str(error))
+        except (OSError, RuntimeError, ValueError) as error:  # no memory, no thread, a NUL in a word
+            return Outcome(127, str(error))
+        with suppress(TimeoutExpired):
+            code = child.wait(program.timeout_seconds)
+    hearing.join(0.5)  # at once, if nothing in the background can speak in its name
+    taking.join(max(0, deadline - time.monotonic()))
     code = None if taking.is_alive() else code
     return Outcome(code, said.decode(errors="replace"), bytes(stdout))
 
@@ -148,13 +148,13 @@ def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
 
     Raises OSError where nothing can be started; a program that is missing is one that has ended.
     """
-    said, begun = bytearray(), SimpleQueue[Popen[bytes] | OSError]()
+    said, begun = bytearray(), SimpleQueue[Popen[bytes] | Exception]()
 
     def hold() -> None:
         # The kernel takes the end of the thread that starts a child for ours (PR_SET_PDEATHSIG).
         try:
             child = spawn((*_WITH_US, *command), {}, DEVNULL, PIPE)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             begun.put(error)
         else:
             begun.put(child)
@@ -164,7 +164,7 @@ def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
         with shielded():
             Thread(target=hold, daemon=True).start()
             child = begun.get()
-            if isinstance(child, OSError):
+            if isinstance(child, Exception):
                 raise child
             stack.callback(_end, child, None)
             Thread(target=_feed, args=(child.stdin, b""), daemon=True).start()
