@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from backy.config import settings
 from backy.config.settings import Job
-from backy.daemon.planner import BACKUP, EXPIRE, PURGE, SCRUB
+from backy.daemon.tasks import VERBS
 from backy.model import answers, messages
 from tools.make_man import unit_of
 
@@ -37,7 +37,6 @@ ONE_VALUE = "What the command prints: one JSON value on one line."
 LINES = "One line of what the command prints: it prints one JSON value a line."
 SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
-TASKS = (BACKUP, EXPIRE, PURGE, SCRUB)
 
 # The settings of a job have types of pydantic. It has its own words for the limits of a number that
 # may be null, adds keys that say nothing here, and cannot know what validators refuse.
@@ -170,7 +169,7 @@ def schema_of(kind: Any) -> Schema:  # noqa: ANN401 - any form of a type
     if kind is answers.JobSettings:
         return settings_of(Job)
     if kind is answers.TaskVerb:
-        return literal(*TASKS)
+        return literal(*VERBS)
     if is_typeddict(kind):
         return described_object(kind)
     if kind in SIMPLE:

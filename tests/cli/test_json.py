@@ -462,7 +462,7 @@ FAILING = {
     "expire": ["vm1"],
     "pause": ["vm2"],
     "resume": ["vm2"],
-    "run": ["vm1"],
+    "run": ["vm2"],
     "jobs": [],
     "config check": [],
     "status": [],

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from backy.daemon import control
+from backy.daemon import client
 from tests.cli.runner import PROGRAM, Argument, Backy, environment, image, wait_for
 from tests.lab.dispositions import WITH_DEFAULTS
 from tests.programs import MARK, alive
@@ -82,11 +82,11 @@ class Server(Backy):
         self.job(name, name.encode() * 500, hooks=hooks, **settings)
         return gate
 
-    def ask(self, **request: object) -> control.Reply:
+    def ask(self, **request: object) -> dict[str, Any]:
         """What the daemon answers."""
-        reply = control.ask(self.socket, **request)
+        reply = client.ask(self.socket, request)  # type: ignore[arg-type]
         assert reply is not None
-        return reply
+        return dict(reply)
 
     def row(self, job: str) -> Row:
         """What the daemon says of a job."""

@@ -16,7 +16,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from backy.config.settings import Interval, Job
-from backy.daemon.planner import BACKUP, FAST, SCRUB, SLOW, SLOW_SECONDS, Known, Planner, Task
+from backy.daemon.planner import Observation, Planner
+from backy.daemon.tasks import BACKUP, FAST, SLOW, SLOW_SECONDS, Task
 from backy.model.revision import Consistency, Revision, id_for, time_for
 from backy.policy import schedule
 from backy.policy.retention import expiries
@@ -75,7 +76,7 @@ class Machine:
         for job in self.planner.configure(
             {job: (SETTINGS, each) for job, each in self.jobs.items()}, self.clock
         ):
-            self._learn(job)
+            self._observe(job)
 
     def is_down_for(self, seconds: int) -> None:
         """A power cut: nothing that runs comes to its end."""
@@ -117,7 +118,7 @@ class Machine:
 
     def _finish(self, end: int, _: int, task: Task, started: datetime) -> None:
         job = task.job
-        if task.verb == SCRUB:
+        if task.verb == "scrub":
             self._scrubbed[job] = self.clock
         elif job in self.broken:
             self._errors[job] = self._errors.get(job, (0, self.clock))[0] + 1, self.clock
@@ -125,7 +126,7 @@ class Machine:
             self._errors.pop(job, None)
             self._publish(job, started, task.tags)
             self.made[job].append((end - self.seconds[job], task.tags))
-        self._learn(job)
+        self._observe(job)
         self.planner.finish(job)
 
     def _publish(self, job: str, started: datetime, tags: frozenset[str]) -> None:
@@ -144,17 +145,17 @@ class Machine:
             history[at : at + 1] = new
         self._last[job] = schedule.last_by_tag(history)
 
-    def _learn(self, job: str) -> None:
+    def _observe(self, job: str) -> None:
         errors, failed = self._errors.get(job, (0, None))
         history = self._history[job]
         scrub = self._scrubbed.get(job, START) + timedelta(days=2)
-        known = Known(
+        observation = Observation(
             last_by_tag=self._last[job],
             newest=history[-1].time if history else None,
             status=Status(errors=errors, failed=failed, seconds=self.seconds[job]),
-            background={SCRUB: scrub} if self.scrub else {},
+            due={"scrub": scrub} if self.scrub else {},
         )
-        self.planner.learn(job, known, self.clock)
+        self.planner.update(job, observation, self.clock)
 
     def history(self, job: str, tag: str) -> list[Revision]:
         return [each for each in self._history[job] if tag in each.tags]

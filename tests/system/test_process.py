@@ -280,7 +280,7 @@ def test_what_a_program_leaves_in_the_background_goes_on_and_is_not_waited_for(
 def test_an_error_of_ours_while_a_program_runs_is_no_ending_of_the_program(
     kind: type[Exception], mark: str
 ) -> None:
-    failed = []
+    failed: list[type[Exception]] = []
 
     def fail(_: int, frame: FrameType | None) -> None:
         is_waiting = any(each.f_code is Popen.wait.__code__ for each, _ in walk_stack(frame))

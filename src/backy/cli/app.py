@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from typer import Argument, Option
@@ -15,7 +15,6 @@ from backy.cli import global_options
 from backy.cli.commands import COMMANDS
 from backy.cli.program import Program, print_version
 from backy.errors import BackyError, CancelledError
-from backy.operations.site import Site
 
 if TYPE_CHECKING:
     from backy.repository.repository import Repository
@@ -34,7 +33,6 @@ app = typer.Typer(
 )
 
 Context = typer.Context
-NO_DAEMON = "the daemon is not running"
 Job = Annotated[str, Argument(metavar="JOB", help="The name of the job, and of its repository.")]
 _WORDS = "Revision words: latest, 1, 2026-11-23, tag:daily, an id or its beginning, a..b."
 Spec = Annotated[str, Option("-r", "--revision", metavar="SPEC", help=_WORDS)]
@@ -76,13 +74,6 @@ def whole_program() -> Program:
         import_module(f"backy.cli.{entry.module}")
     made: Program = typer.main.get_command(app)  # type: ignore[assignment]
     return made
-
-
-def ask_daemon(site: Site, **request: object) -> dict[str, Any] | None:
-    """What the daemon answers; None where there is none. Raises StoreError as control does."""
-    from backy.daemon import control
-
-    return control.ask(site.globals.socket, **request)
 
 
 def each_job(

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from backy.cli.app import Context, app, ask_daemon
+from backy.cli.app import Context, app
 from backy.errors import BackyError, StoreError
 from backy.operations.site import Site
 from backy.repository.repository import jobs
 from backy.repository.summary import summarize
 
 if TYPE_CHECKING:
+    from backy.model.answers import PromisesReply
     from backy.monitoring.health import Promise, Server
 
 
@@ -62,25 +63,32 @@ def check(
 
 
 def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
-    """What is promised: the running daemon knows, or else the configuration says."""
+    """The promises of each job, by the daemon; without a daemon, by the configuration."""
+    from backy.daemon import client
     from backy.monitoring.health import Promise, Server
-    from backy.monitoring.overview import promised
     from backy.monitoring.space import space
 
     reply, problem, is_running = None, "", None
     try:
-        reply = ask_daemon(site, do="promises")
+        reply = client.promises(site.globals.socket)
         is_running = reply is not None
     except StoreError as error:
         problem = error.message
     if not reply:
-        loaded = site.loaded
-        problem = problem or "; ".join(map(str, loaded.problems))
-        reply = {"base": site.base, "jobs": promised(loaded.config), "problem": problem}
+        reply = _configured(site, problem)
     base = Path(reply["base"])
-    promises = {job: Promise(*each) for job, each in reply["jobs"].items()}
+    promises = {job: Promise(*promise) for job, promise in reply["jobs"].items()}
     left = None
     with suppress(StoreError):
         left = space(base)
     unknown = sorted(set(jobs(base)) - promises.keys())
     return promises, Server(is_running, left, reply["problem"], unknown), base
+
+
+def _configured(site: Site, problem: str) -> PromisesReply:
+    """What the daemon would reply if it read the configuration now."""
+    from backy.monitoring.overview import promised
+
+    loaded = site.loaded
+    problem = problem or "; ".join(map(str, loaded.problems))
+    return {"jobs": promised(loaded.config), "problem": problem, "base": str(site.base)}

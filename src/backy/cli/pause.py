@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
-from backy.cli.app import AsJson, Context, Job, app, ask_daemon
+from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer
 from backy.errors import NotFoundError
-from backy.model.names import check_job
+from backy.model.answers import PauseAnswer, ResumeAnswer
 from backy.operations.site import Site
 from backy.repository import status as statuses
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command(epilog="Example: backy pause vm1")
 def pause(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Start nothing for a job until backy resume. backy check warns of it. What runs goes on."""
     _pause(context.obj, job, datetime.now(UTC).replace(microsecond=0))
-    answer(as_json, {"job": job, "state": "paused"}, f"{job}: paused")
+    answer(as_json, PauseAnswer(job=job, state="paused"), f"{job}: paused")
 
 
 @app.command(epilog="Example: backy resume vm1")
 def resume(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Go on with a job that backy pause stopped. What was missed is caught up with."""
     _pause(context.obj, job, None)
-    answer(as_json, {"job": job, "state": "resumed"}, f"{job}: resumed")
+    answer(as_json, ResumeAnswer(job=job, state="resumed"), f"{job}: resumed")
 
 
 def _pause(site: Site, job: str, since: datetime | None) -> None:
-    root = site.base / check_job(job)
-    if not site.config_of(job) and not root.exists():
-        raise NotFoundError(f"there is no job {job!r}", "backy jobs lists them.")
+    from backy.daemon import client
+
+    root = site.require(job)
     statuses.update(root, lambda old: replace(old, paused=since and (old.paused or since)))
     if site.path:
-        ask_daemon(site, do="look", job=job)
+        with suppress(NotFoundError):  # the daemon reads status.json when it gets to know the job
+            client.look(site.globals.socket, job)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from backy.cli.app import NO_DAEMON, AsJson, Context, Job, app, ask_daemon
+from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer, warn
 from backy.model.names import check_job
-
-if TYPE_CHECKING:
-    pass
+from backy.operations.site import Site
 
 
 @app.command(epilog="Example: backy run vm1")
@@ -18,11 +14,17 @@ def run(context: Context, job: Job, as_json: AsJson = False) -> None:
 
     The daemon does it; without a daemon it is done here.
     """
+    from backy.daemon import client
+    from backy.model.answers import RunAnswer
+
+    site: Site = context.obj
+    check_job(job)
+    if site.path and client.run(site.globals.socket, job):
+        text = f"{job}: goes first; backy status shows it"
+        answer(as_json, RunAnswer(job=job, state="waiting"), text)
+        return
     from backy.cli.backup import backup
 
-    if ask_daemon(context.obj, do="run", job=check_job(job)):
-        text = f"{job}: goes first; backy status shows it"
-        answer(as_json, {"job": job, "state": "waiting"}, text)
-    else:
-        warn(f"backy: {NO_DAEMON}; backing up here")
-        backup(context, job, as_json=as_json)
+    site.require(job)
+    warn(f"backy: {client.NO_DAEMON}; backing up here")
+    backup(context, job, as_json=as_json)

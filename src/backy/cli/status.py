@@ -1,4 +1,4 @@
-"""backy status and top: how each job is."""
+"""backy status and top: the state of each job."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from backy.cli.app import NO_DAEMON, AsJson, Context, app, ask_daemon
+from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, printable, table
 from backy.errors import CancelledError
 from backy.operations.site import Site
-from backy.repository.repository import jobs
-from backy.repository.summary import summarize
 from backy.system import signals
 from backy.units import format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
-    from backy.monitoring.overview import Row
+    from backy.model.answers import JobOverview, PoolUse, StatusAnswer
 
 
 _REFRESH_SECONDS = 1.0
@@ -40,13 +38,15 @@ def status(context: Context, once: Once = False, as_json: AsJson = False) -> Non
 def top(context: Context, once: Once = False, as_json: AsJson = False) -> None:
     """Show what runs and what waits, and how full the pools are."""
     states = {"running", "waiting"}
-    _show(context.obj, lambda row: row["state"] in states, once=once, as_json=as_json)
+    _show(context.obj, lambda job: job["state"] in states, once=once, as_json=as_json)
 
 
-def _show(site: Site, is_wanted: Callable[[Row], bool], *, once: bool, as_json: bool) -> None:
+def _show(
+    site: Site, is_shown: Callable[[JobOverview], bool], *, once: bool, as_json: bool
+) -> None:
     if as_json or once or not sys.stdout.isatty():
-        picture = _picture(site, is_wanted)
-        answer(as_json, picture, _lines(picture))
+        state = _state(site, is_shown)
+        answer(as_json, state, _lines(state))
         return
     from rich.console import Console
     from rich.live import Live
@@ -55,49 +55,60 @@ def _show(site: Site, is_wanted: Callable[[Row], bool], *, once: bool, as_json: 
     console = Console()
     with suppress(CancelledError), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            lines = list(_lines(_picture(site, is_wanted)))[: console.height]
+            lines = list(_lines(_state(site, is_shown)))[: console.height]
             live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
             signals.sleep(_REFRESH_SECONDS)
 
 
-def _picture(site: Site, is_wanted: Callable[[Row], bool]) -> dict[str, Any]:
-    """What the daemon says, or without it the repositories."""
-    reply = ask_daemon(site, do="status") if site.path else None
-    if not reply:
-        reply = {"jobs": list(_rows_without(site)), "problem": NO_DAEMON}
-    return reply | {"jobs": [row for row in reply["jobs"] if is_wanted(row)]}
+def _state(site: Site, is_shown: Callable[[JobOverview], bool]) -> StatusAnswer:
+    """The state by the daemon; without a daemon, by the repositories."""
+    from backy.daemon import client
+
+    state = client.status(site.globals.socket) if site.path else None
+    if not state:
+        state = {"jobs": list(_overviews(site)), "problem": client.NO_DAEMON}
+    state["jobs"] = [job for job in state["jobs"] if is_shown(job)]
+    return state
 
 
-def _rows_without(site: Site) -> Iterable[Row]:
-    from backy.monitoring.overview import row
+def _overviews(site: Site) -> Iterable[JobOverview]:
+    from backy.monitoring.overview import overview
+    from backy.repository.repository import jobs
+    from backy.repository.summary import summarize
 
     config = site.loaded.config if site.path else None
     now = datetime.now(UTC)
     for job in config.jobs if config else jobs(site.base):
-        yield row(summarize(site.base, job), config.intervals(job) if config else None, now)
+        schedule = config.intervals(job) if config else None
+        yield overview(summarize(site.base, job), schedule, now)
 
 
-def _lines(picture: dict[str, Any]) -> Iterator[str]:
+def _lines(state: StatusAnswer) -> Iterator[str]:
     headings = ("job", "state", "last (UTC)", "next (UTC)", "overdue", "took", "now")
-    yield from table(headings, map(_cells, picture["jobs"]))
+    yield from table(headings, map(_cells, state["jobs"]))
     yield ""
-    for pool, each in picture.get("pools", {}).items():
-        yield f"{pool}: {each['in_use']} of {each['slots']} slots, {each['queued']} waiting"
-    if problem := picture.get("problem"):
+    if pools := state.get("pools"):
+        yield _pool_line("fast", pools["fast"])
+        yield _pool_line("slow", pools["slow"])
+    if problem := state["problem"]:
         yield printable(problem)
 
 
-def _cells(row: Row) -> list[str]:
-    state = " ".join(filter(None, (row["state"], row.get("verb"), row.get("pool"))))
-    times = ((row[name] or "-").replace("T", " ").rstrip("Z") for name in ("last", "next"))
-    overdue, took = row["overdue_seconds"], row["seconds"]
-    spans = (format_duration(each) if each else "-" for each in (overdue, took))
-    failure = f"{row['errors']} failed: {row['error']}" if row["error"] else "-"
-    return [row["job"], state, *times, *spans, _progress(row) or failure]
+def _pool_line(name: str, pool: PoolUse) -> str:
+    return f"{name}: {pool['in_use']} of {pool['slots']} slots in use, {pool['queued']} waiting"
 
 
-def _progress(row: Row) -> str:
-    if not row.get("total"):
-        return format_duration(row["running_seconds"]) if "running_seconds" in row else ""
-    share = f"{100 * row['done'] / row['total']:.0f} % of {format_size(row['total'])}"
-    return f"{share}, {format_rate(row.get('rate', 0), 1)}"
+def _cells(job: JobOverview) -> list[str]:
+    state = " ".join(filter(None, (job["state"], job.get("verb"), job.get("pool"))))
+    times = ((time or "-").replace("T", " ").rstrip("Z") for time in (job["last"], job["next"]))
+    overdue, took = job["overdue_seconds"], job["seconds"]
+    spans = (format_duration(span) if span else "-" for span in (overdue, took))
+    failure = f"{job['errors']} failed: {job['error']}" if job["error"] else "-"
+    return [job["job"], state, *times, *spans, _progress(job) or failure]
+
+
+def _progress(job: JobOverview) -> str:
+    if not (total := job.get("total")):
+        return format_duration(job["running_seconds"]) if "running_seconds" in job else ""
+    share = f"{100 * job.get('done', 0) / total:.0f} % of {format_size(total)}"
+    return f"{share}, {format_rate(job.get('rate', 0), 1)}"

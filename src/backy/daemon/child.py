@@ -1,4 +1,4 @@
-"""A backy command as a child process: started, listened to, ended."""
+"""A backy command as a child process of the daemon."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
+from backy.model.answers import JobOverview
+from backy.model.messages import ProgressEvent
 from backy.system import process
 from backy.units import MiB
 
 _LONGEST_EVENT = 4 * MiB  # a revision.json has 1 MiB at most
 _LAST_LINES = 20  # of standard error, for the log of a command that failed
-Event = dict[str, Any]
+Event = Mapping[str, Any]
 
 
-class Child:
-    """One command. `progress` is its last event of that kind, `error` what it failed with."""
+class ChildCommand:
+    """One command. `error` is the message that it failed with."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        # -P: a folder "backy" where the daemon was started is not what is to be run.
+        # -P: a folder "backy" in the daemon's current folder must not be run instead.
         self._command = [sys.executable, "-P", "-m", "backy", *arguments, "--json"]
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._is_cancelled = False
         self._began = time.monotonic()
-        self.progress: Event = {}
+        self._progress: ProgressEvent | None = None
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self.error = ""
-        self._said: deque[str] = deque(maxlen=_LAST_LINES)
 
     async def run(self, priority: process.Priority, hear: Callable[[Event], None]) -> int:
-        """Start it, pass on each event but progress, and give its exit code (signals: negative).
+        """Start it and wait for its end; the exit code, or minus the signal that ended it.
 
-        Raises OSError where it cannot be started.
+        `hear` gets each event but those of progress. If `hear` raises, it gets no more events,
+        and the error is raised once the command has ended. Raises OSError if it cannot be started.
         """
         child = await process.start(
             self._command, self._environment, priority, longest_line=_LONGEST_EVENT
@@ -44,45 +47,49 @@ class Child:
         self._process = child
         if self._is_cancelled:
             self.cancel()
-        await asyncio.gather(self._listen(child, hear), self._overhear(child))
+        bug, _ = await asyncio.gather(self._read_output(child, hear), self._read_errors(child))
         code: int = await child.wait()
+        if bug:
+            raise bug
         return code
 
-    async def _listen(
+    async def _read_output(
         self, child: asyncio.subprocess.Process, hear: Callable[[Event], None]
-    ) -> None:
+    ) -> Exception | None:
+        """Read to the end, come what may: a command that nobody reads from waits for ever."""
+        bug: Exception | None = None
         async for line in _lines(child.stdout):
-            with suppress(ValueError):
-                event = json.loads(line)
-                if not isinstance(event, dict):
-                    continue
-                if event.get("event") == "progress":
-                    self.progress = event
-                    continue
-                hear(event)
+            event = _parse(line)
+            if event.get("event") == "progress":
+                self._progress = cast(ProgressEvent, event)
+            elif event and not bug:
+                try:
+                    hear(event)
+                except Exception as error:  # noqa: BLE001 - raised by `run`
+                    bug = error
+        return bug
 
-    async def _overhear(self, child: asyncio.subprocess.Process) -> None:
+    async def _read_errors(self, child: asyncio.subprocess.Process) -> None:
         async for line in _lines(child.stderr):
-            event: object = None
-            with suppress(ValueError):
-                event = json.loads(line)
-            if isinstance(event, dict) and event.get("event") == "error":
+            event = _parse(line)
+            if event.get("event") == "error":
                 self.error = str(event.get("message", ""))
-                self._said.extend(str(event.get("traceback", "")).splitlines())
+                self._last_lines.extend(str(event.get("traceback", "")).splitlines())
             else:
-                self._said.append(line.decode(errors="replace").rstrip())
+                self._last_lines.append(line.decode(errors="replace").rstrip())
 
     @property
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The end of what it wrote to standard error: a traceback, if it had a bug."""
-        return "\n".join(self._said)
+        return "\n".join(self._last_lines)
 
-    def said(self) -> Event:
-        """What it is doing, for those who ask."""
-        pid = self._process.pid if self._process else None
-        names = ("done", "total", "rate", "eta_seconds")
-        progress = {name: self.progress[name] for name in names if name in self.progress}
-        return {"pid": pid, "running_seconds": time.monotonic() - self._began} | progress
+    def describe(self, shown: JobOverview) -> None:
+        """Add what is known of it only while it runs."""
+        shown["pid"] = self._process.pid if self._process else None
+        shown["running_seconds"] = time.monotonic() - self._began
+        if progress := self._progress:
+            shown["done"], shown["total"] = progress["done"], progress["total"]
+            shown["rate"], shown["eta_seconds"] = progress["rate"], progress["eta_seconds"]
 
     def cancel(self) -> None:
         """Have it clean up and end; within moments, unless its storage hangs."""
@@ -92,14 +99,23 @@ class Child:
                 self._process.terminate()
 
     def kill(self) -> None:
-        """End it at once. What it left of a draft, the next backup clears away."""
+        """End it at once. The next backup clears away what is left of its draft."""
         if self._process:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
 
+def _parse(line: bytes) -> Event:
+    """The JSON object in a line; empty if there is none."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
 async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[bytes]:
-    """The lines of a stream; one that is longer than any event is dropped, piece by piece."""
+    """The lines of a stream. A line that is longer than any event is dropped, piece by piece."""
     while stream:
         try:
             line = await stream.readline()

@@ -1,68 +1,42 @@
-"""The daemon's Unix socket: one JSON request a connection, one JSON reply.
+"""The daemon's Unix socket: one JSON request for each connection, and one JSON reply.
 
-{"do": "status"} and the like; the reply has what was asked for, or {"error": …, "hint": …}. Who
-may open the socket may do all that the daemon can, so it is its owner's only.
+backy.model.answers has the requests and replies; an error is answered with an ErrorEvent. Whoever
+may open the socket may do all that the daemon can, so it is for its owner only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from backy.errors import BackyError, ConfigError, StoreError
+from backy.errors import BackyError, ConfigError, UsageError
+from backy.model.messages import error_event
 from backy.system import folders
-from backy.units import KiB, MiB
+from backy.units import KiB
 
 _LONGEST_REQUEST = 64 * KiB
-_LONGEST_REPLY = 256 * MiB  # 10,000 jobs take 5 MiB
-_PATIENCE = 10  # seconds
-Reply = dict[str, Any]
+_TIMEOUT_SECONDS = 10
+Answer = Callable[[Mapping[str, object]], Awaitable[Mapping[str, object]]]
 
 
-def ask(path: Path, **request: object) -> Reply | None:
-    """What the daemon at `path` answers; None where there is no daemon.
+async def listen(path: Path, answer: Answer) -> asyncio.Server:
+    """Answer requests at `path` until the server is closed; `answer` raises BackyError only.
 
-    Raises StoreError where there is one that does not answer, or that cannot do it.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-        channel.settimeout(_PATIENCE)
-        try:
-            channel.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return None
-        except OSError as error:
-            raise StoreError(f"asking the daemon at {path}: {error}", "Are you root?") from error
-        try:
-            channel.sendall(json.dumps(request).encode() + b"\n")
-            with channel.makefile("rb") as stream:
-                reply: Reply = json.loads(stream.readline(_LONGEST_REPLY))
-        except (OSError, ValueError) as error:
-            hint = "Look into its log: journalctl -u backy."
-            raise StoreError(f"the daemon at {path} does not answer: {error}", hint) from error
-    if "error" in reply:
-        raise StoreError(str(reply["error"]), str(reply.get("hint", "")))
-    return reply
-
-
-async def listen(path: Path, answer: Callable[[Reply], Awaitable[Reply]]) -> asyncio.Server:
-    """Answer requests at `path` until the server is closed.
-
-    Raises ConfigError where no socket can be there.
+    Raises ConfigError if no socket can be made there.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, ValueError):  # it hung up, or never ends its line
-            try:
-                line = await asyncio.wait_for(reader.readline(), _PATIENCE)
-                writer.write(json.dumps(await _reply(line, answer)).encode() + b"\n")
-                await asyncio.wait_for(writer.drain(), _PATIENCE)
-            finally:
-                writer.close()
+        try:
+            with suppress(OSError):  # the client hung up, or is silent
+                line = await _read_request(reader)
+                if line is not None:
+                    writer.write(json.dumps(await _reply(line, answer)).encode() + b"\n")
+                    await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
+        finally:
+            writer.close()
 
     try:
         folders.make_folder(path.parent)
@@ -76,18 +50,32 @@ async def listen(path: Path, answer: Callable[[Reply], Awaitable[Reply]]) -> asy
 
 
 async def close(server: asyncio.Server, path: Path) -> None:
-    """Answer no more, and leave no socket."""
+    """Stop answering, and remove the socket."""
     server.close()
     with suppress(OSError):
         folders.remove_socket(path)
 
 
-async def _reply(line: bytes, answer: Callable[[Reply], Awaitable[Reply]]) -> Reply:
+async def _read_request(reader: asyncio.StreamReader) -> bytes | None:
+    """A line; None if it is longer than any request."""
     try:
-        request = dict(json.loads(line))
-    except (ValueError, TypeError, RecursionError) as error:
-        return {"error": f"the request is no JSON object: {error}"}
+        return await asyncio.wait_for(reader.readline(), _TIMEOUT_SECONDS)
+    except ValueError:
+        return None
+
+
+async def _reply(line: bytes, answer: Answer) -> Mapping[str, object]:
     try:
-        return await answer(request)
+        return await answer(_parse(line))
     except BackyError as error:
-        return {"error": error.message, "hint": error.hint}
+        return error_event(error)
+
+
+def _parse(line: bytes) -> Mapping[str, object]:
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the request is not JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise UsageError("the request is not a JSON object")
+    return request

@@ -1,7 +1,7 @@
-"""The daemon: starts the commands that are due, listens to them, and tells how things are.
+"""The daemon: starts the commands that are due, and shows the state of all jobs.
 
-It holds nothing that is not on disk, too: killed and started again, it goes on where it was. A
-command that outlived it keeps its repository's lock, so nothing runs twice.
+Everything it knows is on disk, too: killed and started again, it goes on where it was. A command
+that outlived it keeps the lock of its repository, so nothing runs twice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -19,46 +19,42 @@ from structlog.typing import FilteringBoundLogger
 
 from backy.config.loader import load
 from backy.daemon import control
-from backy.daemon.child import Child, Event
-from backy.daemon.planner import BACKUP, Task
-from backy.daemon.state import Setup, State, pools, rows, samples
+from backy.daemon.child import ChildCommand
+from backy.daemon.observe import observe
+from backy.daemon.requests import Requests
+from backy.daemon.runner import Runner
+from backy.daemon.state import Setup, State, samples
 from backy.daemon.systemd import notify, watchdog_seconds
-from backy.daemon.tasks import arguments, look
-from backy.errors import BackyError, BusyError, ConfigError, NotFoundError, StoreError, translated
+from backy.daemon.tasks import Task
+from backy.errors import BackyError, BusyError, ConfigError, StoreError, translated
 from backy.monitoring.metrics import Metrics
-from backy.monitoring.overview import promised
 from backy.monitoring.space import record_space
-from backy.repository import status
 from backy.repository.summary import fingerprint
 from backy.sources import open_source
-from backy.system import folders, process, signals
+from backy.system import folders, signals
 
 _LONGEST_SLEEP = 30.0  # seconds: how late it may notice that the clock was set
-_CLOCK_STEP = 60  # seconds that the clock must have been set by to plan anew
-# When to try again what somebody else does at the moment: looked at meanwhile, it may be done.
-_AGAIN = timedelta(minutes=2)
-_AGAIN_AFTER_FAILURE = timedelta(hours=1)  # background work; backups have their backoff
-_SUMMED = ("read", "changed", "stored")  # bytes, of the disks of a revision
+_CLOCK_STEP = 60  # seconds by which the clock must have been set to plan all jobs again
 _HOUSEKEEPING = 60  # seconds
 _CANCEL_SECONDS = 60  # for a command to clean up before it is killed
 
 
 class Daemon:
-    """One server's jobs; one daemon a base directory."""
+    """One server's jobs; one daemon for each base directory."""
 
     def __init__(self, path: Path, base: Path | None, log: FilteringBoundLogger) -> None:
         """Load the configuration in `path`; `base` is used instead of the base-dir in it.
 
-        Raises ConfigError where nothing of it can be used.
+        Raises ConfigError if nothing of it can be used.
         """
         self._path = path
         self._base = base
         self._log = log
         self._state = State(self._load())
+        self._runner = Runner(self._state, log)
         self._metrics = Metrics(partial(samples, self._state))
         self._others: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
-        self._is_stopping = False
 
     def _load(self) -> Setup:
         loaded = load(self._path, open_source)
@@ -69,13 +65,16 @@ class Daemon:
     async def run(self) -> None:
         """Do what is due until it is told to stop.
 
-        Raises BusyError where another daemon has the base directory, ConfigError where it cannot
-        listen, StoreError where the base directory cannot be used.
+        Raises BusyError if another daemon has the base directory, ConfigError if it cannot listen,
+        StoreError if the base directory cannot be used.
         """
         setup = self._state.setup
+        requests = Requests(
+            self._state, self._log, self._reload, lambda job: self._observe([job]), self._news.set
+        )
         async with AsyncExitStack() as stack:
             _lock(setup.base, stack)
-            server = await control.listen(setup.config.global_.socket, self._answer)
+            server = await control.listen(setup.config.global_.socket, requests.answer)
             stack.push_async_callback(control.close, server, setup.config.global_.socket)
             if setup.config.global_.metrics_listen:
                 stack.enter_context(self._metrics.served(setup.config.global_.metrics_listen))
@@ -95,7 +94,7 @@ class Daemon:
         task.add_done_callback(self._others.discard)
 
     def _configure(self) -> list[str]:
-        """Plan what is configured; give the jobs that have to be looked at."""
+        """Plan the configured jobs; give those that must be observed."""
         config = self._state.setup.config
         planner = self._state.planner
         planner.slots, planner.limits = config.global_.worker_limit, config.limits
@@ -104,26 +103,28 @@ class Daemon:
         jobs = {job: (settings, config.intervals(job)) for job, settings in config.jobs.items()}
         return planner.configure(jobs, datetime.now(UTC))
 
-    async def _learn(self, jobs: Iterable[str]) -> None:
-        """Look at repositories, and plan their jobs anew."""
+    async def _observe(self, jobs: Iterable[str]) -> None:
+        """Look into repositories, and plan their jobs again."""
         for job in jobs:
             setup = self._state.setup
             if settings := setup.config.jobs.get(job):
-                now = datetime.now(UTC)
-                tags = setup.config.intervals(job)
-                seen = fingerprint(setup.base, job)
-                known, summary = await asyncio.to_thread(look, setup.base, job, settings, tags, now)
+                schedule = setup.config.intervals(job)
+                before = fingerprint(setup.base, job)
+                observation, summary = await asyncio.to_thread(
+                    observe, setup.base, job, settings, schedule, datetime.now(UTC)
+                )
                 if job in self._state.setup.config.jobs:  # still
-                    self._state.summaries[job], self._state.fingerprints[job] = summary, seen
-                self._state.planner.learn(job, known, datetime.now(UTC))
+                    self._state.summaries[job] = summary
+                    self._state.fingerprints[job] = before
+                self._state.planner.update(job, observation, datetime.now(UTC))
                 self._news.set()
 
     async def _loop(self) -> None:
-        """Start what is due; wait for news, for the next that will be due, or to show life."""
+        """Start what is due; wait for news, for the next due time, or to show systemd life."""
         longest = min(_LONGEST_SLEEP, watchdog_seconds() or _LONGEST_SLEEP)
         planner = self._state.planner
         clock = time.time() - time.monotonic()
-        while not self._is_stopping or self._state.children:
+        while not self._state.is_stopping or self._state.children:
             notify("WATCHDOG=1")
             self._news.clear()
             set_by = time.time() - time.monotonic() - clock
@@ -132,85 +133,51 @@ class Daemon:
                 self._log.warning("the clock was set", seconds=round(set_by))
                 clock += set_by
                 planner.replan(now)
-            for task in [] if self._is_stopping else list(planner.take(now)):
+            for task in [] if self._state.is_stopping else list(planner.take(now)):
                 self._start(task)
             wake = planner.wake()
-            wait = (wake - now).total_seconds() if wake and not self._is_stopping else longest
+            wait = (wake - now).total_seconds() if wake and not self._state.is_stopping else longest
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), min(max(wait, 0), longest))
 
     def _start(self, task: Task) -> None:
-        config = self._state.setup.config
-        settings = config.jobs[task.job]
-        only = config.model_copy(update={"jobs": {task.job: settings}}).model_dump_json()
-        base = ["--base-dir", str(self._state.setup.base)]
-        command = arguments(task, settings, config.intervals(task.job))
-        child = Child([*base, *command], {"BACKY_SETTINGS": only})
-        self._state.children[task.job] = child
+        child = self._runner.start(task)
         self._metrics.observe_wait((datetime.now(UTC) - task.due).total_seconds())
         self._spawn(self._run(task, child))
 
-    async def _run(self, task: Task, child: Child) -> None:
-        """See a command through to its end, and plan what comes after it."""
-        setup = self._state.setup
-        log = self._log.bind(job=task.job, verb=task.verb)
-        log.info("started", **({"tags": ",".join(sorted(task.tags))} if task.tags else {}))
+    async def _run(self, task: Task, child: ChildCommand) -> None:
+        """See a command through to its end, and plan the next task of its job."""
         try:
-            priority = process.Priority(setup.config.global_.nice, setup.config.global_.io_class)
-            code = await child.run(priority, partial(_log_event, log))
-            await asyncio.to_thread(self._settle, task, child, code, log)
-        except (OSError, StoreError) as error:
-            planner = self._state.planner
-            planner.postpone(task.job, task.verb, datetime.now(UTC) + _AGAIN)
-            log.error("not started or not recorded", error=str(error))
+            await self._runner.run(task, child)
         finally:
-            del self._state.children[task.job]
-            with suppress(BackyError):
-                await self._learn([task.job])
-            self._state.planner.finish(task.job)
-            self._news.set()
-
-    def _settle(self, task: Task, child: Child, code: int, log: FilteringBoundLogger) -> None:
-        """Record and postpone what did not succeed."""
-        now = datetime.now(UTC)
-        is_busy = code == BusyError.exit_code
-        wait = _AGAIN if is_busy or task.verb == BACKUP else _AGAIN_AFTER_FAILURE
-        self._state.planner.postpone(task.job, task.verb, now + wait if code else now)
-        if code == 0:
-            return
-        if is_busy:
-            log.info("postponed", reason=child.error)
-            return
-        log.error("failed", code=code, error=child.error, said=child.last_words)
-        if task.verb == BACKUP and code < 0 and not self._is_stopping:
-            # Killed, so it could not record that itself.
-            why = f"the backup was ended by signal {-code}"
-            status.update(
-                self._state.setup.base / task.job, lambda old: status.failed(old, why, now)
-            )
+            try:
+                await self._observe([task.job])
+            finally:
+                self._state.planner.finish(task.job)
+                self._news.set()
 
     def _stop(self) -> None:
-        """Start nothing more and wait for what runs; asked again, do not wait."""
-        if self._is_stopping:
+        """Start nothing more and wait for what runs; if asked again, do not wait."""
+        if self._state.is_stopping:
             for child in self._state.children.values():
                 child.cancel()
             return
-        self._is_stopping = True
+        self._state.is_stopping = True
         self._log.info("stopping", running=len(self._state.children))
         self._spawn(self._wind_down())
         self._news.set()
 
     async def _wind_down(self) -> None:
-        """Give what runs its time; then have it cancel, and at last kill it."""
+        """Give what runs its time; then cancel it, and kill it in the end."""
         limit = self._state.setup.config.global_.stop_timeout
         notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={(limit + 2 * _CANCEL_SECONDS) * 10**6}")
-        for seconds, end in ((limit, Child.cancel), (_CANCEL_SECONDS, Child.kill)):
+        for seconds, end in ((limit, ChildCommand.cancel), (_CANCEL_SECONDS, ChildCommand.kill)):
             await asyncio.sleep(seconds)
             for child in self._state.children.values():
                 end(child)
 
     async def _reload(self) -> str:
-        """Take over what the files say now, if nothing is wrong with it; give what is."""
+        """Use the files' configuration from now on, unless it has a problem; give the problem."""
         old = self._state.setup
         try:
             new = await asyncio.to_thread(self._load)
@@ -223,18 +190,18 @@ class Daemon:
             self._log.error("not reloaded: the configuration is broken", problem=new.problem)
             return new.problem
         self._state.setup = new
-        news = self._configure()
-        self._log.info("reloaded", jobs=len(new.config.jobs), changed=len(news))
-        await self._learn(news)
+        changed = self._configure()
+        self._log.info("reloaded", jobs=len(new.config.jobs), changed=len(changed))
+        await self._observe(changed)
         return ""
 
     async def _keep_house(self, jobs: Iterable[str]) -> None:
-        """Look at these jobs at first, and then once a minute at those that somebody changed.
+        """Observe these jobs first, and then once a minute those that somebody changed.
 
-        After that note the trend of free space, and write the metrics for node_exporter.
+        Each time record the free space, and write the metrics for node_exporter.
         """
         while True:
-            await self._learn(jobs)
+            await self._observe(jobs)
             try:
                 await asyncio.to_thread(record_space, self._state.setup.base, datetime.now(UTC))
                 if path := self._state.setup.config.global_.metrics_file:
@@ -245,40 +212,9 @@ class Daemon:
             jobs = await asyncio.to_thread(self._changed)
 
     def _changed(self) -> list[str]:
-        """The jobs whose repositories are not as they were when they were looked at last."""
-        base, seen = self._state.setup.base, list(self._state.fingerprints.items())
-        return [job for job, then in seen if then != fingerprint(base, job)]
-
-    async def _answer(self, request: control.Reply) -> control.Reply:
-        """Do what was asked at the socket."""
-        do, job = str(request.get("do")), str(request.get("job"))
-        if do == "status":
-            return self._status()
-        if do == "promises":
-            setup = self._state.setup
-            jobs = promised(setup.config)
-            return {"jobs": jobs, "problem": setup.problem, "base": str(setup.base)}
-        if do == "reload":
-            return {"problem": await self._reload()}
-        if do not in {"run", "look"}:
-            raise ConfigError(f"the daemon cannot do {do!r:.40}", "Is it of the same version?")
-        if job not in self._state.setup.config.jobs:
-            raise NotFoundError(f"the daemon has no job {job!r:.200}", "backy jobs lists them.")
-        if do == "look":
-            await self._learn([job])
-        else:
-            self._state.planner.request(job, datetime.now(UTC))
-            self._news.set()
-        return {"job": job}
-
-    def _status(self) -> control.Reply:
-        setup = self._state.setup
-        return {
-            "jobs": list(rows(self._state, datetime.now(UTC))),
-            "pools": pools(self._state),
-            "problem": setup.problem,
-            "stopping": self._is_stopping,
-        }
+        """The jobs whose repositories changed since they were observed."""
+        base, observed = self._state.setup.base, list(self._state.fingerprints.items())
+        return [job for job, before in observed if before != fingerprint(base, job)]
 
 
 def _lock(base: Path, stack: AsyncExitStack) -> None:
@@ -291,24 +227,6 @@ def _lock(base: Path, stack: AsyncExitStack) -> None:
         except BlockingIOError:
             hint = "One daemon serves a base directory; stop the other one."
             raise BusyError(f"another daemon has {base}", hint) from None
-
-
-def _log_event(log: FilteringBoundLogger, event: Event) -> None:
-    """What a command said, as a line of the log."""
-    kind, said = event.get("event"), str(event.get("message", ""))
-    if kind == "finished":
-        shown = {name: each for name, each in event.items() if isinstance(each, (int, float))}
-        if isinstance(revision := event.get("revision"), dict):
-            disks = revision["disks"].values()
-            shown |= {"revision": revision["id"]}
-            shown |= {each: sum(disk[each] for disk in disks) for each in _SUMMED}
-        log.info("finished", **shown)
-    elif kind == "note":
-        log.info(said)
-    elif kind == "warning":
-        log.warning(said)
-    elif kind == "damage":
-        log.error("damage", **{name: event[name] for name in event if name not in {"event", "job"}})
 
 
 async def _logged(work: Coroutine[None, None, object], log: FilteringBoundLogger) -> None:

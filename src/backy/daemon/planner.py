@@ -1,8 +1,8 @@
-"""What may start now. Decides, and does nothing: `now` is an argument, the daemon is the edge.
+"""What may start now. It decides and does nothing: `now` is an argument, the daemon does the rest.
 
-A job waits for its time in a heap, then among the tasks that wait for a slot. First come runs
-asked for by hand, then backups, those first that are most overdue against their interval, then
-background work. A task that waits for its storage's limit does not hold up those behind it.
+A job waits in a heap until something of it is due, and then among the tasks that wait for a slot.
+The order is: tasks asked for by hand, backups (the most overdue first, measured by their interval),
+background work. A task that waits for a limit does not hold up those behind it.
 """
 
 from __future__ import annotations
@@ -15,59 +15,49 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from backy.config.settings import Job, Schedule
+from backy.daemon.tasks import FAST, SLOW, VERBS, Rank, Task, Verb
 from backy.policy import schedule
 from backy.repository.status import Status
 
-FAST, SLOW = "fast", "slow"
-SLOW_SECONDS = 600  # a job whose last backup took that long goes to the slow pool
-BACKUP, EXPIRE, PURGE, SCRUB = "backup", "expire", "purge", "scrub"
-
-_MOST_VOID = 16  # entries of the heap for each job; what was planned anew stays until it is due
+# Compact the heap beyond this many entries for each job: stale ones stay until they are due.
+_LARGEST_HEAP = 16
 _Entry = tuple[datetime, int, str, str]  # due, serial of the plan, job, verb
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What a job's repository says. `background` has when each of its background tasks is due."""
+class Observation:
+    """What the repository of a job says. `due` has the due times of its background tasks."""
 
     last_by_tag: Mapping[str, datetime] = field(default_factory=dict)
     newest: datetime | None = None
     status: Status = field(default_factory=Status)
-    background: Mapping[str, datetime] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One command to start. `due` is when it should have been started."""
-
-    job: str
-    verb: str
-    due: datetime
-    pool: str
-    tags: frozenset[str] = frozenset()
-    is_by_hand: bool = False
+    due: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Plan:
-    """A job as it is configured, and what is known of it."""
+    """A job as it is configured and was observed."""
 
     settings: Job
     tags: Schedule
     spread: int
     since: datetime
-    serial: int = 0  # of what is in the heap; older entries are void
-    known: Known = field(default_factory=Known)
+    serial: int = 0  # entries of the heap with a lower one are stale
+    observation: Observation = field(default_factory=Observation)
     next: schedule.Run | None = None
     not_before: dict[str, datetime] = field(default_factory=dict)
-    interval: int = 1  # seconds, the smallest
+    interval: int = 1  # seconds, the shortest
     expected: float = 0  # when there should have been a newer revision, in seconds since 1970
 
 
 class Planner:
-    """All jobs of one daemon, what waits and what runs; one task of a job at a time."""
+    """All jobs of one daemon, the tasks that wait and those that run; one at a time for each job.
 
-    def __init__(self) -> None:
+    Each of the two pools has `slots` slots. `limits` are those of the configuration.
+    """
+
+    def __init__(self, verbs: Mapping[str, Verb] = VERBS) -> None:
+        self.verbs = verbs
         self.slots = 1
         self.limits: Mapping[str, int] = {}
         self.running: dict[str, Task] = {}
@@ -77,13 +67,13 @@ class Planner:
         self._serial = itertools.count()
 
     def configure(self, jobs: Mapping[str, tuple[Job, Schedule]], now: datetime) -> list[str]:
-        """Plan these jobs and no others; give those that are new or changed: `learn` them.
+        """Plan these jobs and no others; give those that are new or changed: `update` them.
 
-        What runs goes on; what waits of a job that is gone does not start.
+        What runs goes on. What waits for a job that is gone does not start.
         """
         for job in self._plans.keys() - jobs.keys():
             self._forget(job)
-        news = []
+        changed = []
         for job, (settings, tags) in jobs.items():
             old = self._plans.get(job)
             if old and (old.settings, old.tags) == (settings, tags):
@@ -91,86 +81,90 @@ class Planner:
             since = old.since if old else now
             self._forget(job)
             self._plans[job] = _Plan(settings, tags, schedule.spread(job, tags), since)
-            news.append(job)
-        return news
+            changed.append(job)
+        return changed
 
     def _forget(self, job: str) -> None:
         self._plans.pop(job, None)
-        self._drop(job)
-        self.waiting.pop((job, BACKUP), None)
+        for verb in self.verbs:
+            self.waiting.pop((job, verb), None)
 
-    def _drop(self, job: str) -> None:
-        """Forget what waits, but for a run that was asked for by hand."""
-        for verb in (BACKUP, EXPIRE, PURGE, SCRUB):
-            task = self.waiting.get((job, verb))
-            if task and not task.is_by_hand:
-                del self.waiting[job, verb]
+    def update(self, job: str, observation: Observation, now: datetime) -> None:
+        """Plan a job by what its repository says now; tasks asked for by hand stay.
 
-    def learn(self, job: str, known: Known, now: datetime) -> None:
-        """Plan a job anew from what its repository says now; a run asked for by hand stays.
-
-        Background work of a paused job pauses, too.
+        While a job is paused, so is its background work.
         """
         plan = self._plans.get(job)
         if not plan:
             return
-        plan.known, plan.serial = known, next(self._serial)
-        plan.interval = min(each.interval for each in plan.tags.values())
-        last = known.newest.timestamp() + plan.interval if known.newest else None
-        plan.expected = plan.since.timestamp() if last is None else last
-        self._drop(job)
-        plan.next = None if known.status.paused else self._next_run(plan, now)
-        times = {BACKUP: plan.next.time, **known.background} if plan.next else {}
-        for verb, due in times.items():
+        plan.observation, plan.serial = observation, next(self._serial)
+        plan.interval = min(rule.interval for rule in plan.tags.values())
+        newest = observation.newest
+        plan.expected = newest.timestamp() + plan.interval if newest else plan.since.timestamp()
+        plan.next = None if observation.status.paused else self._next_run(plan, now)
+        for verb in self.verbs:
+            task = self.waiting.get((job, verb))
+            if task and not task.is_by_hand:
+                del self.waiting[job, verb]
+        for verb, due in self._due_times(plan):
             time = max(due, plan.not_before.get(verb, due))
             heapq.heappush(self._heap, (time, plan.serial, job, verb))
-        if len(self._heap) > _MOST_VOID * len(self._plans):
-            live = [each for each in self._heap if self._is_live(each)]
-            heapq.heapify(live)
-            self._heap = live
+        if len(self._heap) > _LARGEST_HEAP * len(self._plans):
+            self._heap = [entry for entry in self._heap if self._is_current(entry)]
+            heapq.heapify(self._heap)
 
-    def _is_live(self, entry: _Entry) -> bool:
+    def _due_times(self, plan: _Plan) -> Iterator[tuple[str, datetime]]:
+        if not plan.next:
+            return
+        for name, verb in self.verbs.items():
+            if not verb.due:
+                yield name, plan.next.time
+            elif name in plan.observation.due:
+                yield name, plan.observation.due[name]
+
+    def _is_current(self, entry: _Entry) -> bool:
         plan = self._plans.get(entry[2])
         return plan is not None and plan.serial == entry[1]
 
     def _next_run(self, plan: _Plan, now: datetime) -> schedule.Run:
-        known, status = plan.known, plan.known.status
-        has_history = known.newest is not None
-        run = schedule.next_run(plan.tags, plan.spread, known.last_by_tag, has_history, now)
+        observation, status = plan.observation, plan.observation.status
+        has_history = observation.newest is not None
+        last = observation.last_by_tag
+        run = schedule.next_run(plan.tags, plan.spread, last, has_history, now)
         if not status.errors or not status.failed:
             return run
-        # A clock that went back must not make a backoff of hours one of years.
+        # If the clock was set back since, a wait of hours must not become one of years.
         wait = timedelta(seconds=schedule.backoff_seconds(status.errors))
         return schedule.Run(min(status.failed, now) + wait, run.tags)
 
     def postpone(self, job: str, verb: str, until: datetime) -> None:
-        """From the next `learn` on, do not try again what failed, or what somebody else does."""
+        """From the next `update` on, do not start this task before `until`."""
         if plan := self._plans.get(job):
             plan.not_before[verb] = until
 
-    def request(self, job: str, now: datetime) -> bool:
-        """Have a backup go first, paused or not; False where there is no such job."""
+    def request(self, job: str, verb: str, now: datetime) -> bool:
+        """Have a task start before all others, even if the job is paused; False without the job."""
         plan = self._plans.get(job)
         if plan:
-            self.waiting[job, BACKUP] = self._task(plan, job, BACKUP, now, is_by_hand=True)
+            self.waiting[job, verb] = self._task(plan, job, verb, now, is_by_hand=True)
         return plan is not None
 
     def replan(self, now: datetime) -> None:
-        """Plan all jobs anew from what is known: the clock was set."""
+        """Plan all jobs again, because the clock was set."""
         self._heap.clear()
         for job, plan in self._plans.items():
             plan.not_before.clear()
-            self.learn(job, plan.known, now)
+            self.update(job, plan.observation, now)
 
     def wake(self) -> datetime | None:
-        """When the next task will be due, if none is taken or finished before."""
+        """When the next task is due, unless one is requested or finished before."""
         return self._heap[0][0] if self._heap else None
 
     def take(self, now: datetime) -> Iterator[Task]:
         """The tasks that may start now; they count as running until they are `finish`ed."""
         while self._heap and self._heap[0][0] <= now:
             entry = heapq.heappop(self._heap)
-            if self._is_live(entry):
+            if self._is_current(entry):
                 due, _, job, verb = entry
                 task = self._task(self._plans[job], job, verb, due)
                 self.waiting.setdefault((job, verb), task)
@@ -190,40 +184,41 @@ class Planner:
     def _task(
         self, plan: _Plan, job: str, verb: str, due: datetime, *, is_by_hand: bool = False
     ) -> Task:
-        if verb != BACKUP:
-            return Task(job, verb, due, SLOW if verb == SCRUB else FAST)
-        tags = plan.next.tags if plan.next else self._next_run(plan, due).tags
-        pool = SLOW if plan.known.status.seconds >= SLOW_SECONDS else FAST
-        return Task(job, verb, due, pool, tags, is_by_hand)
+        row = self.verbs[verb]
+        tags = frozenset[str]()
+        if not row.due:
+            tags = plan.next.tags if plan.next else self._next_run(plan, due).tags
+        return Task(job, verb, due, row.pool(plan.observation.status), tags, is_by_hand)
 
     def _limits(self, task: Task) -> Iterable[str]:
-        """What it counts against: only what reads the source does."""
+        """The limits for which a task counts."""
         plan = self._plans.get(task.job)
-        return set(plan.settings.limits) if plan and task.verb == BACKUP else ()
+        return set(plan.settings.limits) if plan and self.verbs[task.verb].uses_limits else ()
 
     def _may_start(self, task: Task, free: Mapping[str, int], used: Mapping[str, int]) -> bool:
         if task.job in self.running or not free[task.pool]:
             return False
-        if task.verb != BACKUP and free[task.pool] <= self.slots // 2 and self.slots > 1:
-            return False  # half of the slots are left to backups that will come
+        is_background = self.verbs[task.verb].rank is Rank.BACKGROUND and not task.is_by_hand
+        if is_background and free[task.pool] <= self.slots // 2 and self.slots > 1:
+            return False
         return all(used[limit] < self.limits.get(limit, 1) for limit in self._limits(task))
 
-    def _rank(self, task: Task, now: float) -> tuple[int, float]:
-        if task.is_by_hand:
-            return 0, task.due.timestamp()
-        if task.verb != BACKUP:
-            return 2, task.due.timestamp()
+    def _rank(self, task: Task, now: float) -> tuple[Rank, float]:
+        """The order in which tasks start; backups by how overdue they are, in intervals."""
+        rank = Rank.BY_HAND if task.is_by_hand else self.verbs[task.verb].rank
+        if rank is not Rank.SCHEDULED:
+            return rank, task.due.timestamp()
         plan = self._plans[task.job]
-        return 1, (plan.expected - now) / plan.interval
+        return rank, (plan.expected - now) / plan.interval
 
     def finish(self, job: str) -> None:
-        """A task has ended, and gave its slot back; `learn` what came of it."""
+        """The task of a job has ended and gives its slot back; `update` the job before."""
         self.running.pop(job, None)
 
     def in_use(self, pool: str) -> int:
-        """How many slots of a pool are taken."""
+        """How many slots of a pool are in use."""
         return sum(task.pool == pool for task in list(self.running.values()))
 
     def next_run(self, job: str) -> schedule.Run | None:
-        """When a job is backed up next, with which tags; None where it is paused or unknown."""
+        """When a job is backed up next, with which tags; None if it is paused or unknown."""
         return plan.next if (plan := self._plans.get(job)) else None

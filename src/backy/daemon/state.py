@@ -1,4 +1,4 @@
-"""What the daemon has in memory, and how it looks to those who ask."""
+"""What the daemon has in memory, and how it shows that."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from backy.config.settings import Config, Scrub
-from backy.daemon.child import Child
-from backy.daemon.planner import FAST, SLOW, Planner, Task
+from backy.daemon.child import ChildCommand
+from backy.daemon.planner import Planner
+from backy.daemon.tasks import FAST, SLOW, Task
 from backy.errors import StoreError
+from backy.model.answers import JobOverview, Pools, PoolUse
+from backy.model.messages import time_text
 from backy.monitoring.metrics import Sample, of_job, of_pool, of_server
-from backy.monitoring.overview import Row, iso, overdue_seconds, row
+from backy.monitoring.overview import overdue_seconds, overview
 from backy.monitoring.space import space
 from backy.repository.summary import Summary
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The configuration that is in force. `problem` says why the files now are not."""
+    """The configuration in force. `problem` says why the files, as they are now, are not."""
 
     config: Config
     base: Path
@@ -30,43 +33,48 @@ class Setup:
 
 @dataclass(slots=True)
 class State:
-    """Everything. `summaries` and `fingerprints` have the jobs that were looked at."""
+    """Everything. `summaries` and `fingerprints` have the jobs that were observed."""
 
     setup: Setup
     planner: Planner = field(default_factory=Planner)
-    children: dict[str, Child] = field(default_factory=dict)
+    children: dict[str, ChildCommand] = field(default_factory=dict)
     summaries: dict[str, Summary] = field(default_factory=dict)
     fingerprints: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    is_stopping: bool = False
 
 
-def rows(state: State, now: datetime) -> Iterator[Row]:
-    """The same of all jobs, and what the daemon does and plans."""
+def overviews(state: State, now: datetime) -> Iterator[JobOverview]:
+    """All jobs, with what the daemon does for each and plans next."""
     waiting = {task.job: task for task in state.planner.waiting.values()}
     for job in state.setup.config.jobs:
-        schedule = state.setup.config.intervals(job)
-        said = row(state.summaries.get(job, Summary(job)), schedule, now)
-        if plan := state.planner.next_run(job):
-            said |= {"next": iso(plan.time), "tags": sorted(plan.tags)}
+        shown = overview(
+            state.summaries.get(job, Summary(job)), state.setup.config.intervals(job), now
+        )
+        if run := state.planner.next_run(job):
+            shown |= {"next": time_text(run.time), "tags": sorted(run.tags)}
         if task := state.planner.running.get(job):
-            child = state.children.get(job)
-            said |= _task_said("running", task) | (child.said() if child else {})
+            _add_task(shown, task)
+            shown["state"] = "running"
+            if child := state.children.get(job):
+                child.describe(shown)
         elif task := waiting.get(job):
-            said |= _task_said("waiting", task)
-        yield said
+            _add_task(shown, task)
+            shown["state"] = "waiting"
+        yield shown
 
 
-def _task_said(state: str, task: Task) -> Row:
-    return {"state": state, "verb": task.verb, "pool": task.pool, "due": iso(task.due)}
+def _add_task(shown: JobOverview, task: Task) -> None:
+    shown |= {"verb": task.verb, "pool": task.pool, "due": time_text(task.due)}
 
 
-def pools(state: State) -> dict[str, dict[str, int]]:
-    """How many tasks of each pool may run at once, how many do, and how many wait."""
-    planner = state.planner
-    queued = [task.pool for task in list(planner.waiting.values())]
-    return {
-        pool: {"slots": planner.slots, "in_use": planner.in_use(pool), "queued": queued.count(pool)}
-        for pool in (FAST, SLOW)
-    }
+def pools(state: State) -> Pools:
+    """How full each pool is."""
+    return Pools(fast=_pool_use(state.planner, FAST), slow=_pool_use(state.planner, SLOW))
+
+
+def _pool_use(planner: Planner, pool: str) -> PoolUse:
+    queued = sum(task.pool == pool for task in list(planner.waiting.values()))
+    return PoolUse(slots=planner.slots, in_use=planner.in_use(pool), queued=queued)
 
 
 def samples(state: State) -> Iterator[Sample]:
@@ -76,8 +84,8 @@ def samples(state: State) -> Iterator[Sample]:
         if job := setup.config.jobs.get(summary.job):
             overdue = overdue_seconds(summary, setup.config.intervals(summary.job), now)
             yield of_job(summary, overdue, _scrub_overdue_seconds(summary, job.scrub, now), now)
-    for name, pool in pools(state).items():
-        yield of_pool(name, pool)
+    yield of_pool(FAST, _pool_use(state.planner, FAST))
+    yield of_pool(SLOW, _pool_use(state.planner, SLOW))
     left = None
     with suppress(StoreError):
         left = space(setup.base)

@@ -1,81 +1,173 @@
-"""What a job's repository says, for planning its next tasks, and the command that does a task."""
+"""The tasks of the daemon: one command for one job, and a table with a row for each verb.
+
+The table says when a task is due, what it waits for and how it is started. A new verb is a new row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
+from enum import IntEnum
+from typing import Final
 
 from backy.config.settings import Job, Schedule, Scrub
-from backy.daemon.planner import BACKUP, EXPIRE, PURGE, SCRUB, Known, Task
-from backy.errors import BackyError, NotFoundError
+from backy.model.answers import PoolName
 from backy.model.revision import Revision
-from backy.policy import schedule
 from backy.policy.retention import expiries
-from backy.repository import trash
-from backy.repository.repository import Repository
 from backy.repository.status import Status
-from backy.repository.summary import Summary, summarize
 
-_SCRUBS = 15  # runs in the time within which each byte is to be read
+FAST: Final = "fast"
+SLOW: Final = "slow"
+SLOW_SECONDS = 600  # a job whose last backup took this long uses the slow pool
+_SCRUBS = 15  # runs in the time in which each byte is to be read
+_SOON, _LATER = timedelta(minutes=2), timedelta(hours=1)
 
 
-def look(
-    base: Path, job: str, settings: Job, tags: Schedule, now: datetime
-) -> tuple[Known, Summary]:
-    """Read the history and the status of a job, which may have no repository yet.
+class Rank(IntEnum):
+    """Which tasks start first. Background tasks leave half of the slots of a pool to the others."""
 
-    Never raises BackyError: what cannot be read is not known, and `Summary.problem` says so.
+    BY_HAND = 0
+    SCHEDULED = 1
+    BACKGROUND = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One command for one job. `due` is when it should start."""
+
+    job: str
+    verb: str
+    due: datetime
+    pool: PoolName
+    tags: frozenset[str] = frozenset()
+    is_by_hand: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything from which the due times of a job follow.
+
+    `history` is ascending. `oldest_removed` is when the oldest revision in the trash was removed.
     """
-    summary = summarize(base, job)
-    history: Sequence[Revision] = ()
-    background: dict[str, datetime] = {}
-    try:
-        repository = Repository(base / job)
-        history = repository.history().revisions
-        removed = trash.oldest(repository)
-        if settings.expire and expiries(history, tags, now, settings.minimum):
-            background[EXPIRE] = now
-        if removed:
-            background[PURGE] = removed + timedelta(seconds=settings.trash)
-        if settings.scrub and history:
-            background[SCRUB] = scrub_due(settings.scrub, tags, summary.status, now)
-    except NotFoundError:
-        pass  # never backed up
-    except BackyError as error:
-        summary = replace(summary, problem=error.message)
-    newest = history[-1].time if history else None
-    return Known(schedule.last_by_tag(history), newest, summary.status, background), summary
+
+    settings: Job
+    schedule: Schedule
+    history: Sequence[Revision]
+    status: Status
+    oldest_removed: datetime | None
+    now: datetime
 
 
-def scrub_due(promise: Scrub, tags: Schedule, status: Status, now: datetime) -> datetime:
-    """When to scrub again: soon where the last run left something that is due by then."""
+def _always_fast(_: Status) -> PoolName:
+    return FAST
+
+
+def _always_slow(_: Status) -> PoolName:
+    return SLOW
+
+
+def _by_duration(status: Status) -> PoolName:
+    return SLOW if status.seconds >= SLOW_SECONDS else FAST
+
+
+def _no_options(_task: Task, _settings: Job, _schedule: Schedule) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A row of the table: the tasks of one command.
+
+    `due` gives the time at which a task is due, None for no task; where it is missing, the job's
+    schedule decides. `pool` names the pool, `options` are those of the command line after the name
+    of the job. Where `uses_limits` is set, a task counts for the limits of its job. A task that
+    failed is tried again after `retry` at the earliest. `is_counted`: status.json counts failures.
+    """
+
+    name: str
+    rank: Rank = Rank.BACKGROUND
+    due: Callable[[Situation], datetime | None] | None = None
+    pool: Callable[[Status], PoolName] = _always_fast
+    options: Callable[[Task, Job, Schedule], Sequence[str]] = _no_options
+    uses_limits: bool = False
+    retry: timedelta = _LATER
+    is_counted: bool = False
+
+    def command(self, task: Task, settings: Job, schedule: Schedule) -> list[str]:
+        """The command line that does a task, as an operator would type it."""
+        return [self.name, task.job, *self.options(task, settings, schedule)]
+
+
+def _tags(task: Task, _settings: Job, _schedule: Schedule) -> Sequence[str]:
+    return [part for tag in sorted(task.tags) for part in ("--tag", tag)]
+
+
+def _expire_due(situation: Situation) -> datetime | None:
+    settings, now = situation.settings, situation.now
+    if not settings.expire:
+        return None
+    expired = expiries(situation.history, situation.schedule, now, settings.minimum)
+    return now if expired else None
+
+
+def _purge_due(situation: Situation) -> datetime | None:
+    removed = situation.oldest_removed
+    return removed and removed + timedelta(seconds=situation.settings.trash)
+
+
+def _purge_options(_task: Task, settings: Job, _schedule: Schedule) -> Sequence[str]:
+    return ["--older-than", f"{settings.trash}s"]
+
+
+def _scrub_due(situation: Situation) -> datetime | None:
+    scrub = situation.settings.scrub
+    if not scrub or not situation.history:
+        return None
+    return scrub_due(scrub, situation.schedule, situation.status, situation.now)
+
+
+def scrub_due(scrub: Scrub, schedule: Schedule, status: Status, now: datetime) -> datetime:
+    """When to scrub next: soon if the last run left something that is due by then."""
     last = status.scrubbed
     if not last:
         return now
-    within = timedelta(seconds=promise.within)
+    within = timedelta(seconds=scrub.within)
     has_more = last.oldest is not None and last.oldest <= last.time - within / 2
-    pause = timedelta(seconds=_box(promise, tags)) if has_more else within / _SCRUBS
+    pause = timedelta(seconds=_scrub_seconds(scrub, schedule)) if has_more else within / _SCRUBS
     return min(last.time, now) + pause
 
 
-def _box(promise: Scrub, tags: Schedule) -> int:
-    """How long a scrub may take, in seconds: its job's backups wait for it, so not for long."""
-    shortest = min(each.interval for each in tags.values())
-    return max(1, min(promise.max_duration, shortest // 4))
+def _scrub_seconds(scrub: Scrub, schedule: Schedule) -> int:
+    """How long one scrub may take: its job's backups wait for it, so it must be short."""
+    shortest = min(rule.interval for rule in schedule.values())
+    return max(1, min(scrub.max_duration, shortest // 4))
 
 
-def arguments(task: Task, settings: Job, tags: Schedule) -> list[str]:
-    """The command line that does a task, as an operator would type it."""
-    if task.verb == BACKUP:
-        options = (part for tag in sorted(task.tags) for part in ("--tag", tag))
-        return [BACKUP, task.job, *options]
-    if task.verb == PURGE:
-        return [PURGE, task.job, "--older-than", f"{settings.trash}s"]
-    if task.verb == SCRUB and settings.scrub:
-        promise = settings.scrub
-        rate = ["--rate", str(promise.rate)] if promise.rate else []
-        box = ["--max-duration", f"{_box(promise, tags)}s"]
-        return [SCRUB, task.job, "--within", f"{promise.within}s", *box, *rate]
-    return [task.verb, task.job]
+def _scrub_options(_task: Task, settings: Job, schedule: Schedule) -> Sequence[str]:
+    if not (scrub := settings.scrub):
+        return ()
+    rate = ["--rate", str(scrub.rate)] if scrub.rate else []
+    duration = ["--max-duration", f"{_scrub_seconds(scrub, schedule)}s"]
+    return ["--within", f"{scrub.within}s", *duration, *rate]
+
+
+BACKUP = "backup"
+VERBS: Mapping[str, Verb] = {
+    row.name: row
+    for row in (
+        # A failed backup waits by itself, longer each time: see schedule.backoff_seconds.
+        Verb(
+            BACKUP,
+            Rank.SCHEDULED,
+            pool=_by_duration,
+            options=_tags,
+            uses_limits=True,
+            retry=_SOON,
+            is_counted=True,
+        ),
+        Verb("expire", due=_expire_due),
+        Verb("purge", due=_purge_due, options=_purge_options),
+        Verb("scrub", due=_scrub_due, pool=_always_slow, options=_scrub_options),
+    )
+}

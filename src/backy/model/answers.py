@@ -25,6 +25,7 @@ from backy.model.messages import (
 )
 
 JobSettings = Mapping[str, Any]  # what Job in backy.config.settings serializes to
+PoolName = Literal["fast", "slow"]
 Path = Annotated[str, ("pattern", "^/")]
 TaskVerb = Annotated[str, ("enum", "the tasks of the daemon")]
 
@@ -297,7 +298,7 @@ class JobOverview(TypedDict):
     error: str
     tags: NotRequired[Sequence[str]]
     verb: NotRequired[TaskVerb]
-    pool: NotRequired[Literal["fast", "slow"]]
+    pool: NotRequired[PoolName]
     due: NotRequired[Time]
     pid: NotRequired[Length | None]
     running_seconds: NotRequired[Seconds]

@@ -7,7 +7,7 @@ rename ours. Most lines are written here, not by prometheus_client: for 10,000 j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import resources
@@ -18,6 +18,7 @@ from prometheus_client import Histogram, disable_created_metrics, exposition
 
 from backy import __version__
 from backy.errors import ConfigError, translated
+from backy.model.answers import PoolUse
 from backy.monitoring.space import Space
 from backy.repository.summary import Summary
 from backy.system import folders
@@ -71,7 +72,7 @@ def of_job(
     return f'{{name="{summary.job}"}}', values  # no name has a character that must be escaped
 
 
-def of_pool(name: str, pool: Mapping[str, int]) -> Sample:
+def of_pool(name: str, pool: PoolUse) -> Sample:
     """How many slots a pool has, how many are in use, and how many tasks wait for one."""
     slots: Values = {"backy_slots": pool["slots"], "backy_slots_in_use": pool["in_use"]}
     return f'{{pool="{name}"}}', slots | {"backy_queued": pool["queued"]}

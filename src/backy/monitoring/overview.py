@@ -1,52 +1,55 @@
-"""What is shown of a job by `backy status`, as far as its repository alone tells it."""
+"""The overview of a job that `backy status` shows, as far as its repository tells it."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
+from typing import Literal
 
 from backy.config.settings import Config, Schedule
+from backy.model.answers import JobOverview
+from backy.model.messages import time_text
 from backy.policy.schedule import sla_seconds
 from backy.repository.summary import Summary
 
-Row = dict[str, Any]
 
-
-def row(summary: Summary, schedule: Schedule | None, now: datetime) -> Row:
-    """What can be told of a job by its repository alone; times as in JSON, spans in seconds."""
+def overview(summary: Summary, schedule: Schedule | None, now: datetime) -> JobOverview:
+    """The overview of a job; `schedule` is None if it is not configured."""
     status, newest = summary.status, summary.newest
-    state = "paused" if status.paused else "failed" if status.errors else "idle"
-    return {
-        "job": summary.job,
-        "state": state if newest or status.errors or status.paused else "new",
-        "last": iso(newest.time) if newest else None,
-        "next": None,
-        "overdue_seconds": overdue_seconds(summary, schedule, now) if schedule else 0.0,
-        "revisions": len(summary.revisions),
-        "seconds": status.seconds,
-        "errors": status.errors,
-        "error": summary.problem or status.error,
-    }
+    return JobOverview(
+        job=summary.job,
+        state=_state(summary),
+        last=time_text(newest.time) if newest else None,
+        next=None,
+        overdue_seconds=overdue_seconds(summary, schedule, now) if schedule else 0.0,
+        revisions=len(summary.revisions),
+        seconds=status.seconds,
+        errors=status.errors,
+        error=summary.problem or status.error,
+    )
 
 
-def iso(time: datetime) -> str:
-    """A time as JSON has it here, in whole seconds."""
-    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+def _state(summary: Summary) -> Literal["paused", "failed", "idle", "new"]:
+    if summary.status.paused:
+        return "paused"
+    if summary.status.errors:
+        return "failed"
+    return "idle" if summary.newest else "new"
 
 
 def overdue_seconds(summary: Summary, schedule: Schedule, now: datetime) -> float:
-    """How much older the newest revision is than it may be; of none, since the last failure."""
+    """How much older the newest revision is than allowed; without one, since the last failure."""
     if not summary.newest:
-        return (now - summary.status.failed).total_seconds() if summary.status.failed else 0.0
+        failed = summary.status.failed
+        return (now - failed).total_seconds() if failed else 0.0
     return max(0.0, (now - summary.newest.time).total_seconds() - sla_seconds(schedule))
 
 
-def promised(config: Config) -> dict[str, list[int | None]]:
-    """What check.Promise is made of, for each job: its smallest interval, and that of its scrub."""
+def promised(config: Config) -> dict[str, tuple[int, int | None]]:
+    """The promises of each job, as health.Promise has them: in seconds, None if not scrubbed."""
     return {
-        job: [
-            min(each.interval for each in config.intervals(job).values()),
+        job: (
+            min(rule.interval for rule in config.intervals(job).values()),
             settings.scrub.within if settings.scrub else None,
-        ]
+        )
         for job, settings in config.jobs.items()
     }

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backy.errors import ConfigError
+from backy.errors import ConfigError, NotFoundError
 from backy.model.names import check_job
 from backy.model.revision import Revision
 from backy.repository.repository import Repository, is_repository
@@ -96,6 +96,17 @@ class Site:
     def root(self, job: str) -> Path:
         """The folder of a job's repository, which need not exist. Raises ConfigError."""
         return self.base / check_job(job)
+
+    def require(self, job: str) -> Path:
+        """The folder of a job that is configured or has a repository; of no other job.
+
+        Raises NotFoundError, ConfigError.
+        """
+        root = self.root(job)
+        if not root.exists() and not self.config_of(job):
+            command = "backy jobs" if self.path else "backy list"
+            raise NotFoundError(f"there is no job {job!r}", f"{command} shows all jobs.")
+        return root
 
     def repository(self, job: str) -> Repository:
         """The repository of a job. Raises NotFoundError, ConfigError."""

@@ -113,7 +113,11 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
                 hearing.start()
                 taking = Thread(target=_take, args=(child.stdout, stdout, limit + 1), daemon=True)
                 taking.start()
-        except (OSError, RuntimeError, ValueError) as error:  # no memory, no thread, a NUL in a word
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # no memory, no thread, a NUL in a word
             return Outcome(127, str(error))
         with suppress(TimeoutExpired):
             code = child.wait(program.timeout_seconds)

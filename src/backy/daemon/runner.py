@@ -1,0 +1,96 @@
+"""Run the commands of tasks: start them, log what they report, and record failures."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from structlog.typing import FilteringBoundLogger
+
+from backy.daemon.child import ChildCommand, Event
+from backy.daemon.state import State
+from backy.daemon.tasks import Task
+from backy.errors import BusyError, StoreError
+from backy.repository import status
+from backy.system import process
+
+_BUSY = timedelta(minutes=2)  # until a task is tried again whose repository was locked
+_SUMMED = ("read", "changed", "stored")  # bytes, of the disks of a revision
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs the tasks of one daemon."""
+
+    state: State
+    log: FilteringBoundLogger
+
+    def start(self, task: Task) -> ChildCommand:
+        """The command of a task, which `run` starts; the daemon counts it as running."""
+        setup = self.state.setup
+        settings = setup.config.jobs[task.job]
+        only = setup.config.model_copy(update={"jobs": {task.job: settings}}).model_dump_json()
+        verb = self.state.planner.verbs[task.verb]
+        command = verb.command(task, settings, setup.config.intervals(task.job))
+        child = ChildCommand(["--base-dir", str(setup.base), *command], {"BACKY_SETTINGS": only})
+        self.state.children[task.job] = child
+        return child
+
+    async def run(self, task: Task, child: ChildCommand) -> None:
+        """See a command through to its end. A bug in here postpones the task and is raised."""
+        log = self.log.bind(job=task.job, verb=task.verb)
+        log.info("started", **({"tags": ",".join(sorted(task.tags))} if task.tags else {}))
+        settings = self.state.setup.config.global_
+        priority = process.Priority(settings.nice, settings.io_class)
+        try:
+            code = await child.run(priority, partial(_log_event, log))
+            await asyncio.to_thread(self._record, task, child, code, log)
+        except Exception as error:
+            self._postpone(task, _BUSY)
+            if not isinstance(error, (OSError, StoreError)):
+                raise
+            log.error("not started or not recorded", error=str(error))
+        finally:
+            del self.state.children[task.job]
+
+    def _postpone(self, task: Task, wait: timedelta) -> None:
+        self.state.planner.postpone(task.job, task.verb, datetime.now(UTC) + wait)
+
+    def _record(
+        self, task: Task, child: ChildCommand, code: int, log: FilteringBoundLogger
+    ) -> None:
+        """Postpone a task that did not succeed, and record what the command itself could not."""
+        verb = self.state.planner.verbs[task.verb]
+        if code == 0:
+            self._postpone(task, timedelta(0))
+        elif code == BusyError.exit_code:
+            self._postpone(task, _BUSY)
+            log.info("postponed", reason=child.error)
+        else:
+            self._postpone(task, verb.retry)
+            log.error("failed", code=code, error=child.error, said=child.last_lines)
+            if verb.is_counted and code < 0 and not self.state.is_stopping:
+                why = f"the {task.verb} was ended by signal {-code}"
+                change = partial(status.failed, error=why, now=datetime.now(UTC))
+                status.update(self.state.setup.base / task.job, change)
+
+
+def _log_event(log: FilteringBoundLogger, event: Event) -> None:
+    """Log an event of a command."""
+    kind, message = event.get("event"), str(event.get("message", ""))
+    if kind == "finished":
+        shown = {name: value for name, value in event.items() if isinstance(value, (int, float))}
+        if revision := event.get("revision"):
+            disks = revision["disks"].values()
+            shown |= {"revision": revision["id"]}
+            shown |= {name: sum(disk[name] for disk in disks) for name in _SUMMED}
+        log.info("finished", **shown)
+    elif kind == "note":
+        log.info(message)
+    elif kind == "warning":
+        log.warning(message)
+    elif kind == "damage":
+        shown = {name: event[name] for name in event if name not in {"event", "job"}}
+        log.error("damage", **shown)

@@ -1,0 +1,142 @@
+"""What the daemon's socket carries: requests, replies, and errors that stay what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backy import errors
+from backy.daemon import client, control
+from backy.errors import BackyError, SourceError, StoreError
+from backy.model.answers import Request
+from backy.model.messages import ERRORS, error_event, error_from
+
+STATUS = Request(do="status")
+Reply = Mapping[str, object]
+
+
+@contextmanager
+def daemon(path: Path, answer: Callable[[Reply], Reply]) -> Iterator[None]:
+    """A socket that answers so, in another thread."""
+    ready, loops = threading.Event(), []
+
+    async def reply(request: Reply) -> Reply:
+        return answer(request)
+
+    async def serve() -> None:
+        server = await control.listen(path, reply)
+        loops.append((asyncio.get_running_loop(), end := asyncio.Event()))
+        ready.set()
+        await end.wait()
+        await control.close(server, path)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(60)
+    try:
+        yield
+    finally:
+        for loop, end in loops:
+            loop.call_soon_threadsafe(end.set)
+        thread.join()
+
+
+def test_a_request_gets_its_reply(tmp_path: Path) -> None:
+    with daemon(tmp_path / "socket", lambda request: {"asked": request}):
+        reply = client.ask(tmp_path / "socket", Request(do="run", job="vm1"))
+        assert reply == {"asked": {"do": "run", "job": "vm1"}}
+
+
+@pytest.mark.parametrize("kind", ERRORS.values(), ids=ERRORS)
+def test_an_error_keeps_its_kind_its_message_and_its_hint(
+    kind: type[BackyError], tmp_path: Path
+) -> None:
+    def fail(_: Reply) -> Reply:
+        raise kind("it failed", "do this")
+
+    with (
+        daemon(tmp_path / "socket", fail),
+        pytest.raises(BackyError, match="it failed") as caught,
+    ):
+        client.ask(tmp_path / "socket", STATUS)
+    assert type(caught.value) is kind
+    assert (caught.value.exit_code, caught.value.hint) == (kind.exit_code, "do this")
+
+
+def test_an_error_of_a_plug_in_is_told_as_the_kind_that_it_is_made_from() -> None:
+    class OddError(SourceError):
+        pass
+
+    assert error_event(OddError("odd"))["error"] == "SourceError"
+
+
+def test_an_error_that_this_version_does_not_know_is_one_of_the_store() -> None:
+    error = error_from({"event": "error", "error": "NewError", "message": "new", "hint": ""})
+    assert (type(error), error.message) == (StoreError, "new")
+
+
+def test_every_kind_of_error_can_be_sent() -> None:
+    kinds = {each for each in vars(errors).values() if isinstance(each, type)}
+    assert set(ERRORS.values()) == {each for each in kinds if issubclass(each, BackyError)}
+
+
+def test_without_a_daemon_there_is_no_reply(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    assert client.ask(path, STATUS) is None
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    assert (client.status(path), client.promises(path)) == (None, None)
+    assert (client.run(path, "vm1"), client.look(path, "vm1")) == (False, False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"", id="hangs-up"),
+        pytest.param(b"{\n", id="garbage"),
+        pytest.param(b"[]\n", id="no-object"),
+    ],
+)
+def test_what_answers_something_else_is_an_error_of_the_daemon(
+    tmp_path: Path, answer: bytes
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            channel, _ = listener.accept()
+            with channel:
+                channel.recv(1000)
+                channel.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(StoreError, match="does not answer") as caught:
+            client.status(path)
+        thread.join()
+    assert "journalctl" in caught.value.hint
+
+
+def talk(path: Path, request: bytes) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(path))
+        channel.sendall(request)
+        reply: dict[str, Any] = json.loads(channel.makefile().readline())
+        return reply
+
+
+@pytest.mark.parametrize("request_", [b"{\n", b"[1]\n", b"[" * 60_000 + b"\n", b"\n"])
+def test_a_request_that_is_none_is_a_wrong_usage(tmp_path: Path, request_: bytes) -> None:
+    with daemon(tmp_path / "socket", dict):
+        reply = talk(tmp_path / "socket", request_)
+    assert (reply["event"], reply["error"], reply["exit_code"]) == ("error", "UsageError", 2)
