@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from backy.daemon import client
+from backy.clients import daemon as client
 from tests.cli.runner import PROGRAM, Argument, Backy, environment, image, wait_for
 from tests.lab.dispositions import WITH_DEFAULTS
 from tests.programs import MARK, alive

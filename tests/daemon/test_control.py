@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from backy import errors
-from backy.daemon import client, control
+from backy.clients import daemon as client
+from backy.daemon import control
 from backy.errors import BackyError, SourceError, StoreError
 from backy.model.answers import Request
 from backy.model.messages import ERRORS, error_event, error_from

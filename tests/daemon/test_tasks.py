@@ -37,7 +37,7 @@ def drill_options(task: Task, settings: Job, _: Schedule) -> Sequence[str]:
     return ["--minimum", str(settings.minimum), "--due", f"{task.due:%H:%M}"]
 
 
-DRILL = Verb("drill", due=drill_due, pool=lambda _: SLOW, options=drill_options)
+DRILL = Verb("drill", due=drill_due, pool=SLOW, options=drill_options)
 
 
 def planner(row: Verb = DRILL, slots: int = 1, jobs: Mapping[str, Job] | None = None) -> Planner:
@@ -175,5 +175,5 @@ def test_the_commands_are_those_that_an_operator_would_type() -> None:
 def test_only_a_backup_chooses_its_pool_by_how_long_the_last_one_took(
     seconds: float, pool: str
 ) -> None:
-    pools = {name: row.pool(Status(seconds=seconds)) for name, row in VERBS.items()}
+    pools = {name: row.pool_for(Status(seconds=seconds)) for name, row in VERBS.items()}
     assert pools == {"backup": pool, "expire": FAST, "purge": FAST, "scrub": SLOW}

@@ -64,7 +64,7 @@ def check(
 
 def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     """The promises of each job, by the daemon; without a daemon, by the configuration."""
-    from backy.daemon import client
+    from backy.clients import daemon as client
     from backy.monitoring.health import Promise, Server
     from backy.monitoring.space import space
 

@@ -29,7 +29,7 @@ def resume(context: Context, job: Job, as_json: AsJson = False) -> None:
 
 
 def _pause(site: Site, job: str, since: datetime | None) -> None:
-    from backy.daemon import client
+    from backy.clients import daemon as client
 
     root = site.require(job)
     statuses.update(root, lambda old: replace(old, paused=since and (old.paused or since)))

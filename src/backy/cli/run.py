@@ -14,7 +14,7 @@ def run(context: Context, job: Job, as_json: AsJson = False) -> None:
 
     The daemon does it; without a daemon it is done here.
     """
-    from backy.daemon import client
+    from backy.clients import daemon as client
     from backy.model.answers import RunAnswer
 
     site: Site = context.obj

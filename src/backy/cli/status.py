@@ -62,7 +62,7 @@ def _show(
 
 def _state(site: Site, is_shown: Callable[[JobOverview], bool]) -> StatusAnswer:
     """The state by the daemon; without a daemon, by the repositories."""
-    from backy.daemon import client
+    from backy.clients import daemon as client
 
     state = client.status(site.globals.socket) if site.path else None
     if not state:

@@ -188,7 +188,7 @@ class Planner:
         tags = frozenset[str]()
         if not row.due:
             tags = plan.next.tags if plan.next else self._next_run(plan, due).tags
-        return Task(job, verb, due, row.pool(plan.observation.status), tags, is_by_hand)
+        return Task(job, verb, due, row.pool_for(plan.observation.status), tags, is_by_hand)
 
     def _limits(self, task: Task) -> Iterable[str]:
         """The limits for which a task counts."""

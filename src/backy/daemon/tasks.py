@@ -59,40 +59,29 @@ class Situation:
     now: datetime
 
 
-def _always_fast(_: Status) -> PoolName:
-    return FAST
-
-
-def _always_slow(_: Status) -> PoolName:
-    return SLOW
-
-
-def _by_duration(status: Status) -> PoolName:
-    return SLOW if status.seconds >= SLOW_SECONDS else FAST
-
-
-def _no_options(_task: Task, _settings: Job, _schedule: Schedule) -> Sequence[str]:
-    return ()
-
-
 @dataclass(frozen=True, slots=True)
 class Verb:
     """A row of the table: the tasks of one command.
 
-    `due` gives the time at which a task is due, None for no task; where it is missing, the job's
-    schedule decides. `pool` names the pool, `options` are those of the command line after the name
-    of the job. Where `uses_limits` is set, a task counts for the limits of its job. A task that
-    failed is tried again after `retry` at the earliest. `is_counted`: status.json counts failures.
+    `due` gives the time at which a task is due, or None for no task; without it the schedule of
+    the job decides. `pool` is missing if the duration of the job's last backup decides. `options`
+    follow the name of the job in the command line. `uses_limits`: a task counts for the limits of
+    its job. `retry` is how long a task that failed waits. `is_counted`: status.json has a count of
+    the failures.
     """
 
     name: str
     rank: Rank = Rank.BACKGROUND
     due: Callable[[Situation], datetime | None] | None = None
-    pool: Callable[[Status], PoolName] = _always_fast
-    options: Callable[[Task, Job, Schedule], Sequence[str]] = _no_options
+    pool: PoolName | None = FAST
+    options: Callable[[Task, Job, Schedule], Sequence[str]] = lambda *_: ()
     uses_limits: bool = False
     retry: timedelta = _LATER
     is_counted: bool = False
+
+    def pool_for(self, status: Status) -> PoolName:
+        """The pool for the next task of a job with this status."""
+        return self.pool or (SLOW if status.seconds >= SLOW_SECONDS else FAST)
 
     def command(self, task: Task, settings: Job, schedule: Schedule) -> list[str]:
         """The command line that does a task, as an operator would type it."""
@@ -160,7 +149,7 @@ VERBS: Mapping[str, Verb] = {
         Verb(
             BACKUP,
             Rank.SCHEDULED,
-            pool=_by_duration,
+            pool=None,
             options=_tags,
             uses_limits=True,
             retry=_SOON,
@@ -168,6 +157,6 @@ VERBS: Mapping[str, Verb] = {
         ),
         Verb("expire", due=_expire_due),
         Verb("purge", due=_purge_due, options=_purge_options),
-        Verb("scrub", due=_scrub_due, pool=_always_slow, options=_scrub_options),
+        Verb("scrub", due=_scrub_due, pool=SLOW, options=_scrub_options),
     )
 }

@@ -1,4 +1,4 @@
-"""Ask the daemon that runs: the other end of its Unix socket, for the commands."""
+"""Ask our own daemon, over its Unix socket."""
 
 from __future__ import annotations
 
