@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from backy.cli.commands import GROUPS
 from backy.model.revision import Consistency, Disk, Revision, Trust
 from backy.model.selector import select
 from tests.cli import commands
@@ -51,6 +52,19 @@ def test_every_command_is_in_the_table_of_the_readme(name: str) -> None:
     readme = (markdown.PROJECT / "README.md").read_text()
     rows = markdown.table(markdown.section(readme, "Commands"))
     assert any(f"{row['command']} ".startswith(f"{name} ") for row in rows)
+
+
+def test_the_readme_groups_the_commands_as_help_does() -> None:
+    readme = (markdown.PROJECT / "README.md").read_text()
+    listed: dict[str, list[str]] = {}
+    for row in markdown.table(markdown.section(readme, "Commands")):
+        if row["command"].startswith("**"):
+            listed[row["command"].strip("*")] = []
+        else:
+            listed[list(listed)[-1]].append(row["command"].split()[1])
+    said = {group: list(dict.fromkeys(names)) for group, names in listed.items()}
+    assert said == {group: list(entries) for group, entries in GROUPS.items()}
+    assert list(said) == list(GROUPS)
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "backy"])
