@@ -6,7 +6,6 @@ nothing clever, nothing on disk but the indexes.
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 from backy.errors import DamagedError
 from backy.model.extent import Extent
@@ -15,6 +14,7 @@ from backy.stores.blocks import BY_DIGEST, BlockStore
 from backy.stores.codec import Codec
 from backy.stores.index import Index
 from backy.system.files import Cache
+from backy.system.place import Place
 
 
 class MemoryStore(BlockStore):
@@ -22,17 +22,17 @@ class MemoryStore(BlockStore):
 
     shares_blocks = True
 
-    def __init__(self, root: Path, block_size: int, codec: Codec) -> None:
+    def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         super().__init__(root, block_size, codec)
         self.blocks = MemoryBlocks(block_size, codec)
 
     def _new_blocks(
-        self, folder: Path, disk: str, size: int, parent: Revision | None
+        self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> "AbstractContextManager[MemoryBlocks]":
         return nullcontext(self.blocks)
 
     def _old_blocks(
-        self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
+        self, path: Place, size: int, cache: Cache, *, may_be_cut: bool
     ) -> "AbstractContextManager[MemoryBlocks]":
         return nullcontext(self.blocks)
 

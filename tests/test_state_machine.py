@@ -112,7 +112,7 @@ class Commands(RuleBasedStateMachine):
         folder = self.resources.enter_context(tempfile.TemporaryDirectory(dir=self.base))
         self.folder = Path(folder)
         made = create(self.folder / "base", "vm", Settings(self.store, BLOCK))
-        self.repository = Repository(made.root, lambda _: self.codec)
+        self.repository = Repository(made.folder, lambda _: self.codec)
         self.now: dict[str, bytes] = {}
         self.history: dict[str, Kept] = {}
         self.removed: list[dict[str, Kept]] = []
@@ -221,7 +221,7 @@ class Commands(RuleBasedStateMachine):
         return st.sampled_from(self.repository.history().revisions)
 
     def lines(self, revision: Revision, name: str) -> list[str]:
-        index = self.repository.folder_of(revision) / f"{name}.blocks"
+        index = self.repository.folder_of(revision).path / f"{name}.blocks"
         return index.read_text().splitlines()
 
     def holders(self, revision: Revision, digest: str) -> set[str]:
@@ -243,19 +243,19 @@ class Commands(RuleBasedStateMachine):
         return digest
 
     def place_of(self, revision: Revision, name: str, number: int) -> tuple[Path, int]:
-        path = self.repository.store.plain_path(revision, name)
+        path = self.repository.store.plain_path(revision, name).path
         if self.store == "images":
             return path, number * BLOCK
         digest = self.lines(revision, name)[number]
         name = f"{digest}{self.codec.suffix}"
-        path = self.repository.root / "chunks" / digest[:2] / name
+        path = self.repository.folder / "chunks" / digest[:2] / name
         return path, path.stat().st_size - 1
 
     def chunks(self) -> set[str]:
-        return {path.name for path in self.repository.root.glob("chunks/*/*")}
+        return {path.name for path in self.repository.folder.glob("chunks/*/*")}
 
     def named(self) -> set[str]:
-        root = self.repository.root
+        root = self.repository.folder
         indexes = [*root.glob("revisions/*/*.blocks"), *root.glob("trash/*/*/*.blocks")]
         lines = {line for index in indexes for line in index.read_text().splitlines()}
         return {f"{line}{self.codec.suffix}" for line in lines}
@@ -289,7 +289,7 @@ class Commands(RuleBasedStateMachine):
 
     @invariant()
     def nothing_lies_about_but_revisions(self) -> None:
-        assert names(self.repository.root / "revisions") == sorted(self.history)
+        assert names(self.repository.folder / "revisions") == sorted(self.history)
 
 
 @pytest.fixture(scope="module")

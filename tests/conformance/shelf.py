@@ -13,6 +13,7 @@ from backy.stores import Store, StoreClass
 from backy.stores.blocks import BlockDraft, StoredImage
 from backy.stores.codec import Codec
 from backy.stores.zstd import ZstdCodec
+from backy.system.place import Place
 from tests.memory_source import BytesImage
 
 DISK = "vda"
@@ -35,7 +36,7 @@ class Shelf:
     ) -> "Shelf":
         (root / "revisions").mkdir(parents=True)
         codec = codec or ZstdCodec(1)
-        return cls(root, make_store(root, block_size, codec), block_size, codec)
+        return cls(root, make_store(Place.at(root), block_size, codec), block_size, codec)
 
     @contextmanager
     def draft(self, size: int, parent: Revision | None = None) -> Iterator[BlockDraft]:
@@ -43,10 +44,10 @@ class Shelf:
         with self.store.draft(self.new_folder(), DISK, size, parent) as draft:
             yield draft
 
-    def new_folder(self) -> Path:
-        folder = self.root / "revisions" / f".{self.next_id()}"
-        folder.mkdir()
-        return folder
+    def new_folder(self) -> Place:
+        name = f".{self.next_id()}"
+        (self.root / "revisions" / name).mkdir()
+        return Place.at(self.root) / "revisions" / name
 
     def next_id(self) -> str:
         count = len(list((self.root / "revisions").iterdir()))
@@ -68,7 +69,7 @@ class Shelf:
             )
         return self.rename(folder, disk, parent)
 
-    def rename(self, folder: Path, disk: Disk, parent: Revision | None = None) -> Revision:
+    def rename(self, folder: Place, disk: Disk, parent: Revision | None = None) -> Revision:
         """Publish what lies in a draft's folder."""
         revision = Revision(
             id=folder.name.lstrip("."),
@@ -78,7 +79,7 @@ class Shelf:
             consistency=Consistency.CRASH,
             disks={DISK: disk},
         )
-        folder.rename(self.folder(revision))
+        folder.path.rename(self.folder(revision))
         self.revisions.append(revision)
         return revision
 
@@ -105,7 +106,7 @@ class Shelf:
         with ExitStack() as stack:
             indexes = [
                 stack.enter_context(
-                    self.store.open_index(self.folder(each), DISK, each.disks[DISK])
+                    self.store.open_index(Place.at(self.folder(each)), DISK, each.disks[DISK])
                 )
                 for each in keep
             ]

@@ -237,7 +237,7 @@ class StoreSuite:
 
     def test_the_path_for_scripts_exists(self, small: Shelf) -> None:
         revision = small.publish(sample(ODD))
-        path = small.store.plain_path(revision, "vda")
+        path = small.store.plain_path(revision, "vda").path
         assert path.is_file()
         assert path.parent == small.folder(revision)
 

@@ -35,7 +35,7 @@ class TestImagesOnXfs(StoreSuite):
         return xfs
 
     def damage(self, shelf: Shelf, revision: Revision, number: int) -> None:
-        flip(shelf.store.plain_path(revision, "vda"), number * shelf.block_size + 1000)
+        flip(shelf.store.plain_path(revision, "vda").path, number * shelf.block_size + 1000)
 
 
 class TestImagesOnBtrfs(TestImagesOnXfs):

@@ -142,7 +142,7 @@ def play(each: Round) -> None:
     """Fill the file system up in the middle of a backup, a delta, a scrub and a purge."""
     leave = each.chance.randrange(SIZE - 2 * MIB)  # the rest of what is needed is never there
     assert not each.run_full(each.backup, leave)
-    assert not list((each.repository.root / "revisions").iterdir())
+    assert not list((each.repository.folder / "revisions").iterdir())
     each.backup()
     each.change(SIZE // 2)
     assert not each.run_full(each.backup, each.chance.randrange(SIZE // 2 - 2 * MIB))

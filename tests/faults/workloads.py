@@ -130,7 +130,7 @@ def _opened(base: Path) -> Repository:
 
 
 def _remove_oldest(repository: Repository) -> None:
-    oldest = min(each.name for each in (repository.root / "revisions").iterdir())
+    oldest = min(each.name for each in (repository.folder / "revisions").iterdir())
     trash.remove(repository, [each for each in repository.history().revisions if each.id == oldest])
 
 
@@ -148,7 +148,7 @@ def _scrub(repository: Repository) -> list[Damage]:
 
 def _restore(base: Path) -> None:
     repository = _opened(base)
-    newest = max(each.name for each in (repository.root / "revisions").iterdir())
+    newest = max(each.name for each in (repository.folder / "revisions").iterdir())
     restore(
         repository,
         repository.find(newest),
@@ -163,9 +163,9 @@ def damage(repository: Repository, bad: dict[str, bytes]) -> None:
     places = set()
     size = repository.settings.block_size
     for revision in repository.history().revisions:
-        folder = repository.folder_of(revision)
+        folder = repository.folder_of(revision).path
         for number, digest in enumerate((folder / "vda.blocks").read_text().split()):
-            chunk = repository.root / "chunks" / digest[:2] / f"{digest}.zst"
+            chunk = repository.folder / "chunks" / digest[:2] / f"{digest}.zst"
             if digest in bad and repository.settings.store == "images":
                 places.add((folder / "vda.img", number * size + len(bad[digest]) // 2))
             elif digest in bad:
@@ -183,13 +183,13 @@ def damage(repository: Repository, bad: dict[str, bytes]) -> None:
 
 
 def _damage_without_source(repository: Repository) -> None:
-    source = repository.root.parent.with_suffix(".live")
+    source = repository.folder.parent.with_suffix(".live")
     repository.remember_source({"type": "file", "disks": {"vda": str(source)}})
     damage(repository, BAD)
 
 
 def _damage(repository: Repository) -> None:
-    repository.root.parent.with_suffix(".live").write_bytes(SECOND)
+    repository.folder.parent.with_suffix(".live").write_bytes(SECOND)
     _damage_without_source(repository)
 
 
@@ -356,9 +356,9 @@ def check_history(
     assert added or not (has_ended and workload.adds)
     assert all(held[each] == known[each] for each in held.keys() & known.keys())
     assert not added & {each for each, _ in lost}
-    for name in folders.list_folder(repository.root / "quarantine"):
+    for name in folders.list_folder(repository.folder / "quarantine"):
         assert not is_id(name) or quarantine.find(repository, name).id == name
-    restored = repository.root.parent / RESTORED
+    restored = repository.folder.parent / RESTORED
     assert not restored.exists() or restored.read_bytes() == SECOND
     if not workload.is_damaged:
         assert _verify(repository) == []

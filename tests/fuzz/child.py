@@ -34,6 +34,7 @@ from backy.stores import chunks, images
 from backy.stores.blocks import checked_index
 from backy.stores.zstd import ZstdCodec
 from backy.system.files import Cache
+from backy.system.place import Place
 
 CODEC = ZstdCodec(1)
 LOADED = [backup, diff, file, heal, images, restore, trash, verify]  # what commands import late
@@ -61,7 +62,7 @@ def chunk(folder: str, digest: str, block_size: int) -> None:
     """What reads a block of a store of chunks."""
     buffers = chunks.ChunkBuffers(block_size, CODEC)
     block = buffers.block[:block_size]
-    blocks = chunks.ChunkBlocks(Path(folder), block_size, CODEC, buffers, Cache.SPARE)
+    blocks = chunks.ChunkBlocks(Place.at(Path(folder)), block_size, CODEC, buffers, Cache.SPARE)
     blocks.get(0, digest, block)
 
 

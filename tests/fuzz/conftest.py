@@ -55,14 +55,14 @@ def made(folder: Path, store: str) -> Path:
     ):
         pass
     remove(repository, repository.history().revisions[:1])
-    (repository.root / "scrub.json").write_text('{"format": 1, "lengths": {}, "disks": {}}')
+    (repository.folder / "scrub.json").write_text('{"format": 1, "lengths": {}, "disks": {}}')
     return folder
 
 
 def _damage(repository: Repository) -> None:
     """Make the second block of the newest revision bad, for the source, too."""
     newest = repository.history().revisions[-1]
-    path = repository.store.plain_path(newest, "vda")
+    path = repository.store.plain_path(newest, "vda").path
     if path.suffix == ".img":
         path.chmod(0o600)
         with path.open("r+b") as file:
@@ -71,7 +71,7 @@ def _damage(repository: Repository) -> None:
         path.chmod(0o444)
     else:
         digest = path.read_text().splitlines()[1]
-        chunk = repository.root / "chunks" / digest[:2] / f"{digest}.zst"
+        chunk = repository.folder / "chunks" / digest[:2] / f"{digest}.zst"
         chunk.write_bytes(chunk.read_bytes()[:-5])
     source = Path(repository.settings.source["disks"]["vda"])
     source.write_bytes(bytes(source.stat().st_size))
@@ -98,7 +98,7 @@ def copied(first: Path, folder: Path, child: Child) -> Sandbox:
     settings = {"type": "file", "disks": {"vda": str(folder / "source.img")}}
     repository = Repository(folder / "base" / "vm1")
     content = encode_settings(Settings(repository.settings.store, BLOCK, 1, settings))
-    for root in (repository.root, folder / "neighbour"):
+    for root in (repository.folder, folder / "neighbour"):
         (root / "repository.json").write_bytes(content)
     return Sandbox(child, folder)
 

@@ -15,6 +15,7 @@ from backy.operations.verify import verify
 from backy.stores.chunks import ChunkBlocks, ChunkBuffers
 from backy.stores.zstd import ZstdCodec
 from backy.system.files import Cache
+from backy.system.place import Place
 from tests.fuzz import frames
 from tests.fuzz.mutate import damaged_bytes
 from tests.lab.handmade import digest_of
@@ -35,7 +36,7 @@ class Shelf:
         self.folder = folder
         self.codec = ZstdCodec(1)
         self.buffers = ChunkBuffers(BLOCK, self.codec)
-        self.blocks = ChunkBlocks(folder, BLOCK, self.codec, self.buffers, Cache.SPARE)
+        self.blocks = ChunkBlocks(Place.at(folder), BLOCK, self.codec, self.buffers, Cache.SPARE)
 
     def path(self, digest: str) -> Path:
         return self.folder / digest[:2] / f"{digest}.zst"

@@ -100,7 +100,7 @@ def test_a_mutated_index_is_read_or_refused(room: Path, data: st.DataObject) -> 
 
 def forge(made: Made, revision: Revision, lines: bytes) -> None:
     """Give a published revision another index, and its hash to revision.json."""
-    folder = made.repository.folder_of(revision)
+    folder = made.repository.folder_of(revision).path
     (folder / "vda.blocks").write_bytes(lines)
     record = json.loads((folder / "revision.json").read_text())
     record["disks"]["vda"]["index_hash"] = digest_of(lines)
@@ -123,12 +123,12 @@ def disk(seed: int) -> bytes:
 
 
 def made_lines(made: Made, revision: Revision) -> bytes:
-    return (made.repository.folder_of(revision) / "vda.blocks").read_bytes()
+    return (made.repository.folder_of(revision).path / "vda.blocks").read_bytes()
 
 
 def damage(made: Made, revision: Revision) -> None:
     """Spoil the first block of a revision."""
-    path = made.repository.store.plain_path(revision, "vda")
+    path = made.repository.store.plain_path(revision, "vda").path
     if made.store == "images":
         path.chmod(0o600)
         path.write_bytes(b"\xff" * BLOCK + path.read_bytes()[BLOCK:])

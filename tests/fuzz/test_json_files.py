@@ -264,7 +264,7 @@ def test_damage_in_any_order_never_keeps_a_backup_from_being_made(
 ) -> None:
     made = Made(tmp_path)
     first = made.backup(b"x" * (4 * BLOCK + 5))
-    path = made.repository.folder_of(first) / "revision.json"
+    path = made.repository.folder_of(first).path / "revision.json"
     hurt = json.loads(corpora.content("revision", name))["damaged"]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"damaged": hurt}))
     second = backup_of_same(made, b"x" * (4 * BLOCK + 5))

@@ -33,11 +33,11 @@ class Made:
     def __post_init__(self) -> None:
         self.repository = create(self.base, "vm1", Settings(self.store, BLOCK))
         if codec := self.codec:
-            self.repository = Repository(self.repository.root, lambda _: codec)
+            self.repository = Repository(self.repository.folder, lambda _: codec)
 
     @property
     def root(self) -> Path:
-        return self.repository.root
+        return self.repository.folder
 
     def backup(self, content: bytes = b"disk", **disks: bytes) -> Revision:
         """A revision of these disks, or of one called vda."""
@@ -68,7 +68,9 @@ class Made:
         )
 
     def lines(self, revision: Revision, disk: str = "vda") -> list[str]:
-        return (self.repository.folder_of(revision) / f"{disk}.blocks").read_text().splitlines()
+        return (
+            (self.repository.folder_of(revision).path / f"{disk}.blocks").read_text().splitlines()
+        )
 
     def chunk(self, revision: Revision, number: int, disk: str = "vda") -> Path:
         """The file with a block, in the store "chunks"."""

@@ -54,7 +54,7 @@ def damage(made: Made, revision: Revision, number: int) -> None:
         path = made.chunk(revision, number)
         offset = path.stat().st_size - 1
     else:
-        path, offset = made.repository.store.plain_path(revision, "vda"), number * BLOCK + 200
+        path, offset = made.repository.store.plain_path(revision, "vda").path, number * BLOCK + 200
     with path.open("r+b") as file:
         [byte] = os.pread(file.fileno(), 1, offset)
         os.pwrite(file.fileno(), bytes([byte ^ 0x10]), offset)
@@ -72,7 +72,7 @@ def test_blocks_and_indexes_have_the_names_that_the_codec_gives(made: Made) -> N
     blocks = [DISK[start : start + BLOCK] for start in range(0, len(DISK), BLOCK)]
     names = [blake3(block, key=KEY).hexdigest() for block in blocks]
     assert made.lines(revision) == names
-    index = (made.repository.folder_of(revision) / "vda.blocks").read_bytes()
+    index = (made.repository.folder_of(revision).path / "vda.blocks").read_bytes()
     assert revision.disks["vda"].index_hash == blake3(index, key=KEY).hexdigest()
     if made.store == "chunks":
         assert made.chunks() == {f"{name}.z" for name in names}

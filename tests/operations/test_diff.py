@@ -104,7 +104,7 @@ def test_no_block_is_read(made: Made) -> None:
 @pytest.mark.parametrize("which", [0, 1], ids=["older", "newer"])
 def test_a_damaged_index_is_an_error_that_names_it(made: Made, which: int) -> None:
     revisions = [made.backup(DISK), made.backup(changed(DISK, 5))]
-    path = made.repository.folder_of(revisions[which]) / "vda.blocks"
+    path = made.repository.folder_of(revisions[which]).path / "vda.blocks"
     path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(DamagedError, match=str(path)):
         between(made, *revisions)

@@ -50,7 +50,7 @@ def damage(made: Made, revision: Revision, number: int = 1, disk: str = "vda") -
     if made.store == "chunks":
         path, offset = made.chunk(revision, number, disk), 200
     else:
-        path, offset = made.repository.store.plain_path(revision, disk), number * BLOCK + 200
+        path, offset = made.repository.store.plain_path(revision, disk).path, number * BLOCK + 200
     with path.open("r+b") as file:
         [byte] = os.pread(file.fileno(), 1, offset)
         os.pwrite(file.fileno(), bytes([byte ^ 0x10]), offset)
@@ -194,7 +194,7 @@ class TestImages:
         first, _ = made.backup(DISK), made.backup(DISK)
         damage(made, first)
         run(made)
-        path = made.repository.store.plain_path(first, "vda")
+        path = made.repository.store.plain_path(first, "vda").path
         assert path.stat().st_mode & 0o222 == 0
 
     @pytest.mark.usefixtures("source")
@@ -388,7 +388,7 @@ def test_a_revision_that_is_being_purged_does_not_stop_the_healing_of_others(
     monkeypatch.setattr("backy.repository.repository._PATIENCE", 0)
     purged, kept = made.backup(changed(DISK, 5)), made.backup(DISK)
     damage(made, kept)
-    with locked(made.repository.folder_of(purged)):
+    with locked(made.repository.folder_of(purged).path):
         assert [each.healed for each in verify(made.repository, [kept], origins=live(made))] == [
             "the source"
         ]
@@ -453,7 +453,7 @@ class TestRestore:
     ) -> None:
         made = Made(reflink_folder, "images")
         revision = made.backup(DISK)
-        os.truncate(made.repository.store.plain_path(revision, "vda"), BLOCK + 10)
+        os.truncate(made.repository.store.plain_path(revision, "vda").path, BLOCK + 10)
         done, content = self.target(made, revision, keep_going=True)
         assert content == DISK[:BLOCK] + bytes(len(DISK) - BLOCK)
         assert done.lost == ((BLOCK, BLOCK), (4 * BLOCK, SHORT))

@@ -63,7 +63,7 @@ def flip(made: Made, number: int) -> None:
     if made.store == "chunks":
         path, offset = made.chunk(revision, number), 100
     else:
-        path, offset = made.repository.store.plain_path(revision, "vda"), number * BLOCK + 100
+        path, offset = made.repository.store.plain_path(revision, "vda").path, number * BLOCK + 100
     with path.open("r+b") as file:
         [byte] = os.pread(file.fileno(), 1, offset)
         os.pwrite(file.fileno(), bytes([byte ^ 1]), offset)

@@ -20,6 +20,7 @@ from backy.stores.blocks import BlockDraft, Blocks, StoredImage
 from backy.stores.index import Index
 from backy.system.files import Cache
 from backy.system.folders import locked
+from backy.system.place import Place
 from tests.lab.repositories import BLOCK, Made, names
 from tests.memory_source import changed, sample
 
@@ -49,15 +50,15 @@ class CountingStore:
 
     @contextmanager
     def draft(
-        self, folder: Path, disk: str, size: int, parent: Revision | None
+        self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> Iterator[BlockDraft]:
         with self._store.draft(folder, disk, size, parent) as draft:
             yield draft
 
-    def open_index(self, folder: Path, disk: str, record: Disk) -> AbstractContextManager[Index]:
+    def open_index(self, folder: Place, disk: str, record: Disk) -> AbstractContextManager[Index]:
         return self._store.open_index(folder, disk, record)
 
-    def plain_path(self, revision: Revision, disk: str) -> Path:
+    def plain_path(self, revision: Revision, disk: str) -> Place:
         return self._store.plain_path(revision, disk)
 
     def collect(self, indexes: Iterable[Index]) -> int:
@@ -231,7 +232,7 @@ def test_a_damaged_short_last_block_is_named_with_its_own_length(either: Made) -
     if either.repository.settings.store == "chunks":
         either.chunk(revision, LAST).unlink()
     else:
-        flip(either.repository.store.plain_path(revision, "vda"), len(DISK) - 1)
+        flip(either.repository.store.plain_path(revision, "vda").path, len(DISK) - 1)
     assert ranges(run(either)) == [(revision.id, "vda", LAST * BLOCK, SHORT)]
 
 
@@ -242,7 +243,7 @@ def test_a_damaged_index_makes_its_whole_disk_damaged_and_no_other(
     either: Made, damage: Callable[[Path], None]
 ) -> None:
     first, second, third = (either.backup(vda=DISK, vdb=b"x") for _ in range(3))
-    damage(either.repository.folder_of(second) / "vda.blocks")
+    damage(either.repository.folder_of(second).path / "vda.blocks")
     [found] = run(either)
     assert ranges([found]) == [(second.id, "vda", 0, len(DISK))]
     assert "vda.blocks" in found.reason
@@ -256,7 +257,7 @@ def test_a_damaged_index_makes_its_whole_disk_damaged_and_no_other(
 def test_damage_is_carried_on_past_a_revision_whose_index_is_gone(made: Made) -> None:
     first, second, third = (made.backup(DISK) for _ in range(3))
     flip(made.chunk(first, DATA), 100)
-    (made.repository.folder_of(second) / "vda.blocks").unlink()
+    (made.repository.folder_of(second).path / "vda.blocks").unlink()
     assert sorted(ranges(run(made))) == [
         (first.id, "vda", DATA * BLOCK, BLOCK),
         (second.id, "vda", 0, len(DISK)),
@@ -277,7 +278,7 @@ def test_a_damaged_image_is_named_and_its_clones_are_not(
     images: Made, number: int, offset: int, trust: Trust
 ) -> None:
     first, second = images.backup(DISK), images.backup(changed(DISK, 3, offset))
-    flip(images.repository.store.plain_path(first, "vda"), offset)
+    flip(images.repository.store.plain_path(first, "vda").path, offset)
     assert ranges(run(images)) == [(first.id, "vda", number * BLOCK, BLOCK)]
     assert images.again(first).trust is trust
     assert images.again(second).trust is Trust.VERIFIED
@@ -285,7 +286,7 @@ def test_a_damaged_image_is_named_and_its_clones_are_not(
 
 def test_a_missing_image_is_damaged_whole(images: Made) -> None:
     revision = images.backup(DISK)
-    images.repository.store.plain_path(revision, "vda").unlink()
+    images.repository.store.plain_path(revision, "vda").path.unlink()
     assert ranges(run(images)) == [(revision.id, "vda", 0, len(DISK))]
 
 
@@ -296,7 +297,7 @@ def test_an_image_of_another_size_is_damaged_since_cp_would_not_give_the_disk_ba
 ) -> None:
     content = sample(BLOCK) + bytes(5 * BLOCK + short)
     revision = images.backup(content)
-    os.truncate(images.repository.store.plain_path(revision, "vda"), len(content) + by)
+    os.truncate(images.repository.store.plain_path(revision, "vda").path, len(content) + by)
     assert {each.revision for each in run(images)} == {revision.id}
 
 
@@ -314,7 +315,7 @@ def test_the_next_backup_stores_anew_what_is_damaged(either: Made) -> None:
     if either.repository.settings.store == "chunks":
         flip(either.chunk(revision, DATA), 100)
     else:
-        flip(either.repository.store.plain_path(revision, "vda"), DATA * BLOCK)
+        flip(either.repository.store.plain_path(revision, "vda").path, DATA * BLOCK)
     assert len(run(either)) == 1
     healed = either.backup(DISK)
     assert healed.parent == revision.id
@@ -338,7 +339,7 @@ def test_a_revision_that_could_not_be_read_is_not_called_verified(
 ) -> None:
     monkeypatch.setattr(repository, "_PATIENCE", 0)
     revision = made.backup(DISK)
-    with locked(made.repository.folder_of(revision)), suppress(BackyError):
+    with locked(made.repository.folder_of(revision).path), suppress(BackyError):
         run(made)
     assert made.again(revision).trust is not Trust.VERIFIED
 
@@ -362,7 +363,7 @@ def test_all_bytes_are_announced_and_then_reported(made: Made) -> None:
 
     made.backup(vda=DISK, vdb=b"x")
     bad = made.backup(vda=DISK, vdb=b"x")
-    (made.repository.folder_of(bad) / "vdb.blocks").unlink()
+    (made.repository.folder_of(bad).path / "vdb.blocks").unlink()
     total = Total()
     assert (
         len(

@@ -118,7 +118,7 @@ LOCKS: dict[str, Lock] = {
     "history": lambda made: made.repository.history_lock(),
     "being read": lambda made: made.repository.reading(made.repository.history().revisions[0]),
     "being purged": lambda made: folders.locked(
-        made.repository.folder_of(made.repository.history().revisions[0])
+        made.repository.folder_of(made.repository.history().revisions[0]).path
     ),
 }
 WAITS = {
@@ -271,7 +271,7 @@ def test_what_a_killed_backup_left_vanishes_at_the_next(made: Made) -> None:
 
 def test_a_draft_is_no_revision_until_it_is_published(made: Made) -> None:
     with made.repository.exclusive("backup"), made.repository.draft() as draft:
-        assert draft.folder.is_dir()
+        assert draft.folder.is_folder()
         assert made.ids() == []
 
 
@@ -282,7 +282,7 @@ def rename_to(made: Made, time: datetime) -> str:
     """Have the only revision been made at another time."""
     [revision] = made.repository.history().revisions
     new = replace(revision, id=f"{time:%Y%m%dT%H%M%SZ}{revision.id[16:]}", time=time)
-    folder = made.repository.folder_of(revision)
+    folder = made.repository.folder_of(revision).path
     made.contents[new.id] = made.contents[revision.id]
     folder.rename(folder.with_name(new.id))
     (folder.with_name(new.id) / "revision.json").write_bytes(encode_revision(new))
@@ -377,7 +377,7 @@ def test_a_missing_repository_is_named_with_what_there_is(made: Made) -> None:
 
 def test_a_damaged_revision_is_told_apart_and_hides_no_other(made: Made) -> None:
     bad, good = made.backup(b"one"), made.backup(b"two")
-    (made.repository.folder_of(bad) / "revision.json").write_text("{")
+    (made.repository.folder_of(bad).path / "revision.json").write_text("{")
     assert made.ids() == [good.id]
     [error] = made.repository.history().unreadable.values()
     assert bad.id in error.message
@@ -416,6 +416,6 @@ def test_changing_what_was_removed_says_so(made: Made) -> None:
 
 def test_changing_what_is_damaged_says_so(made: Made) -> None:
     revision = made.backup()
-    (made.repository.folder_of(revision) / "revision.json").write_text("{}")
+    (made.repository.folder_of(revision).path / "revision.json").write_text("{}")
     with pytest.raises(DamagedError, match=revision.id):
         made.repository.change(revision, lambda old: replace(old, trust=Trust.VERIFIED))

@@ -219,7 +219,7 @@ def test_purge_touches_no_chunk_while_it_cannot_tell_what_is_named(
     made: Made, file: str, place: str
 ) -> None:
     damaged, other = made.backup(sample(3 * BLOCK)), made.backup(sample(3 * BLOCK, seed=1))
-    path = made.repository.folder_of(damaged) / file
+    path = made.repository.folder_of(damaged).path / file
     path.write_bytes(path.read_bytes()[:-70])
     if place == "trash":
         trash.remove(made.repository, [damaged])

@@ -108,7 +108,7 @@ def test_backups_of_a_running_domain_read_and_keep_what_changed(
     assert second.disks["vda"].read < SIZE
     assert second.disks["vda"].changed == CLUSTER
     assert any("vdc" in warning for warning in second.warnings)
-    saved = made.repository.folder_of(second) / "domain.xml"
+    saved = made.repository.folder_of(second).path / "domain.xml"
     assert machine.uuid in saved.read_text()
     machine.stop()
     for file in ("vda.qcow2", "vdb.qcow2", "vdc.raw"):

@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def image(shelf: Shelf, revision: Revision) -> Path:
-    return shelf.store.plain_path(revision, "vda")
+    return shelf.store.plain_path(revision, "vda").path
 
 
 def own_bytes(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""A place below a root is reached by descriptor: no link, FIFO or renamed folder leads out of it."""
+"""A place below a root is reached by descriptor: no link or renamed folder leads out of it."""
 
 import errno
 import os
@@ -93,9 +93,8 @@ def test_a_link_in_any_place_on_the_way_is_not_followed(
     path.rename(root.root.path / "moved")
     place = outside if component < 3 else outside / "secret"
     path.symlink_to(place if target == "absolute" else os.path.relpath(place, path.parent))
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="Too many levels of symbolic links|Not a directory"):
         read(root / "a" / "b" / "file")
-    assert caught.value.errno in {errno.ELOOP, errno.ENOTDIR, errno.EXDEV}
 
 
 def test_the_root_stays_the_folder_that_was_opened_first(root: Place, outside: Path) -> None:

@@ -19,7 +19,7 @@ def find(
     repository = context.obj.repository(job)
     revision = repository.find(spec)
     name = disk_of(revision, disk)
-    path = repository.store.plain_path(revision, name).absolute()
+    path = repository.store.plain_path(revision, name).path.absolute()
     if not path.exists():
         raise NotFoundError(f"{job}: {path} is missing", f"Run backy verify {job}.")
     found = {"job": job, "revision": revision.id, "disk": name}

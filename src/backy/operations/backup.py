@@ -183,7 +183,7 @@ def backup(
     full, what this backup wrote is dropped again. CancelledError says whether it was published.
     """
     attempt = RevisionBackup(repository, source, tags, hooks, watcher, now, dict(remember or {}))
-    recorded = _failure_recorded(repository.root, hooks) if record_failure else nullcontext()
+    recorded = _failure_recorded(repository.folder, hooks) if record_failure else nullcontext()
     try:
         with recorded, repository.exclusive("backup"):
             revision = attempt.run()

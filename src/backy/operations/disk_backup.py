@@ -80,7 +80,7 @@ class DiskBackup:
         with suppress(NotFoundError):  # somebody removed it
             self._repository.change(parent, doubt)
         now = self._draft.time
-        status.update(self._repository.root, lambda known: status.tracking_failed(known, now))
+        status.update(self._repository.folder, lambda known: status.tracking_failed(known, now))
 
 
 class SourceImage:

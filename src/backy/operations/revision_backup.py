@@ -131,9 +131,9 @@ class RevisionBackup:
         doubt = suspicion(self.repository, revision)
         if doubt:
             self.watcher.warn(doubt)
-        root = self.repository.root
+        folder = self.repository.folder
         try:
-            status.update(root, lambda old: status.succeeded(old, revision, doubt))
+            status.update(folder, lambda old: status.succeeded(old, revision, doubt))
             if self.remember:
                 self.repository.remember_source(self.remember)
         except StoreError as error:  # the revision is there, and says so itself
@@ -155,7 +155,7 @@ class RevisionBackup:
             failures = self.hooks.failures
             error = failures[-1] if failures else ""
             with shielded(), suppress(StoreError):  # the next backup records it
-                status.update(self.repository.root, lambda old: status.hooks_ended(old, error))
+                status.update(self.repository.folder, lambda old: status.hooks_ended(old, error))
 
     def _usable_parent(self) -> Revision | None:
         """The newest revision whose good blocks are known: its index and image are in place.

@@ -120,7 +120,7 @@ def _record(repository: Repository, covered: Coverage) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
     oldest = (now - covered.oldest).replace(microsecond=0) if covered.oldest is not None else None
     scrubbed = status.Scrubbed(now, covered.total, covered.read, oldest)
-    status.update(repository.root, lambda old: replace(old, scrubbed=scrubbed))
+    status.update(repository.folder, lambda old: replace(old, scrubbed=scrubbed))
 
 
 def longest_ago(base: Path, names: Iterable[str]) -> list[str]:

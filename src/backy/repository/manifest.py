@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,6 +13,7 @@ from backy.errors import ConfigError, DamagedError
 from backy.model.names import check_disk_name, check_tag
 from backy.model.revision import Disk, Revision, is_id, time_of
 from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
+from backy.system.files import AnyPath
 from backy.units import KiB, MiB
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
@@ -50,7 +50,7 @@ def revision_record(revision: Revision) -> dict[str, Any]:
     return record
 
 
-def read_settings(path: Path) -> Settings:
+def read_settings(path: AnyPath) -> Settings:
     """Read repository.json. Raises ConfigError where it is not one that this version can use."""
     hint = f"Is {path.parent} a repository? restore.sh in it does without this file's settings."
     return read_record(path, _SETTINGS, ConfigError, hint, check_settings)
@@ -66,7 +66,7 @@ def check_settings(settings: Settings) -> None:
         raise ConfigError(f"zstd has levels 1 to 19 here, not {settings.level}", "Use another.")
 
 
-def read_revision(path: Path, block_size: int | None = None) -> Revision:
+def read_revision(path: AnyPath, block_size: int | None = None) -> Revision:
     """Read a revision.json in the folder that has the revision's name.
 
     Raises DamagedError where it is not one, where its disks have another block size than the

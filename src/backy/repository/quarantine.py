@@ -21,6 +21,7 @@ from backy.model.revision import id_for, is_id
 from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
 from backy.repository.repository import Repository
 from backy.system import folders
+from backy.system.place import Place
 
 MOST = 1000  # reports of one repository; what is found beyond that is only said and distrusted
 _MOST_OCCURRENCES = 1000
@@ -92,7 +93,7 @@ def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -
 
 
 @contextmanager
-def _locked(repository: Repository) -> Iterator[Path]:
+def _locked(repository: Repository) -> Iterator[Place]:
     """The folder, made if need be; nobody else changes it meanwhile."""
     folder = repository.root / "quarantine"
     what = f"{repository.name}: writing to {folder}"
@@ -121,7 +122,7 @@ def reports(repository: Repository) -> list[Report]:
         return list(_reports(folder, folders.list_folder(folder)))
 
 
-def _reports(folder: Path, names: Iterable[str]) -> Iterator[Report]:
+def _reports(folder: Place, names: Iterable[str]) -> Iterator[Report]:
     for name in filter(is_id, names):
         with suppress(DamagedError):
             yield _read(folder / name)
@@ -139,12 +140,12 @@ def find(repository: Repository, report_id: str) -> Report:
 
 
 def files(repository: Repository, report: Report) -> list[Path]:
-    """The evidence that lies beside a report."""
+    """The evidence that lies beside a report, by name, for people."""
     folder = repository.root / "quarantine" / report.id
-    return [folder / name for name in ("stored", "source") if (folder / name).is_file()]
+    return [(folder / name).path for name in ("stored", "source") if (folder / name).exists()]
 
 
-def _read(folder: Path) -> Report:
+def _read(folder: Place) -> Report:
     def check(report: Report) -> None:
         can_be = report.id == folder.name and bool(HASH.fullmatch(report.digest))
         for each in report.occurrences:
@@ -164,7 +165,7 @@ def delete(repository: Repository, unwanted: Sequence[Report]) -> None:
         _delete(folder, unwanted)
 
 
-def _delete(folder: Path, unwanted: Sequence[Report]) -> None:
+def _delete(folder: Place, unwanted: Sequence[Report]) -> None:
     """Hide, then remove what is hidden, also what a killed process left of a draft."""
     for report in unwanted:
         folders.rename(folder / report.id, folder / f".{report.id}")

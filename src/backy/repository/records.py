@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from backy.errors import BackyError, translated
 from backy.system import folders
+from backy.system.files import AnyPath
 from backy.units import MiB
 
 Value = TypeVar("Value")
@@ -34,7 +34,7 @@ def encode_record(adapter: TypeAdapter[Value], value: Value) -> bytes:
 
 
 def read_record(
-    path: Path,
+    path: AnyPath,
     adapter: TypeAdapter[Value],
     kind: type[BackyError],
     hint: str,

@@ -32,6 +32,7 @@ from backy.stores import Store, store_class
 from backy.stores.codec import Codec
 from backy.stores.index import Index
 from backy.system import files, folders, process
+from backy.system.place import Place
 from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
@@ -57,10 +58,11 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
     A store called "auto" becomes images where the file system can share extents, else chunks.
     Raises ConfigError where a setting is impossible, StoreError where the folder cannot be made.
     """
-    root = base / check_job(job)
+    path = base / check_job(job)
     check_settings(settings)
-    with translated(StoreError, f"{job}: making {root}", "May you write there?"):
-        folders.make_folder(root)
+    with translated(StoreError, f"{job}: making {path}", "May you write there?"):
+        folders.make_folder(path)
+        root = Place.at(path)
         folders.make_folder(root / "revisions")
         if settings.store == "auto":
             settings = replace(settings, store="images" if _shares_extents(root) else "chunks")
@@ -70,17 +72,18 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
                 folders.write_file(root / "restore.sh", _script(), mode=0o755)
                 folders.write_file(root / "repository.json", encode_settings(settings))
                 folders.sync_folder(base)
-    return Repository(root)
+    return Repository(path)
 
 
-def discard_empty(root: Path) -> None:
+def discard_empty(path: Path) -> None:
     """Remove a repository that holds nothing: no revision, no stored block. Others stay.
 
     What status.json says of the job stays, too. Does what it can, and never raises OSError.
     """
-    if any((root / name).exists() for name in ("chunks", "quarantine", "trash")):
-        return
     with suppress(OSError):
+        root = Place.at(path)
+        if any((root / name).exists() for name in ("chunks", "quarantine", "trash")):
+            return
         with folders.locked(root / "revisions"):
             if folders.list_folder(root / "revisions"):
                 return
@@ -88,14 +91,14 @@ def discard_empty(root: Path) -> None:
             for name in ("repository.json", "restore.sh", "lock"):
                 folders.remove_file(root / name)
             folders.remove_empty_folder(root / "revisions")
-        folders.remove_empty_folder(root)
+        folders.remove_empty_folder(path)
 
 
 def _script() -> bytes:
     return resources.files("backy.repository").joinpath("restore.sh").read_bytes()
 
 
-def _shares_extents(folder: Path) -> bool:
+def _shares_extents(folder: Place) -> bool:
     try:
         with files.create_unnamed(folder) as origin, files.create_unnamed(folder) as clone:
             origin.write(0, bytes(files.PAGE))
@@ -121,23 +124,27 @@ class History:
 
 
 class Repository:
-    """The repository in the folder `root`, which exists."""
+    """The repository in the folder `folder`, which exists.
 
-    def __init__(self, root: Path, make_codec: Callable[[Settings], Codec] = codec_for) -> None:
+    All in it is reached from `root`, whose descriptor is opened once; `folder` is for messages.
+    """
+
+    def __init__(self, folder: Path, make_codec: Callable[[Settings], Codec] = codec_for) -> None:
         """Raises NotFoundError where there is none, ConfigError where its settings are unusable."""
         self._make_codec = make_codec
-        self.root = root
-        self.name = root.name
+        self.folder = folder
+        self.name = folder.name
+        self.root = root = Place.at(folder)
         path = root / "repository.json"
         with translated(StoreError, f"opening {root}", "May you read it?"):
             is_there = path.exists()
-            is_cut = not is_there and (root / "revisions").is_dir()
+            is_cut = not is_there and (root / "revisions").is_folder()
         if is_cut:
             hint = "restore.sh in it does without this file."
             raise ConfigError(f"{path} is missing", hint)
         if not is_there:
-            there = ", ".join(jobs(root.parent)[:20]) or "none"
-            raise NotFoundError(f"there is no repository {root}", f"There are: {there}.")
+            there = ", ".join(jobs(folder.parent)[:20]) or "none"
+            raise NotFoundError(f"there is no repository {folder}", f"There are: {there}.")
         self.settings = read_settings(path)
         try:
             self._make_store = store_class(self.settings.store)
@@ -187,18 +194,17 @@ class Repository:
                 unreadable[name] = error
         return History(revisions, unreadable)
 
-    def folders(self) -> Iterator[Path]:
+    def folders(self) -> Iterator[Place]:
         """Those of all revisions: in the history, and in the trash, from where they may come back.
 
         Raises OSError where one cannot be listed.
         """
         trash = self.root / "trash"
-        for folder in (self.root / "revisions", *map(trash.joinpath, folders.list_folder(trash))):
+        batches = [trash / name for name in filter(is_id, folders.list_folder(trash))]
+        for folder in (self.root / "revisions", *batches):
             yield from (folder / name for name in folders.list_folder(folder) if is_id(name))
 
-    def _read(self, folder: Path) -> Revision:
-        if folder.is_symlink():
-            raise DamagedError(f"{folder} is a link, not a revision", "Delete it.")
+    def _read(self, folder: Place) -> Revision:
         return read_revision(folder / "revision.json", self.settings.block_size)
 
     def find(self, spec: str) -> Revision:
@@ -227,7 +233,7 @@ class Repository:
         with translated(StoreError, f"{self.name}: looking for {path}"):
             return path.exists()
 
-    def folder_of(self, revision: Revision) -> Path:
+    def folder_of(self, revision: Revision) -> Place:
         """Where a published revision lies."""
         return self.root / "revisions" / revision.id
 
@@ -284,7 +290,7 @@ class Repository:
         with translated(StoreError, f"{self.name}: making a draft"):
             newest = max((folder.name for folder in self.folders()), default=None)
             for name in folders.list_folder(revisions):
-                if name.startswith(".") and (revisions / name).is_dir():
+                if name.startswith(".") and (revisions / name).is_folder():
                     folders.remove_tree(revisions / name)
             draft = RevisionDraft(self, newest, now or datetime.now(UTC))
         try:
@@ -317,7 +323,7 @@ class Repository:
                 raise NotFoundError(f"{self.name}: revision {revision_id} was removed")
             changed = update(self._read(path.parent))
             # First, because monitoring must not miss one that became distrusted.
-            status.update(self.root, lambda known: status.revision_changed(known, changed))
+            status.update(self.folder, lambda known: status.revision_changed(known, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):
                 folders.write_file(path, encode_revision(changed))
         return changed

@@ -19,6 +19,8 @@ from backy.errors import DamagedError, StoreError, translated
 from backy.model.revision import Revision, Trust
 from backy.repository.records import encode_record, read_record
 from backy.system import folders
+from backy.system.files import AnyPath
+from backy.system.place import Place
 
 _LONGEST_TEXT = 500  # characters of a message that is kept
 _PATIENCE = 30  # seconds to wait for another process that writes it
@@ -69,13 +71,14 @@ class Status:
 _STATUS = TypeAdapter(Status)
 
 
-def read_status(root: Path) -> Status:
+def read_status(root: AnyPath) -> Status:
     """The content of status.json in the repository `root`; an empty Status without that file.
 
     Raises DamagedError if it cannot be read or is not valid.
     """
+    place = root if isinstance(root, Place) else Place.at(root)
     try:
-        return read_record(root / "status.json", _STATUS, DamagedError, _HINT)
+        return read_record(place / "status.json", _STATUS, DamagedError, _HINT)
     except DamagedError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return Status()
@@ -88,22 +91,26 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
     A damaged file counts as an empty one. Makes the folder of a job that never succeeded.
     Raises StoreError if the file cannot be written.
     """
-    with translated(StoreError, f"{root.name}: writing {root / 'status.json'}"), _locked(root):
+    with (
+        translated(StoreError, f"{root.name}: writing {root / 'status.json'}"),
+        _locked(root) as place,
+    ):
         try:
             old = read_status(root)
         except DamagedError:
             old = Status()
         new = change(old)
         if new != old:
-            folders.write_file(root / "status.json", encode_record(_STATUS, new))
+            folders.write_file(place / "status.json", encode_record(_STATUS, new))
     return new
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _locked(root: Path) -> Iterator[Place]:
     folders.make_folder(root)
-    with folders.locked(root / ".status.lock", make=True, patience_seconds=_PATIENCE):
-        yield
+    place = Place.at(root)
+    with folders.locked(place / ".status.lock", make=True, patience_seconds=_PATIENCE):
+        yield place
 
 
 def succeeded(status: Status, revision: Revision, suspicious: str) -> Status:

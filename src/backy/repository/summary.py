@@ -11,6 +11,7 @@ from backy.model.revision import Revision, Trust, is_id, time_of
 from backy.repository.manifest import read_revision
 from backy.repository.status import Status, read_status
 from backy.system import folders
+from backy.system.place import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Summary:
 
 def summarize(base: Path, job: str) -> Summary:
     """The summary of the repository of `job`, which need not exist. Never raises BackyError."""
-    root = base / job
+    root = Place.at(base / job)
     ids: tuple[str, ...] = ()
     reports, status, newest, problem = 0, Status(), None, ""
     try:
@@ -59,7 +60,7 @@ def summarize(base: Path, job: str) -> Summary:
         if "status.json" in names:
             status = read_status(root)
         if ids:
-            newest = read_revision(Path(f"{root}/revisions/{ids[-1]}/revision.json"))
+            newest = read_revision(root / "revisions" / ids[-1] / "revision.json")
     except BackyError as error:
         problem = error.message
     return Summary(job, ids, newest, status, reports, problem)

@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from backy.errors import BusyError, NotFoundError, StoreError, translated
 from backy.model.revision import ID_TIME, Revision, id_for, is_id, time_for, time_of
@@ -19,6 +18,7 @@ from backy.repository.manifest import read_revision
 from backy.repository.repository import Repository
 from backy.stores.index import Index
 from backy.system import folders
+from backy.system.place import Place
 
 _GONE = ".gone"  # ends the hidden name of a repository that is being deleted
 
@@ -53,7 +53,7 @@ def _new_batch(batches: list[str]) -> str:
     return id_for(time_for(datetime.now(UTC), newest), secrets.token_hex(2))
 
 
-def _sync(repository: Repository, batch: Path) -> None:
+def _sync(repository: Repository, batch: Place) -> None:
     for folder in (batch, batch.parent, repository.root / "revisions", repository.root):
         folders.sync_folder(folder)
 
@@ -63,7 +63,7 @@ def undo(repository: Repository) -> list[str]:
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
         for name in filter(is_id, reversed(folders.list_folder(trash))):
-            ids = [each for each in folders.list_folder(trash / name, follow=False) if is_id(each)]
+            ids = [each for each in folders.list_folder(trash / name) if is_id(each)]
             for each in ids:
                 folders.rename(trash / name / each, repository.root / "revisions" / each)
             if ids:
@@ -102,7 +102,7 @@ def erase(repository: Repository) -> None:
 
     Killed in the middle, it is gone from all lists; the next `erase` of any job deletes the rest.
     """
-    base, revisions = repository.root.parent, repository.root / "revisions"
+    base, revisions = repository.folder.parent, repository.root / "revisions"
     what = f"{repository.name}: deleting it"
     with repository.exclusive("purge"), translated(StoreError, what), repository.history_lock():
         for name in filter(is_id, folders.list_folder(revisions)):
@@ -110,7 +110,7 @@ def erase(repository: Repository) -> None:
                 folders.locked(revisions / name).close()
             except BlockingIOError:
                 raise BusyError(f"{what}: somebody reads {name}", "Try again later.") from None
-        folders.rename(repository.root, base / f".{repository.name}{_GONE}")
+        folders.rename(repository.folder, base / f".{repository.name}{_GONE}")
         folders.sync_folder(base)
     with translated(StoreError, what):
         folders.remove_hidden(base, _GONE)
@@ -134,15 +134,15 @@ def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str
     purged: list[str] = []
     kept: list[str] = []
     for name in filter(is_id, folders.list_folder(trash)):
-        for each in filter(is_id, folders.list_folder(trash / name, follow=False)):
+        for each in filter(is_id, folders.list_folder(trash / name)):
             is_hidden = name < newest and _hide(trash / name / each, trash / f".{each}")
             (purged if is_hidden else kept).append(each)
-        if not folders.list_folder(trash / name, follow=False):
+        if not folders.list_folder(trash / name):
             folders.remove_empty_folder(trash / name)
     return purged, kept
 
 
-def _hide(folder: Path, hidden: Path) -> bool:
+def _hide(folder: Place, hidden: Place) -> bool:
     """Take a removed revision from undo's reach, unless somebody is still reading it."""
     try:
         with folders.locked(folder):

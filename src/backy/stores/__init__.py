@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
 
 from backy.model.revision import Disk, Revision
@@ -13,6 +12,7 @@ from backy.stores.blocks import BlockDraft, StoredImage
 from backy.stores.codec import Codec
 from backy.stores.index import Index
 from backy.system.files import Cache
+from backy.system.place import Place
 
 _BUILT_IN = {"chunks": "backy.stores.chunks:ChunkStore", "images": "backy.stores.images:ImageStore"}
 
@@ -24,7 +24,7 @@ class Store(Protocol):
     """Whether blocks with the same digest share their stored bytes, in all disks and revisions."""
 
     def draft(
-        self, folder: Path, disk: str, size: int, parent: Revision | None
+        self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[BlockDraft]:
         """A draft of a disk of `size` bytes in the revision's `folder`; starts as `parent`'s disk.
 
@@ -43,14 +43,14 @@ class Store(Protocol):
         raises DamagedError.
         """
 
-    def open_index(self, folder: Path, disk: str, record: Disk) -> AbstractContextManager[Index]:
+    def open_index(self, folder: Place, disk: str, record: Disk) -> AbstractContextManager[Index]:
         """The index of a disk of the revision in `folder`, which may be in the trash.
 
         `record` is the disk in its revision.json. Raises DamagedError if the index is not the one
         that was published.
         """
 
-    def plain_path(self, revision: Revision, disk: str) -> Path:
+    def plain_path(self, revision: Revision, disk: str) -> Place:
         """The file that a script needs for this disk: the raw image, or the index."""
 
     def collect(self, indexes: Iterable[Index]) -> int:
@@ -63,7 +63,7 @@ class Store(Protocol):
 class StoreClass(Protocol):
     """The class of a store."""
 
-    def __call__(self, root: Path, block_size: int, codec: Codec) -> Store:
+    def __call__(self, root: Place, block_size: int, codec: Codec) -> Store:
         """The store of the repository in the folder `root`; creates nothing on disk."""
 
 

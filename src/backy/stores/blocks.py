@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 from backy.errors import DamagedError, StoreError, translated
@@ -19,7 +18,8 @@ from backy.model.revision import Disk, Revision
 from backy.stores.codec import Codec
 from backy.stores.index import Index, IndexDraft, block_count, start_draft
 from backy.system import files, folders
-from backy.system.files import Cache
+from backy.system.files import AnyPath, Cache
+from backy.system.place import Place
 
 BY_DIGEST = b"by its digest"  # a location, see Blocks
 
@@ -187,26 +187,26 @@ class BlockDraft:
 class BlockStore(ABC):
     """All of a Store but `collect`. A subclass says what holds the blocks of a disk."""
 
-    def __init__(self, root: Path, block_size: int, codec: Codec) -> None:
+    def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         self._root = root
         self._block_size = block_size
         self._codec = codec
 
     @abstractmethod
     def _new_blocks(
-        self, folder: Path, disk: str, size: int, parent: Revision | None
+        self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[Blocks]:
         """The blocks of a new draft; see `Store.draft`."""
 
     @abstractmethod
     def _old_blocks(
-        self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
+        self, path: Place, size: int, cache: Cache, *, may_be_cut: bool
     ) -> AbstractContextManager[Blocks]:
         """The blocks of a published disk of `size` bytes, whose `plain_path` is `path`."""
 
     @contextmanager
     def draft(
-        self, folder: Path, disk: str, size: int, parent: Revision | None
+        self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> Iterator[BlockDraft]:
         """See Store. The draft's index starts as a copy of the parent's."""
         path = folder / f"{disk}.blocks"
@@ -231,23 +231,23 @@ class BlockStore(ABC):
         ):
             yield StoredImage(index, blocks)
 
-    def plain_path(self, revision: Revision, disk: str) -> Path:
+    def plain_path(self, revision: Revision, disk: str) -> Place:
         """The index."""
         return self._folder_of(revision) / f"{disk}.blocks"
 
-    def open_index(self, folder: Path, disk: str, record: Disk) -> AbstractContextManager[Index]:
+    def open_index(self, folder: Place, disk: str, record: Disk) -> AbstractContextManager[Index]:
         """See Store."""
         return checked_index(folder / f"{disk}.blocks", record, self._codec)
 
     def _index_of(self, revision: Revision, disk: str) -> AbstractContextManager[Index]:
         return self.open_index(self._folder_of(revision), disk, revision.disks[disk])
 
-    def _folder_of(self, revision: Revision) -> Path:
+    def _folder_of(self, revision: Revision) -> Place:
         return self._root / "revisions" / revision.id
 
 
 @contextmanager
-def checked_index(path: Path, disk: Disk, codec: Codec) -> Iterator[Index]:
+def checked_index(path: AnyPath, disk: Disk, codec: Codec) -> Iterator[Index]:
     """The index at `path`. Raises DamagedError if its hash is not the one recorded in `disk`."""
     hint = "This revision cannot be restored. Use another one, and remove this one."
     with translated(DamagedError, f"opening {path}", hint):

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from pathlib import Path
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.extent import Extent
@@ -22,6 +21,7 @@ from backy.stores.codec import Codec
 from backy.stores.index import LINE, PIECE, Index, is_digest
 from backy.system import files, folders
 from backy.system.files import Cache
+from backy.system.place import Place
 
 # How many digests a draft remembers as stored, in 20 MiB. The chunks of others are read again.
 _REMEMBERED = 1 << 17
@@ -33,18 +33,18 @@ class ChunkStore(BlockStore):
 
     shares_blocks = True
 
-    def __init__(self, root: Path, block_size: int, codec: Codec) -> None:
+    def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         super().__init__(root, block_size, codec)
         self._folder = root / "chunks"
         self._buffers = ChunkBuffers(block_size, codec)
 
     def _new_blocks(
-        self, folder: Path, disk: str, size: int, parent: Revision | None
+        self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[ChunkBlocks]:
         return nullcontext(self._blocks(Cache.SPARE))
 
     def _old_blocks(
-        self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
+        self, path: Place, size: int, cache: Cache, *, may_be_cut: bool
     ) -> AbstractContextManager[ChunkBlocks]:
         return nullcontext(self._blocks(cache))
 
@@ -59,7 +59,7 @@ class ChunkStore(BlockStore):
         freed, suffix = 0, self._codec.suffix
         for name in folders.list_folder(self._folder):
             folder = self._folder / name
-            for chunk in folders.list_folder(folder, follow=False):
+            for chunk in folders.list_folder(folder):
                 digest = chunk.removesuffix(suffix)
                 is_chunk = chunk.endswith(suffix) and is_digest(digest)
                 if not (is_chunk and digest in used):
@@ -85,7 +85,7 @@ class ChunkBlocks:
     """Blocks in chunk files below `folder`."""
 
     def __init__(
-        self, folder: Path, block_size: int, codec: Codec, buffers: ChunkBuffers, cache: Cache
+        self, folder: Place, block_size: int, codec: Codec, buffers: ChunkBuffers, cache: Cache
     ) -> None:
         self._folder = folder
         self._block_size = block_size
@@ -105,7 +105,7 @@ class ChunkBlocks:
         except DamagedError as error:
             raise DamagedError(f"{where}: {error.message}") from error
 
-    def _read(self, path: Path, where: str) -> memoryview:
+    def _read(self, path: Place, where: str) -> memoryview:
         frame = self._buffers.frame
         try:
             with files.open_to_read(path, self._cache) as file:
@@ -153,7 +153,7 @@ class ChunkBlocks:
         padded[length:] = bytes(padded_length - length)
         return length, padded
 
-    def _create(self, path: Path, frame: memoryview, length: int) -> None:
+    def _create(self, path: Place, frame: memoryview, length: int) -> None:
         """Write a new chunk in place: nothing relies on it until the revision is published."""
         try:
             file = files.create(path, Cache.SPARE)
@@ -168,7 +168,7 @@ class ChunkBlocks:
                 file.resize(length)
                 file.start_writeback()
 
-    def _replace(self, path: Path, frame: memoryview, length: int) -> None:
+    def _replace(self, path: Place, frame: memoryview, length: int) -> None:
         """Replace a chunk in one step: published revisions may rely on its name."""
         temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
         folders.remove_file(temporary)
@@ -199,14 +199,14 @@ class ChunkBlocks:
         path = self._path(digest)
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
             folders.make_folder(path.parent)
-            if path.is_dir():
+            if path.is_folder():
                 folders.remove_tree(path)  # a file cannot be renamed over a folder
             length, frame = self._encode(block)
             self._replace(path, frame, length)
             folders.sync_folder(path.parent)
             folders.sync_folder(self._folder)
 
-    def _path(self, digest: str) -> Path:
+    def _path(self, digest: str) -> Place:
         return self._folder / digest[:2] / f"{digest}{self._codec.suffix}"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.image.copy import is_zero
@@ -20,6 +19,7 @@ from backy.stores.blocks import BlockBuffer, BlockStore
 from backy.stores.index import Index, block_count
 from backy.system import files
 from backy.system.files import PAGE, Cache, File
+from backy.system.place import Place
 
 _LOCATION = struct.Struct("=QQQ")  # start and end in the file, start on the medium
 
@@ -31,7 +31,7 @@ class ImageStore(BlockStore):
 
     @contextmanager
     def _new_blocks(
-        self, folder: Path, disk: str, size: int, parent: Revision | None
+        self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> Iterator[ImageBlocks]:
         with files.create(folder / f"{disk}.img", Cache.SPARE) as file:
             file.unshare_only_what_is_written()
@@ -43,7 +43,7 @@ class ImageStore(BlockStore):
             yield ImageBlocks(file, self._block_size, is_new=not parent)
             file.protect()
 
-    def _clone(self, path: Path, file: File) -> None:
+    def _clone(self, path: Place, file: File) -> None:
         with translated(StoreError, f"cloning {path}"), files.open_to_read(path) as original:
             if not file.clone_from(original):
                 why = f"{path} cannot be cloned: its file system does not share extents"
@@ -52,7 +52,7 @@ class ImageStore(BlockStore):
 
     @contextmanager
     def _old_blocks(
-        self, path: Path, size: int, cache: Cache, *, may_be_cut: bool
+        self, path: Place, size: int, cache: Cache, *, may_be_cut: bool
     ) -> Iterator[ImageBlocks]:
         hint = "Restore an older revision."
         with translated(DamagedError, f"opening {path}", hint):
@@ -67,9 +67,9 @@ class ImageStore(BlockStore):
                 raise DamagedError(f"{path} has {real_size} bytes, not {size}", hint)
             yield ImageBlocks(file, self._block_size, is_new=False)
 
-    def plain_path(self, revision: Revision, disk: str) -> Path:
+    def plain_path(self, revision: Revision, disk: str) -> Place:
         """The raw image."""
-        return super().plain_path(revision, disk).with_suffix(".img")
+        return self._folder_of(revision) / f"{disk}.img"
 
     def collect(self, indexes: Iterable[Index]) -> int:
         """Nothing to do: the file system frees an extent with the last file that shares it."""

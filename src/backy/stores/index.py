@@ -10,12 +10,12 @@ from __future__ import annotations
 import string
 from collections.abc import Collection, Iterator
 from itertools import groupby
-from pathlib import Path
 
 from backy.errors import DamagedError
 from backy.model.extent import Extent, Kind, merge
 from backy.stores.codec import Codec
 from backy.system import files
+from backy.system.files import AnyPath
 
 LINE = 65  # bytes: 64 hex digits and a newline
 PIECE = 1 << 16  # lines read at a time: 4 MiB of memory, whatever the size of the disk
@@ -205,7 +205,7 @@ class IndexDraft(Index):
 
 
 def start_draft(
-    path: Path, size: int, block_size: int, codec: Codec, parent: Index | None
+    path: AnyPath, size: int, block_size: int, codec: Codec, parent: Index | None
 ) -> IndexDraft:
     """Create the index of a draft at `path`, with the lines that it can take from its parent.
 

@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Self
 
 from backy.model.extent import Extent, Kind
+from backy.system.place import Place
+
+AnyPath = Path | Place
 
 PAGE = 4096  # bytes; O_DIRECT needs offsets, lengths and buffers that are multiples of it
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
@@ -37,6 +40,7 @@ _FIEMAP_LAST = 0x1
 _FIEMAP_SYNC = 0x1  # a flag of the request: first write back what is delayed
 _FIEMAP_UNPLACED = 0xF8E  # unknown, delayed, encoded, encrypted, unaligned, inline, tail, unwritten
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10  # FALLOC_FL_, fallocate(2)
+_CREATES_OR_LISTS = os.O_CREAT | os.O_DIRECTORY  # O_TMPFILE includes the latter
 _NO_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY}
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 _CACHESTAT = ctypes.c_long(451)  # the same number on every architecture
@@ -65,11 +69,17 @@ class File:
 
     __slots__ = ("_direct", "_is_written", "cache", "descriptor", "is_device", "path")
 
-    def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600) -> None:
+    def __init__(
+        self, path: AnyPath, flags: int, cache: Cache = Cache.USE, mode: int = 0o600
+    ) -> None:
+        """Open it, or create it if `flags` say so. Refuses all but files, folders and devices.
+
+        Refuses to open a device for writing that is mounted or in use.
+        """
         self.path = path
         self.cache = cache
         self._is_written = False
-        self.descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+        self.descriptor = _opened(path, flags | os.O_CLOEXEC, mode)
         self.is_device = stat.S_ISBLK(os.fstat(self.descriptor).st_mode)
         self._direct = -1
         if cache is not Cache.USE:
@@ -323,21 +333,46 @@ def buffer(length: int) -> memoryview:
     return memoryview(mmap.mmap(-1, -(-length // PAGE) * PAGE))[:length]
 
 
-def open_to_read(path: Path, cache: Cache = Cache.USE) -> File:
-    """Open an existing file or block device. Refuses anything else: opening a FIFO would block."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        raise OSError(errno.EINVAL, "neither a file nor a block device")
+def opened_by(path: AnyPath, flags: int, mode: int = 0o600) -> int:
+    """A descriptor of what is at a path, by open(2); of a Place without following links."""
+    if isinstance(path, Place):
+        return path.open(flags, mode)
+    return os.open(path, flags, mode)
+
+
+def _opened(path: AnyPath, flags: int, mode: int) -> int:
+    """A descriptor of a file, folder or block device. Anything else is refused: a FIFO would block.
+
+    An existing file is examined by a descriptor before it is opened by that same descriptor, so
+    nobody can replace it in between.
+    """
+    if flags & _CREATES_OR_LISTS:
+        return opened_by(path, flags, mode)
+    handle = opened_by(path, os.O_PATH | os.O_CLOEXEC | flags & os.O_NOFOLLOW)
+    try:
+        kind = os.fstat(handle).st_mode
+        if stat.S_ISLNK(kind):
+            raise OSError(errno.ELOOP, "it is a link")
+        if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+            raise OSError(errno.EINVAL, "neither a file nor a block device")
+        if stat.S_ISBLK(kind) and flags & os.O_ACCMODE != os.O_RDONLY:
+            flags |= os.O_EXCL  # fails for a device that is mounted or in use
+        return os.open(f"/proc/self/fd/{handle}", flags & ~os.O_NOFOLLOW)
+    finally:
+        os.close(handle)
+
+
+def open_to_read(path: AnyPath, cache: Cache = Cache.USE) -> File:
+    """Open an existing file or block device."""
     return File(path, os.O_RDONLY, cache)
 
 
-def open_to_write(path: Path, cache: Cache = Cache.USE) -> File:
+def open_to_write(path: AnyPath, cache: Cache = Cache.USE) -> File:
     """Open an existing file or block device. Refuses a device that is mounted or in use."""
-    exclusive = os.O_EXCL if stat.S_ISBLK(path.stat().st_mode) else 0
-    return File(path, os.O_RDWR | exclusive, cache)
+    return File(path, os.O_RDWR, cache)
 
 
-def open_protected(path: Path) -> File:
+def open_protected(path: AnyPath) -> File:
     """Open a read-only file for writing. For everybody else it stays read-only."""
     with File(path, os.O_RDONLY | os.O_NOFOLLOW) as guard:
         os.fchmod(guard.descriptor, 0o600)
@@ -347,12 +382,12 @@ def open_protected(path: Path) -> File:
             guard.protect()
 
 
-def create(path: Path, cache: Cache = Cache.USE) -> File:
+def create(path: AnyPath, cache: Cache = Cache.USE) -> File:
     """Create a file. Raises FileExistsError if it exists."""
     return File(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, cache)
 
 
-def create_unnamed(folder: Path, cache: Cache = Cache.USE) -> File:
+def create_unnamed(folder: AnyPath, cache: Cache = Cache.USE) -> File:
     """Create a file without a name on the file system of `folder`; closing it deletes it."""
     return File(folder, os.O_RDWR | os.O_TMPFILE, cache, 0o600)
 

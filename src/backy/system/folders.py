@@ -8,17 +8,41 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backy.system import files
+from backy.system.files import AnyPath
+from backy.system.place import Place
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def make_folder(path: Path) -> None:
+@contextmanager
+def _named(path: AnyPath) -> Iterator[tuple[int | None, str | Path]]:
+    """What functions of `os` take for a path: a descriptor of its folder, and a name in it."""
+    if isinstance(path, Place):
+        with path.folder() as folder:
+            yield folder, path.name
+    else:
+        yield None, path
+
+
+def make_folder(path: AnyPath) -> None:
     """Create a folder, for its owner only, and those above it. It may exist already."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    above: list[AnyPath]
+    if isinstance(path, Place):
+        above = [Place(path.root, path.parts[:end]) for end in range(1, len(path.parts))]
+    else:
+        above = [each for each in reversed(path.parents) if not each.is_dir()]
+    for each in (*above, path):
+        with _named(each) as (folder, name), suppress(FileExistsError):
+            os.mkdir(name, 0o700 if each == path else 0o755, dir_fd=folder)
+    if not (path.is_folder() if isinstance(path, Place) else path.is_dir()):
+        raise NotADirectoryError(errno.ENOTDIR, "there is something else")
 
 
 def give(path: Path, owner: int) -> None:
@@ -26,29 +50,30 @@ def give(path: Path, owner: int) -> None:
     os.chown(path, owner, -1)
 
 
-def list_folder(path: Path, *, follow: bool = True) -> list[str]:
-    """The names in a folder, sorted; none if it does not exist.
-
-    Without `follow` a symbolic link to a folder raises OSError.
-    """
-    if not follow and path.is_symlink():
-        raise OSError(errno.ELOOP, f"{path} is a link")
+def list_folder(path: AnyPath) -> list[str]:
+    """The names in a folder, sorted; none if it does not exist."""
     try:
-        return sorted(os.listdir(path))
+        descriptor = files.opened_by(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return []
+    try:
+        return sorted(os.listdir(descriptor))
+    finally:
+        os.close(descriptor)
 
 
-def rename(old: Path, new: Path) -> None:
+def rename(old: AnyPath, new: AnyPath) -> None:
     """Rename a file or folder in one step. Durable after `sync_folder` of both parents."""
-    old.rename(new)
+    with _named(old) as (from_folder, name), _named(new) as (to_folder, new_name):
+        os.rename(name, new_name, src_dir_fd=from_folder, dst_dir_fd=to_folder)
 
 
-def remove_file(path: Path) -> int:
+def remove_file(path: AnyPath) -> int:
     """Delete a file; return the size that it had, or 0 if it does not exist."""
     try:
-        size = path.lstat().st_size
-        path.unlink()
+        with _named(path) as (folder, name):
+            size = os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
+            os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
         return 0
     return size
@@ -65,36 +90,84 @@ def allow(path: Path, mode: int) -> None:
     path.chmod(mode)
 
 
-def remove_tree(path: Path) -> None:
-    """Delete a folder and everything in it, or a file. Never follows a symbolic link."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink()  # rmtree would open a FIFO, which blocks
-    else:
-        shutil.rmtree(path)
+def remove_tree(path: AnyPath) -> None:
+    """Delete a folder and everything in it, however deep, or a file. Never follows a link.
+
+    Raises OSError (EXDEV) if another file system is mounted in it.
+    """
+    with _named(path) as (folder, name):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=folder)
+            return
+        descriptor = os.open(name, _LIST, dir_fd=folder)
+        try:
+            _empty(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rmdir(name, dir_fd=folder)
 
 
-def remove_hidden(folder: Path, end: str = "") -> None:
+def _empty(top: int) -> None:
+    """Empty an open folder, with two descriptors and no recursion: it may be very deep."""
+    device = os.fstat(top).st_dev
+    above: list[tuple[int, list[str]]] = []  # the inode of a folder, and what is left of it
+    current = os.open(".", _LIST, dir_fd=top)
+    try:
+        left = _unlink_files(current)
+        while left or above:
+            if left:
+                inner = os.open(left[-1], _LIST, dir_fd=current)
+                above.append((os.fstat(current).st_ino, left))
+                os.close(current)
+                current = inner
+                if os.fstat(current).st_dev != device:
+                    raise OSError(errno.EXDEV, f"{left[-1]} in it is another file system")
+                left = _unlink_files(current)
+            else:
+                outer = os.open("..", _LIST, dir_fd=current)
+                os.close(current)
+                current = outer
+                inode, left = above.pop()
+                if os.fstat(current).st_ino != inode:
+                    raise OSError(errno.ESTALE, "somebody moved a folder in it")
+                os.rmdir(left.pop(), dir_fd=current)
+    finally:
+        os.close(current)
+
+
+def _unlink_files(folder: int) -> list[str]:
+    """Delete everything in a folder but its subfolders; return the names of these."""
+    with os.scandir(folder) as entries:
+        is_folder = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    for name, is_one in is_folder.items():
+        if not is_one:
+            os.unlink(name, dir_fd=folder)
+    return [name for name, is_one in is_folder.items() if is_one]
+
+
+def remove_hidden(folder: AnyPath, end: str = "") -> None:
     """Delete everything in `folder` whose name starts with a dot and ends with `end`."""
     for name in list_folder(folder):
         if name.startswith(".") and name.endswith(end):
             remove_tree(folder / name)
 
 
-def remove_empty_folder(path: Path) -> None:
+def remove_empty_folder(path: AnyPath) -> None:
     """Delete an empty folder."""
-    path.rmdir()
+    with _named(path) as (folder, name):
+        os.rmdir(name, dir_fd=folder)
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: AnyPath) -> None:
     """Wait until the names in a folder are durable."""
     with files.File(path, os.O_RDONLY | os.O_DIRECTORY) as folder:
         folder.sync()
 
 
-def read_file(path: Path, longest: int) -> bytes:
+def read_file(path: AnyPath, longest: int) -> bytes:
     """The content of a small regular file. Raises OSError (EFBIG) beyond `longest` bytes."""
     # Without `File`, because monitoring reads 20,000 files. O_NONBLOCK, because a FIFO would block.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = files.opened_by(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -109,7 +182,7 @@ def read_file(path: Path, longest: int) -> bytes:
     return content
 
 
-def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+def write_file(path: AnyPath, content: bytes, mode: int = 0o600) -> None:
     """Create a small file, or replace it in one step. Durable on return."""
     new = path.with_name(f".{path.name}.new")
     try:
@@ -126,15 +199,14 @@ def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 def locked(
-    path: Path, *, make: bool = False, shared: bool = False, patience_seconds: float = 0
+    path: AnyPath, *, make: bool = False, shared: bool = False, patience_seconds: float = 0
 ) -> files.File:
     """Lock a folder, or with `make` a file, which is created if needed, by flock(2).
 
     Closing the result ends the lock. Raises BlockingIOError if another process still has it after
     `patience_seconds`.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW if make else os.O_RDONLY | os.O_DIRECTORY
-    file = files.File(path, flags)
+    file = _lock_file(path) if make else files.File(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + patience_seconds
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
@@ -150,3 +222,12 @@ def locked(
     except BaseException:
         file.close()
         raise
+
+
+def _lock_file(path: AnyPath) -> files.File:
+    """Open a regular file, created if need be. O_NONBLOCK, because a FIFO would block."""
+    file = files.File(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(file.status().st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file

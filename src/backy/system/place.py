@@ -62,6 +62,11 @@ class Place:
         self.root = root
         self.parts = parts
 
+    @classmethod
+    def at(cls, path: Path) -> Place:
+        """The folder at `path`, as a root of its own."""
+        return cls(Root(path))
+
     def __truediv__(self, name: str) -> Place:
         """What is called `name` in this folder. Raises ValueError for what is not one name."""
         if name in {"", ".", ".."} or "/" in name or "\0" in name:
