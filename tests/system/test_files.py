@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 
@@ -351,26 +352,25 @@ def test_an_open_that_fails_leaves_no_descriptor(folder: Path, cache: Cache) -> 
         assert len(list(Path("/proc/self/fd").iterdir())) < before
 
 
-def test_a_file_that_cannot_be_opened_for_o_direct_leaves_no_descriptor(tmp_path: Path) -> None:
-    """One descriptor is left for the file itself, and none for the second one."""
-    program = """if True:
-        import os, resource, sys
-        from pathlib import Path
-        from backy.system import files
-        path = Path(sys.argv[1])
-        free = os.dup(0)
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, free + 1))
-        try:
-            files.open_to_read(path, files.Cache.SPARE)
-        except OSError as error:
-            print(error.strerror)
-        print(len(files.open_to_read(path).read_bytes(0, 9)))
-    """
-    (tmp_path / "file").write_bytes(b"x" * 9)
-    command = [sys.executable, "-c", program, str(tmp_path / "file")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.stdout.splitlines() == [os.strerror(errno.EMFILE), "9"], result.stderr
+def test_a_file_that_cannot_be_opened_for_o_direct_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 9)
+    real = os.open
+
+    def without_direct(name: object, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(name, flags, *more, **named)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "open", without_direct)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="Too many open files"):
+        files.open_to_read(path, files.Cache.SPARE)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with files.open_to_read(path) as file:
+        assert file.read_bytes(0, 9) == b"x" * 9
 
 
 def test_an_open_file_is_not_inherited(tmp_path: Path) -> None:

@@ -130,13 +130,13 @@ def _reports(folder: Place, names: Iterable[str]) -> Iterator[Report]:
 
 def find(repository: Repository, report_id: str) -> Report:
     """The report with this id. Raises NotFoundError, or DamagedError where it is unreadable."""
-    folder = repository.root / "quarantine" / report_id
-    with translated(StoreError, f"{repository.name}: looking for {folder}"):
-        is_there = is_id(report_id) and folder.exists()
+    reports = repository.root / "quarantine"
+    with translated(StoreError, f"{repository.name}: looking for report {report_id!r}"):
+        is_there = is_id(report_id) and (reports / report_id).exists()
     if not is_there:
-        there = f"backy reports --job {repository.name} lists them."
-        raise NotFoundError(f"{repository.name}: there is no report {report_id!r}", there)
-    return _read(folder)
+        hint = f"backy reports {repository.name} lists them."
+        raise NotFoundError(f"{repository.name}: there is no report {report_id!r}", hint)
+    return _read(reports / report_id)
 
 
 def files(repository: Repository, report: Report) -> list[Path]:

@@ -42,7 +42,7 @@ def make_folder(path: AnyPath) -> None:
         with _named(each) as (folder, name), suppress(FileExistsError):
             os.mkdir(name, 0o700 if each == path else 0o755, dir_fd=folder)
     if not (path.is_folder() if isinstance(path, Place) else path.is_dir()):
-        raise NotADirectoryError(errno.ENOTDIR, "there is something else")
+        raise FileExistsError(errno.EEXIST, "it is no folder")
 
 
 def give(path: Path, owner: int) -> None:
