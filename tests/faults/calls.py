@@ -1,7 +1,7 @@
 """The calls that the disk door makes to the system, of which one fails.
 
-Of `os`, `fcntl`, the C library and `shutil` as `disk` sees them, and the methods of Path that any
-module of backy calls itself.
+Of `os`, `fcntl` and the C library as the doors see them, and the methods of Path that any module of
+backy calls itself.
 """
 
 # ruff: noqa: ANN401 - it passes on whatever the system's calls take and give
@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,12 +20,13 @@ from typing import Any
 from unittest.mock import patch
 
 from backy.errors import CancelledError
-from backy.system import files, folders
+from backy.system import files, folders, place
 
 Fault = Callable[..., Any]
 OS = {
     "open", "close", "fstat", "pread", "preadv", "pwrite", "write", "fsync", "ftruncate",
-    "copy_file_range", "lseek", "listdir", "posix_fadvise", "fchmod",
+    "copy_file_range", "lseek", "listdir", "scandir", "posix_fadvise", "fchmod", "stat", "mkdir",
+    "rename", "unlink", "rmdir",
 }  # fmt: skip
 CONTROL = {"flock", "ioctl"}
 LIBRARY = {"fallocate", "syncfs", "syscall"}
@@ -65,10 +65,9 @@ class Calls:
                 ("os", os, OS),
                 ("fcntl", fcntl, CONTROL),
                 ("_libc", files._libc, LIBRARY),
-                ("shutil", shutil, {"rmtree"}),
             ):
                 counted = Counted(real, known, self)
-                for door in (files, folders):
+                for door in (files, folders, place):
                     if hasattr(door, name):
                         stack.enter_context(patch.object(door, name, counted))
             for name in PATH:
@@ -101,7 +100,7 @@ class Counted:
 
 
 def failing(number: int) -> Fault:
-    """Fails with an errno; a file that should be closed is closed, a tree is half removed."""
+    """Fails with an errno; a file that should be closed is closed."""
 
     def fault(name: str, real: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
         _do_part(name, real, *arguments)
@@ -123,8 +122,6 @@ def _do_part(name: str, real: Callable[..., Any], *arguments: Any) -> None:
     """What has happened although the call failed."""
     if name == "close":
         real(*arguments)
-    elif name == "rmtree":
-        next(path for path in sorted(arguments[0].rglob("*"))[::-1] if path.is_file()).unlink()
 
 
 def short(name: str, real: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

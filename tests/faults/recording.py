@@ -15,7 +15,8 @@ from typing import ClassVar
 from unittest.mock import patch
 
 from backy.system import files, folders
-from backy.system.files import Cache
+from backy.system.files import AnyPath, Cache
+from backy.system.place import Place
 from tests.faults.journal import Effect, Journal
 
 
@@ -25,9 +26,11 @@ class RecordingFile(files.File):
     __slots__ = ("_node",)
     journal: ClassVar[Journal]
 
-    def __init__(self, path: Path, flags: int, cache: Cache = Cache.USE, mode: int = 0o600) -> None:
-        super().__init__(path, flags, cache, mode)
-        journal = self.journal
+    def __init__(
+        self, place: AnyPath, flags: int, cache: Cache = Cache.USE, mode: int = 0o600
+    ) -> None:
+        super().__init__(place, flags, cache, mode)
+        path, journal = _by_name(place), self.journal
         self._node = None if flags & os.O_TMPFILE == os.O_TMPFILE else journal.find(path)
         folder = journal.find(path.parent)
         if self._node is None and flags & os.O_CREAT and folder is not None:
@@ -81,31 +84,34 @@ def recording(root: Path) -> Iterator[Journal]:
     real_remove_file, real_remove_tree = folders.remove_file, folders.remove_tree
     real_remove_empty_folder = folders.remove_empty_folder
 
-    def make_folder(path: Path) -> None:
+    def make_folder(place: AnyPath) -> None:
+        path = _by_name(place)
         missing = [each for each in (path, *path.parents) if not each.exists()]
-        real_make_folder(path)
+        real_make_folder(place)
         for each in reversed(missing):
             node = journal.new_node(is_folder=True)
             journal.record(Effect(links=((_there(journal, each.parent), each.name, node),)))
 
-    def rename(old: Path, new: Path) -> None:
-        real_rename(old, new)
+    def rename(old_place: AnyPath, new_place: AnyPath) -> None:
+        real_rename(old_place, new_place)
+        old, new = _by_name(old_place), _by_name(new_place)
         node = _there(journal, old)
         gone = (_there(journal, old.parent), old.name, None)
         journal.record(Effect(links=(gone, (_there(journal, new.parent), new.name, node))))
 
-    def remove_file(path: Path) -> int:
-        size = real_remove_file(path)
-        _forget(journal, path)
+    def remove_file(place: AnyPath) -> int:
+        size = real_remove_file(place)
+        _forget(journal, _by_name(place))
         return size
 
-    def remove_empty_folder(path: Path) -> None:
-        real_remove_empty_folder(path)
-        _forget(journal, path)
+    def remove_empty_folder(place: AnyPath) -> None:
+        real_remove_empty_folder(place)
+        _forget(journal, _by_name(place))
 
-    def remove_tree(path: Path) -> None:
+    def remove_tree(place: AnyPath) -> None:
+        path = _by_name(place)
         inside = sorted(path.rglob("*"), reverse=True)
-        real_remove_tree(path)
+        real_remove_tree(place)
         for each in (*inside, path):
             _forget(journal, each)
 
@@ -115,6 +121,10 @@ def recording(root: Path) -> Iterator[Journal]:
             stack.enter_context(patch.object(folders, door.__name__, door))
         yield journal
     assert journal.missed() == []
+
+
+def _by_name(path: AnyPath) -> Path:
+    return path.path if isinstance(path, Place) else path
 
 
 def _there(journal: Journal, path: Path) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import pytest
 
@@ -359,10 +358,12 @@ def test_a_file_that_cannot_be_opened_for_o_direct_leaves_no_descriptor(
     path.write_bytes(b"x" * 9)
     real = os.open
 
-    def without_direct(name: object, flags: int, *more: Any, **named: Any) -> int:
+    def without_direct(
+        name: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None
+    ) -> int:
         if flags & os.O_DIRECT:
             raise OSError(errno.EMFILE, "Too many open files")
-        return real(name, flags, *more, **named)  # type: ignore[call-overload, no-any-return]
+        return real(name, flags, mode, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", without_direct)
     before = len(list(Path("/proc/self/fd").iterdir()))

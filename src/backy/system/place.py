@@ -44,13 +44,15 @@ class Root:
         return self._descriptor
 
     def close(self) -> None:
-        """Give the descriptor back; it is opened again where it is needed again."""
+        """Close the descriptor; it is opened again where it is needed again."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
     def __del__(self) -> None:
-        self.close()
+        # Nothing can be lost with such a descriptor, and here nobody could hear of an error.
+        if self._descriptor >= 0:
+            _libc.close(self._descriptor)
 
 
 class Place:
