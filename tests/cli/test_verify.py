@@ -89,7 +89,7 @@ def test_a_damage_in_one_revision_leaves_the_others_trusted(aged: Backy) -> None
     old, middle, new = aged.revisions("vm1")
     aged.chunk("vm1", middle, 0).unlink()  # the source has something else there by now
     said = aged.refuses(6, "verify", "vm1")
-    assert said.message == "vm1: 1 damaged ranges in 3 revisions"
+    assert said.message == "vm1: 1 damaged range in 3 revisions"
     trust = [aged.said_of("vm1", each)["trust"] for each in (old, middle, new)]
     assert trust == ["verified", "distrusted", "verified"]
 

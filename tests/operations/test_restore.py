@@ -95,7 +95,7 @@ class Listener:
 def test_a_folder_gets_every_disk_and_what_was_saved_beside_them(
     site: Site, made: Made, revision: Revision, folder: Path
 ) -> None:
-    (made.repository.folder_of(revision) / "vm.xml").write_bytes(b"<domain/>")
+    (made.repository.folder_of(revision).path / "vm.xml").write_bytes(b"<domain/>")
     heard = Listener()
     result = restore_job(site, "vm1", str(folder), watcher=heard, on_disk=heard.disks.append)
     assert names(folder) == ["vda.img", "vdb.img", "vm.xml"]

@@ -156,7 +156,7 @@ def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> st
     try:
         return disk_of(revision, disk)
     except NotFoundError as error:
-        if disk not in {path.stem for path in repository.folder_of(revision).glob("*.blocks")}:
+        if f"{disk}.blocks" not in folders.list_folder(repository.folder_of(revision)):
             raise
         message = f"{repository.name}: {error.message}, but the index of one"
         raise DamagedError(message, "restore.sh and docs/restore-by-hand.md may help.") from error
