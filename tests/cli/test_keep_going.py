@@ -292,3 +292,18 @@ def test_a_damaged_disk_comes_back_from_a_read_only_file_system_with_images(
         pytest.skip(reason)
     with reflink_file_system("xfs") as mounted:
         check_read_only(Backy(mounted / "backups", "images"), mounted, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command", [["restore", "vm1", "new.img"], ["verify", "vm1"], ["scrub", "vm1"]], ids=str
+)
+def test_the_source_that_could_not_be_asked_is_named_with_the_reason(
+    orphan: Backy, first_orphans: dict[str, Backy], tmp_path: Path, command: list[str]
+) -> None:
+    source = first_orphans["chunks"].base.parent / "vm1.img"
+    damage(orphan, 1, 3)
+    why = f"The source could not be asked: opening the source {source}: No such file or directory"
+    arguments = [str(tmp_path / each) if each == "new.img" else each for each in command]
+    said = orphan.refuses(6, *arguments)
+    assert said.hint.startswith(f"{why}. ")
+    assert said.before.count(f"vm1: warning: {why}\n") == 1
