@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from backy.image.image import Image
-from backy.operations.heal import Stored, healing
+from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
 from backy.sources import Request
 from backy.sources.file import FileSource
@@ -119,7 +119,7 @@ class TestHealing(ImageSuite):
             made.repository.store.open(revision, "vda") as image,
             healing(made.repository, "restore", [Copy({"vda": content})]) as healer,
         ):
-            yield HealingImage(Stored(revision, "vda", image), healer, keep_going=False)
+            yield HealingImage(StoredDisk(revision, "vda", image), healer, keep_going=False)
 
 
 def from_source(path: Path) -> Iterator[Image]:

@@ -236,7 +236,7 @@ def test_zeroes_need_no_source(made: Made) -> None:
         made.chunk(revision, 2).unlink()
     else:
         damage(made, revision, 2)
-    assert {each.healed for each in run(made)} == {"its name, which is that of zeroes"}
+    assert {each.healed for each in run(made)} == {"its hash, which is that of zeroes"}
     assert made.intact()
 
 
@@ -476,8 +476,8 @@ class TestRestore:
             made.repository.store.open(revision, "vda") as image,
             heal.healing(made.repository, "restore", live(made)) as healer,
         ):
-            stored = heal.Stored(revision, "vda", image)
-            block, [found] = healer.rescue(heal.Bad(stored, 1, "bad"))
+            stored = heal.StoredDisk(revision, "vda", image)
+            block, [found] = healer.recover(heal.BadBlock(stored, 1, "bad"))
         assert block == DISK[BLOCK : 2 * BLOCK]
         assert found.healed is None
 

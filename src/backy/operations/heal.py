@@ -1,4 +1,4 @@
-"""Heal: bring a bad block back from wherever its content still is, or distrust who names it.
+"""Heal: repair a damaged block from wherever its content still is, or distrust its revisions.
 
 Content is good if it has the hash that the index says, wherever it comes from: another revision
 (store images), the live source, or a copy.
@@ -26,15 +26,15 @@ from backy.stores.blocks import StoredImage
 from backy.system import process
 from backy.system.files import Cache
 
-_MOST_TRIED = 100  # places that should have a block's content, in looking for one that has
-_MOST_RANGES = 1000  # of a revision; beyond that a whole disk counts as damaged
+_MOST_TRIED = 100  # places where a block's content should be, before it is given up
+_MOST_RANGES = 1000  # of a revision; with more than that, a whole disk counts as damaged
 
 
 @dataclass(frozen=True, slots=True)
 class Damage(Occurrence):
-    """A range of a disk of a revision that was not what it was; in bytes, whole blocks.
+    """A range of a disk of a revision whose stored bytes were wrong or missing; whole blocks.
 
-    `healed` names where good bytes came from; None means that the range cannot be given back.
+    `healed` says where good bytes came from; None means that the range is lost.
     """
 
     reason: str
@@ -42,7 +42,7 @@ class Damage(Occurrence):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredDisk:
     """A disk of a published revision, open for reading."""
 
     revision: Revision
@@ -50,9 +50,9 @@ class Stored:
     image: StoredImage
 
     def damage(self, offset: int, buffer: memoryview) -> StoreError | None:
-        """Fill `buffer`, unless some of what is stored there is not what its name says.
+        """Fill `buffer`. If stored bytes are damaged, give the error that says so instead.
 
-        Raises StoreError where reading failed for a reason that says nothing of what is stored.
+        Raises StoreError if reading failed for another reason, such as missing rights.
         """
         try:
             self.image.readinto(offset, buffer)
@@ -63,17 +63,17 @@ class Stored:
         return None
 
     def block(self, number: int) -> bytes | None:
-        """A block, if what is stored is what its name says. Raises as `damage` does."""
+        """A block, or None if it is damaged. Raises as `damage` does."""
         room = memoryview(bytearray(self.image.index.length_of(number)))
         is_bad = self.damage(number * self.image.block_size, room)
         return None if is_bad else bytes(room)
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
-    """A stored block that was read and is not what its name says."""
+class BadBlock:
+    """A stored block that was read and does not have its hash."""
 
-    stored: Stored
+    stored: StoredDisk
     number: int
     reason: str
 
@@ -97,11 +97,11 @@ def healing(
 
 @dataclass(eq=False)
 class Healer:
-    """Deals with the bad blocks that one command finds, whichever thread finds them.
+    """Repairs the bad blocks that one command finds. Any thread may call it.
 
-    `stack` gets what it keeps open once it had something to do. `is_unrecorded` says that some
-    damage may not be noted in a revision that has it: nothing may be called whole, or read, on
-    the word of this command.
+    `stack` closes what it opens when it has something to repair. `is_unrecorded` means that damage
+    may be missing from the record of a revision that has it. Then this command must not call any
+    revision verified, nor any slice read.
     """
 
     repository: Repository
@@ -111,27 +111,30 @@ class Healer:
     stack: ExitStack
     is_unrecorded: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _known: set[object] = field(default_factory=set)
+    _handled: set[object] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
-    _opened: list[Stored] = field(default_factory=list)
+    _opened: list[StoredDisk] = field(default_factory=list)
     _opened_ids: list[str] = field(default_factory=list)
 
-    def treat(self, found: Sequence[Bad]) -> list[Damage]:
-        """Heal blocks wherever they are stored, or distrust the revisions that name them.
+    def heal(self, found: Sequence[BadBlock]) -> list[Damage]:
+        """Repair blocks wherever they are stored, or distrust the revisions that have them.
 
-        Gives every range of every revision that had the bad bytes, but for bytes that this
-        command dealt with before. Ranges that touch are joined; the reason is the first one's.
+        Gives each range of each revision that had the bad bytes, but not those of bytes that this
+        command handled before. Ranges that touch are joined and have the reason of the first.
         """
         with self._lock:
-            return _joined(each for bad in found for each in self._treat(bad)[1])
+            return _joined(each for bad in found for each in self._heal(bad)[1])
 
-    def rescue(self, bad: Bad) -> tuple[bytes | None, list[Damage]]:
-        """As `treat`, and the content, if any origin has it, even where it cannot be kept."""
+    def recover(self, bad: BadBlock) -> tuple[bytes | None, list[Damage]]:
+        """Do the same for one block, and give its content if it was found anywhere.
+
+        The content is good even if the store could not be repaired with it.
+        """
         with self._lock:
-            return self._treat(bad)
+            return self._heal(bad)
 
     def distrust(self, found: Iterable[Occurrence]) -> None:
-        """Record in each revision what it cannot give back."""
+        """Record the lost ranges in each revision that has them."""
         ranges: dict[str, list[Occurrence]] = {}
         for each in found:
             ranges.setdefault(each.revision, []).append(each)
@@ -144,26 +147,26 @@ class Healer:
                 self.is_unrecorded = True
                 self.watcher.warn(f"not marked as distrusted: {error.message}")
 
-    def _treat(self, bad: Bad) -> tuple[bytes | None, list[Damage]]:
+    def _heal(self, bad: BadBlock) -> tuple[bytes | None, list[Damage]]:
         whole = bad.stored.block(bad.number)
         if whole is not None:
-            self.watcher.warn(f"whole now, but not when it was first read: {bad.reason}")
+            self.watcher.warn(f"damaged when it was first read, but not now: {bad.reason}")
             return whole, []
         self._open_all()
         places = self._same_place(bad)
-        good, origin = next(self._good(bad), (None, ""))
+        good, origin = next(self._good_copies(bad), (None, ""))
         place = places[0].revision.id, places[0].disk, bad.number
         key = bad.digest if self.repository.store.shares_blocks else place
-        if good is None and key in self._known:
+        if good is None and key in self._handled:
             return None, []
-        self._known.add(key)
+        self._handled.add(key)
         found = list(self._occurrences(bad, places))
         evidence = {"stored": bad.stored.image.read_stored(bad.number)}
         if good is None:
-            evidence["source"] = self._elsewhere(bad)
+            evidence["source"] = self._at_an_origin(bad)
             self._warn_of_failures()
         report = self._report(bad, found, evidence)
-        healed = origin if good and self._mend(bad, places, memoryview(good)) else None
+        healed = origin if good and self._repair(bad, places, memoryview(good)) else None
         if not healed:
             self.distrust(found)
         elif report:
@@ -174,9 +177,9 @@ class Healer:
         return good, [Damage(**asdict(each), reason=bad.reason, healed=healed) for each in found]
 
     def _open_all(self) -> None:
-        """Open every disk of the history whose index is whole.
+        """Open every disk of the history that has a good index.
 
-        They stay open until the history is another one: opening an index means to hash it.
+        They stay open until the history changes, because opening an index means to hash it.
         """
         history = self.repository.history()
         self.is_unrecorded |= bool(history.unreadable)
@@ -186,7 +189,7 @@ class Healer:
             self._opened = list(self._open(history.revisions))
             self._opened_ids = ids
 
-    def _open(self, history: Sequence[Revision]) -> Iterator[Stored]:
+    def _open(self, history: Sequence[Revision]) -> Iterator[StoredDisk]:
         process.allow_open_files(4 * sum(len(each.disks) for each in history) + 1000)
         for revision in history:
             for disk in revision.disks:
@@ -200,27 +203,27 @@ class Healer:
                     given_up = (0, revision.disks[disk].size) in revision.damaged.get(disk, ())
                     self.is_unrecorded |= not given_up
                 else:
-                    yield Stored(revision, disk, image)
+                    yield StoredDisk(revision, disk, image)
 
-    def _alike(self, bad: Bad) -> Iterator[Stored]:
-        """Where the same content should be in the same place, in bytes of their own or shared."""
+    def _alike(self, bad: BadBlock) -> Iterator[StoredDisk]:
+        """The disks that should have the same content in the same place, shared or not."""
         for each in self._opened:
             index = each.image.index
             is_there = each.disk == bad.stored.disk and bad.number < index.blocks
             if is_there and index.digest(bad.number) == bad.digest:
                 yield each
 
-    def _same_place(self, bad: Bad) -> list[Stored]:
-        """Images that have the bad bytes, each in its own file. A chunk is one place for all."""
+    def _same_place(self, bad: BadBlock) -> list[StoredDisk]:
+        """The disks whose own file has the bad bytes. A chunk is one place for all disks."""
         if self.repository.store.shares_blocks:
             return [bad.stored]
         return [each for each in self._alike(bad) if each.block(bad.number) is None] or [bad.stored]
 
-    def _occurrences(self, bad: Bad, places: Sequence[Stored]) -> Iterator[Occurrence]:
-        """Every range of every revision that has the bad bytes."""
+    def _occurrences(self, bad: BadBlock, places: Sequence[StoredDisk]) -> Iterator[Occurrence]:
+        """Each range of each revision that has the bad bytes."""
         if self.repository.store.shares_blocks:
             for each in self._opened:
-                # Where a record lies about the size, the last block is bad in that revision only.
+                # If a record is wrong about the size, the last block is bad in that revision only.
                 index, length = each.image.index, bad.stored.image.index.length_of(bad.number)
                 found = (number for number, _ in index.find([bad.digest]))
                 yield from _ranges(each, (n for n in found if index.length_of(n) == length))
@@ -228,13 +231,13 @@ class Healer:
             for each in places:
                 yield from _ranges(each, [bad.number])
 
-    def _good(self, bad: Bad) -> Iterator[tuple[bytes, str]]:
-        """The block's content, and where it is from, as often as there is a whole one."""
+    def _good_copies(self, bad: BadBlock) -> Iterator[tuple[bytes, str]]:
+        """Good content for the block, and where it is from; as often as there is one."""
         length = bad.stored.image.index.length_of(bad.number)
         if bad.digest == self.repository.codec.zero_digest(length):
-            yield bytes(length), "its name, which is that of zeroes"
+            yield bytes(length), "its hash, which is that of zeroes"
         tried = set()
-        for each, number in islice(self._namesakes(bad), _MOST_TRIED):
+        for each, number in islice(self._places_of(bad), _MOST_TRIED):
             if not self.repository.store.shares_blocks:
                 block = each.block(number)
                 if block is not None:
@@ -246,15 +249,15 @@ class Healer:
                     if block is not None and self.repository.codec.digest(block) == bad.digest:
                         yield block, origin.name
 
-    def _namesakes(self, bad: Bad) -> Iterator[tuple[Stored, int]]:
-        """Where blocks of that name should be: in the same place first, then anywhere."""
+    def _places_of(self, bad: BadBlock) -> Iterator[tuple[StoredDisk, int]]:
+        """Where blocks with this hash should be: in the same place first, then anywhere."""
         yield bad.stored, bad.number
         yield from ((each, bad.number) for each in self._alike(bad))
         for each in reversed(self._opened):
             yield from ((each, number) for number, _ in each.image.index.find([bad.digest]))
 
-    def _elsewhere(self, bad: Bad) -> bytes:
-        """The other side of the mismatch: what the first origin that can be read has there."""
+    def _at_an_origin(self, bad: BadBlock) -> bytes:
+        """What the first origin that can be read has in the block's place, for the report."""
         place = bad.stored.revision, bad.stored.disk, bad.number, bad.digest
         return next(filter(None, (origin.read(*place) for origin in self.origins)), b"")
 
@@ -266,9 +269,9 @@ class Healer:
                 self.watcher.warn(*failures([origin]))
 
     def _report(
-        self, bad: Bad, found: Sequence[Occurrence], evidence: Mapping[str, bytes]
+        self, bad: BadBlock, found: Sequence[Occurrence], evidence: Mapping[str, bytes]
     ) -> Report | None:
-        """Keep what was found; a store that is full or read-only must not stop the healing."""
+        """Keep the evidence. A store that is full or read-only must not stop the repair."""
         report = Report(
             id="",
             time=datetime.now(UTC).replace(microsecond=0),
@@ -284,8 +287,8 @@ class Healer:
             self.watcher.warn(f"no report was kept: {error.message}")
             return None
 
-    def _mend(self, bad: Bad, places: Sequence[Stored], block: memoryview) -> bool:
-        """Put good bytes where bad ones are, and look again; whether all are good now."""
+    def _repair(self, bad: BadBlock, places: Sequence[StoredDisk], block: memoryview) -> bool:
+        """Replace the bad bytes, and read them again. False if they are not all good now."""
         try:
             for each in places:
                 each.image.repair(bad.number, block)
@@ -307,8 +310,8 @@ def distrusted(revision: Revision, found: Iterable[Occurrence]) -> Revision:
     return replace(revision, trust=Trust.DISTRUSTED, damaged=damaged)
 
 
-def _ranges(stored: Stored, numbers: Iterable[int]) -> list[Occurrence]:
-    """Ascending block numbers of a disk as ranges; the whole disk where they are too many."""
+def _ranges(stored: StoredDisk, numbers: Iterable[int]) -> list[Occurrence]:
+    """Ranges for ascending block numbers of a disk; the whole disk if there are too many."""
     index = stored.image.index
     blocks = (Extent(n * index.block_size, index.length_of(n), Kind.DATA) for n in numbers)
     found = list(islice(merge(blocks), _MOST_RANGES + 1))

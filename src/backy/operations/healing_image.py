@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backy.errors import DamagedError, StoreError
-from backy.operations.heal import Bad, Healer, Stored
+from backy.operations.heal import BadBlock, Healer, StoredDisk
 
 
 class HealingImage:
@@ -14,7 +14,7 @@ class HealingImage:
     (start, length) in bytes.
     """
 
-    def __init__(self, stored: Stored, healer: Healer, *, keep_going: bool) -> None:
+    def __init__(self, stored: StoredDisk, healer: Healer, *, keep_going: bool) -> None:
         self.size = stored.image.size
         self.extents = stored.image.extents
         self.lost: set[tuple[int, int]] = set()
@@ -39,7 +39,7 @@ class HealingImage:
         block = self._stored.block(number)
         if block is not None:
             return block
-        block, _ = self._healer.rescue(Bad(self._stored, number, error.message))
+        block, _ = self._healer.recover(BadBlock(self._stored, number, error.message))
         if block is None and not self._keep_going:
             raise DamagedError(error.message, error.hint) from error
         index = self._stored.image.index

@@ -21,7 +21,7 @@ from backy.image.copy import copy
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import merge_ranges
 from backy.model.revision import Revision, disk_of
-from backy.operations.heal import Stored, healing
+from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
 from backy.operations.hooks import Runner
 from backy.operations.origin import Origin, failures
@@ -208,7 +208,7 @@ def restore(
         healer = stack.enter_context(healing(repository, "restore", origins, watcher))
         try:
             stack.enter_context(repository.reading(revision))
-            stored = Stored(
+            stored = StoredDisk(
                 revision,
                 disk,
                 stack.enter_context(repository.store.open(revision, disk, may_be_cut=keep_going)),

@@ -227,7 +227,7 @@ class Scrub:
                 # What cannot be opened may claim any size.
                 for where in self._range_of(task, largest(holders)).cut():
                     survey = Survey(where, wanted, self._seen, known)
-                    yield from healer.treat(survey.read(healer.watcher, limits.spend))
+                    yield from healer.heal(survey.read(healer.watcher, limits.spend))
                     self.bytes += survey.bytes
                 if not healer.is_unrecorded:
                     self._remember(task, began, self.bytes - before)

@@ -15,7 +15,7 @@ from backy.errors import DamagedError, NotFoundError
 from backy.image.progress import SILENCE, Watcher
 from backy.image.workers import in_parallel
 from backy.model.revision import Revision
-from backy.operations.heal import Bad, Damage, Stored
+from backy.operations.heal import BadBlock, Damage, StoredDisk
 from backy.repository.repository import Repository
 from backy.stores.blocks import BY_DIGEST
 from backy.stores.index import LINE, block_count
@@ -29,7 +29,7 @@ _REMEMBERED = 1 << 18  # blocks known to have been read: 30 MiB; forgetting mean
 @contextmanager
 def opened(
     repository: Repository, revisions: Sequence[Revision], name: str
-) -> Iterator[tuple[list[Stored], list[Damage]]]:
+) -> Iterator[tuple[list[StoredDisk], list[Damage]]]:
     """Those of `revisions` that have a disk, with it open, kept from purge; and those unusable.
 
     One that was removed meanwhile is neither.
@@ -49,7 +49,7 @@ def opened(
                     size = revision.disks[name].size
                     damages.append(Damage(revision.id, name, 0, size, error.message))
             else:
-                holders.append(Stored(revision, name, image))
+                holders.append(StoredDisk(revision, name, image))
         yield holders, damages
 
 
@@ -67,7 +67,7 @@ class Range:
             yield Range(self.disk, start, min(start + length, self.end))
 
 
-def largest(holders: Sequence[Stored]) -> int:
+def largest(holders: Sequence[StoredDisk]) -> int:
     """The bytes of the largest of their images; 0 where there are none."""
     return max((each.image.size for each in holders), default=0)
 
@@ -77,7 +77,7 @@ def largest(holders: Sequence[Stored]) -> int:
 _Content = tuple[int, bytes, Sequence[bytes | None], int]
 
 
-def _content(holder: Stored, where: Range) -> _Content:
+def _content(holder: StoredDisk, where: Range) -> _Content:
     image = holder.image
     end = min(where.end, image.size)
     first = where.start // image.block_size
@@ -85,7 +85,7 @@ def _content(holder: Stored, where: Range) -> _Content:
     return first, image.index.lines(first, count), image.locations(first, count), end
 
 
-def _blocks(holder: Stored, content: _Content) -> Iterator[tuple[int, bytes | None]]:
+def _blocks(holder: StoredDisk, content: _Content) -> Iterator[tuple[int, bytes | None]]:
     """Each block that must be read, with a key that is equal for equal stored bytes.
 
     The key is 128 bits of a hash; None where nothing can be said. A hole need not be read
@@ -113,11 +113,15 @@ class Survey:
     """
 
     def __init__(
-        self, where: Range, holders: Sequence[Stored], seen: set[bytes], known: Sequence[Stored]
+        self,
+        where: Range,
+        holders: Sequence[StoredDisk],
+        seen: set[bytes],
+        known: Sequence[StoredDisk],
     ) -> None:
         self.bytes = 0
         self._size = 0
-        self._steps: list[tuple[Stored, int]] = []
+        self._steps: list[tuple[StoredDisk, int]] = []
         if len(seen) > _REMEMBERED:
             seen.clear()
         skipped = {key for each in known for _, key in _blocks(each, _content(each, where)) if key}
@@ -136,20 +140,20 @@ class Survey:
 
     def read(
         self, watcher: Watcher = SILENCE, spend: Callable[[int], None] | None = None
-    ) -> list[Bad]:
+    ) -> list[BadBlock]:
         """Read it all, and give what is not what it was; `spend` is told before each read.
 
         Raises StoreError where reading failed for a reason that says nothing of what is stored.
         """
-        bad: list[Bad] = []
+        bad: list[BadBlock] = []
 
-        def take(step: tuple[Stored, int], buffer: memoryview) -> None:
+        def take(step: tuple[StoredDisk, int], buffer: memoryview) -> None:
             holder, number = step
             block = buffer[: holder.image.index.length_of(number)]
             if spend:
                 spend(len(block))
             if error := holder.damage(number * holder.image.block_size, block):
-                bad.append(Bad(holder, number, error.message))
+                bad.append(BadBlock(holder, number, error.message))
             watcher.advance(len(block))
 
         if self._steps:

@@ -149,4 +149,4 @@ def _verify_disk(
             healer.watcher.advance(damage.length)
             yield damage
         for where in Range(name, 0, largest(holders)).cut():
-            yield from healer.treat(Survey(where, holders, seen, ()).read(healer.watcher))
+            yield from healer.heal(Survey(where, holders, seen, ()).read(healer.watcher))
