@@ -266,7 +266,7 @@ def test_reports_tell_what_was_damaged_and_where_it_is_kept(aged: Backy) -> None
     for revision in (middle, new):
         overwrite(aged.chunk("vm1", revision, 1), 100, b"rot")
     aged.refuses(6, "verify", "vm1")
-    (listed,) = valid("reports", aged.quiet("reports", "--job", "vm1", "--json"))
+    (listed,) = valid("reports", aged.quiet("reports", "vm1", "--json"))
     reports = {report["revisions"][0]: report for report in listed["reports"]}
     assert reports.keys() == {middle, new}
     assert (reports[middle]["healed"], reports[new]["healed"]) == (None, "the source")
@@ -449,7 +449,7 @@ FAILING = {
     "restore": ["vm2", "x.img"],
     "verify": ["vm2"],
     "scrub": ["vm2"],
-    "reports": ["--job", "vm2"],
+    "reports": ["vm2"],
     "reports show": ["vm1", "20261123T004938Z-3fa1"],
     "reports delete": ["vm1", "20261123T004938Z-3fa1"],
     "list": ["vm2"],
@@ -496,7 +496,7 @@ def test_wrong_usage_of_every_command_is_told_in_the_same_way(backy: Backy, comm
 
 
 @pytest.mark.parametrize(
-    "words", ["--json", "lsit --json", "--nonsense list --json", "reports nonsense --json"]
+    "words", ["--json", "lsit --json", "--nonsense list --json", "config nonsense --json"]
 )
 def test_wrong_usage_outside_of_a_command_is_told_so_too(backy: Backy, words: str) -> None:
     result = backy.run(*words.split())

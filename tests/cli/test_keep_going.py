@@ -177,7 +177,7 @@ def test_what_was_lost_is_recorded_in_the_revision_and_in_a_report(
     [revision] = orphan.revisions("vm1")
     record = orphan.said_of("vm1", revision)
     assert (record["trust"], record["damaged"]) == ("distrusted", {"vda": ranges(1)})
-    [report] = orphan.ok("reports", "--job", "vm1", "--json").record()["reports"]
+    [report] = orphan.ok("reports", "vm1", "--json").record()["reports"]
     assert (report["verb"], report["healed"]) == ("restore", None)
     assert report["revisions"] == [revision]
     [kept] = report["files"]
@@ -195,7 +195,7 @@ def test_the_live_source_gives_back_what_is_damaged_and_heals_the_store(
         assert f"bytes {start} to {start + length} were damaged; they came from" in result.err
     assert either.content("vm1") == DISK
     assert either.said_of("vm1", revision)["trust"] == "trusted"
-    reports = either.ok("reports", "--job", "vm1", "--json").record()["reports"]
+    reports = either.ok("reports", "vm1", "--json").record()["reports"]
     assert [each["healed"] for each in reports] == ["the source"] * 2
     source.unlink()
     either.quiet("verify", "vm1")
@@ -226,7 +226,7 @@ def test_another_revision_gives_back_what_is_damaged_in_a_plain_image(
     plain.ok("restore", "vm1", tmp_path / "new.img")
     assert (tmp_path / "new.img").read_bytes() == content
     assert plain.content("vm1") == content
-    reports = plain.ok("reports", "--job", "vm1", "--json").record()["reports"]
+    reports = plain.ok("reports", "vm1", "--json").record()["reports"]
     assert [each["healed"] for each in reports] == [f"revision {older}"] * 2
     plain.quiet("verify", "vm1")
 

@@ -87,6 +87,26 @@ def test_wrong_limits_are_refused(backy: Backy) -> None:
 
 def test_reports_say_what_to_name(backy: Backy, tmp_path: Path) -> None:
     backy.backup("vm1", image(tmp_path / "vm1.img", data(1)))
-    assert "no report was named" in backy.refuses(3, "reports", "delete", "vm1").message
+    assert "no report was named" in backy.refuses(2, "reports", "delete", "vm1").message
     assert "no report '../x'" in backy.refuses(9, "reports", "show", "vm1", "../x").message
-    backy.refuses(9, "reports", "--job", "vm2")
+    backy.refuses(9, "reports", "vm2")
+
+
+def test_reports_are_listed_of_all_jobs_or_of_the_one_that_is_named(
+    backy: Backy, tmp_path: Path
+) -> None:
+    for job in ("vm1", "show"):
+        revision = backy.backup(job, image(tmp_path / f"{job}.img", data(1)))
+        backy.damage(job, revision, 0)
+        backy.run("verify", job)
+    both, one = (
+        [line.split() for line in backy.quiet("reports", *job).out.splitlines()]
+        for job in ([], ["vm1"])
+    )
+    assert {line[0] for line in both[1:]} == {"vm1", "show"}
+    assert one == [line for line in both if line[0] != "show"]
+    # A job that is called like a command can be listed, too.
+    assert backy.quiet("reports", "list", "show").out.count("\nshow ") == 1
+    for words in (["vm1", "--json"], ["--json", "vm1"], ["list", "vm1", "--json"]):
+        (report,) = backy.quiet("reports", *words).record()["reports"]
+        assert report["job"] == "vm1"

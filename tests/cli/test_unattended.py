@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,33 @@ def test_a_configuration_that_is_right_is_said_to_be_so(server: Server) -> None:
     assert shown["source"]["filename"] == str(server.folder / "vm1.img")
     assert server.quiet("config", "show").record()["jobs"].keys() == {"vm1"}
     assert "properties" in server.quiet("config", "schema").record()
+
+
+def test_the_jobs_are_shown_with_their_intervals_in_words(server: Server) -> None:
+    rules = {
+        "daily": {"interval": "1d", "keep": 9},
+        "weekly": {"interval": "7d", "keep": 5},
+        "often": {"interval": "5m", "keep": 12},
+        "nightly": {"interval": "24h", "keep": 1},
+        "odd": {"interval": "90s", "keep": 2},
+        "month": {"interval": "30d", "keep": 4},
+        "2h": {"interval": "2h", "keep": 3},
+    }
+    server.configure({"rules": rules})
+    server.job("vm1", schedule="rules")
+    heading, line = server.quiet("jobs").out.splitlines()
+    assert heading.split() == ["job", "schedule", "intervals", "source", "limits"]
+    name, schedule, intervals, *_ = re.split("  +", line)
+    assert (name, schedule) == ("vm1", "rules")
+    assert set(intervals.split("; ")) == {
+        "daily, 9 kept",
+        "weekly, 5 kept",
+        "often: every 5 min, 12 kept",
+        "nightly: daily, 1 kept",
+        "odd: every 90 s, 2 kept",
+        "month: every 30 d, 4 kept",
+        "2h: every 2 h, 3 kept",
+    }
 
 
 def test_all_that_is_wrong_is_named_with_its_line_and_costs_only_the_jobs_that_have_it(

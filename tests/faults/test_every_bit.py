@@ -158,7 +158,7 @@ class Case:
 
     def is_reported(self, lost: set[Place], healed: set[Place]) -> None:
         """There are reports for these places, and for no other revision."""
-        [said] = run(self.base, "reports", "--job", JOB).events
+        [said] = run(self.base, "reports", JOB).events
         new = [each for each in said["reports"] if each["digest"] != "ab" * 32]
         for places, reports in (
             (lost, [each for each in new if not each["healed"]]),

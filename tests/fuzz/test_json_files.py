@@ -149,11 +149,11 @@ def use_report(room: Room, content: bytes) -> None:
     """Raises DamagedError."""
     path = room.put(f"quarantine/{REPORT}/report.json", content)
     repository = room.made.repository
-    context: Any = SimpleNamespace(obj=Site(room.folder), invoked_subcommand=None)
+    context: Any = SimpleNamespace(obj=Site(room.folder))
     listed = quarantine.reports(repository)
     for as_json in (False, True):
         with printed(for_people=not as_json):
-            reports._list(context, "vm1", as_json=as_json)
+            reports.list_reports(context, "vm1", as_json=as_json)
     try:
         report = quarantine.find(repository, REPORT)
     except DamagedError:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backy.cli.app import AsJson, Context, app
-from backy.cli.output import print_json, print_lines, table, warn
+from backy.cli.output import answer, table, warn
+from backy.model.answers import JobsAnswer
 from backy.operations.site import Site
 from backy.repository.repository import jobs
-from backy.units import format_duration
 
 if TYPE_CHECKING:
     from backy.config.settings import Config
+
+_NAMED = {3600: "hourly", 86400: "daily", 604800: "weekly"}
+_UNITS = {86400: "d", 3600: "h", 60: "min", 1: "s"}
 
 
 @app.command("jobs", epilog="Example: backy jobs")
@@ -20,24 +23,29 @@ def list_jobs(context: Context, as_json: AsJson = False) -> None:
     site: Site = context.obj
     config = site.loaded.config
     left = sorted(set(jobs(site.base)) - config.jobs.keys()) if site.base.exists() else []
-    if as_json:
-        records = {name: each.model_dump(mode="json") for name, each in config.jobs.items()}
-        print_json({"jobs": records, "not_configured": left})
-    else:
-        rows = [_job_cells(config, name) for name in config.jobs]
-        rows += [[name, "-", "not configured", "-", "-"] for name in left]
-        print_lines(table(("job", "schedule", "intervals", "source", "limits"), rows))
+    records = {name: job.model_dump(mode="json") for name, job in config.jobs.items()}
+    rows = [_cells(config, name) for name in config.jobs]
+    rows += [[name, "-", "not configured", "-", "-"] for name in left]
+    lines = table(("job", "schedule", "intervals", "source", "limits"), rows)
+    answer(as_json, JobsAnswer(jobs=records, not_configured=left), lines)
     for problem in site.loaded.problems:
         warn(f"backy: warning: {problem}")
 
 
-def _job_cells(config: Config, name: str) -> list[str]:
+def _cells(config: Config, name: str) -> list[str]:
     job = config.jobs[name]
-    intervals = (
-        f"{tag} {format_duration(each.interval)} x{each.keep}"
-        for tag, each in config.intervals(name).items()
-    )
+    intervals = [
+        f"{_interval(tag, rule.interval)}, {rule.keep} kept"
+        for tag, rule in config.intervals(name).items()
+    ]
     return [
-        name, job.schedule, ", ".join(intervals), str(job.source.get("type")),
+        name, job.schedule, "; ".join(intervals), str(job.source.get("type")),
         ", ".join(job.limits) or "-",
     ]  # fmt: skip
+
+
+def _interval(tag: str, seconds: int) -> str:
+    """How often a tag is given: "daily", "often: every 5 min"."""
+    unit = next(unit for unit in _UNITS if seconds % unit == 0)
+    words = _NAMED.get(seconds) or f"every {seconds // unit} {_UNITS[unit]}"
+    return words if words == tag else f"{tag}: {words}"

@@ -1,48 +1,70 @@
-"""reports: what was found damaged, and is kept in quarantine."""
+"""backy reports: the damage that was found, and is kept in quarantine."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from backy.cli.app import AsJson, Context, Job, app, each_job
 from backy.cli.output import answer, table
-from backy.errors import ConfigError
+from backy.cli.program import CommandGroup
+from backy.errors import UsageError
+from backy.model.answers import ReportsAnswer, ReportsDeleteAnswer
+from backy.model.messages import OccurrenceRecord, ReportRecord, time_text
 from backy.repository import quarantine
-from backy.repository.quarantine import Report
 from backy.repository.repository import Repository, jobs
 
+if TYPE_CHECKING:
+    from backy.repository.quarantine import Report
+
+
+class _Reports(CommandGroup):
+    """Takes a name that is none of its commands for the job whose reports are listed."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - typer's
+        """The command that `args` begin with."""
+        if args[0] not in self.commands:
+            args = ["list", *(["--json"] if ctx.params["as_json"] else []), *args]
+        return super().resolve_command(ctx, args)
+
+
 reports = typer.Typer(
-    help="Show what was found damaged. Alone, it lists the reports of all jobs.",
-    epilog="Example: backy reports --job vm1",
+    cls=_Reports,
+    help="Show what was found damaged. It lists the reports of all jobs, or of one.",
+    epilog="Example: backy reports vm1",
+    subcommand_metavar="[JOB] | COMMAND [ARGS]...",
     invoke_without_command=True,
     rich_markup_mode=None,
 )
 app.add_typer(reports, name="reports")
-OneJob = Annotated[str | None, Option(metavar="JOB", help="Only the reports of this job.")]
+OneJob = Annotated[str | None, Argument(metavar="[JOB]", help="Only the reports of this job.")]
 ReportId = Annotated[str, Argument(metavar="REPORT", help="The id that backy reports lists.")]
 Ids = Annotated[list[str] | None, Argument(metavar="REPORT", help="These reports.")]
-Healed = Annotated[bool, Option("--healed", help="All reports of what was healed.")]
+Healed = Annotated[bool, Option("--healed", help="All reports of damage that was healed.")]
 HEADINGS = ("job", "report", "found by", "healed from", "revisions", "what")
 
 
 @reports.callback()
-def _list(context: Context, job: OneJob = None, as_json: AsJson = False) -> None:
-    if context.invoked_subcommand:
-        return
-    found, unusable = each_job(context, [job] if job else jobs(context.obj.base), _reports)
+def _all(context: Context, as_json: AsJson = False) -> None:
+    if not context.invoked_subcommand:
+        list_reports(context, as_json=as_json)
+
+
+@reports.command("list", hidden=True, epilog="Example: backy reports list vm1")
+def list_reports(context: Context, job: OneJob = None, as_json: AsJson = False) -> None:
+    """Show what was found damaged. It lists the reports of all jobs, or of one."""
+    listed, unusable = each_job(context, [job] if job else jobs(context.obj.base), _reports)
     if unusable and job:
         raise unusable[0][1]
-    listed = [each for of_job in found for each in of_job]
-    records = [_record(repository, report) for repository, report in listed]
+    pairs = [pair for of_job in listed for pair in of_job]
     rows = (
         (of.name, each.id, each.verb, each.healed or "-", len(each.revisions), each.reason)
-        for of, each in listed
+        for of, each in pairs
     )
-    answer(as_json, {"reports": records}, table(HEADINGS, rows))
+    record = ReportsAnswer(reports=[_record(*pair) for pair in pairs])
+    answer(as_json, record, table(HEADINGS, rows))
     for _, error in unusable:
         raise error
 
@@ -51,10 +73,24 @@ def _reports(repository: Repository) -> list[tuple[Repository, Report]]:
     return [(repository, report) for report in quarantine.reports(repository)]
 
 
-def _record(repository: Repository, report: Report) -> dict[str, Any]:
-    files = [str(path) for path in quarantine.files(repository, report)]
-    record = asdict(report) | {"time": f"{report.time:%Y-%m-%dT%H:%M:%SZ}", "files": files}
-    return {"job": repository.name, **record}
+def _record(repository: Repository, report: Report) -> ReportRecord:
+    return ReportRecord(
+        job=repository.name,
+        id=report.id,
+        time=time_text(report.time),
+        verb=report.verb,
+        digest=report.digest,
+        reason=report.reason,
+        revisions=report.revisions,
+        occurrences=[
+            OccurrenceRecord(
+                revision=each.revision, disk=each.disk, start=each.start, length=each.length
+            )
+            for each in report.occurrences
+        ],
+        healed=report.healed,
+        files=[str(path) for path in quarantine.files(repository, report)],
+    )
 
 
 @reports.command(epilog="Example: backy reports show vm1 20261123T004938Z-3fa1")
@@ -81,17 +117,17 @@ def delete(
 ) -> None:
     """Delete reports, and the damaged bytes that are kept with them.
 
-    Which ranges of a revision are damaged is recorded in the revision, too, and stays.
+    Which ranges of a revision are damaged stays recorded in the revision.
     """
+    if not ids and not healed:
+        raise UsageError(f"{job}: no report was named", f"backy reports {job} lists them.")
     repository = context.obj.repository(job)
     unwanted = [quarantine.find(repository, each) for each in dict.fromkeys(ids or [])]
     if healed:
         unwanted += [
             each for each in quarantine.reports(repository) if each.healed and each not in unwanted
         ]
-    if not ids and not healed:
-        raise ConfigError("no report was named", f"backy reports --job {job} lists them.")
     quarantine.delete(repository, unwanted)
     names = [report.id for report in unwanted]
     text = f"{job}: deleted {', '.join(names) or 'nothing'}"
-    answer(as_json, {"job": job, "deleted": names}, text)
+    answer(as_json, ReportsDeleteAnswer(job=job, deleted=names), text)
