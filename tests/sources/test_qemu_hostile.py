@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import socket
@@ -198,6 +199,23 @@ def test_a_guest_is_frozen_during_the_body_and_thawed_after_it(tmp_path: Path) -
             assert guest.heard == ["ping", "freeze"]
         assert guest.heard == ["ping", "freeze", "thaw"]
     assert failures == []
+
+
+def test_nothing_is_frozen_where_nobody_could_thaw_it_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    guest = Guest()
+    monkeypatch.setattr("backy.system.guard.spawn", refuse)
+    with (
+        listening(tmp_path / "agent", guest) as path,
+        pytest.raises(SourceError, match=f"starting the guard .*{path}: no more processes"),
+        frozen(path, 20),
+    ):
+        pytest.fail("nobody would thaw it")
+    assert guest.heard == ["ping"]
 
 
 def test_a_guest_is_thawed_after_a_body_that_fails(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from backy.errors import SourceError, translated
@@ -106,7 +106,8 @@ def frozen(path: Path, timeout_seconds: float) -> Iterator[list[str]]:
     The guest is thawed whatever happens: the body fails, or this process is stopped or killed.
     Where the agent does not answer to that, it is asked again, once, with the same time limit.
     Freezing takes at most half of `timeout_seconds`; the body should not take longer than the
-    other half.
+    other half. Raises SourceError where the guard that thaws after a kill cannot be started;
+    nothing is frozen then.
     """
     failures: list[str] = []
     try:
@@ -116,7 +117,10 @@ def frozen(path: Path, timeout_seconds: float) -> Iterator[list[str]]:
         return
     thaw_again = (sys.executable, "-P", "-m", __name__, str(path), str(timeout_seconds))
     program = Program(thaw_again, {}, b"", timeout_seconds + _START_SECONDS)
-    with guarding([program]) as guard, closing(agent):
+    with closing(agent), ExitStack() as stack:
+        with translated(SourceError, f"starting the guard that thaws the guest at {path}"):
+            guard = stack.enter_context(guarding([program]))
+        stack.callback(agent.close)  # the agent has one connection at a time: now it is the guard's
         try:
             agent.attempt("guest-fsfreeze-freeze", timeout_seconds / 2, failures)
             yield failures

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from backy.clients.program import output_of
-from backy.errors import SourceError
+from backy.errors import SourceError, translated
 from backy.system import process, signals
 from backy.system.guard import guarding
 from backy.system.process import Outcome, Program
@@ -112,11 +112,16 @@ class Virsh:
         """Freeze the guest's file systems during the body, which runs even where that fails.
 
         The guest is thawed whatever happens, also if we are killed. Freezing takes at most half of
-        `timeout_seconds`. Raises SourceError where the guest may still be frozen at the end.
+        `timeout_seconds`. Raises SourceError where the guest may still be frozen at the end, and
+        where the guard that thaws after a kill cannot be started; nothing is frozen then.
         """
         freeze = self._program("domfsfreeze", domain.uuid, timeout_seconds=timeout_seconds / 2)
         thaw = self._program("domfsthaw", domain.uuid, timeout_seconds=self._timeout)
-        with guarding([thaw]) as guard:
+        with ExitStack() as stack:
+            with translated(
+                SourceError, f"domain {self._domain}: starting the guard that thaws it"
+            ):
+                guard = stack.enter_context(guarding([thaw]))
             frozen = Outcome(None, "")
             try:
                 state = Freeze(time.monotonic() + timeout_seconds)
