@@ -1,4 +1,4 @@
-"""What the programs in this folder have in common: they speak the protocol of docs/sources/exec.md.
+"""What the programs in this folder share: the protocol of docs/sources/exec.md.
 
 Copy it together with the program that you use. It needs Python 3.9 and nothing else.
 """
@@ -16,8 +16,8 @@ from typing import Any
 ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}")
 
 
-class Refusal(Exception):  # noqa: N818 - it is none of the program's mistakes
-    """Why something cannot be done; backy shows it."""
+class Refusal(Exception):  # noqa: N818 - it is no bug of the program
+    """The reason why something cannot be done. backy shows it."""
 
 
 def main(
@@ -25,12 +25,12 @@ def main(
     extents: Callable[[dict[str, Any]], tuple[Iterable[tuple[int, int, str]], int]],
     release: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Do what the last argument says, with the request on standard input.
+    """Call the function that the last argument names, with the request from standard input.
 
-    `snapshot` gives the answer. `extents` gives (start, length, kind) of what changed, in any
-    order and with gaps, which are "same", and the size of the disk. `release` removes snapshots.
+    `snapshot` returns the answer. `extents` returns what changed as (start, length, kind), in any
+    order, and the size of the disk; gaps are "same". `release` removes snapshots.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that `finally` is run
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that `finally` blocks run
     verb, request = sys.argv[-1], json.load(sys.stdin)
     try:
         if verb == "snapshot":
@@ -50,7 +50,7 @@ def main(
 
 
 def run(*command: str) -> str:
-    """What a command prints. What it says on standard error goes to backy."""
+    """The output of a command. Its standard error goes to backy."""
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
         raise Refusal(f"{' '.join(command)} ended with code {ended.returncode}")
@@ -58,9 +58,9 @@ def run(*command: str) -> str:
 
 
 def piped(first: tuple[str, ...], second: tuple[str, ...]) -> Iterator[str]:
-    """The lines that the second command prints of what the first one does.
+    """The lines that the second command prints when it reads the output of the first one.
 
-    The second one has to fail where it does not hear the end.
+    The second command must fail if its input is incomplete.
     """
     writer = subprocess.Popen(first, stdout=subprocess.PIPE)
     reader = subprocess.Popen(second, stdin=writer.stdout, stdout=subprocess.PIPE, text=True)
@@ -70,13 +70,13 @@ def piped(first: tuple[str, ...], second: tuple[str, ...]) -> Iterator[str]:
     with reader.stdout:
         yield from reader.stdout
     for child, command in ((reader, second), (writer, first)):
-        # Who has heard the end of a stream may be gone before the other has said its last word.
+        # A reader that has seen the end of the stream may exit before the writer has written all.
         if child.wait() and not (child is writer and child.returncode == -signal.SIGPIPE):
             raise Refusal(f"{' '.join(command)} ended with code {child.returncode}")
 
 
 def cover(changed: Iterable[tuple[int, int, str]], size: int) -> Iterator[tuple[int, int, str]]:
-    """Put `changed` in order, fill its gaps with "same", and cut what goes beyond `size`."""
+    """Sort `changed`, fill the gaps with "same", and cut off what is beyond `size`."""
     position = 0
     for start, end, kind in _disjoint(changed):
         if position < min(start, size):
@@ -89,7 +89,7 @@ def cover(changed: Iterable[tuple[int, int, str]], size: int) -> Iterator[tuple[
 
 
 def _disjoint(changed: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
-    """Extents as (start, end, kind), ascending; where two kinds overlap, all is data: read it."""
+    """Extents as (start, end, kind), ascending. Where two kinds overlap, both become "data"."""
     last: tuple[int, int, str] | None = None
     for start, length, kind in sorted(changed):
         end = start + length
@@ -104,13 +104,13 @@ def _disjoint(changed: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, in
 
 
 def outdated(names: Iterable[str], prefix: str, request: dict[str, Any]) -> list[str]:
-    """Those of `names` that `release` has to remove: `prefix` and the id of a revision."""
-    found = [(name, name[len(prefix) :]) for name in names if name.startswith(prefix)]
-    return [name for name, revision in found if is_outdated(revision, request)]
+    """The names that `release` has to remove: `prefix` and the id of a revision."""
+    ours = [(name, name[len(prefix) :]) for name in names if name.startswith(prefix)]
+    return [name for name, revision in ours if is_outdated(revision, request)]
 
 
 def is_outdated(revision: str, request: dict[str, Any]) -> bool:
-    """Whether `release` asks to remove what belongs to `revision`, if that is an id at all."""
+    """Whether `release` has to remove the snapshot of `revision`; no, if that is no id."""
     if not ID.fullmatch(revision):
         return False
     if request["revision"] is None:

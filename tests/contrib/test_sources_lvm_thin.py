@@ -172,7 +172,7 @@ def test_a_parent_whose_snapshot_is_gone_is_read_in_full(pool: Pool) -> None:
     backup(chain, pool)
     pool.save({"vm1": pool.load()["vm1"]})
     taken = backup(chain, pool)
-    assert "no snapshot of the parent is left" in taken.full_read_reasons["vda"]
+    assert "the snapshot of the parent does not exist" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": pool.content()}
     assert taken.same == {"vda": 0}
 

@@ -152,7 +152,7 @@ def test_a_map_for_another_parent_is_refused_and_a_server_that_is_down_an_error(
     chain = chain_of(server)
     chain.backup()
     chain.source.remove_all_except([])
-    assert "no archive of the parent is left" in chain.backup().full_read_reasons["db"]
+    assert "the archive of the parent does not exist" in chain.backup().full_read_reasons["db"]
     settings = chain.source.settings.settings
     asked = {"revision": revision(1, {}).id, "parent": revision(7, {}).id, "disk": "db"}
     ended = say("postgresql", "extents", settings=settings, **asked)

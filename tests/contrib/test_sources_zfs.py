@@ -163,7 +163,7 @@ def test_a_parent_whose_snapshot_is_gone_is_read_in_full(volume: Volume) -> None
     volume.chain.source.remove_all_except([])
     volume.change(3, b"z" * BLOCK, "")
     taken = volume.backup()
-    assert "no snapshot of the parent is left" in taken.full_read_reasons["vda"]
+    assert "the snapshot of the parent does not exist" in taken.full_read_reasons["vda"]
     assert taken.contents == {"vda": volume.content}
 
 
