@@ -58,7 +58,7 @@ class MemorySource:
         self.paths: dict[str, Path] = {}
         self.full_read_reasons: dict[str, str] = {}
         self.kept = 0
-        self.forgotten: list[list[str]] = []
+        self.kept_only: list[list[str]] = []
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
@@ -71,8 +71,8 @@ class MemorySource:
         yield MemorySnapshot(self, disks, before)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
-        """Nothing is left behind; what was asked for is in `forgotten`."""
-        self.forgotten.append(sorted(revisions))
+        """Nothing is left behind; what was asked for is in `kept_only`."""
+        self.kept_only.append(sorted(revisions))
 
 
 class MemorySnapshot:

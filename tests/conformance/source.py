@@ -115,7 +115,7 @@ class SourceSuite:
             source.remove_all_except([])
             assert files(folder) == before
 
-    def test_forgetting_what_was_never_there_is_fine(self, folder: Path) -> None:
+    def test_keeping_a_checkpoint_that_does_not_exist_is_fine(self, folder: Path) -> None:
         with self.open(DISKS, folder) as source:
             source.remove_all_except(["20261123T004938Z-x7k2"])
             source.remove_all_except([])

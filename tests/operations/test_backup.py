@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 DISKS = {"vda": sample(5 * BLOCK), "vdb": sample(3 * BLOCK, seed=1)}
 
 
-def test_a_source_forgets_all_but_the_parent_before_and_all_but_the_new_one_after(
+def test_checkpoints_but_the_parents_go_before_and_all_but_the_new_one_after(
     tmp_path: Path,
 ) -> None:
     made = Made(tmp_path)
     first = made.backup(**DISKS)
     source = MemorySource(DISKS)
     second = backup(made.repository, source)
-    assert source.forgotten == [[first.id], [second.id]]
+    assert source.kept_only == [[first.id], [second.id]]
     assert source.kept == 1
 
 
@@ -42,7 +42,7 @@ def test_after_a_failed_backup_the_source_keeps_what_the_parent_needs(tmp_path: 
     source = FailingSource(DISKS)
     with pytest.raises(SourceError):
         backup(made.repository, source)
-    assert source.forgotten == [[first.id]]
+    assert source.kept_only == [[first.id]]
     assert source.kept == 0
 
 
@@ -55,7 +55,7 @@ class Stubborn(MemorySource):
             raise SourceError("the storage does not answer")
 
 
-def test_a_source_that_cannot_forget_does_not_undo_a_backup(tmp_path: Path) -> None:
+def test_a_source_that_cannot_remove_its_checkpoints_does_not_undo_a_backup(tmp_path: Path) -> None:
     made = Made(tmp_path)
     revision = backup(made.repository, Stubborn(DISKS))
     assert made.ids() == [revision.id]

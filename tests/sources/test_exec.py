@@ -104,7 +104,7 @@ def test_its_settings_come_to_the_program_as_they_are(double: Double) -> None:
     assert json.loads((double.folder / "request").read_text())["settings"] == settings
 
 
-def test_forgetting_tells_the_program_what_to_keep(double: Double) -> None:
+def test_the_program_is_told_which_snapshots_to_keep(double: Double) -> None:
     double.source().remove_all_except({NEW, OLD})
     assert double.asked() == [("release", {"revision": None, "keep": [OLD, NEW], "is_kept": False})]
 

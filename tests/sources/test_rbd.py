@@ -318,7 +318,7 @@ def test_a_guest_cannot_pass_its_disk_off_as_another_format(
     assert machine.backup().disks["vda"].size == SIZE
 
 
-def test_forget_removes_all_but_what_is_kept(pair: Machine) -> None:
+def test_all_snapshots_but_those_of_kept_revisions_are_removed(pair: Machine) -> None:
     revision = pair.run()
     kept = [pair.points(disk) for disk in pair.images]
     old = kept[0][0].replace(revision.id, "20200101T000000Z-abcd")
@@ -332,7 +332,7 @@ def test_forget_removes_all_but_what_is_kept(pair: Machine) -> None:
     assert not any(pair.points(disk) for disk in pair.images)
 
 
-def test_forget_removes_nothing_where_it_cannot_see_everything(machine: Machine) -> None:
+def test_no_snapshot_is_removed_where_not_all_can_be_listed(machine: Machine) -> None:
     machine.run()
     hidden = {**machine.images, "vdb": f"{machine.ceph.pool(unique('hidden'))}/vm"}
     user = machine.ceph.user(unique("half"), "profile rbd", "profile rbd pool=rbd")
