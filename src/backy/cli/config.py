@@ -10,7 +10,7 @@ from typer import Option
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, print_json, printable
 from backy.cli.program import CommandGroup
-from backy.errors import ConfigError
+from backy.errors import ConfigError, NotFoundError
 from backy.operations.site import Site
 
 config = typer.Typer(
@@ -58,7 +58,8 @@ def show(context: Context, job: OneJob = None) -> None:
     elif job in config.jobs:
         print_json({job: config.jobs[job].model_dump(mode="json")})
     else:
-        raise ConfigError(f"{site.path} has no valid job {job!r}", "backy config check")
+        site.config_of(job)  # it raises ConfigError if the job has a problem
+        raise NotFoundError(f"{site.path} has no job {job!r}", "backy jobs shows all jobs.")
 
 
 @config.command(epilog="Example: backy config schema > backy.schema.json")

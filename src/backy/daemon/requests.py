@@ -62,7 +62,8 @@ class Requests:
     def _job(self, request: Mapping[str, object]) -> str:
         job = str(request.get("job"))
         if job not in self.state.setup.config.jobs:
-            raise NotFoundError(f"there is no job {job!r:.200}", "backy jobs lists them.")
+            hint = "backy jobs shows all jobs. For a new one, run systemctl reload backy."
+            raise NotFoundError(f"there is no job {job!r:.200}", hint)
         return job
 
     def _status(self) -> StatusAnswer:

@@ -15,8 +15,9 @@ from backy.repository.repository import Repository
 def expire_job(site: Site, job: str, *, is_dry: bool = False) -> list[Expiry]:
     """Expire a job of a site by its schedule; `is_dry`: only say what would go.
 
-    Raises ConfigError where it is not configured.
+    Raises NotFoundError if there is no such job, ConfigError if it is not configured.
     """
+    site.require(job)
     config = site.config_of(job)
     if not config:
         raise ConfigError(f"{job}: it is not configured, so nothing of it expires", "backy jobs")

@@ -145,13 +145,13 @@ class Site:
         return {}
 
     def source_settings(self, job: str) -> Mapping[str, object]:
-        """The same. Raises ConfigError where no source is known."""
-        found = self.known_source(job)
-        if not found:
-            raise ConfigError(
-                f"{job}: no source is known", f"Say backy backup {job} --source PATH."
-            )
-        return found
+        """The same. Raises NotFoundError without such a job, ConfigError without such a source."""
+        if found := self.known_source(job):
+            return found
+        hint = f"Say backy backup {job} --source PATH."
+        if not self.root(job).exists():
+            raise NotFoundError(f"there is no job {job!r}", hint)
+        raise ConfigError(f"{job}: no source is known", hint)
 
     def hooks(self, job: str, log: Callable[[str], None]) -> Runner | None:
         """What runs around the steps of a job; None where it is not configured."""
