@@ -26,7 +26,7 @@ Fault = Callable[..., Any]
 OS = {
     "open", "close", "fstat", "pread", "preadv", "pwrite", "write", "fsync", "ftruncate",
     "copy_file_range", "lseek", "listdir", "scandir", "posix_fadvise", "fchmod", "stat", "mkdir",
-    "rename", "unlink", "rmdir",
+    "rename", "link", "unlink", "rmdir",
 }  # fmt: skip
 CONTROL = {"flock", "ioctl"}
 LIBRARY = {"fallocate", "syncfs", "syscall"}
@@ -35,7 +35,7 @@ PATH = (
 )  # fmt: skip
 TAKING_SPACE = {
     "open", "close", "pwrite", "write", "fsync", "ftruncate", "copy_file_range", "ioctl",
-    "fallocate", "syncfs", "mkdir", "rename", "fchmod",
+    "fallocate", "syncfs", "mkdir", "rename", "link", "fchmod",
 }  # fmt: skip
 SHORT = {"pread", "preadv", "pwrite", "write", "copy_file_range"}
 # Python repeats all others itself when a signal came (PEP 475), fcntl.flock among them; unless

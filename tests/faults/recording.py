@@ -31,7 +31,11 @@ class RecordingFile(files.File):
     ) -> None:
         super().__init__(place, flags, cache, mode)
         path, journal = _by_name(place), self.journal
-        self._node = None if flags & os.O_TMPFILE == os.O_TMPFILE else journal.find(path)
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            is_inside = journal.find(path) is not None
+            self._node = journal.new_node(is_folder=False) if is_inside else None
+            return
+        self._node = journal.find(path)
         folder = journal.find(path.parent)
         if self._node is None and flags & os.O_CREAT and folder is not None:
             self._node = journal.new_node(is_folder=False)
@@ -82,7 +86,7 @@ def recording(root: Path) -> Iterator[Journal]:
     RecordingFile.journal = journal
     real_make_folder, real_rename = folders.make_folder, folders.rename
     real_remove_file, real_remove_tree = folders.remove_file, folders.remove_tree
-    real_remove_empty_folder = folders.remove_empty_folder
+    real_remove_empty_folder, real_link_unnamed = folders.remove_empty_folder, folders.link_unnamed
 
     def make_folder(place: AnyPath) -> None:
         path = _by_name(place)
@@ -98,6 +102,12 @@ def recording(root: Path) -> Iterator[Journal]:
         node = _there(journal, old)
         gone = (_there(journal, old.parent), old.name, None)
         journal.record(Effect(links=(gone, (_there(journal, new.parent), new.name, node))))
+
+    def link_unnamed(file: files.File, place: Place) -> None:
+        real_link_unnamed(file, place)
+        assert isinstance(file, RecordingFile)
+        folder = _there(journal, place.path.parent)
+        journal.record(Effect(links=((folder, place.name, file._node),)))
 
     def remove_file(place: AnyPath) -> int:
         size = real_remove_file(place)
@@ -117,7 +127,8 @@ def recording(root: Path) -> Iterator[Journal]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(files, "File", RecordingFile))
-        for door in (make_folder, rename, remove_file, remove_tree, remove_empty_folder):
+        doors = make_folder, rename, link_unnamed, remove_file, remove_tree, remove_empty_folder
+        for door in doors:
             stack.enter_context(patch.object(folders, door.__name__, door))
         yield journal
     assert journal.missed() == []

@@ -1,5 +1,6 @@
 """Chunks are zstd frames that `zstd -d` reads, and no file is trusted because it exists."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from blake3 import blake3
 from backy.errors import DamagedError
 from backy.model.revision import Revision
 from backy.stores.chunks import ChunkStore
+from backy.system import files
 from backy.units import KiB
 from tests.conformance.shelf import Shelf, digests
 from tests.lab.handmade import compressed
@@ -211,3 +213,30 @@ def test_collect_keeps_the_zero_chunk_of_a_disk_that_is_all_zero(shelf: Shelf) -
     revision = shelf.publish(bytes(3 * BLOCK))
     assert shelf.collect(revision) == 0
     assert shelf.read(revision) == bytes(3 * BLOCK)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL])
+def test_without_unnamed_files_chunks_are_written_under_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> files.File:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files, "create_unnamed", refuse)
+    shelf = Shelf.new(tmp_path, ChunkStore, BLOCK)
+    content = sample(5 * BLOCK)
+    assert shelf.read(shelf.publish(content)) == content
+
+
+def test_a_name_never_shows_half_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = files.File.write, list[list[Path]]()
+
+    def write(file: files.File, offset: int, content: bytes | memoryview) -> None:
+        if len(content) > files.PAGE:
+            seen.append(list((tmp_path / "chunks").glob("*/*")))
+        real(file, offset, content)
+
+    monkeypatch.setattr(files.File, "write", write)
+    shelf = Shelf.new(tmp_path, ChunkStore, BLOCK)
+    shelf.publish(sample(BLOCK))
+    assert seen == [[]]

@@ -7,6 +7,7 @@ same place, if the draft wrote the chunk itself, or if it read the chunk and the
 
 from __future__ import annotations
 
+import errno
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
@@ -20,11 +21,12 @@ from backy.stores.blocks import BY_DIGEST, BlockBuffer, BlockStore
 from backy.stores.codec import Codec
 from backy.stores.index import LINE, PIECE, Index, is_digest
 from backy.system import files, folders
-from backy.system.files import Cache
+from backy.system.files import Cache, File
 from backy.system.place import Place
 
 # How many digests a draft remembers as stored, in 20 MiB. The chunks of others are read again.
 _REMEMBERED = 1 << 17
+_NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2), O_TMPFILE
 _DIGEST_BITS = 28  # of each digest, which UsedDigests looks at; it takes 2**28 bits: 32 MiB
 
 
@@ -154,19 +156,41 @@ class ChunkBlocks:
         return length, padded
 
     def _create(self, path: Place, frame: memoryview, length: int) -> None:
-        """Write a new chunk in place: nothing relies on it until the revision is published."""
+        """Write a new chunk; nothing relies on it until the revision is published.
+
+        XFS puts the files of each folder into another part of the medium, which scatters the
+        chunks of a disk over all of it. So a chunk is written as an unnamed file of one folder,
+        and then linked to its name; then chunks lie in the order in which they are written. Where
+        the file system has no unnamed files (NFS), the chunk is written under its name.
+        """
         try:
-            file = files.create(path, Cache.SPARE)
+            with files.create_unnamed(self._folder, Cache.SPARE) as file:
+                self._fill(file, frame, length)
+                folders.link_unnamed(file, path)
         except FileNotFoundError:
             folders.make_folder(path.parent)
             self._create(path, frame, length)
+        except FileExistsError:  # another thread wrote the same block
+            self._replace(path, frame, length)
+        except OSError as error:
+            if error.errno not in _NO_UNNAMED_FILES:
+                raise
+            self._create_by_name(path, frame, length)
+
+    def _create_by_name(self, path: Place, frame: memoryview, length: int) -> None:
+        folders.make_folder(path.parent)
+        try:
+            file = files.create(path, Cache.SPARE)
         except FileExistsError:  # another thread writes the same block
             self._replace(path, frame, length)
         else:
             with file:
-                file.write(0, frame)
-                file.resize(length)
-                file.start_writeback()
+                self._fill(file, frame, length)
+
+    def _fill(self, file: File, frame: memoryview, length: int) -> None:
+        file.write(0, frame)
+        file.resize(length)
+        file.start_writeback()
 
     def _replace(self, path: Place, frame: memoryview, length: int) -> None:
         """Replace a chunk in one step: published revisions may rely on its name."""

@@ -68,6 +68,14 @@ def rename(old: AnyPath, new: AnyPath) -> None:
         os.rename(name, new_name, src_dir_fd=from_folder, dst_dir_fd=to_folder)
 
 
+def link_unnamed(file: files.File, path: Place) -> None:
+    """Give a file from `create_unnamed` a name on its file system. Raises FileExistsError."""
+    with path.folder() as folder:
+        os.link(
+            f"/proc/self/fd/{file.descriptor}", path.name, dst_dir_fd=folder, follow_symlinks=True
+        )
+
+
 def remove_file(path: AnyPath) -> int:
     """Delete a file; return the size that it had, or 0 if it does not exist."""
     try:
