@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import math
 import os
 import random
 import struct
@@ -135,7 +136,7 @@ def layout(repository: Path) -> Layout:
 
 def seek_seconds(distance_bytes: int) -> float:
     """What a head takes: a short move costs 2 ms, one over the whole disk 16 ms."""
-    return 0.002 + 0.014 * (distance_bytes / DEVICE_BYTES) ** 0.5
+    return 0.002 + 0.014 * math.sqrt(distance_bytes / DEVICE_BYTES)
 
 
 def place(path: Path) -> int:
