@@ -320,6 +320,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+def test_a_repository_without_a_job_can_be_paused_though_the_daemon_does_not_know_it(
+    shared: Server,
+) -> None:
+    shared.ok("backup", "old", "--source", shared.folder / "vm1.img")
+    shared.ok("pause", "old")
+    assert status.read_status(shared.base / "old").paused
+    assert "no job 'old'" in shared.refuses(9, "run", "old").message
+
+
 # What it shows.
 
 
