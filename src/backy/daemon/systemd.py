@@ -1,4 +1,4 @@
-"""Tell systemd how the daemon is: the protocol of sd_notify(3), one datagram a message."""
+"""Report the state of the daemon to systemd: sd_notify(3), one datagram for each message."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import socket
 
 
 def notify(*lines: str) -> None:
-    """Send "READY=1" and the like; does nothing where nobody listens ($NOTIFY_SOCKET)."""
+    """Send messages such as "READY=1" to $NOTIFY_SOCKET, if that is set."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    if address.startswith("@"):  # an abstract socket, unix(7)
+    if address.startswith("@"):  # an abstract socket, see unix(7)
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         channel.settimeout(0)
         try:
             channel.sendto("\n".join(lines).encode(), address)
         except OSError:
-            return  # the backups matter more than who watches them
+            return  # backups go on, even if systemd does not hear of it
 
 
 def watchdog_seconds() -> float | None:
-    """How often systemd wants to hear "WATCHDOG=1": half of what it waits for."""
+    """How often to send "WATCHDOG=1": twice in the time for which systemd waits; None if never."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = os.environ.get("WATCHDOG_USEC", "")

@@ -1,1 +1,1 @@
-"""What monitoring and people are told of jobs and of the server. Judges, and changes nothing."""
+"""The state of the jobs and the server: it is read and judged, and nothing is changed."""

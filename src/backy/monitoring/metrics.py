@@ -1,8 +1,8 @@
-"""Metrics for Prometheus, over HTTP or in a file for node_exporter. They show, and judge nothing.
+"""Metrics for Prometheus, over HTTP or in a file for node_exporter. They judge nothing.
 
-The label of a job is `name`: Prometheus puts a `job` of its own on all that it scrapes, and would
-rename ours. Most lines are written here, not by prometheus_client: for 10,000 jobs that takes
-3.3 s of the daemon's time a scrape, and this 0.3 s.
+The label of a job is `name`, because Prometheus adds a label `job` to everything it scrapes and
+would rename ours. Most lines are written here and not by prometheus_client, which needs 3.3 s of
+the daemon's time for 10,000 jobs; this needs 0.3 s.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from backy.monitoring.space import Space
 from backy.repository.summary import Summary
 from backy.system import folders
 
-Values = dict[str, float | None]  # by the name of the metric; None: there is nothing to say
-Sample = tuple[str, Values]  # the labels, and what is said with them
+Values = dict[str, float | None]  # by the name of the metric; None is no value
+Sample = tuple[str, Values]  # the labels, and the values of the metrics with these labels
 _WAITS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)  # seconds
-# What each metric says, by its name.
+# The help text of each metric, by its name.
 _TEXTS = dict(
     line.split(" ", 1)
     for line in (resources.files("backy.monitoring") / "metrics.txt").read_text().splitlines()
@@ -36,11 +36,11 @@ _TEXTS = dict(
 def of_job(
     summary: Summary, overdue_seconds: float, scrub_overdue_seconds: float | None, now: datetime
 ) -> Sample:
-    """What is said of a job, and by how much it misses what was promised; 0: by nothing.
+    """The metrics of a job.
 
-    `overdue_seconds` counts from the time at which there should have been a newer revision, at
-    the latest, `scrub_overdue_seconds` from that at which each stored byte should have been read
-    again; None: that is not promised, or nothing is stored.
+    `overdue_seconds` is for how long a newer revision has been overdue, `scrub_overdue_seconds`
+    for how long some stored byte has been due to be read again; both are 0 in time. The latter is
+    None if the job is not scrubbed or nothing is stored.
     """
     status, newest = summary.status, summary.newest
     values: Values = {
@@ -69,7 +69,7 @@ def of_job(
         if time:
             values[f"backy_job_last_{what}_timestamp_seconds"] = time.timestamp()
             values[f"backy_job_last_{what}_age_seconds"] = (now - time).total_seconds()
-    return f'{{name="{summary.job}"}}', values  # no name has a character that must be escaped
+    return f'{{name="{summary.job}"}}', values  # the names of jobs need no escaping
 
 
 def of_pool(name: str, pool: PoolUse) -> Sample:
@@ -79,7 +79,7 @@ def of_pool(name: str, pool: PoolUse) -> Sample:
 
 
 def of_server(space: Space | None, problem: str, loaded: datetime) -> Iterator[Sample]:
-    """What is no job's: space, if the file system says, and the configuration with its problem."""
+    """The metrics of the server: space, if that is known, and the configuration."""
     values: Values = {
         "backy_free_bytes": space.free if space else None,
         "backy_capacity_bytes": space.capacity if space else None,
@@ -91,7 +91,7 @@ def of_server(space: Space | None, problem: str, loaded: datetime) -> Iterator[S
 
 
 def _lines(samples: Collection[Sample]) -> Iterator[str]:
-    """The text format of Prometheus, in which all lines of a metric stand together."""
+    """The text format of Prometheus, which wants all lines of a metric together."""
     for name, text in _TEXTS.items():
         kind = "counter" if name.endswith("_total") else "gauge"
         yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
@@ -101,39 +101,39 @@ def _lines(samples: Collection[Sample]) -> Iterator[str]:
 
 
 class Metrics:
-    """What Prometheus is told. `ask` is called once for each answer, from other threads too."""
+    """The metrics of one daemon. `collect` is called for each answer, also from other threads."""
 
-    def __init__(self, ask: Callable[[], Iterable[Sample]]) -> None:
-        self._ask = ask
-        disable_created_metrics()  # type: ignore[no-untyped-call] # a second metric for a histogram
+    def __init__(self, collect: Callable[[], Iterable[Sample]]) -> None:
+        self._collect = collect
+        disable_created_metrics()  # type: ignore[no-untyped-call] # which a histogram would have, too
         text = "How long a task that was due waited for its slot."
         self._waits = Histogram("backy_queue_wait_seconds", text, buckets=_WAITS, registry=None)
 
     def observe_wait(self, seconds: float) -> None:
-        """Count a task that starts `seconds` after it was due."""
+        """Count a task that started `seconds` after it was due."""
         self._waits.observe(max(0, seconds))
 
     def text(self) -> bytes:
         """All metrics, in the text format of Prometheus."""
-        lines = "".join(_lines(list(self._ask())))
+        lines = "".join(_lines(list(self._collect())))
         return lines.encode() + exposition.generate_latest(self._waits)
 
     def write(self, path: Path) -> None:
-        """Write a file for node_exporter, in one step. Raises ConfigError where it cannot."""
+        """Write a file for node_exporter, atomically. Raises ConfigError if that fails."""
         with translated(ConfigError, f"metrics-file: writing {path}", "May backy write there?"):
             folders.write_file(path, self.text(), 0o644)
 
     @contextmanager
     def served(self, address: str) -> Iterator[int]:
-        """Answer at "HOST:PORT" or "[IPV6]:PORT" within the body, which gets the port.
+        """Answer at "HOST:PORT" or "[IPV6]:PORT" during the body, which gets the port.
 
-        Raises ConfigError where it cannot listen there.
+        Raises ConfigError if it cannot listen there.
         """
         host, _, port = address.rpartition(":")
         hint = "Is there another daemon? Write 127.0.0.1:9436, with a port that nobody else has."
         with translated(ConfigError, f"metrics-listen: listening on {address}", hint):
             server, thread = exposition.start_http_server(int(port), host.strip("[]"), self._waits)
-        server.set_app(self._answer)  # the library's own would only tell of the histogram
+        server.set_app(self._answer)  # the library's own has only the histogram
         try:
             yield server.server_port
         finally:

@@ -1,4 +1,4 @@
-"""How much space the base directory's file system had left in the last weeks: for the trend."""
+"""Free space in the file system of the base directory: now, and in the last two weeks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from backy.errors import DamagedError, StoreError, translated
 from backy.repository.records import encode_record, read_record
 from backy.system import folders
 
-_EVERY = timedelta(hours=1)
-_MOST = 14 * 24  # samples: two weeks
+_INTERVAL = timedelta(hours=1)
+_MOST_SAMPLES = 14 * 24  # two weeks
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Bytes that the file system has, and has left for us; the latter also at earlier times."""
+    """The size of a file system and its free space, in bytes; `samples` has the latter by time."""
 
     capacity: int
     free: int
@@ -37,26 +37,26 @@ _SAMPLES = TypeAdapter(_Samples)
 
 
 def space(base: Path) -> Space:
-    """What is left now, and what was. Raises StoreError where the file system cannot be asked."""
-    with translated(StoreError, f"looking for space on {base}"):
+    """The space now, with all samples. Raises StoreError if the file system does not answer."""
+    with translated(StoreError, f"asking for the free space of {base}"):
         now = os.statvfs(base)
     return Space(now.f_blocks * now.f_frsize, now.f_bavail * now.f_frsize, _read(base))
 
 
 def record_space(base: Path, now: datetime) -> Space:
-    """Remember what is left now, once an hour. Raises StoreError where that cannot be written."""
-    found = space(base)
-    past = [each for each in found.samples if each[0] <= now]  # the clock may have been wrong
-    if not past or past[-1][0] <= now - _EVERY:
-        samples = (*past, (now.replace(microsecond=0), found.free))[-_MOST:]
+    """Record a sample, if the last one is an hour old. Raises StoreError if that fails."""
+    current = space(base)
+    past = [sample for sample in current.samples if sample[0] <= now]  # the clock may have been set
+    if not past or past[-1][0] <= now - _INTERVAL:
+        samples = (*past, (now.replace(microsecond=0), current.free))[-_MOST_SAMPLES:]
         path = base / ".backy" / "space.json"
         with translated(StoreError, f"writing {path}"):
             folders.make_folder(path.parent)
             folders.write_file(path, encode_record(_SAMPLES, _Samples(samples)))
-    return found
+    return current
 
 
 def _read(base: Path) -> tuple[tuple[datetime, int], ...]:
-    with suppress(DamagedError):  # no trend, then
+    with suppress(DamagedError):  # without samples there is no trend
         return read_record(base / ".backy" / "space.json", _SAMPLES, DamagedError, "").samples
     return ()

@@ -1,10 +1,10 @@
 """When a job runs next, and with which tags. Pure functions; `now` is an argument.
 
-    slot    the moments at which a tag is due: multiples of its interval, counted from the year 1
-            and moved by the job's spread, so that not all jobs start at once
-    missed  a tag whose newest revision is older than its interval
+    due time  when a tag is due: each multiple of its interval, counted from the year 1 and moved
+              by the spread of the job, so that not all jobs start at once
+    missed    a tag whose newest revision is older than its interval
 
-The numbers are backy 2's, as tests/golden/schedule.json has them: who moves keeps the times.
+The times are the same as in backy 2, so whoever moves keeps them: tests/golden/schedule.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from backy.model.revision import Revision
 
 _EPOCH = datetime.min.replace(tzinfo=UTC)
 _NONE = timedelta(0)
-_GRACE = timedelta(seconds=300)  # a slot as near as this is awaited even where a tag is missed
+_GRACE = timedelta(seconds=300)  # a missed tag waits for a due time that is as near as this
 _LONGEST_BACKOFF = 360  # minutes
 
 
@@ -33,21 +33,21 @@ class Run:
 
 
 def spread(job: str, schedule: Schedule) -> int:
-    """The seconds by which the slots of a job are moved: from 0 to its longest interval.
+    """The seconds by which the due times of a job are moved: from 0 to its longest interval.
 
-    The same in every process and on every server, since only the job's name decides.
+    It depends on the name of the job only, so it is the same on every server.
     """
     seed = int(hashlib.md5(job.encode(), usedforsecurity=False).hexdigest(), 16)
-    longest = max(each.interval for each in schedule.values())
+    longest = max(rule.interval for rule in schedule.values())
     return random.Random(seed).randint(0, longest)  # noqa: S311 - nobody gains from guessing it
 
 
 def next_in_interval(now: datetime, interval: int, spread: int) -> datetime:
-    """The first slot after `now`, in whole seconds; `interval` and `spread` are seconds.
+    """The first due time after `now`, in whole seconds; `interval` and `spread` are seconds.
 
-    Raises OverflowError where it were after the year 9999.
+    Raises OverflowError if it is after the year 9999.
     """
-    # Integers all the way: seconds since the year 1 are too many for a float to be exact.
+    # Integers only: a float is not exact for the seconds since the year 1.
     passed = (now - _EPOCH) // timedelta(seconds=1)
     return _EPOCH + timedelta(seconds=((passed - spread) // interval + 1) * interval + spread)
 
@@ -59,23 +59,25 @@ def next_run(
     has_history: bool,  # noqa: FBT001 - a fact, not a switch
     now: datetime,
 ) -> Run:
-    """The first slot of any tag, with the tags that are missed by then; or earlier what is missed.
+    """The next run: at the first due time of any tag, or earlier if a tag is missed before.
 
-    A job with a history runs as soon as a tag is missed, unless its next slot is within five
-    minutes. A job without one waits for its first slot: 10,000 new ones do not start together.
-    A tag whose newest revision is from the future is not missed, but its slots are kept.
+    A job with a history runs as soon as a tag is missed, unless its next due time is within five
+    minutes. A job without a history waits for its first due time, so that 10,000 new jobs do not
+    start together. A tag whose newest revision is in the future is not missed, but its due times
+    are kept. The run gets all tags that are due or missed at its time.
 
-    The answer stays right until its time has come or a revision is made. backy 2 told what was
-    missed when it was asked; it saw a slot lost in a restart only when it was asked again.
+    The result is valid until that time, or until a revision is made. backy 2 reported what was
+    missed at the moment of the call, so it noticed a due time that passed during a restart only at
+    the next call.
     """
-    slots = {tag: next_in_interval(now, each.interval, spread) for tag, each in schedule.items()}
+    due = {tag: next_in_interval(now, rule.interval, spread) for tag, rule in schedule.items()}
     waits = dict.fromkeys(schedule, _NONE)
     for tag in schedule.keys() & last_by_tag:
         interval = timedelta(seconds=schedule[tag].interval)
         waits[tag] = max(_NONE, interval - (now - last_by_tag[tag]))
-    wait, slot = min(waits.values()), min(slots.values())
-    time = now + wait if has_history and wait + _GRACE < slot - now else slot
-    tags = {tag for tag in schedule if slots[tag] == time or waits[tag] <= time - now}
+    wait, first = min(waits.values()), min(due.values())
+    time = now + wait if has_history and wait + _GRACE < first - now else first
+    tags = {tag for tag in schedule if due[tag] == time or waits[tag] <= time - now}
     return Run(time, frozenset(tags))
 
 
@@ -90,5 +92,5 @@ def backoff_seconds(errors: int) -> int:
 
 
 def sla_seconds(schedule: Schedule) -> float:
-    """How old the newest revision of a job may be: one and a half of its smallest interval."""
-    return 1.5 * min(each.interval for each in schedule.values())
+    """How old the newest revision of a job may be: 1.5 times its shortest interval."""
+    return 1.5 * min(rule.interval for rule in schedule.values())
