@@ -251,7 +251,10 @@ def test_check_ends_with_the_code_of_what_is_worst(server: Server) -> None:
     assert "CRITICAL vm1" not in result.out
     server.job("vm2", schedule="soon")
     assert "CRITICAL vm2: never backed up" in server.run("check", "--job", "^vm2$").out
-    assert server.run("check", "--job", "[").code == 3
+    wrong = server.run("check", "--job", "(" * 90)
+    assert wrong.code == 3
+    assert wrong.out.startswith("BACKY UNKNOWN - --job '((")
+    assert len(wrong.out) <= 201
     server.path.unlink()
     assert server.run("check").code == 3
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.model.revision import Consistency, Revision, Trust, id_for
-from backy.monitoring.health import Finding, Judge, Promise, Server, State, days_until_full, unknown
+from backy.monitoring.health import Finding, Judge, Promise, Server, State, days_until_full
 from backy.monitoring.space import Space
 from backy.repository.status import Scrubbed, Status
 from backy.repository.summary import Summary
@@ -221,7 +221,7 @@ def test_a_late_job_says_why_from_its_first_failure_on() -> None:
 @pytest.mark.parametrize("threshold", ["sla_factor", "skew_seconds"])
 def test_a_threshold_that_is_no_number_makes_nothing_good(threshold: str) -> None:
     judge = Judge(NOW, **{threshold: float("nan")})  # type: ignore[arg-type]
-    with suppress(ValueError):  # `unknown` is for what is raised
+    with suppress(ValueError):  # which `backy check` reports as UNKNOWN
         assert findings(job(60), judge=judge) != []
 
 
@@ -490,10 +490,6 @@ def test_repositories_without_a_job_are_listed_and_no_reason_to_worry() -> None:
     code, line, _, lines = check(job(60), server=replace(FINE, unknown_jobs=("old1", "old2")))
     assert (code, line) == (0, "BACKY OK - 1 job: all good")
     assert lines == ["repositories without a job: 2: old1, old2"]
-
-
-def test_what_was_raised_is_unknown() -> None:
-    assert unknown("ConfigError:\n no | file") == (3, "BACKY UNKNOWN - ConfigError: no / file\n")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""check: what monitoring asks."""
+"""backy check: the plug-in for Nagios."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 from backy.cli.app import Context, app
-from backy.errors import BackyError, StoreError
+from backy.errors import BackyError, StoreError, UsageError
 from backy.operations.site import Site
 from backy.repository.repository import jobs
 from backy.repository.summary import summarize
@@ -26,38 +26,34 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: backy check --job '^vm'")
 def check(
     context: Context,
-    job: Annotated[str, Option(metavar="REGEX", help="Only jobs whose name it is found in.")] = "",
+    job: Annotated[str, Option(metavar="REGEX", help="Only jobs whose names match.")] = "",
     sla: Annotated[
         float, Option(min=0.01, help="How old the newest revision may be, in intervals.")
     ] = 1.5,
-    failed: Annotated[int, Option(min=1, help="Failures in a row that are worth a warning.")] = 3,
-    free_warning: Annotated[float, Option(help="Percent of space left: warn below.")] = 10,
-    free_critical: Annotated[float, Option(help="Percent of space left: critical.")] = 3,
-    days_warning: Annotated[float, Option(help="Days until it is full: warn below.")] = 14,
-    days_critical: Annotated[float, Option(help="Days until it is full: critical.")] = 3,
+    failed: Annotated[int, Option(min=1, help="Warn after so many failures in a row.")] = 3,
+    free_warning: Annotated[float, Option(help="Warn below so many percent of free space.")] = 10,
+    free_critical: Annotated[float, Option(help="Critical below so many percent.")] = 3,
+    days_warning: Annotated[float, Option(help="Warn so many days before it is full.")] = 14,
+    days_critical: Annotated[float, Option(help="Critical so many days before.")] = 3,
 ) -> None:
     """Tell Nagios, Icinga or Checkmk how the backups are.
 
-    It prints one line with perfdata, then a line for each bad job. Exit codes are theirs: 0 OK,
-    1 WARNING, 2 CRITICAL, 3 UNKNOWN. What cannot be told is never OK.
+    It prints one line with performance data, then a line for each bad job. The exit codes are 0 OK,
+    1 WARNING, 2 CRITICAL and 3 UNKNOWN. What could not be checked is never OK.
     """
-    gc.disable()  # among the values of ten thousand jobs there is no garbage to look for
-    from backy.monitoring.health import Judge, unknown
+    gc.disable()  # the values of ten thousand jobs hold no garbage worth looking for
+    from backy.monitoring.health import Judge
 
     try:
         pattern = re.compile(job)
-        judge = Judge(
-            datetime.now(UTC), sla, failed, free_warning, free_critical, days_warning, days_critical
-        )
-        promises, server, base = _ask(context.obj)
-        wanted = {name: each for name, each in promises.items() if pattern.search(name)}
-        code, text = judge.report((summarize(base, name) for name in wanted), wanted, server)
     except re.error as error:
-        code, text = unknown(f"--job {job!r} is no regular expression: {error}")
-    except BackyError as error:
-        code, text = unknown(f"{error.message} {error.hint}")
-    except Exception as error:  # noqa: BLE001 - monitoring must hear of a bug, too
-        code, text = unknown(f"a bug: {error!r}")
+        why = f"--job {job!r} is not a regular expression: {error}"
+        raise UsageError(why, "Write --job '^vm[0-9]+$', for example.") from error
+    now = datetime.now(UTC)
+    judge = Judge(now, sla, failed, free_warning, free_critical, days_warning, days_critical)
+    promises, server, base = _ask(context.obj)
+    wanted = {name: promise for name, promise in promises.items() if pattern.search(name)}
+    code, text = judge.report((summarize(base, name) for name in wanted), wanted, server)
     typer.echo(text, nl=False)
     raise typer.Exit(code)
 
@@ -72,7 +68,7 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     try:
         reply = client.promises(site.globals.socket)
         is_running = reply is not None
-    except StoreError as error:
+    except BackyError as error:
         problem = error.message
     if not reply:
         reply = _configured(site, problem)

@@ -74,7 +74,7 @@ def _report_unknown(error: Exception) -> int:
     else:
         text = f"a bug: {error!r}"
         report_bug(error, as_json=False)
-    line = f"BACKY UNKNOWN - {' '.join(printable(text).replace('|', '/').split())}"
+    line = f"BACKY UNKNOWN - {' '.join(printable(text).replace('|', '/').split())}"[:200]
     if isinstance(error, OutputError):
         warn(line)  # standard output takes no more
     print_lines([line])

@@ -205,11 +205,6 @@ class Judge:
         return " ".join(f"{name}={value};;;0" for name, value in values.items())
 
 
-def unknown(why: str) -> tuple[int, str]:
-    """The exit code and the output if nothing could be judged."""
-    return _output(State.UNKNOWN, why, [])
-
-
 def days_until_full(space: Space, now: datetime) -> float | None:
     """In how many days the space is used up at this rate: least squares over the samples.
 
@@ -276,7 +271,7 @@ def _printable(text: str, longest: int) -> str:
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
-def _output(state: State, line: str, lines: Iterable[str], data: str = "") -> tuple[int, str]:
-    first = f"BACKY {state.name} - {_printable(line, _LONGEST_LINE)}{data and f' | {data}'}"
+def _output(state: State, line: str, lines: Iterable[str], data: str) -> tuple[int, str]:
+    first = f"BACKY {state.name} - {_printable(line, _LONGEST_LINE)} | {data}"
     details = (_printable(detail, _LONGEST_DETAIL) for detail in lines)
     return state.exit_code, "\n".join([first, *details, ""])
