@@ -34,6 +34,7 @@ def protect() -> None:
             opened = os.open(os.devnull, flags)  # the lowest descriptor that is free
             os.set_inheritable(opened, True)  # noqa: FBT003 - it takes no keyword
     codecs.register_error(_ESCAPING, _escape)
+    _streams.clear()  # those of an earlier call are not the standard streams any more
     sys.stdout = _protected(1, "standard output", sys.stdout)
     sys.stderr = _protected(2, "standard error", sys.stderr)
 
