@@ -195,8 +195,8 @@ def test_a_name_that_could_be_mistaken_is_refused_and_makes_nothing(
 ) -> None:
     source = image(tmp_path / "vm1.img", SMALL[1])
     before = tree(tmp_path)
-    said = backy.refuses(3, "backup", "--source", source, "--", name)
-    assert said.message == f"{name!r} cannot be the name of a job"
+    said = backy.refuses(2, "backup", "--source", source, "--", name)
+    assert said.message == f"invalid value for 'JOB': {name!r} cannot be the name of a job"
     assert tree(tmp_path) == before
     assert not backy.base.exists()
 
@@ -209,7 +209,7 @@ def test_no_command_follows_a_name_out_of_the_base_directory(
 ) -> None:
     inner = Backy(aged.base / "vm1")
     verb, *options = command
-    said = refusal(inner.run(verb, "../vm1", *options), 3)
+    said = refusal(inner.run(verb, "../vm1", *options), 2)
     assert "'../vm1' cannot be the name of a job" in said.message
     assert len(aged.revisions("vm1")) == 3
 
@@ -242,7 +242,7 @@ def test_a_disk_cannot_have_a_name_that_leads_elsewhere(
 ) -> None:
     source = image(tmp_path / "vm1.img", SMALL[1])
     said = backy.refuses(2, "backup", "vm1", f"--source={name}={source}")
-    assert said.message == f"{name!r} cannot be the name of a disk"
+    assert said.message == f"invalid value for '--source': {name!r} cannot be the name of a disk"
     assert backy.revisions("vm1") == []
 
 

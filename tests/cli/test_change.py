@@ -51,8 +51,8 @@ def test_to_drop_a_tag_that_is_not_there_is_fine(aged: Backy) -> None:
 
 @pytest.mark.parametrize("mark", ["-", "+two words", "+a/b", "+a..b", "+" + "x" * 65])
 def test_an_impossible_tag_is_refused_and_nothing_is_tagged(aged: Backy, mark: str) -> None:
-    said = aged.refuses(3, "tag", "vm1", "+fine", mark)
-    assert repr(mark[1:]) in said.message
+    said = aged.refuses(2, "tag", "vm1", "+fine", mark)
+    assert repr(mark[1:] or mark) in said.message
     assert tags(aged) == [["daily"], ["upgrade"], ["daily"]]
 
 
@@ -72,8 +72,7 @@ def test_wrong_usage_ends_with_2_and_changes_nothing(aged: Backy, arguments: lis
     before = tree(aged.base)
     result = aged.run(*arguments)
     assert result.code == 2
-    assert "Usage: " in result.err
-    assert "Traceback" not in result.err
+    assert refusal(result, 2).hint
     assert tree(aged.base) == before
 
 
@@ -168,7 +167,7 @@ def test_a_purge_that_cannot_tell_what_is_in_use_drops_no_chunk(aged: Backy) -> 
 
 @pytest.mark.parametrize("text", ["week", "-1d", ""])
 def test_an_impossible_duration_is_refused(aged: Backy, text: str) -> None:
-    said = aged.refuses(3, "purge", "vm1", f"--older-than={text}")
+    said = aged.refuses(2, "purge", "vm1", f"--older-than={text}")
     assert repr(text) in said.message
 
 

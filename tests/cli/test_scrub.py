@@ -80,9 +80,9 @@ def test_an_unusable_job_does_not_keep_the_others_from_being_read(
 
 
 def test_wrong_limits_are_refused(backy: Backy) -> None:
-    assert "too low" in backy.refuses(3, "scrub", "--rate", "1KiB").message
-    assert "0s" in backy.refuses(3, "scrub", "--within", "0s").message
-    assert "duration" in backy.refuses(3, "scrub", "--max-duration", "long").message
+    assert "too slow" in backy.refuses(2, "scrub", "--rate", "1KiB").message
+    assert "0s" in backy.refuses(2, "scrub", "--within", "0s").message
+    assert "duration" in backy.refuses(2, "scrub", "--max-duration", "long").message
 
 
 def test_reports_say_what_to_name(backy: Backy, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from typer import Argument, Option
 
-from backy.cli import global_options
+from backy.cli import global_options, values
 from backy.cli.commands import COMMANDS
 from backy.cli.program import Program, print_version
 from backy.errors import BackyError, CancelledError
@@ -33,18 +33,23 @@ app = typer.Typer(
 )
 
 Context = typer.Context
-Job = Annotated[str, Argument(metavar="JOB", help="The name of the job, and of its repository.")]
+_JOB = "The name of the job, and of its repository."
+Job = Annotated[str, Argument(parser=values.job, metavar="JOB", help=_JOB)]
 _WORDS = "Revision words: latest, 1, 2026-11-23, tag:daily, an id or its beginning, a..b."
 Spec = Annotated[str, Option("-r", "--revision", metavar="SPEC", help=_WORDS)]
 AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
-OneDisk = Annotated[
-    str | None, Option("--disk", metavar="NAME", help="Which disk, if there are several.")
-]
+_DISK = "Which disk, if there are several."
+OneDisk = Annotated[str | None, Option("--disk", metavar="NAME", help=_DISK)]
 
 _BASE = "The folder that has a repository for each job; as configured, or /srv/backy."
-BaseDir = Annotated[Path | None, Option(envvar="BACKY_BASE_DIR", help=_BASE)]
+BaseDir = Annotated[
+    Path | None,
+    Option(parser=values.path, metavar="FOLDER", envvar="BACKY_BASE_DIR", help=_BASE),
+]
 _FILE = "The configuration; /etc/backy/backy.yaml or /etc/backy.conf."
-ConfigFile = Annotated[Path | None, Option(metavar="FILE", envvar="BACKY_CONFIG", help=_FILE)]
+ConfigFile = Annotated[
+    Path | None, Option(parser=values.path, metavar="FILE", envvar="BACKY_CONFIG", help=_FILE)
+]
 _VERSION = "Print the version."
 Version = Annotated[
     bool, Option("--version", "-V", help=_VERSION, is_eager=True, callback=print_version)

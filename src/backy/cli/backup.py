@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer, summary
 from backy.cli.progress import meter
+from backy.cli.values import DiskPath
 from backy.errors import UsageError
-from backy.model.names import check_tag
 from backy.repository.manifest import revision_record
-from backy.units import parse_size
 
 if TYPE_CHECKING:
     pass
 
 
 _NEW = "For a new repository: "
+_SOURCE = "A file or block device; remembered. Again for more disks."
 Sources = Annotated[
-    list[str] | None,
-    Option(metavar="[DISK=]PATH", help="A file or block device; remembered. Again for more disks."),
+    list[DiskPath] | None, Option(parser=values.disk_path, metavar="[DISK=]PATH", help=_SOURCE)
 ]
-Tags = Annotated[
-    list[str] | None, Option(metavar="TAG", help="A tag for the revision. Again for more.")
-]
-StoreName = Annotated[
-    str | None, Option(help=_NEW + "chunks, images, or auto (what the file system can do).")
-]
-BlockSize = Annotated[
-    str | None, Option(metavar="SIZE", help=_NEW + "64KiB to 16MiB; 1MiB by default.")
-]
-Level = Annotated[int | None, Option(help=_NEW + "zstd level, 1 to 19; 1 by default.")]
+_TAG = "A tag for the revision. Again for more."
+Tags = Annotated[list[str] | None, Option(parser=values.tag, metavar="TAG", help=_TAG)]
+_STORE = _NEW + "chunks, images, or auto (what the file system can do)."
+StoreName = Annotated[str | None, Option(parser=values.store, metavar="NAME", help=_STORE)]
+_SIZE = _NEW + "64KiB to 16MiB; 1MiB by default."
+BlockSize = Annotated[int | None, Option(parser=values.block_size, metavar="SIZE", help=_SIZE)]
+_LEVEL = _NEW + "zstd level, 1 to 19; 1 by default."
+Level = Annotated[int | None, Option(parser=values.level, metavar="LEVEL", help=_LEVEL)]
 
 
 @app.command(epilog="Example: backy backup vm1 --source /images/vm1.img")
@@ -57,9 +54,9 @@ def backup(
 
     options = BackupOptions(
         source=_file_source(source) if source else None,
-        tags=tuple(sorted({check_tag(each) for each in tag or []})),
+        tags=tuple(sorted({*(tag or [])})),
         store=store,
-        block_size=parse_size(block_size) if block_size else None,
+        block_size=block_size,
         level=level,
     )
     with meter(job, as_json=as_json) as shown:
@@ -69,16 +66,14 @@ def backup(
     answer(as_json, finished | {"revision": revision_record(revision)}, text)
 
 
-def _file_source(paths: list[str]) -> dict[str, object]:
-    """What --source says: paths, each with its disk's name before "=", or else vda, vdb and on."""
+def _file_source(typed: list[DiskPath]) -> dict[str, object]:
+    """The settings of a source with these disks; those without a name are vda, vdb and so on."""
     disks = {}
-    for number, text in enumerate(paths):
-        name, separator, path = text.partition("=")
-        if not separator or "/" in name:
-            name, path = f"vd{chr(ord('a') + number)}", text
+    for number, disk in enumerate(typed):
+        name = disk.name or f"vd{chr(ord('a') + number)}"
         if name in disks:
             raise UsageError(
                 f"two sources for disk {name}", "Name them: --source vda=… --source vdb=…"
             )
-        disks[name] = str(Path(path).absolute())
+        disks[name] = str(disk.path.absolute())
     return {"type": "file", "disks": disks}

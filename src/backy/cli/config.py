@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, print_json, printable
 from backy.cli.program import CommandGroup
@@ -20,7 +21,9 @@ config = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(config, name="config")
-OneJob = Annotated[str | None, Option(metavar="JOB", help="Only this job, with its defaults.")]
+OneJob = Annotated[
+    str | None, Option(parser=values.job, metavar="JOB", help="Only this job, with its defaults.")
+]
 
 
 @config.command(epilog="Example: backy config check")

@@ -6,13 +6,17 @@ from typing import Annotated
 
 from typer import Argument
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, app, each_job
 from backy.cli.output import print_json, print_lines, revision_table, table, total, warn
 from backy.repository.manifest import revision_record
 from backy.repository.repository import History, Repository, jobs
 from backy.units import format_size
 
-Listed = Annotated[str | None, Argument(metavar="[JOB]", help="Only this job, with its revisions.")]
+Listed = Annotated[
+    str | None,
+    Argument(parser=values.job, metavar="[JOB]", help="Only this job, with its revisions."),
+]
 
 
 @app.command("list", epilog="Example: backy list vm1")

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
 from typer import Argument, Option
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer
-from backy.units import format_size, parse_duration
+from backy.errors import UsageError
+from backy.units import format_size
 
-Emptied = Annotated[str | None, Argument(metavar="[JOB]", help="The job whose trash is emptied.")]
-OlderThan = Annotated[
-    str, Option(metavar="DURATION", help="Leave what was removed more recently: 30m, 4h, 7d.")
-]
-Whole = Annotated[
-    str | None,
-    Option("--job", metavar="JOB", help="Delete all of a job that is not configured."),
-]
+_EMPTIED = "The job whose trash is emptied."
+Emptied = Annotated[str | None, Argument(parser=values.job, metavar="[JOB]", help=_EMPTIED)]
+_OLDER = "Leave what was removed more recently: 30m, 4h, 7d."
+OlderThan = Annotated[int, Option(parser=values.duration, metavar="DURATION", help=_OLDER)]
+_WHOLE = "Delete all of a job that is not configured."
+Whole = Annotated[str | None, Option("--job", parser=values.job, metavar="JOB", help=_WHOLE)]
 
 
 @app.command(epilog="Example: backy purge vm1 --older-than 7d")
 def purge(
     context: Context,
     job: Emptied = None,
-    older_than: OlderThan = "0s",
+    older_than: OlderThan = 0,
     whole: Whole = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +36,7 @@ def purge(
     configuration before.
     """
     if (job is None) == (whole is None):
-        raise typer.BadParameter("name a job, or --job and one that is not configured")
+        raise UsageError("one job is needed", "Name it, or --job and one that is not configured.")
     from backy.operations.history import erase_job, purge_job
 
     if whole:
@@ -45,7 +44,7 @@ def purge(
         text = f"{whole}: deleted with all its revisions"
         answer(as_json, {"job": whole, "erased": True}, text)
         return
-    purged = purge_job(context.obj, str(job), parse_duration(older_than))
+    purged = purge_job(context.obj, str(job), older_than)
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
     freed = f"freed {format_size(purged.freed)} of chunks"
     text = f"{job}: purged {len(purged.revisions)} revisions, {freed}{kept_note}"

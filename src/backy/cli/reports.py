@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, app, each_job
 from backy.cli.output import answer, table
 from backy.cli.program import CommandGroup
@@ -39,7 +40,8 @@ reports = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(reports, name="reports")
-OneJob = Annotated[str | None, Argument(metavar="[JOB]", help="Only the reports of this job.")]
+_JOB = "Only the reports of this job."
+OneJob = Annotated[str | None, Argument(parser=values.job, metavar="[JOB]", help=_JOB)]
 ReportId = Annotated[str, Argument(metavar="REPORT", help="The id that backy reports lists.")]
 Ids = Annotated[list[str] | None, Argument(metavar="REPORT", help="These reports.")]
 Healed = Annotated[bool, Option("--healed", help="All reports of damage that was healed.")]

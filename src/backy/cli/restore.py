@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
 from backy.cli.output import print_json, print_lines, warn
 from backy.cli.progress import meter
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
     from backy.operations.restore import RestoredDisk, RestoreResult
 
 
-Target = Annotated[
-    str,
-    Argument(metavar="TARGET", help="A file, a block device, a folder, or - for standard output."),
-]
+_TARGET = "A file, a block device, a folder, or - for standard output."
+Target = Annotated[str, Argument(parser=values.target, metavar="TARGET", help=_TARGET)]
 OverSource = Annotated[bool, Option("--over-source", help="Allow the source itself as the target.")]
 KeepGoing = Annotated[
     bool, Option("--keep-going", help="Write zeroes for what is lost, and list it.")

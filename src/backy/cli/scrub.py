@@ -8,25 +8,29 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.damage import damage_shown, ending, raise_damaged
-from backy.cli.output import answer, warn
+from backy.cli.output import answer, report
 from backy.cli.progress import meter
-from backy.errors import BackyError, CancelledError, ConfigError
+from backy.errors import BackyError, CancelledError
 from backy.repository.repository import jobs
 from backy.system import process
-from backy.units import format_duration, format_size, parse_duration, parse_size
+from backy.units import format_duration, format_size, parse_duration
 
 if TYPE_CHECKING:
     from backy.operations.scrub import ScrubResult
     from backy.operations.scrub_plan import Coverage
 
 
-_SLOWEST = 1 << 20  # bytes a second
-Jobs = Annotated[list[str] | None, Argument(metavar="JOB", help="Only these jobs.")]
-Box = Annotated[str | None, Option(metavar="DURATION", help="Begin nothing more after it: 30m.")]
-Within = Annotated[str, Option(metavar="DURATION", help="How often each byte is to be read.")]
-Rate = Annotated[str | None, Option(metavar="SIZE", help="Read no more than this in a second.")]
+_JOBS = "Only these jobs."
+Jobs = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_JOBS)]
+_BOX = "Begin nothing more after it: 30m."
+Box = Annotated[int | None, Option(parser=values.duration, metavar="DURATION", help=_BOX)]
+_WITHIN = "How often each byte is to be read."
+Within = Annotated[str, Option(parser=values.span, metavar="DURATION", help=_WITHIN)]
+_RATE = "Read no more than this in a second."
+Rate = Annotated[int | None, Option(parser=values.rate, metavar="SIZE", help=_RATE)]
 
 
 @app.command(epilog="Example: backy scrub --max-duration 30m --rate 100MiB")
@@ -45,13 +49,8 @@ def scrub(
     """
     from backy.operations.scrub import Limits, longest_ago, scrub_job
 
-    if not parse_duration(within):
-        raise ConfigError(f"nothing can be read within {within}", "Use --within 30d.")
-    bytes_a_second = parse_size(rate) if rate else None
-    if bytes_a_second is not None and bytes_a_second < _SLOWEST:
-        raise ConfigError(f"a rate of {rate} is too low", "Use 1MiB or more.")
-    until = time.monotonic() + parse_duration(max_duration) if max_duration else None
-    limits = Limits(until, bytes_a_second)
+    until = time.monotonic() + max_duration if max_duration is not None else None
+    limits = Limits(until, rate)
     process.be_idle()
     span = timedelta(seconds=parse_duration(within))
     failed: list[BackyError] = []
@@ -66,7 +65,7 @@ def scrub(
         except BackyError as error:
             failed.append(error)
     for other in failed[1:]:
-        warn(f"backy: {other.message}")
+        report(other, as_json=as_json)
     for first in failed:
         raise first
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any
 
-import typer
 from typer import Argument
 from typer.core import TyperCommand
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, Spec, app
 from backy.cli.output import answer
+from backy.errors import UsageError
 from backy.repository.manifest import revision_record
 
-Marks = Annotated[list[str], Argument(metavar="+TAG|-TAG...", help="Tags to add and to drop.")]
+_MARKS = "Tags to add and to drop."
+Marks = Annotated[list[str], Argument(parser=values.mark, metavar="+TAG|-TAG...", help=_MARKS)]
 
 
 class _TagCommand(TyperCommand):
@@ -27,7 +29,7 @@ class _TagCommand(TyperCommand):
             if argument in {"-r", "--revision"}:
                 value = list(itertools.islice(arguments, 1))
                 if not value:
-                    raise typer.BadParameter(f"{argument} needs revision words.", ctx=ctx)
+                    raise UsageError(f"{argument} needs revision words", "Write -r latest.")
                 options += [argument, *value]
             elif argument[:1] in {"+", "-"} and argument[:2] != "--" and argument != "-h":
                 marks.append(argument)
@@ -43,8 +45,6 @@ def tag(
     context: Context, job: Job, marks: Marks, spec: Spec = "latest", as_json: AsJson = False
 ) -> None:
     """Add and drop tags of revisions."""
-    if odd := [mark for mark in marks if mark[:1] not in {"+", "-"}]:
-        raise typer.BadParameter(f"write +{odd[0]} or -{odd[0]}")
     from backy.operations.history import tag_job
 
     changed = tag_job(

@@ -1,0 +1,132 @@
+"""What is typed, checked before a command does anything: a wrong value is wrong usage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import typer
+
+from backy.errors import ConfigError
+from backy.model.names import check_disk_name, check_job, check_tag
+from backy.units import MiB, parse_duration, parse_size
+
+Value = TypeVar("Value")
+_SLOWEST = MiB  # bytes a second
+_LEVELS = range(1, 20)
+
+
+class WrongValueError(typer.BadParameter):
+    """A value that cannot be; `hint` says which can."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def _typed(check: Callable[[str], Value]) -> Callable[[str | Value], Value]:
+    """A parser of typer for what `check` gives or raises ConfigError for; defaults pass as well."""
+
+    @wraps(check)
+    def parse(value: str | Value) -> Value:
+        if not isinstance(value, str):
+            return value
+        try:
+            return check(value)
+        except ConfigError as error:
+            raise WrongValueError(error.message, error.hint) from error
+
+    return parse
+
+
+job = _typed(check_job)
+tag = _typed(check_tag)
+duration = _typed(parse_duration)
+
+
+@_typed
+def span(text: str) -> str:
+    """A duration within which something can be done, as it was typed."""
+    if not parse_duration(text):
+        raise ConfigError(f"nothing can be read within {text}", "Use --within 30d.")
+    return text
+
+
+@_typed
+def rate(text: str) -> int:
+    """Bytes a second."""
+    found = parse_size(text)
+    if found < _SLOWEST:
+        raise ConfigError(f"{text} a second is too slow", "Use 1MiB or more.")
+    return found
+
+
+@_typed
+def mark(text: str) -> str:
+    """A tag to add, after a plus, or to drop, after a minus."""
+    if text[:1] not in {"+", "-"} or not text[1:]:
+        raise ConfigError(f"{text!r} neither adds nor drops a tag", "Write +TAG or -TAG.")
+    if text[0] == "+":
+        check_tag(text[1:])
+    return text
+
+
+@_typed
+def level(text: str) -> int:
+    """A level of zstd."""
+    if not text.isdecimal() or int(text) not in _LEVELS:
+        raise ConfigError(f"{text!r} is not a level of zstd", "Use 1 to 19.")
+    return int(text)
+
+
+@_typed
+def block_size(text: str) -> int:
+    """The size of a repository's blocks, in bytes."""
+    from backy.repository.manifest import Settings, check_settings
+
+    size = parse_size(text)
+    check_settings(Settings("auto", size))
+    return size
+
+
+@_typed
+def store(text: str) -> str:
+    """The name of a store, or auto."""
+    from backy.stores import store_class
+
+    if text != "auto":
+        store_class(text)
+    return text
+
+
+class DiskPath(NamedTuple):
+    """The path of a disk, and its name, which is empty if none was typed."""
+
+    name: str
+    path: Path
+
+
+@_typed
+def disk_path(text: str) -> DiskPath:
+    """[DISK=]PATH."""
+    name, separator, rest = text.partition("=")
+    if not separator or "/" in name:
+        return DiskPath("", path(text))
+    return DiskPath(check_disk_name(name), path(rest))
+
+
+@_typed
+def target(text: str) -> str:
+    """Where a disk is restored to: as `path`, but an URL or a dash is no path."""
+    path(text)
+    return text
+
+
+@_typed
+def path(text: str) -> Path:
+    """A path that is not empty: Path("") is the folder in which the shell is."""
+    if not text:
+        raise ConfigError("the path is empty", "Is a variable of the shell not set?")
+    return Path(text)

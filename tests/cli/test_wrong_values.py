@@ -1,0 +1,144 @@
+"""What is typed wrong is wrong usage, exit code 2: every option and argument of every command."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.cli.commands import COMMANDS
+from tests.cli.runner import Backy, refusal, tree
+
+# A value that cannot be, for what parses or checks the value of an option or argument.
+WRONG = {
+    "block_size": ["100000", "32KiB", "32MiB", "big"],
+    "check_job": ["vm 1", "../vm1"],
+    "check_tag": ["bad tag", "a..b"],
+    "disk_path": ["a b=/nowhere", "vda="],
+    "float": ["much", "nan"],
+    "int": ["x", "0"],
+    "level": ["x", "0", "20", "1.5", "-1"],
+    "mark": ["daily", "+bad tag", "+"],
+    "parse_duration": ["soon", "3x", "-1h"],
+    "path": [""],
+    "rate": ["fast", "1KiB"],
+    "span": ["soon", "0s"],
+    "store": ["tape"],
+    "target": [""],
+}
+# Whatever is typed here is a question to the repository: what does not exist has another code.
+ANYTHING = {"-r", "--disk", "REV", "REPORT"}
+RIGHT = {"JOB": "vm1", "[JOB]": "vm1", "TARGET": "new.img", "REV": "0", "REPORT": "x"}
+RIGHT |= {"+TAG|-TAG...": "+new", "SPEC": "0"}
+
+
+def parser_of(parameter: Any) -> str:  # noqa: ANN401 - typer's
+    """The name of what turns the text into a value."""
+    found = parameter.type_descriptor
+    return str(getattr(found.parameter_info.parser or found.annotation, "__name__", ""))
+
+
+def metavar(parameter: Any) -> str:  # noqa: ANN401 - typer's
+    is_option = parameter.param_type_name == "option"
+    return str(parameter.opts[0] if is_option else parameter.metavar)
+
+
+def parameters() -> Iterator[tuple[str, Any]]:
+    """Every parameter of every command that takes a value."""
+    for name, command in COMMANDS.items():
+        for parameter in command.params:
+            if not getattr(parameter, "is_flag", False):
+                yield name, parameter
+
+
+def words(command: str, wrong: Any, value: str) -> list[str]:  # noqa: ANN401 - typer's
+    """The command, right but for one value. What a dash begins stands after its option's "="."""
+    options, arguments = [], []
+    for parameter in COMMANDS[command].params:
+        is_wrong = parameter is wrong
+        if parameter.param_type_name == "option":
+            if is_wrong or parameter.required:
+                text = value if is_wrong else RIGHT[parameter.metavar]
+                options.append(f"{max(parameter.opts, key=len)}={text}")
+        elif is_wrong or parameter.required:
+            arguments.append(value if is_wrong else RIGHT[parameter.metavar])
+    separator = [] if command == "tag" else ["--"]
+    return [*command.split(), *options, *separator, *arguments]
+
+
+CASES = [
+    pytest.param(command, parameter, value, id=f"{command} {metavar(parameter)} {value!r}")
+    for command, parameter in parameters()
+    if metavar(parameter) not in ANYTHING and command != "check"
+    for value in WRONG[parser_of(parameter)]
+]
+
+
+def test_whatever_takes_a_value_is_checked() -> None:
+    unchecked = {
+        metavar(parameter)
+        for command, parameter in parameters()
+        if parser_of(parameter) not in WRONG and command != "check"
+    }
+    assert unchecked == ANYTHING
+
+
+@pytest.mark.parametrize(("command", "parameter", "value"), CASES)
+def test_a_wrong_value_is_wrong_usage_and_leaves_no_trace(
+    aged: Backy,
+    command: str,
+    parameter: Any,  # noqa: ANN401 - typer's
+    value: str,
+) -> None:
+    before = tree(aged.base.parent)
+    said = refusal(aged.run(*words(command, parameter, value)), 2)
+    assert said.message.startswith(f"invalid value for '{metavar(parameter)}': ")
+    assert tree(aged.base.parent) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["purge"], id="neither-job"),
+        pytest.param(["purge", "vm1", "--job", "vm1"], id="both"),
+        pytest.param(["reports", "delete", "vm1"], id="no-report"),
+        pytest.param(["restore", "vm1", "-", "--json"], id="json-and-disk"),
+        pytest.param(["backup", "vm1", "--source=vda=/1", "--source=vda=/2"], id="disk-twice"),
+        pytest.param(["tag", "vm1"], id="no-tag"),
+        pytest.param(["tag", "vm1", "+a", "-r"], id="no-words"),
+        pytest.param(["remove", "vm1"], id="no-revision"),
+    ],
+)
+def test_values_that_do_not_go_together_are_wrong_usage(aged: Backy, words: list[str]) -> None:
+    before = tree(aged.base)
+    result = aged.run(words[0], *words[1:2], "--json", *words[2:])
+    assert (result.error()["error"], result.code) == ("UsageError", 2)
+    assert result.error()["hint"]
+    assert tree(aged.base) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            pytest.param([f"{parameter.opts[0]}={value}"], id=f"{parameter.opts[0]} {value!r}")
+            for parameter in COMMANDS["check"].params
+            if not getattr(parameter, "is_flag", False) and parser_of(parameter) in WRONG
+            for value in WRONG[parser_of(parameter)]
+        ),
+        pytest.param(["--job", "("], id="expression"),
+        pytest.param(["vm1"], id="argument"),
+        pytest.param(["--nonsense"], id="option"),
+        pytest.param(["--config", "/nowhere"], id="configuration"),
+    ],
+)
+def test_check_says_unknown_for_what_is_typed_wrong(backy: Backy, words: list[str]) -> None:
+    result = backy.run("check", *words)
+    assert result.code == 3
+    assert result.out.startswith("BACKY UNKNOWN - ")
+    assert result.err == ""
+
+
+def test_check_says_unknown_where_what_is_wrong_stands_before_it(backy: Backy) -> None:
+    result = backy.run("--nonsense", "check")
+    assert (result.code, result.err) == (3, "")
+    assert result.out.startswith("BACKY UNKNOWN - no such option: --nonsense")
