@@ -83,8 +83,8 @@ def test_two_sources_for_one_disk_are_refused(backy: Backy, tmp_path: Path) -> N
 
 
 def test_a_job_without_a_source_is_refused_and_not_made(backy: Backy) -> None:
-    said = refusal(backy.run("backup", "vm1"), 3)
-    assert said.message == "vm1: no source is known"
+    said = refusal(backy.run("backup", "vm1"), 9)
+    assert said.message == "there is no job 'vm1'"
     assert "--source" in said.hint
     assert not (backy.base / "vm1").exists()
 
