@@ -139,7 +139,7 @@ def test_what_is_being_restored_outlives_its_removal_and_a_purge(
         said = either.quiet("purge", "vm1").out
         assert "purged 0 revisions" in said
         assert "1 kept (too young, or being read)" in said
-    assert "purged 1 revisions" in either.quiet("purge", "vm1").out
+    assert "purged 1 revision" in either.quiet("purge", "vm1").out
     assert either.revisions("vm1") == []
 
 

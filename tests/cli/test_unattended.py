@@ -33,7 +33,7 @@ def told(server: Server) -> Status:
 def test_a_configuration_that_is_right_is_said_to_be_so(server: Server) -> None:
     server.job("vm1")
     said = server.quiet("config", "check").out
-    assert said == f"{server.path}: 1 jobs in 2 files, nothing is wrong\n"
+    assert said == f"{server.path}: 1 job in 2 files, no problems\n"
     shown = server.quiet("config", "show", "--job", "vm1").record()["vm1"]
     assert shown["source"]["filename"] == str(server.folder / "vm1.img")
     assert server.quiet("config", "show").record()["jobs"].keys() == {"vm1"}

@@ -117,7 +117,7 @@ def test_a_damaged_block_comes_back_from_the_source_and_that_is_said(
     either.damage("vm1", revision, 1)
     result = either.ok("verify", "vm1")
     assert f"healed from the source: {revision} vda bytes {MIB} to {2 * MIB}: " in result.err
-    assert "verified, 1 damaged ranges healed, " in result.out
+    assert "verified, 1 damaged range healed, " in result.out
     assert either.content("vm1") == data(1)
     either.quiet("verify", "vm1")
 

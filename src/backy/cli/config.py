@@ -13,6 +13,7 @@ from backy.cli.output import answer, print_json, printable
 from backy.cli.program import CommandGroup
 from backy.errors import ConfigError, NotFoundError
 from backy.operations.site import Site
+from backy.units import counted
 
 config = typer.Typer(
     help="Check and show the configuration.",
@@ -42,13 +43,12 @@ def check(context: Context, as_json: AsJson = False) -> None:
         {"file": str(each.path), "line": each.line, "key": each.key, "message": str(each)}
         for each in problems
     ]
-    fine = f"{path}: {count} jobs in {files} files, nothing is wrong"
+    fine = f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"
     lines = [printable(str(each)) for each in problems] or fine
     answer(as_json, {"file": str(path), "jobs": count, "problems": records}, lines)
     if problems:
-        raise ConfigError(
-            f"{path}: {len(problems)} problems", "A running daemon keeps what it has."
-        )
+        what = counted(len(problems), "problem")
+        raise ConfigError(f"{path}: {what}", "A running daemon keeps the jobs it has.")
 
 
 @config.command(epilog="Example: backy config show --job vm1")

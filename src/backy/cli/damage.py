@@ -30,7 +30,8 @@ def damage_shown(job: str, shown: Meter) -> Callable[[Damage], None]:
 
 def ending(findings: Findings, read: int, seconds: float) -> str:
     """What was healed, and the time and rate: the end of the last line."""
-    note = f", {findings.healed} damaged ranges healed" if findings.healed else ""
+    healed = counted(findings.healed, "damaged range")
+    note = f", {healed} healed" if findings.healed else ""
     return f"{note}, {seconds:.1f} s, {format_rate(read, seconds)}"
 
 

@@ -10,7 +10,7 @@ from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer
 from backy.errors import UsageError
-from backy.units import format_size
+from backy.units import counted, format_size
 
 _EMPTIED = "The job whose trash is emptied."
 Emptied = Annotated[str | None, Argument(parser=values.job, metavar="[JOB]", help=_EMPTIED)]
@@ -47,6 +47,6 @@ def purge(
     purged = purge_job(context.obj, str(job), older_than)
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
     freed = f"freed {format_size(purged.freed)} of chunks"
-    text = f"{job}: purged {len(purged.revisions)} revisions, {freed}{kept_note}"
+    text = f"{job}: purged {counted(len(purged.revisions), 'revision')}, {freed}{kept_note}"
     record = {"job": job, "purged": purged.revisions, "kept": purged.kept, "freed": purged.freed}
     answer(as_json, record, text)

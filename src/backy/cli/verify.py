@@ -8,7 +8,7 @@ from backy.cli.app import AsJson, Context, Job, Spec, app
 from backy.cli.damage import damage_shown, ending, raise_damaged
 from backy.cli.output import print_json
 from backy.cli.progress import meter
-from backy.units import format_size
+from backy.units import counted, format_size
 
 
 @app.command(epilog="Example: backy verify vm1 -r latest")
@@ -30,5 +30,6 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
         print_json({"event": "finished"} | done | sums | {"seconds": shown.seconds})
     raise_damaged(job, result, len(result.revisions))
     if not as_json:
-        verified = f"{len(result.revisions)} revisions, {format_size(result.size)} verified"
+        count = counted(len(result.revisions), "revision")
+        verified = f"{count}, {format_size(result.size)} verified"
         typer.echo(f"{job}: {verified}{ending(result, result.size, shown.seconds)}")
