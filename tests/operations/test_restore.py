@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from backy.errors import DamagedError, HookError, NotFoundError, TargetError, UsageError
+from backy.errors import (
+    DamagedError,
+    HookError,
+    NotFoundError,
+    StoreError,
+    TargetError,
+    UsageError,
+)
 from backy.model.revision import Revision
 from backy.operations.restore import RestoredDisk, RestoreOptions, restore_job
 from backy.operations.site import Site
@@ -298,3 +305,38 @@ def test_what_is_lost_or_healed_is_told_disk_by_disk_with_who_could_not_be_asked
     (tmp_path / "vdb.img").unlink()
     [unasked] = restore_job(site, "vm1", str(folder), options).unasked
     assert unasked.startswith("The source could not be asked: opening the source")
+
+
+def test_what_somebody_put_beside_the_disks_overwrites_nothing_and_gives_nothing_away(
+    site: Site, made: Made, revision: Revision, folder: Path, tmp_path: Path
+) -> None:
+    stored = made.repository.folder_of(revision).path
+    for name in (".profile", "vm2.img", "vm2.blocks"):
+        (stored / name).write_text("hostile")
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (folder / "vm2.img").write_text("another machine")
+    (stored / "linked.xml").symlink_to(secret)
+    with pytest.raises(StoreError, match=r"linked\.xml"):
+        restore_job(site, "vm1", str(folder))
+    (stored / "linked.xml").unlink()
+    (stored / "vm.xml").write_text("<domain/>")
+    (folder / "vm.xml").symlink_to(secret)
+    assert restore_job(site, "vm1", str(folder)).files == [folder / "vm.xml"]
+    assert (folder / "vm.xml").read_text() == "<domain/>"
+    assert secret.read_text() == "secret"
+    assert (folder / "vm2.img").read_text() == "another machine"
+    assert names(folder) == ["vda.img", "vdb.img", "vm.xml", "vm2.img"]
+
+
+@pytest.mark.usefixtures("revision")
+def test_a_link_that_waits_in_the_folder_is_not_written_through(
+    site: Site, folder: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("another machine")
+    (folder / "vdb.img").symlink_to(victim)
+    with pytest.raises(TargetError, match=r"vdb\.img is a link"):
+        restore_job(site, "vm1", str(folder))
+    assert victim.read_text() == "another machine"
+    assert names(folder) == ["vdb.img"]

@@ -20,6 +20,7 @@ from backy.errors import (
 from backy.image.copy import copy
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import merge_ranges
+from backy.model.names import check_disk_name
 from backy.model.revision import Revision, disk_of
 from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
@@ -28,10 +29,11 @@ from backy.operations.origin import Origin, failures
 from backy.operations.site import Site
 from backy.repository.repository import Repository
 from backy.system import folders
+from backy.system.place import Place
 from backy.targets import is_folder, open_target
 from backy.units import MiB
 
-_OWN_KINDS = ("blocks", "img")
+_OWN_KINDS = (".blocks", ".img")
 Ranges = tuple[tuple[int, int], ...]
 
 
@@ -148,7 +150,11 @@ def _words(
     if not is_folder(target):
         return {_disk_of(repository, revision, disk): target}
     names = [_disk_of(repository, revision, disk)] if disk else revision.disks
-    return {name: f"{target.rstrip('/')}/{name}.img" for name in names}
+    words = {name: f"{target.rstrip('/')}/{name}.img" for name in names}
+    for word in words.values():
+        if Path(word).is_symlink():  # who put it there may mean another file
+            raise TargetError(f"{word} is a link", "Remove it, or name what it leads to.")
+    return words
 
 
 def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> str:
@@ -243,17 +249,26 @@ def _warn_of_damage(disk: str, lost: Ranges, healed: Ranges, watcher: Watcher) -
 def restore_files(repository: Repository, revision: Revision, folder: Path) -> list[Path]:
     """Copy what the source saved beside the disks, a domain's XML say, into `folder`.
 
-    Files of that name are replaced. Raises StoreError or TargetError where that fails.
+    Files of that name are replaced. Who made the repository may have put more there: no hidden file
+    is written, none that is called like an image or an index, and nothing through a link. Raises
+    StoreError or TargetError where that fails.
     """
-    stored = repository.folder_of(revision)
-    own = {"revision.json", *(f"{disk}.{kind}" for disk in revision.disks for kind in _OWN_KINDS)}
+    stored, target = repository.folder_of(revision), Place.at(folder)
     written = []
     with repository.reading(revision):
-        for name in folders.list_folder(stored):
-            if name not in own:
-                with translated(StoreError, f"reading {stored / name}"):
-                    content = folders.read_file(stored / name, MiB)
-                with translated(TargetError, f"writing {folder / name}"):
-                    folders.write_file(folder / name, content)
-                written.append(folder / name)
+        for name in filter(_may_be_saved, folders.list_folder(stored)):
+            with translated(StoreError, f"reading {stored / name}"):
+                content = folders.read_file(stored / name, MiB)
+            with translated(TargetError, f"writing {folder / name}"):
+                folders.write_file(target / name, content)
+            written.append(folder / name)
     return written
+
+
+def _may_be_saved(name: str) -> bool:
+    """Whether a source may have saved a file of this name beside the disks."""
+    try:
+        check_disk_name(name)
+    except ConfigError:
+        return False
+    return name != "revision.json" and not name.endswith(_OWN_KINDS)
