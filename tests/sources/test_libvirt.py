@@ -572,9 +572,9 @@ def test_what_a_guest_cannot_change_is_no_disk_to_back_up(libvirtd: Libvirt) -> 
     ("settings", "more", "says"),
     [
         pytest.param({"disks": ["vdx", "vda"]}, "", "no disk vdx", id="missing"),
-        pytest.param({"exclude": ["vda"]}, "", "no disk at all", id="none"),
-        pytest.param({}, "shareable", "others, too", id="shared"),
-        pytest.param({}, "network", "no path of this host", id="network"),
+        pytest.param({"exclude": ["vda"]}, "", "has no disk to back up", id="none"),
+        pytest.param({}, "shareable", "others may write to it", id="shared"),
+        pytest.param({}, "network", "no local file or device", id="network"),
     ],
 )
 def test_a_disk_that_cannot_be_backed_up_is_named(
