@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from backy.model.answers import JobOverview
 from backy.model.messages import ProgressEvent
-from backy.system import process
+from backy.system.child import Priority, start
 from backy.units import MiB
 
 _LONGEST_EVENT = 4 * MiB  # a revision.json has 1 MiB at most
@@ -35,15 +35,13 @@ class ChildCommand:
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self.error = ""
 
-    async def run(self, priority: process.Priority, hear: Callable[[Event], None]) -> int:
+    async def run(self, priority: Priority, hear: Callable[[Event], None]) -> int:
         """Start it and wait for its end; the exit code, or minus the signal that ended it.
 
         `hear` gets each event but those of progress. If `hear` raises, it gets no more events,
         and the error is raised once the command has ended. Raises OSError if it cannot be started.
         """
-        child = await process.start(
-            self._command, self._environment, priority, longest_line=_LONGEST_EVENT
-        )
+        child = await start(self._command, self._environment, priority, longest_line=_LONGEST_EVENT)
         self._process = child
         if self._is_cancelled:
             self.cancel()

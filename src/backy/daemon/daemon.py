@@ -78,7 +78,8 @@ class Daemon:
             stack.push_async_callback(control.close, server, setup.config.global_.socket)
             if setup.config.global_.metrics_listen:
                 stack.enter_context(self._metrics.served(setup.config.global_.metrics_listen))
-            signals.on_signals(reload=lambda: self._spawn(self._reload()), stop=self._stop)
+            loop = asyncio.get_running_loop()
+            signals.on_signals(loop, reload=lambda: self._spawn(self._reload()), stop=self._stop)
             notify("READY=1")
             self._log.info("daemon started", jobs=len(setup.config.jobs), base=str(setup.base))
             if setup.problem:

@@ -14,7 +14,7 @@ from backy.daemon.state import State
 from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
 from backy.repository import status
-from backy.system import process
+from backy.system.child import Priority
 
 _BUSY = timedelta(minutes=2)  # until a task is tried again whose repository was locked
 _SUMMED = ("read", "changed", "stored")  # bytes, of the disks of a revision
@@ -43,7 +43,7 @@ class Runner:
         log = self.log.bind(job=task.job, verb=task.verb)
         log.info("started", **({"tags": ",".join(sorted(task.tags))} if task.tags else {}))
         settings = self.state.setup.config.global_
-        priority = process.Priority(settings.nice, settings.io_class)
+        priority = Priority(settings.nice, settings.io_class)
         try:
             code = await child.run(priority, partial(_log_event, log))
             await asyncio.to_thread(self._record, task, child, code, log)

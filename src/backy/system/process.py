@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 import platform
 import resource
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -48,10 +46,10 @@ def be_idle() -> None:
     The threads that are started from here on inherit it. Does what the system allows.
     """
     os.nice(19)
-    _set_io_class(0, "idle")
+    set_io_class(0, "idle")
 
 
-def _set_io_class(pid: int, name: str) -> None:
+def set_io_class(pid: int, name: str) -> None:
     """Put a process, or this thread (0), into a class of ioprio_set(2), at its lowest level."""
     if number := _IOPRIO_SET.get(platform.machine()):
         libc = ctypes.CDLL(None, use_errno=True)
@@ -248,39 +246,3 @@ class Guard:
     def disarm(self) -> None:
         """Have nothing run when we are gone."""
         self.tell("done")
-
-
-@dataclass(frozen=True, slots=True)
-class Priority:
-    """How much a child gives way: nice(1), 0 to 19, and "none", "best-effort" or "idle"."""
-
-    nice: int = 0
-    io_class: str = "none"
-
-
-async def start(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    priority: Priority,
-    *,
-    longest_line: int,
-) -> asyncio.subprocess.Process:
-    """Start a program that outlives us if it has to, with `environment` added to ours.
-
-    Its stdout and stderr are pipes, whose readers drop lines longer than `longest_line` bytes.
-    Raises OSError where it cannot be started.
-    """
-    child = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        process_group=0,  # Ctrl-C at our terminal is for us, and we ask it to end
-        env=os.environ | dict(environment),
-        limit=longest_line,
-    )
-    with suppress(OSError):  # it may have ended already
-        os.setpriority(os.PRIO_PROCESS, child.pid, priority.nice)
-        if priority.io_class != "none":
-            _set_io_class(child.pid, priority.io_class)
-    return child

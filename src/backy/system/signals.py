@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from backy.errors import CancelledError
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Those that `cancellable` handles now, or ignores since one came.
@@ -71,9 +74,10 @@ def shielded() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def on_signals(*, reload: Callable[[], object], stop: Callable[[], object]) -> None:
-    """Have the running event loop call `reload` at SIGHUP, and `stop` at SIGTERM and Ctrl-C."""
-    loop = asyncio.get_running_loop()
+def on_signals(
+    loop: AbstractEventLoop, *, reload: Callable[[], object], stop: Callable[[], object]
+) -> None:
+    """Have the event loop call `reload` at SIGHUP, and `stop` at SIGTERM and Ctrl-C."""
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
