@@ -1,20 +1,20 @@
-"""What can go wrong, with the exit code that a script sees.
+"""All errors, with the exit codes of the commands.
 
-    BackyError             1   base of everything that is not a bug
-    ├── UsageError         2   what was typed is wrong
+    BackyError             1   base of all errors that are not bugs
+    ├── UsageError         2   the command line is wrong
     ├── ConfigError        3   the configuration or repository.json is wrong
     ├── SourceError        4   the source is missing, unreadable or empty
     ├── StoreError         5   the repository cannot be read or written
-    │   ├── DamagedError   6   stored bytes are not what was stored
-    │   ├── BusyError      7   somebody else holds the lock
+    │   ├── DamagedError   6   stored bytes are missing or changed
+    │   ├── BusyError      7   another process holds the lock
     │   └── FullError      8   no space left on the repository's file system
     ├── NotFoundError      9   no such job, revision or disk
     ├── TargetError       10   the restore target cannot take the disk
     ├── HookError         11   a required hook failed; nothing was published or restored
-    ├── OutputError       74   the work is done, but not all that was to be said of it arrived
+    ├── OutputError       74   the work is done, but some output could not be written
     └── CancelledError   130   Ctrl-C or SIGTERM
 
-Anything else that escapes is a bug and keeps its traceback, with exit code 70. 70 and 74 are
+Any other exception is a bug: it keeps its traceback and has exit code 70. 70 and 74 are
 EX_SOFTWARE and EX_IOERR of sysexits.h.
 """
 
@@ -29,7 +29,7 @@ BUG = 70
 
 
 class BackyError(Exception):
-    """Something that a person can mend: what failed, on which object, and what to do next."""
+    """An error that a person can fix: what failed, on which object, why, and what to do next."""
 
     exit_code: ClassVar[int] = 1
 
@@ -40,7 +40,7 @@ class BackyError(Exception):
 
 
 class UsageError(BackyError):
-    """What was typed is wrong; nothing was read or written, and nothing is recorded."""
+    """The command line is wrong; nothing was read or written, and nothing is recorded."""
 
     exit_code = 2
 
@@ -58,13 +58,13 @@ class SourceError(BackyError):
 
 
 class StoreError(BackyError):
-    """The repository cannot be read or written; what was published before is untouched."""
+    """The repository cannot be read or written; published revisions are unchanged."""
 
     exit_code = 5
 
     @property
     def is_damage(self) -> bool:
-        """Whether it says something of the stored bytes, and not of the machine that reads them."""
+        """Whether the stored bytes are wrong; False if only this machine could not read them."""
         return getattr(self.__cause__, "errno", None) not in _NO_DAMAGE
 
 
@@ -75,7 +75,7 @@ _NO_DAMAGE = {
 
 
 class DamagedError(StoreError):
-    """Stored bytes are missing or are not what was stored."""
+    """Stored bytes are missing or have changed."""
 
     exit_code = 6
 
@@ -87,7 +87,7 @@ class BusyError(StoreError):
 
 
 class FullError(StoreError):
-    """No space, or no quota, is left where the repository is; free some and run it again."""
+    """The file system of the repository has no space or quota left; free some and run it again."""
 
     exit_code = 8
 
@@ -124,7 +124,7 @@ class CancelledError(BackyError):
 
 @contextmanager
 def translated(kind: type[BackyError], what: str, hint: str = "") -> Iterator[None]:
-    """Turn an OSError in the body into `kind`, or into FullError where a store has no space.
+    """Turn an OSError in the body into `kind`, or into FullError if a store has no space left.
 
     `what` names the action and the object: "vm1: writing chunk ab12…".
     """

@@ -1,4 +1,4 @@
-"""Find the class behind a plug-in's name."""
+"""Load plug-ins by name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from backy.errors import ConfigError
 
 
-def load(group: str, name: str, built_in: Mapping[str, str]) -> Any:  # noqa: ANN401 - the caller says
-    """The object that `built_in` ("module:attribute") or an installed package's entry point names.
+def load(group: str, name: str, built_in: Mapping[str, str]) -> Any:  # noqa: ANN401 - the caller knows
+    """The plug-in `name`: of `built_in` ("module:attribute"), else of an entry point in `group`.
 
-    Built-in ones are not asked for by entry point: reading those of all packages takes 30 ms.
-    Raises ConfigError where there is none.
+    Built-in plug-ins do not use entry points: reading those of all packages takes 30 ms.
+    Raises ConfigError if there is none, or if it cannot be loaded.
     """
     if name in built_in:
         module, _, attribute = built_in[name].partition(":")
@@ -24,6 +24,6 @@ def load(group: str, name: str, built_in: Mapping[str, str]) -> Any:  # noqa: AN
             return entry_point.load()
         except (ImportError, AttributeError) as error:
             why = f"plug-in {name!r} ({entry_point.value}) cannot be loaded: {error}"
-            raise ConfigError(why, "Install it again.") from error
+            raise ConfigError(why, "Install the plug-in again.") from error
     kind = group.rpartition(".")[2].rstrip("s")
     raise ConfigError(f"there is no {kind} {name!r}", f"Built in: {', '.join(built_in)}.")

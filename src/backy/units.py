@@ -19,9 +19,9 @@ _LONGEST_DURATION = 1000 * 366 * 86400
 
 
 def parse_size(text: str) -> int:
-    """Give the bytes that `text` says: "65536", "64KiB", "1.5 GiB"; K, KB and KiB all mean 1024.
+    """A size in bytes from "65536", "64KiB" or "1.5 GiB"; K, KB and KiB all mean 1024.
 
-    Raises ConfigError where `text` is no size or is larger than any file can be (2^63 - 1).
+    Raises ConfigError if `text` is not a size, or is larger than a file can be (2^63 - 1).
     """
     match = _SIZE.fullmatch(text.strip())
     if not match or not text.isascii():
@@ -39,7 +39,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: float) -> str:
-    """Say a number of bytes with three digits or so: "0 B", "4.0 MiB", "1.2 TiB"."""
+    """A number of bytes as text with two to four digits: "0 B", "4.0 MiB", "1.2 TiB"."""
     if size < KiB:
         return f"{size:.0f} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):
@@ -50,9 +50,9 @@ def format_size(size: float) -> str:
 
 
 def parse_duration(text: str) -> int:
-    """Give the seconds that `text` says: an integer and s, m, h, d or w, as backy 2 wrote them.
+    """A duration in seconds from an integer and s, m, h, d or w (the syntax of backy 2).
 
-    Raises ConfigError where `text` is none.
+    Raises ConfigError if `text` is not a duration, or is longer than 1000 years.
     """
     match = _DURATION.fullmatch(text.strip())
     if not match or not text.isascii():
@@ -61,12 +61,12 @@ def parse_duration(text: str) -> int:
         )
     seconds = int(match[1]) * _SECONDS[match[2]]
     if seconds > _LONGEST_DURATION:
-        raise ConfigError(f"{text!r} is longer than backy counts", "The limit is 1000 years.")
+        raise ConfigError(f"{text!r} is too long", "The limit is 1000 years.")
     return seconds
 
 
 def format_duration(seconds: float) -> str:
-    """Say a time span with its two largest units: "0.4 s", "3 min 20 s", "2 d 4 h"."""
+    """A duration as text with its two largest units: "0.4 s", "3 min 20 s", "2 d 4 h"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -80,10 +80,10 @@ def format_duration(seconds: float) -> str:
 
 
 def format_rate(size: float, seconds: float) -> str:
-    """Say how fast `size` bytes in `seconds` are: "812.0 MiB/s"."""
+    """The rate of `size` bytes in `seconds`, as text: "812.0 MiB/s"."""
     return f"{format_size(size / max(seconds, 1e-3))}/s"
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """Say how many there are: "1 job", "2 jobs"; `plural` where that is not `noun` with an s."""
+    """A number and a noun: "1 job", "2 jobs". `plural` is needed if it is not `noun` and an s."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

@@ -139,7 +139,7 @@ def test_a_word_that_names_several_is_refused_with_their_ids(aged: Backy) -> Non
     old, _, new = aged.revisions("vm1")
     assert old in said.message
     assert new in said.message
-    assert said.hint == 'Say "last(tag:daily)".'
+    assert said.hint == 'Write "last(tag:daily)".'
 
 
 def test_an_unknown_word_shows_what_is_there(aged: Backy) -> None:

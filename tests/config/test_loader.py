@@ -194,7 +194,7 @@ def test_the_error_names_the_first_problem_and_how_to_see_the_others() -> None:
     assert "several.yaml:2: global.worker-limit: '0' is less than 1, and 7 more" in str(
         caught.value
     )
-    assert caught.value.hint == "backy config check names all of them."
+    assert caught.value.hint == "backy config check lists all of them."
 
 
 def test_a_single_problem_has_no_others() -> None:

@@ -80,7 +80,7 @@ def test_a_signal_cancels_once_and_clean_up_is_not_disturbed(number: signal.Sign
     assert said.splitlines() == [
         "cleaned up",
         f"cancelled: stopped by {number.name}",
-        "What was done by then stays. Run it again.",
+        "What it did before that stays. Run it again.",
         "restored",
     ]
     assert child.returncode == 0

@@ -1,1 +1,1 @@
-"""The configuration: its values, and how they are read from YAML."""
+"""The configuration: its settings, and how they are read from YAML."""

@@ -1,8 +1,8 @@
-"""Read the configuration: YAML files into a Config, with every problem in them at once.
+"""Read the configuration: YAML files into a Config, with all problems in them reported at once.
 
-YAML here is text, whole numbers, true and false, nothing, lists and mappings: no anchors, and no
-tags such as !!python. It is built from the parser's events, which is quicker than yaml.safe_load,
-knows every line, and finds keys that are there twice.
+Of YAML we accept text, whole numbers, true, false, null, lists and mappings; no anchors, and no
+tags such as !!python. We read the parser's events: this is faster than yaml.safe_load, gives the
+line of every key, and finds duplicate keys.
 """
 
 from __future__ import annotations
@@ -25,39 +25,41 @@ from backy.system import folders
 from backy.units import MiB
 
 Model = TypeVar("Model", bound=BaseModel)
-Place = tuple[str | int, ...]  # the keys that lead there
+KeyPath = tuple[str | int, ...]  # the keys and list indexes from the top
 _LARGEST_FILE = 64 * MiB
-_DEEPEST = 16  # lists and mappings in each other
-_MOST_KEYS = 2_000_000  # and items of lists, in one file; 10,000 jobs have about 100,000
+_DEEPEST = 16  # nested lists and mappings
+_MOST_KEYS = 2_000_000  # keys and list items in one file; 10,000 jobs have about 100,000
 _WILD = set("*?[")
-_LONGEST = 300  # characters of what is said of a problem
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where there is one
+_LONGEST = 300  # characters of a key or a message in a problem
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, if it is installed
 _WORDS = {"": None, "~": None, "null": None, "true": True, "yes": True, "on": True}
 _WORDS |= dict.fromkeys(("false", "no", "off"), False)
-_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")  # written otherwise it is text: 007, 1_000
-_SAID = {
-    "bool_parsing": "{found} is neither true nor false",
-    "bool_type": "{found} is neither true nor false",
-    "dict_type": "{found} is not a mapping. Write KEY: VALUE",
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")  # all else is text: 007, 1_000
+_MESSAGES = {
+    "bool_parsing": "{value} is neither true nor false",
+    "bool_type": "{value} is neither true nor false",
+    "dict_type": "{value} is not a mapping. Write KEY: VALUE",
     "extra_forbidden": "not known. There are: {keys}",
-    "greater_than_equal": "{found} is less than {ge}",
-    "int_parsing": "{found} is not a whole number",
-    "less_than_equal": "{found} is more than {le}",
-    "literal_error": "{found} is not {expected}",
+    "greater_than_equal": "{value} is less than {ge}",
+    "int_parsing": "{value} is not a whole number",
+    "less_than_equal": "{value} is more than {le}",
+    "literal_error": "{value} is not {expected}",
     "missing": "missing. There are: {keys}",
-    "model_type": "{found} is not a mapping. Write KEY: VALUE",
-    "multiple_of": "{found} is not a multiple of {multiple_of}",
-    "string_type": "{found} is not text. Put it in quotes",
+    "model_type": "{value} is not a mapping. Write KEY: VALUE",
+    "multiple_of": "{value} is not a multiple of {multiple_of}",
+    "string_type": "{value} is not text. Put it in quotes",
     "too_short": "empty. At least one is needed",
-    "tuple_type": "{found} is not a list. Write [ONE, TWO]",
+    "tuple_type": "{value} is not a list. Write [ONE, TWO]",
 }
-_PARTS: dict[Any, type[BaseModel]] = {str(each.alias): Hook for each in Hooks.model_fields.values()}
+_PARTS: dict[Any, type[BaseModel]] = {
+    str(field.alias): Hook for field in Hooks.model_fields.values()
+}
 _PARTS |= {"global": Global, "schedules": Interval, "defaults": Job, "hooks": Hooks, "scrub": Scrub}
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong in one place: what is there, and what may be. Lines count from 1."""
+    """One problem in a file: its key, and what is wrong. `line` counts from 1."""
 
     path: Path
     line: int
@@ -72,19 +74,19 @@ class Problem:
 
 
 class ProblemsError(ConfigError):
-    """The main file cannot be used; `problems` are all that is wrong, in included files, too."""
+    """The main file cannot be used. `problems` has all problems, those of included files too."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         more = f", and {len(problems) - 1} more" if problems[1:] else ""
-        super().__init__(f"{problems[0]}{more}", "backy config check names all of them.")
+        super().__init__(f"{problems[0]}{more}", "backy config check lists all of them.")
         self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """All jobs that are valid, what is wrong with the others, and which files were read.
+    """The configuration with all valid jobs, the problems, and the files that were read.
 
-    `invalid` has the jobs that are left out because of a problem, each with its first one.
+    `invalid` has the first problem of each job that was left out because of one.
     """
 
     config: Config
@@ -93,9 +95,9 @@ class Loaded:
     invalid: Mapping[str, Problem]
 
     def problem_of(self, job: str) -> Problem | None:
-        """Why a job is left out, or may be: it has a problem, or a file that cannot be read has it.
+        """Why a job is left out: its own problem, or that of a file that cannot be read.
 
-        None where the job is valid, or is certainly not configured.
+        Such a file may contain the job. None if the job is valid, or is surely not configured.
         """
         if job in self.config.jobs or job in self.invalid:
             return self.invalid.get(job)
@@ -103,21 +105,23 @@ class Loaded:
 
 
 def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded:
-    """Read a configuration and what it includes.
+    """Read a configuration and the files that it includes.
 
-    `check_source` raises ConfigError for a source that is wrong. What is there twice counts as it
-    is there first. Raises ProblemsError where anything but a job is wrong in the main file.
+    `check_source` raises ConfigError for a wrong source. Of duplicates the first one counts.
+    Raises ProblemsError if anything but a job is wrong in the main file.
     """
     main = _File(path, ("jobs",))
-    if main.problems and not main.content:  # nobody knows then which schedules there are
+    if main.problems and not main.content:  # so no schedule is known
         raise ProblemsError(tuple(main.problems))
-    said = main.content
-    known = {"schedule": said.get("schedules") or {}, "limits": said.get("limits") or {}}
-    known |= {"source": check_source, "defaults": said.get("defaults")}
-    parts = [main.judge(Config, (), {key: said[key]}, known) for key in said if key != "jobs"]
-    good = {name: getattr(part, name) for part in parts if part for name in part.model_fields_set}
-    config = Config().model_copy(update=good)
-    files = [main, *(_File(each) for each in _included(main, config.include))]
+    content = main.content
+    context = {"schedule": content.get("schedules") or {}, "limits": content.get("limits") or {}}
+    context |= {"source": check_source, "defaults": content.get("defaults")}
+    parts = [
+        main.validated(Config, (), {key: content[key]}, context) for key in content if key != "jobs"
+    ]
+    valid = {name: getattr(part, name) for part in parts if part for name in part.model_fields_set}
+    config = Config().model_copy(update=valid)
+    files = [main, *(_File(path) for path in _included(main, config.include))]
     jobs: dict[str, Job] = {}
     invalid: dict[str, Problem] = {}
     first: dict[str, _File] = {}
@@ -125,14 +129,16 @@ def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded
         for name, settings in file.jobs():
             if first.setdefault(name, file) is file:
                 count = len(file.problems)
-                if job := file.job(name, settings, known):
+                if job := file.job(name, settings, context):
                     jobs[name] = job
-                else:  # what is wrong with the defaults is noted there
+                else:  # a problem of the defaults is noted in the main file
                     invalid[name] = (file.problems[count:] or main.problems)[0]
             else:
-                file.note((*file.prefix, name), f"there already, in {first[name].path}")
+                file.note((*file.prefix, name), f"defined already in {first[name].path}")
     problems = tuple(
-        each for file in files for each in sorted(file.problems, key=lambda each: each.line)
+        problem
+        for file in files
+        for problem in sorted(file.problems, key=lambda problem: problem.line)
     )
     if main.is_bad:
         raise ProblemsError(problems)
@@ -141,12 +147,12 @@ def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded
 
 
 def read_global(path: Path) -> Global:
-    """The settings of the daemon; reads no further than through `global` in the main file.
+    """The settings of the daemon. Reads the main file only up to the end of `global`.
 
-    Raises ProblemsError.
+    Raises ProblemsError if they are wrong or the file cannot be read.
     """
     file = _File(path, ("jobs",), until="global")
-    config = file.judge(Config, (), {"global": file.content.get("global")}, {})
+    config = file.validated(Config, (), {"global": file.content.get("global")}, {})
     if not config or file.is_bad:
         raise ProblemsError(tuple(file.problems))
     return config.global_
@@ -155,21 +161,21 @@ def read_global(path: Path) -> Global:
 def schema() -> dict[str, Any]:
     """The JSON schema of the main file, for editors."""
     made = Config.model_json_schema()
-    del made["$defs"]["Job"]["required"]  # `defaults` may say it
+    del made["$defs"]["Job"]["required"]  # `defaults` may have them
     return made
 
 
 class _File:
-    """A YAML file: its content, what is wrong with it, and the line of every key."""
+    """A YAML file: its content, its problems, and the line of every key."""
 
-    def __init__(self, path: Path, prefix: Place = (), until: str = "") -> None:
-        """Read it; `prefix` is where its jobs are. At the key `until` at the top it is enough."""
+    def __init__(self, path: Path, prefix: KeyPath = (), until: str = "") -> None:
+        """Read it; `prefix` is the path to its jobs. Stops after the top-level key `until`."""
         self.path = path
         self.prefix = prefix
         self.content: dict[str, Any] = {}
         self.problems: list[Problem] = []
-        self.is_bad = False  # as a whole, not only one of its jobs
-        self._lines: dict[Place, int] = {}
+        self.is_bad = False  # has a problem outside of its jobs
+        self._lines: dict[KeyPath, int] = {}
         self._until = (until,)
         text = b""
         try:
@@ -184,8 +190,8 @@ class _File:
             why = getattr(error, "problem", "") or getattr(error, "reason", error)
             self.note((), f"not plain YAML: {why}", line + 1)
 
-    def note(self, place: Place, text: str, line: int = 0) -> None:
-        """Add a problem with the line of its key, or of the nearest above it."""
+    def note(self, place: KeyPath, text: str, line: int = 0) -> None:
+        """Add a problem, with the line of its key or of the nearest key above it."""
         for length in range(len(place), 0, -1):
             line = line or self._lines.get(place[:length], 0)
         key = ".".join(map(str, place))
@@ -193,41 +199,41 @@ class _File:
         depth = len(self.prefix)
         self.is_bad |= len(place) == depth or place[:depth] != self.prefix
 
-    def judge(
+    def validated(
         self,
         model: type[Model],
-        place: Place,
+        place: KeyPath,
         values: object,
-        known: Mapping[str, Any],
+        context: Mapping[str, Any],
         inherited: Mapping[str, Any] = {},
     ) -> Model | None:
-        """What `values` mean; None where something is wrong, which is noted unless inherited."""
+        """A model of `values`, or None if they have problems: noted unless in an inherited key."""
         try:
-            return model.model_validate(values, context=known, by_alias=True, by_name=False)
+            return model.model_validate(values, context=context, by_alias=True, by_name=False)
         except ValidationError as error:
-            for each in error.errors(include_url=False):
-                where = tuple(key for key in each["loc"] if key != "[key]")
-                if not where or where[0] not in inherited:
-                    self.note((*place, *where), _said(model, where, each))
+            for problem in error.errors(include_url=False):
+                keys = tuple(key for key in problem["loc"] if key != "[key]")
+                if not keys or keys[0] not in inherited:
+                    self.note((*place, *keys), _message(model, keys, problem))
         return None
 
     def jobs(self) -> Iterator[tuple[str, Any]]:
-        """The names of all jobs in it, each with what is said of it."""
-        found = self.content.get("jobs") or {} if self.prefix else self.content
-        if isinstance(found, dict):
-            yield from ((name, {} if each is None else each) for name, each in found.items())
+        """The name and the settings of each job in the file."""
+        jobs = self.content.get("jobs") or {} if self.prefix else self.content
+        if isinstance(jobs, dict):
+            yield from ((name, {} if job is None else job) for name, job in jobs.items())
         else:
-            self.note(self.prefix, _SAID["dict_type"].format(found=repr(found)))
+            self.note(self.prefix, _MESSAGES["dict_type"].format(value=repr(jobs)))
 
-    def job(self, name: str, settings: object, known: Mapping[str, Any]) -> Job | None:
-        """A job with these settings, and with the defaults for all others."""
+    def job(self, name: str, settings: object, context: Mapping[str, Any]) -> Job | None:
+        """The job with these settings and the defaults for all others; None if it has a problem."""
         inherited: dict[str, Any] = {}
-        if isinstance(settings, dict) and isinstance(known["defaults"], dict):
+        if isinstance(settings, dict) and isinstance(context["defaults"], dict):
             own = {key for key, value in settings.items() if value is not None}
-            inherited = {key: value for key, value in known["defaults"].items() if key not in own}
+            inherited = {key: value for key, value in context["defaults"].items() if key not in own}
             settings = settings | inherited
         place = (*self.prefix, name)
-        job = self.judge(Job, place, settings, known, inherited)
+        job = self.validated(Job, place, settings, context, inherited)
         try:
             check_job(name)
         except ConfigError as error:
@@ -238,7 +244,7 @@ class _File:
     def _parse(self) -> None:
         self._next()  # the stream begins
         if type(self._next()) is events.StreamEndEvent:
-            raise yaml.YAMLError("it is empty. Write {} where that is meant")
+            raise yaml.YAMLError("it is empty. Write {} if that is meant")
         if type(event := self._next()) is not events.MappingStartEvent:
             raise _refused(event, "it is not a mapping. Write KEY: VALUE")
         self.content = self._value(event, ())
@@ -247,7 +253,7 @@ class _File:
             if type(event := self._next()) is not events.StreamEndEvent:
                 raise _refused(event, "a second document begins")
 
-    def _value(self, event: Any, place: Place) -> Any:  # noqa: ANN401 - what YAML can say
+    def _value(self, event: Any, place: KeyPath) -> Any:  # noqa: ANN401 - any YAML value
         if type(event) is events.AliasEvent or event.anchor or event.tag:
             raise _refused(event, "an anchor, an alias or a tag (& * !). Write it out")
         if len(place) > _DEEPEST or len(self._lines) > _MOST_KEYS:
@@ -256,51 +262,51 @@ class _File:
             return _plain(event.value) if event.implicit[0] else event.value
         if type(event) is events.MappingStartEvent:
             return self._mapping(place)
-        found: list[Any] = []
+        items: list[Any] = []
         while type(event := self._next()) is not events.SequenceEndEvent:
-            inner = (*place, len(found))
+            inner = (*place, len(items))
             self._lines[inner] = event.start_mark.line + 1
-            found.append(self._value(event, inner))
-        return found
+            items.append(self._value(event, inner))
+        return items
 
-    def _mapping(self, place: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _mapping(self, place: KeyPath) -> dict[str, Any]:
+        values: dict[str, Any] = {}
         while type(key := self._next()) is not events.MappingEndEvent:
             line = key.start_mark.line + 1
             if type(key) is not events.ScalarEvent:
                 raise _refused(key, "a key is not text")
             inner = (*place, key.value)
-            if key.value in found:
-                self.note(inner, f"there already, in line {self._lines[inner]}", line)
+            if key.value in values:
+                self.note(inner, f"defined already in line {self._lines[inner]}", line)
             self._lines.setdefault(inner, line)
-            found.setdefault(key.value, self._value(self._next(), inner))
+            values.setdefault(key.value, self._value(self._next(), inner))
             if inner == self._until:
                 break
-        return found
+        return values
 
 
 def _plain(text: str) -> object:
-    """What a word without quotes means."""
+    """The value of a scalar without quotes."""
     return int(text) if _WHOLE.fullmatch(text) else _WORDS.get(text.lower(), text)
 
 
-def _refused(event: Any, what: str) -> yaml.MarkedYAMLError:  # noqa: ANN401 - of C or of Python
-    return yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)
+def _refused(event: Any, problem: str) -> yaml.MarkedYAMLError:  # noqa: ANN401 - of C or of Python
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
-def _said(model: type[BaseModel], place: Place, error: Any) -> str:  # noqa: ANN401 - pydantic's
-    """What is there, and what may be there."""
+def _message(model: type[BaseModel], place: KeyPath, error: Any) -> str:  # noqa: ANN401 - pydantic's
+    """The value, why it is wrong, and what is allowed."""
     context = error.get("ctx", {})
     owner = next((_PARTS[key] for key in place[-2::-1] if key in _PARTS), model)
     keys = ", ".join(str(field.alias) for field in owner.model_fields.values())
     if error["type"] == "value_error":
         return str(context["error"])
-    said = _SAID.get(error["type"], "{found}: {msg}")
-    return said.format(found=repr(error["input"]), keys=keys, msg=error["msg"], **context)
+    message = _MESSAGES.get(error["type"], "{value}: {msg}")
+    return message.format(value=repr(error["input"]), keys=keys, msg=error["msg"], **context)
 
 
 def _included(main: _File, patterns: tuple[str, ...]) -> Iterator[Path]:
-    """The files of these names or patterns; of a pattern no hidden ones: those are half written."""
+    """The files with these names or patterns. Patterns skip hidden (incomplete) files."""
     for index, pattern in enumerate(patterns):
         path = main.path.parent / pattern
         if not _WILD & set(pattern):
@@ -314,8 +320,8 @@ def _included(main: _File, patterns: tuple[str, ...]) -> Iterator[Path]:
         except (OSError, ValueError) as error:
             main.note(("include", index), f"{path.parent} cannot be listed: {error}")
             continue
-        found = [name for name in names if fnmatchcase(name, path.name) and name[0] != "."]
-        yield from (path.parent / name for name in found)
+        shown = (name for name in names if name[0] != ".")
+        yield from (path.parent / name for name in shown if fnmatchcase(name, path.name))
 
 
 def _shown(text: str) -> str:

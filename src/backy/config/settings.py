@@ -1,7 +1,7 @@
-"""What the configuration says, as values: checked one by one, nothing read or written.
+"""The settings of the configuration, as validated values. Reads and writes no file.
 
-Keys in YAML and JSON have dashes where attributes have underscores. A key that nobody knows is an
-error, one without a value counts as left out. Durations are seconds, sizes are bytes.
+Keys in YAML and JSON have dashes where attributes have underscores. An unknown key is an error; a
+key without a value counts as left out. Durations are seconds, sizes are bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DAY = 86400  # seconds
 
 
 def checking(check: Callable[[Any], object]) -> Callable[[Any], object]:
-    """A validator that calls `check`: pydantic collects ValueErrors, and no others."""
+    """A validator that calls `check` and turns ConfigError into ValueError, as pydantic needs."""
 
     def convert(value: object) -> object:
         try:
@@ -37,7 +37,7 @@ def checking(check: Callable[[Any], object]) -> Callable[[Any], object]:
 
 def _tag(tag: str) -> str:
     if tag.startswith("manual:"):
-        raise ConfigError(f"{tag!r} is for revisions that never expire", "Take another tag.")
+        raise ConfigError(f"{tag!r} is for revisions that never expire", "Use another tag.")
     return check_tag(tag)
 
 
@@ -72,10 +72,10 @@ def _switch(value: object) -> object:
 
 
 def _named(name: str, info: pydantic.ValidationInfo) -> str:
-    """Look whether it is one of the names that the context of the validation has, if any."""
-    there = (info.context or {}).get(info.field_name)
-    if isinstance(there, Mapping) and name not in there:
-        raise ValueError(f"{name!r} does not exist. There are: {', '.join(there) or 'none'}")
+    """Return `name`. Raises ValueError if the validation context has names, but not this one."""
+    names = (info.context or {}).get(info.field_name)
+    if isinstance(names, Mapping) and name not in names:
+        raise ValueError(f"{name!r} does not exist. There are: {', '.join(names) or 'none'}")
     return name
 
 
@@ -85,7 +85,9 @@ def _source(source: dict[str, Any], info: pydantic.ValidationInfo) -> dict[str, 
     return source
 
 
-_AsText = BeforeValidator(str, json_schema_input_type=int | str)  # pydantic takes true for 1
+_AsText = BeforeValidator(
+    str, json_schema_input_type=int | str
+)  # else pydantic would accept true as 1
 _Listed = BeforeValidator(_listed, json_schema_input_type=str | list[Any] | dict[str, Any])
 Seconds = Annotated[int, BeforeValidator(checking(parse_duration)), _AsText]
 Bytes = Annotated[int, BeforeValidator(checking(parse_size)), _AsText]
@@ -97,13 +99,13 @@ SourceDefinition = Annotated[dict[str, Any], AfterValidator(_source)]
 
 
 class Values(BaseModel):
-    """What all parts have in common."""
+    """The base of all parts of the configuration."""
 
     model_config = ConfigDict(
         alias_generator=lambda name: name.replace("_", "-"), coerce_numbers_to_str=True,
         extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True,
     )  # fmt: skip
-    gone: ClassVar[tuple[str, ...]] = ()  # keys of backy 2 that say nothing any more
+    gone: ClassVar[tuple[str, ...]] = ()  # keys of backy 2 that are ignored
 
     @model_validator(mode="before")
     @classmethod
@@ -114,7 +116,7 @@ class Values(BaseModel):
 
 
 class Interval(Values):
-    """How often a backup with some tag is made, and how many with that tag are kept."""
+    """How often a backup with a tag is made, and how many backups with that tag are kept."""
 
     interval: Seconds = Field(ge=1)
     keep: Whole = Field(ge=1)
@@ -125,7 +127,10 @@ Schedule = Annotated[dict[Tag, Interval], Field(min_length=1)]
 
 
 class Hook(Values):
-    """A program that runs around a step. `consistency` is what one before a snapshot reaches."""
+    """A program that runs before or after a step.
+
+    `consistency` is the state of the disks after a successful hook before the snapshot.
+    """
 
     command: Annotated[tuple[str, ...], AfterValidator(_program), _Listed]
     timeout: Seconds = Field(default=60, ge=1, le=_DAY)
@@ -137,7 +142,7 @@ _Programs = Annotated[tuple[Annotated[Hook, BeforeValidator(_hook)], ...], _List
 
 
 class Hooks(Values):
-    """What runs at which event, one after the other. YAML: a program, a hook, or a list of them."""
+    """The hooks of each event, in order. In YAML: a program, a hook, or a list of them."""
 
     before_snapshot: _Programs = ()
     after_snapshot: _Programs = ()
@@ -147,12 +152,16 @@ class Hooks(Values):
     after_restore: _Programs = ()
 
     def __add__(self, others: Hooks) -> Hooks:
-        """These, and after them those of `others`."""
+        """These hooks, followed by those of `others`."""
         return Hooks(**{event: hooks + getattr(others, event) for event, hooks in self})
 
 
 class Scrub(Values):
-    """Within which time every stored byte is read again, and at most how much of that at once."""
+    """How often every stored byte is read again, and the limits of one run.
+
+    Every byte is read once in `within` seconds. A run reads up to `rate` bytes a second (None: no
+    limit) and starts nothing new after `max_duration` seconds.
+    """
 
     within: Seconds = Field(default=30 * _DAY, ge=1)
     rate: Bytes | None = Field(default=None, ge=MiB)
@@ -160,7 +169,7 @@ class Scrub(Values):
 
 
 class Defaults(Values):
-    """What jobs that do not say it themselves have; see Job."""
+    """Settings for all jobs that do not have their own; see Job."""
 
     schedule: Named | None = None
     source: SourceDefinition | None = None
@@ -180,10 +189,11 @@ class Defaults(Values):
 
 
 class Job(Defaults):
-    """What is backed up, when, and what becomes of it.
+    """What is backed up, when, how it is stored, and how long it is kept.
 
-    `limits` are names in Config.limits. The newest `minimum` revisions never expire. What was
-    removed can be brought back for `trash` seconds. None instead of `scrub` switches it off.
+    `limits` are names in Config.limits. The newest `minimum` revisions never expire. Removed
+    revisions can be brought back for `trash` seconds. If `scrub` is None, the daemon does not
+    scrub the job.
     """
 
     schedule: Named
@@ -208,9 +218,10 @@ class Global(Values):
 
 
 class Config(Values):
-    """All of it. `limits` say how many jobs that name one run at once; `defaults` are in the jobs.
+    """The whole configuration. The jobs already contain the `defaults`.
 
-    `include` are files or patterns of names relative to the folder of the main file.
+    `limits`: how many jobs may use each named resource at once. `include`: file names or patterns,
+    relative to the folder of the main file.
     """
 
     gone: ClassVar[tuple[str, ...]] = ("api", "peers")
@@ -223,7 +234,7 @@ class Config(Values):
     include: Annotated[tuple[str, ...], _Listed] = ("jobs.d/*.yaml",)
 
     def hooks_of(self, name: str) -> Hooks:
-        """What runs around a job: the callback of backy 2, the hooks of all, then its own."""
+        """The hooks of a job, in order: backy 2's callback, those of all jobs, then its own."""
         callback = self.global_.backup_completed_callback
         first = Hooks(after_backup=(Hook(command=(str(callback), name)),)) if callback else Hooks()
         return first + self.hooks + self.jobs[name].hooks

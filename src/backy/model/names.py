@@ -1,4 +1,4 @@
-"""Names that users choose: which are valid for a job, a disk or a tag."""
+"""Rules for the names of jobs, disks and tags."""
 
 from __future__ import annotations
 

@@ -23,11 +23,12 @@ class Trust(Enum):
 
 
 class Consistency(Enum):
-    """What state a VM is in that boots from the revision.
+    """The state of a VM that boots from the revision.
 
     APPLICATION: a hook made its programs write everything to disk. FILESYSTEM: the guest was
-    frozen, so its file systems are clean. CRASH: as after a power cut; all bytes are of one point
-    in time. NONE: the disk may have been written to while it was read, so not even that is sure.
+    frozen, so its file systems are clean. CRASH: as after a power cut; all bytes are from one point
+    in time. NONE: the disk may have changed while it was read, so its bytes may be from different
+    times.
     """
 
     APPLICATION = "application"
@@ -105,12 +106,12 @@ def time_for(now: datetime, newest: datetime | None) -> datetime:
     try:
         return max(time, newest + timedelta(seconds=1))
     except OverflowError:
-        why = "a revision has the latest possible time, so no other can come after it"
+        why = "a revision has the latest possible time, so no other can follow it"
         raise ConfigError(why, "Move it out of the repository.") from None
 
 
 def id_for(time: datetime, suffix: str) -> str:
-    """An id: the time, and four random characters to tell apart two servers in one second."""
+    """An id: the time, and four random characters, as two servers may back up in one second."""
     return f"{time:{ID_TIME}}-{suffix}"
 
 

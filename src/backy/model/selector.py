@@ -1,7 +1,7 @@
-"""Revision words: how a person names revisions on a command line. Pure functions.
+"""Revision words, which select revisions on a command line. Pure functions.
 
     words      = list of sets, joined by ","     a list keeps its order and drops duplicates
-    set        = ranges joined by "&"            what is in all of them, in the order of the first
+    set        = ranges joined by "&"            revisions in all of them, in the order of the first
     range      = word | [word] ".." [word]       from the older to the newer, both included
     word       = "all" | "clean" | "local" | "latest" | "last" | "first"
                | number                          0 is the newest, 1 the one before
@@ -10,8 +10,8 @@
                | id | unique prefix of an id
                | ("not" | "first" | "last" | "reverse")? "(" words ")"
 
-This is backy 2's grammar, and two things more: a date on its own names the revisions of that
-day (minute, second), and an id may be shortened.
+This is backy 2's grammar with two additions: a date alone names all revisions of that day
+(minute, second), and an id may be shortened.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _TOKEN = re.compile(r"\s*(\.\.|[(),&]|(?:(?!\.\.)[^\s(),&])+)")
 _DATE = re.compile(
     r"(\d{4}-\d{2}-\d{2})(?:T(\d{2}:\d{2})(:\d{2}(?:\.\d{1,6})?)?(Z|[+-]\d{2}:\d{2})?)?", re.ASCII
 )
-_LONGEST = 4096  # characters; together with the depth it bounds what a hostile word can cost
-_DEEPEST = 64
-_LISTED = 20  # revisions that an error shows
+_LONGEST = 4096  # characters; with _DEEPEST this limits the cost of a hostile word
+_DEEPEST = 64  # nested parentheses
+_LISTED = 20  # revisions in an error message
 
 _Revisions = list[Revision]
 
@@ -41,38 +41,40 @@ def _without(revisions: _Revisions, others: _Revisions) -> _Revisions:
 
 _FUNCTIONS: dict[str, Callable[[_Revisions, _Revisions], _Revisions]] = {
     "not": _without,
-    "first": lambda _, found: found[:1],
-    "last": lambda _, found: found[-1:],
-    "reverse": lambda _, found: found[::-1],
-    "(": lambda _, found: found,
+    "first": lambda _, revisions: revisions[:1],
+    "last": lambda _, revisions: revisions[-1:],
+    "reverse": lambda _, revisions: revisions[::-1],
+    "(": lambda _, revisions: revisions,
 }
-_ENDS = {"", ")", ",", "&"}  # what no word begins with, and may stand after ".."
+_ENDS = {"", ")", ",", "&"}  # no word begins with these; a range may end before them
 _ALWAYS = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-# The moments that a word stands for, and its revisions; a date has the former without the latter.
+# The times of a word, and its revisions. A date has times even if it has no revisions.
 _Word = tuple[Sequence[datetime], _Revisions]
 
 
 def select(spec: str, history: Sequence[Revision]) -> list[Revision]:
-    """The revisions that `spec` names; `history` is ascending by time.
+    """The revisions that `spec` names. `history` must be sorted by time, oldest first.
 
-    Raises NotFoundError where `spec` is malformed or a word in it names nothing that exists; it
-    quotes the word and lists what is there. Sets ("all", "tag:x", a date, a range) may be empty.
+    Raises NotFoundError if `spec` is malformed or a word names no revision; the error quotes the
+    word and lists the revisions. Sets ("all", "tag:x", a date, a range) may be empty.
     """
     return _Parser(spec, list(history)).parse()
 
 
 def select_one(spec: str, history: Sequence[Revision]) -> Revision:
-    """The one revision that `spec` names. Raises NotFoundError where it names none or several."""
-    found = select(spec, history)
-    if not found:
-        raise NotFoundError(f"{spec!r} names no revision", _there(history))
-    if len(found) > 1:
-        ids = ", ".join(revision.id for revision in found[-_LISTED:])
-        raise NotFoundError(f"{spec!r} names {len(found)} revisions: {ids}", f'Say "last({spec})".')
-    return found[0]
+    """The one revision that `spec` names. Raises NotFoundError if it names none or several."""
+    selected = select(spec, history)
+    if not selected:
+        raise NotFoundError(f"{spec!r} names no revision", _choices(history))
+    if len(selected) > 1:
+        ids = ", ".join(revision.id for revision in selected[-_LISTED:])
+        raise NotFoundError(
+            f"{spec!r} names {len(selected)} revisions: {ids}", f'Write "last({spec})".'
+        )
+    return selected[0]
 
 
-def _there(history: Sequence[Revision]) -> str:
+def _choices(history: Sequence[Revision]) -> str:
     if not history:
         return "There are no revisions yet."
     shown = [
@@ -96,17 +98,17 @@ class _Parser:
         self._tokens = _TOKEN.findall(spec.rstrip())
 
     def parse(self) -> _Revisions:
-        found = self._list()
+        selected = self._list()
         if self._tokens:
             raise self._malformed(f"{self._tokens[0]!r} was not expected")
-        return found
+        return selected
 
     def _malformed(self, why: str) -> NotFoundError:
         hint = "Examples: latest, 1, 2026-11-23, tag:daily, last(tag:daily & 2026-11-01..)."
         return NotFoundError(f"{self._spec!r} is not a revision word: {why}", hint)
 
     def _unknown(self, word: str, why: str = "names no revision") -> NotFoundError:
-        return NotFoundError(f"{word!r} {why}", _there(self._history))
+        return NotFoundError(f"{word!r} {why}", _choices(self._history))
 
     def _peek(self) -> str:
         return self._tokens[0] if self._tokens else ""
@@ -118,21 +120,21 @@ class _Parser:
         return True
 
     def _list(self) -> _Revisions:
-        found = self._set()
+        selected = self._set()
         while self._take(","):
-            found += _without(self._set(), found)
-        return found
+            selected += _without(self._set(), selected)
+        return selected
 
     def _set(self) -> _Revisions:
-        found = self._range()
+        selected = self._range()
         while self._take("&"):
-            found = _without(found, _without(found, self._range()))
-        return found
+            selected = _without(selected, _without(selected, self._range()))
+        return selected
 
     def _range(self) -> _Revisions:
-        left, found = (_ALWAYS[:1], []) if self._peek() == ".." else self._word()
+        left, selected = (_ALWAYS[:1], []) if self._peek() == ".." else self._word()
         if not self._take(".."):
-            return found
+            return selected
         right, _ = (_ALWAYS[1:], []) if self._peek() in _ENDS else self._word()
         return self._between([*left, *right]) if left and right else []
 
@@ -143,25 +145,25 @@ class _Parser:
     def _word(self) -> _Word:
         word = self._tokens.pop(0) if self._tokens else ""
         if word == "(" or (word in _FUNCTIONS and self._take("(")):
-            found = self._call(word)
+            selected = self._call(word)
         elif word in {*_ENDS, ".."}:
-            why = f"{word!r} stands where a word should" if word else "it ends too early"
+            why = f"{word!r} is not a word" if word else "it ends too early"
             raise self._malformed(why)
         elif span := _span(word):
             return span, self._between(span)
         else:
-            found = self._named(word)
-        return [revision.time for revision in found], found
+            selected = self._named(word)
+        return [revision.time for revision in selected], selected
 
     def _call(self, name: str) -> _Revisions:
         self._depth += 1
         if self._depth > _DEEPEST:
             raise self._malformed("its parentheses are nested too deeply")
-        found = self._list()
+        selected = self._list()
         if not self._take(")"):
             raise self._malformed('a ")" is missing')
         self._depth -= 1
-        return _FUNCTIONS[name](self._history, found)
+        return _FUNCTIONS[name](self._history, selected)
 
     def _named(self, word: str) -> _Revisions:
         history = self._history
@@ -185,16 +187,16 @@ class _Parser:
             return history[0 if word == "first" else -1]
         if word.isascii() and word.isdigit() and int(word) < len(history):
             return history[-1 - int(word)]
-        found = [revision for revision in history if revision.id.startswith(word)]
-        if len(found) > 1 and word not in {revision.id for revision in found}:
-            raise self._unknown(word, f"is the beginning of {len(found)} ids")
-        if not found:
+        selected = [revision for revision in history if revision.id.startswith(word)]
+        if len(selected) > 1 and word not in {revision.id for revision in selected}:
+            raise self._unknown(word, f"is the beginning of {len(selected)} ids")
+        if not selected:
             raise self._unknown(word)
-        return found[0]
+        return selected[0]
 
 
 def _span(word: str) -> Sequence[datetime]:
-    """The first and last moment of a day, minute or second; nothing where `word` is no date."""
+    """The first and last moment of a day, minute or second; empty if `word` is not a date."""
     match = _DATE.fullmatch(word)
     if not match:
         return ()

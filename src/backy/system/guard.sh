@@ -1,8 +1,8 @@
-# Runs each of its arguments, lines of shell, when whoever writes to its stdin has gone without
-# saying "done". A pipe has ended when all who could write to it have, in whatever way.
+# Runs its arguments, lines of shell, if stdin ends without the line "done". A pipe ends when all
+# its writers have ended, for any reason.
 #
-# Each line of stdin is the process group that runs now and is killed first, or empty. Until the
-# first one nothing has begun.
+# Each line of stdin is the process group that runs now and must be killed first, or empty. If
+# stdin ends before the first line, nothing was started, so nothing is run.
 
 trap '' HUP INT TERM
 read -r group || exit 0

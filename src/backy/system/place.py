@@ -1,10 +1,9 @@
-"""Places below a root: reached from the root's descriptor, never by name and never through a link.
+"""Places below a root: opened relative to the root's descriptor, never through a link.
 
-A repository may have been prepared by somebody else, who may also change it while we work. Each
-name in it is looked up by the kernel from one open descriptor with openat2(2), which stops at
-links, at magic links of /proc and at "..". Where the kernel has no openat2 (before Linux 5.6) the
-folders on the way are opened one by one with O_NOFOLLOW. A hard link and a bind mount look like
-what they stand for; nobody can tell them.
+A repository may come from an attacker, who may also change it while we work. The kernel looks up
+each name from one open descriptor with openat2(2), which refuses symbolic links, magic links of
+/proc and "..". If the kernel has no openat2 (before Linux 5.6), we open the folders on the way one
+by one with O_NOFOLLOW. Hard links and bind mounts cannot be detected: they look like their target.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ _HOW = struct.Struct("=QQQ")  # struct open_how: flags, mode, resolve; linux/ope
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08  # RESOLVE_…
 _RESOLVE = _NO_MAGICLINKS | _NO_SYMLINKS | _BENEATH
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_OPENAT2 = {errno.ENOSYS, errno.EPERM}  # the latter from a seccomp filter that is older than it
-_PATIENCE = 100  # times to ask again where the kernel says that somebody renames folders meanwhile
+_NO_OPENAT2 = {errno.ENOSYS, errno.EPERM}  # EPERM: from a seccomp filter older than openat2
+_ATTEMPTS = 100  # openat2 returns EAGAIN while somebody renames folders
 
 
 class Root:
-    """The folder at `path`, however that is reached; opened when it is first needed."""
+    """The folder at `path`, which may be reached through links. Opened at first use."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,26 +36,26 @@ class Root:
 
     @property
     def descriptor(self) -> int:
-        """Of the folder, good for looking up names in it. Raises OSError where it is none."""
+        """A descriptor for looking up names in it. Raises OSError if it cannot be opened."""
         if self._descriptor < 0:
-            # The root itself may be reached through links: the administrator chose its name.
+            # The root itself may be reached through links: the administrator chose its path.
             self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return self._descriptor
 
     def close(self) -> None:
-        """Close the descriptor; it is opened again where it is needed again."""
+        """Close the descriptor. The next use opens it again."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
     def __del__(self) -> None:
-        # Nothing can be lost with such a descriptor, and here nobody could hear of an error.
+        # An error is ignored: nothing was written through it, and nobody could handle it here.
         if self._descriptor >= 0:
             _libc.close(self._descriptor)
 
 
 class Place:
-    """A file or folder in or below a root, by the names that lead there; it need not exist."""
+    """A root, or a file or folder below it. It need not exist."""
 
     __slots__ = ("parts", "root")
 
@@ -66,11 +65,11 @@ class Place:
 
     @classmethod
     def at(cls, path: Path) -> Place:
-        """The folder at `path`, as a root of its own."""
+        """The folder at `path`, as a root."""
         return cls(Root(path))
 
     def __truediv__(self, name: str) -> Place:
-        """What is called `name` in this folder. Raises ValueError for what is not one name."""
+        """The entry `name` of this folder. Raises ValueError if `name` is not one file name."""
         if name in {"", ".", ".."} or "/" in name or "\0" in name:
             raise ValueError(f"{name!r} is not the name of a file")
         return Place(self.root, (*self.parts, name))
@@ -89,30 +88,33 @@ class Place:
 
     @property
     def path(self) -> Path:
-        """By name, for messages and for other programs; we never open it."""
+        """The path, for messages and other programs; we never open it."""
         return self.root.path.joinpath(*self.parts)
 
     @property
     def name(self) -> str:
-        """The last of the names; of the root, its own."""
+        """The last part of the path."""
         return self.parts[-1] if self.parts else self.root.path.name
 
     @property
     def parent(self) -> Place:
-        """The folder that has it. The root has none here, and is its own."""
+        """The folder that contains it; of a root, the root itself."""
         return Place(self.root, self.parts[:-1])
 
     def with_name(self, name: str) -> Place:
-        """Another one in the same folder."""
+        """The entry `name` of the same folder."""
         return self.parent / name
 
     def open(self, flags: int, mode: int = 0o600) -> int:
-        """A descriptor of it. Raises OSError: ELOOP where a link is on the way or at its end."""
+        """A new descriptor; the caller closes it.
+
+        Raises OSError, with ELOOP if any part of the path is a link.
+        """
         return _opened(self.root, self.parts, flags | os.O_CLOEXEC, mode)
 
     @contextmanager
     def folder(self) -> Iterator[int]:
-        """A descriptor of the folder that has it, for calls that take a folder and a name."""
+        """A descriptor of the folder that contains it, for calls with `dir_fd`."""
         descriptor = _opened(self.root, self.parts[:-1], _FOLDER, 0)
         try:
             yield descriptor
@@ -120,18 +122,18 @@ class Place:
             os.close(descriptor)
 
     def status(self) -> os.stat_result:
-        """What stat(2) says of it, or of a link that is in its place. Raises OSError."""
+        """Its stat(2); if it is a link, that of the link. Raises OSError."""
         if not self.parts:
             return os.stat(self.root.descriptor)
         with self.folder() as folder:
             return os.stat(self.name, dir_fd=folder, follow_symlinks=False)
 
     def exists(self) -> bool:
-        """Whether anything has this name. Raises OSError where that cannot be told."""
+        """Whether it exists, even as a link. Raises OSError if that cannot be determined."""
         return self._mode() != 0
 
     def is_folder(self) -> bool:
-        """Whether it is a folder, and not a link to one. Raises OSError as `exists` does."""
+        """Whether it is a folder, not a link to one. Raises OSError as `exists` does."""
         return stat.S_ISDIR(self._mode())
 
     def _mode(self) -> int:
@@ -153,12 +155,12 @@ def _opened(root: Root, parts: tuple[str, ...], flags: int, mode: int) -> int:
 
 
 def _openat2(root: Root, name: str, flags: int, mode: int) -> int:
-    # The kernel refuses a mode where nothing can be made.
-    makes = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE
-    how = _HOW.pack(flags, mode if makes else 0, _RESOLVE)
+    # The kernel refuses a mode unless the call can create a file.
+    creates = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE
+    how = _HOW.pack(flags, mode if creates else 0, _RESOLVE)
     arguments = ctypes.c_int(root.descriptor), os.fsencode(name), how, ctypes.c_size_t(_HOW.size)
     number = errno.EAGAIN
-    for _ in range(_PATIENCE):
+    for _ in range(_ATTEMPTS):
         descriptor: int = _libc.syscall(_OPENAT2, *arguments)
         if descriptor >= 0:
             return descriptor
@@ -169,7 +171,7 @@ def _openat2(root: Root, name: str, flags: int, mode: int) -> int:
 
 
 def _walked(root: Root, parts: tuple[str, ...], flags: int, mode: int) -> int:
-    """Open folder after folder, for kernels without openat2."""
+    """Open the folders on the way one by one, for kernels without openat2."""
     descriptor = os.open(".", _FOLDER, dir_fd=root.descriptor)
     try:
         for name in parts[:-1]:

@@ -1,4 +1,4 @@
-"""The door to programs: start them, ask them, and see that they end."""
+"""Programs: start them, read their output, and make sure that they end."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from typing import IO
 from backy.system.signals import shielded
 
 GRACE_SECONDS = 5  # seconds from SIGTERM to SIGKILL
-_HEARD = 64 * 1024  # bytes that are kept of what a program says: the last, which say how it ended
+_KEPT = 64 * 1024  # bytes of a program's output: the last ones, which say why it failed
 
 
 def identity() -> str:
-    """Name this process for a person who finds the lock taken: "backy[4711]"."""
+    """The name of this process in a lock file, for people who wait: "backy[4711]"."""
     return f"backy[{os.getpid()}]"
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def allow_open_files(count: int) -> None:
-    """Raise the soft limit of open files to `count`, as far as the hard one allows."""
+    """Raise the soft limit of open files to `count`, or to the hard limit if that is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -41,16 +41,16 @@ def allow_open_files(count: int) -> None:
 
 
 def be_idle() -> None:
-    """Let all other processes go first, on the processors and on the disk (ioprio_set(2)).
+    """Give this process the lowest priority for processors and disks (ioprio_set(2)).
 
-    The threads that are started from here on inherit it. Does what the system allows.
+    Threads that are started later inherit it. Errors of ioprio_set(2) are ignored.
     """
     os.nice(19)
     set_io_class(0, "idle")
 
 
 def set_io_class(pid: int, name: str) -> None:
-    """Put a process, or this thread (0), into a class of ioprio_set(2), at its lowest level."""
+    """Put a process, or this thread (0), at the lowest level of a class of ioprio_set(2)."""
     if number := _IOPRIO_SET.get(platform.machine()):
         libc = ctypes.CDLL(None, use_errno=True)
         libc.syscall(ctypes.c_long(number), 1, pid, _IO_CLASSES[name])
@@ -62,7 +62,7 @@ _IO_CLASSES = {"best-effort": 2 << 13 | 7, "idle": 3 << 13}  # linux/ioprio.h
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run: a program and its arguments, and what is added to our environment for it."""
+    """A command to run, its input and time limit; `environment` is added to ours."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
@@ -72,9 +72,9 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended: with a code, by signal n (-n), or by its time limit (None).
+    """How a program ended: `code` is its exit code, -n for signal n, None for its time limit.
 
-    `output` has the last 64 KiB of what it said on stderr; and on stdout, unless that is apart.
+    `output` has the last 64 KiB of its stderr and stdout, or of stderr only if `stdout` is used.
     """
 
     code: int | None
@@ -83,23 +83,23 @@ class Outcome:
 
 
 def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outcome:
-    """Run a program to its end, in a session of its own.
+    """Run a program in a session of its own, and wait until it ends.
 
-    With `limit`, which goes without a guard, `stdout` is apart: all of it, but at most `limit` + 1
-    bytes. It is complete only where the program ended within its time and said no more; and the
-    program dies with us if we are killed.
+    With `limit`, Outcome.stdout has the first `limit` + 1 bytes of its stdout. They are complete
+    only if the program ended in time and there are no more than `limit`. The program then gets
+    SIGTERM if we are killed. Do not use `limit` together with `guard`.
 
-    At its time limit, and where CancelledError or another exception ends the wait for it, its
-    process group gets SIGTERM, and SIGKILL after 5 seconds. When it ends by itself, what it left
-    in the background goes on, is not waited for, and may go on talking.
+    At the time limit, and if an exception such as CancelledError ends the wait, the process group
+    gets SIGTERM, and SIGKILL 5 seconds later. If the program ends by itself, processes that it
+    left in the background continue; we do not wait for them, and they may write more output.
 
-    A program that cannot be started ends with 126 or 127, as in a shell. If we are killed
-    meanwhile, `guard` kills its process group.
+    A program that cannot be started has exit code 126 or 127, as in a shell. If we are killed,
+    `guard` kills its process group.
     """
-    said, stdout = bytearray(), bytearray()
+    output, stdout = bytearray(), bytearray()
     code = None
     deadline = time.monotonic() + program.timeout_seconds
-    command = (*(_WITH_US if limit else _TELL), *program.command)
+    command = (*(_DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
     with ExitStack() as stack:
         try:
@@ -107,80 +107,82 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
                 child = spawn(command, program.environment, pipe, PIPE)
                 stack.callback(_end, child, guard)
                 Thread(target=_feed, args=(child.stdin, program.stdin), daemon=True).start()
-                hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)
-                hearing.start()
-                taking = Thread(target=_take, args=(child.stdout, stdout, limit + 1), daemon=True)
-                taking.start()
+                stderr_reader = Thread(target=_keep_end, args=(child.stderr, output), daemon=True)
+                stderr_reader.start()
+                stdout_reader = Thread(
+                    target=_keep_start, args=(child.stdout, stdout, limit + 1), daemon=True
+                )
+                stdout_reader.start()
         except (
             OSError,
             RuntimeError,
             ValueError,
-        ) as error:  # no memory, no thread, a NUL in a word
+        ) as error:  # no memory, no thread, a NUL byte in an argument
             return Outcome(127, str(error))
         with suppress(TimeoutExpired):
             code = child.wait(program.timeout_seconds)
-    hearing.join(0.5)  # at once, if nothing in the background can speak in its name
-    taking.join(max(0, deadline - time.monotonic()))
-    code = None if taking.is_alive() else code
-    return Outcome(code, said.decode(errors="replace"), bytes(stdout))
+    stderr_reader.join(0.5)  # returns at once unless a background process has stderr open
+    stdout_reader.join(max(0, deadline - time.monotonic()))
+    code = None if stdout_reader.is_alive() else code
+    return Outcome(code, output.decode(errors="replace"), bytes(stdout))
 
 
 @dataclass(frozen=True, slots=True)
 class RunningProgram:
-    """A program that runs beside us."""
+    """A program that runs during the body of `serving`."""
 
     _popen: Popen[bytes]
-    _hearing: Thread
-    _said: bytearray
+    _reader: Thread
+    _output: bytearray
 
     def has_ended(self) -> bool:
-        """Whether it ended by itself."""
+        """Whether it has ended by itself."""
         return self._popen.poll() is not None
 
     def said(self) -> str:
-        """The last 64 KiB of what it said on stderr; all of that, if it has ended."""
+        """The last 64 KiB of its stderr so far; complete once it has ended."""
         if self.has_ended():
-            self._hearing.join(0.5)
-        return self._said.decode(errors="replace")
+            self._reader.join(0.5)
+        return self._output.decode(errors="replace")
 
 
 @contextmanager
 def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
-    """Have a program run during the body; it is ended with it, and dies with us if we are killed.
+    """Run a program during the body, and end it afterwards. It gets SIGTERM if we are killed.
 
-    Raises OSError where nothing can be started; a program that is missing is one that has ended.
+    Raises OSError if no process can be started. A missing program counts as one that has ended.
     """
-    said, begun = bytearray(), SimpleQueue[Popen[bytes] | Exception]()
+    output, started = bytearray(), SimpleQueue[Popen[bytes] | Exception]()
 
-    def hold() -> None:
-        # The kernel takes the end of the thread that starts a child for ours (PR_SET_PDEATHSIG).
+    def start_and_wait() -> None:
+        # PR_SET_PDEATHSIG refers to the thread that starts the child, so that thread must stay.
         try:
-            child = spawn((*_WITH_US, *command), {}, DEVNULL, PIPE)
-        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
-            begun.put(error)
+            child = spawn((*_DIES_WITH_US, *command), {}, DEVNULL, PIPE)
+        except Exception as error:  # noqa: BLE001 - raised again in the calling thread
+            started.put(error)
         else:
-            begun.put(child)
+            started.put(child)
             child.wait()
 
     with ExitStack() as stack:
         with shielded():
-            Thread(target=hold, daemon=True).start()
-            child = begun.get()
+            Thread(target=start_and_wait, daemon=True).start()
+            child = started.get()
             if isinstance(child, Exception):
                 raise child
             stack.callback(_end, child, None)
             Thread(target=_feed, args=(child.stdin, b""), daemon=True).start()
-            hearing = Thread(target=_hear, args=(child.stderr, said), daemon=True)
-            hearing.start()
-            stack.callback(hearing.join, 0.5)
-        yield RunningProgram(child, hearing, said)
+            stderr_reader = Thread(target=_keep_end, args=(child.stderr, output), daemon=True)
+            stderr_reader.start()
+            stack.callback(stderr_reader.join, 0.5)
+        yield RunningProgram(child, stderr_reader, output)
 
 
-# The shell tells the guard its number before it becomes the program, so that the guard knows of
-# each program that runs. Where the guard is gone, SIGPIPE ends only the subshell.
-_TELL = ("/bin/sh", "-c", '(echo $$); exec >&2; exec "$@"', "sh")
-# Of a child that nobody waits for any more the kernel can say so only to the child itself.
-_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
+# The shell writes its process id to the guard and then becomes the program, so the guard knows
+# every program that runs. If the guard is gone, SIGPIPE ends only the subshell.
+_TELLS_GUARD = ("/bin/sh", "-c", '(echo $$); exec >&2; exec "$@"', "sh")
+# The kernel sends the child SIGTERM when we die (PR_SET_PDEATHSIG).
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def spawn(
@@ -199,7 +201,10 @@ def spawn(
 
 
 def _end(child: Popen[bytes], guard: Guard | None) -> None:
-    """See that a program has ended; a time limit ends the wait for what only root may kill."""
+    """End a program's process group, unless the program has ended; then tell the guard.
+
+    Gives up after 5 seconds for each signal: we may lack the permission to kill it.
+    """
     with shielded():
         if child.returncode is None:
             for number in (signal.SIGTERM, signal.SIGKILL):
@@ -212,37 +217,40 @@ def _end(child: Popen[bytes], guard: Guard | None) -> None:
 
 
 def _feed(pipe: IO[bytes], data: bytes) -> None:
-    with suppress(BrokenPipeError), pipe:  # it need not listen
+    with suppress(BrokenPipeError), pipe:  # the program need not read it
         pipe.write(data)
 
 
-def _take(pipe: IO[bytes] | None, taken: bytearray, limit: int) -> None:
-    """Listen to all of it, and keep its beginning."""
+def _keep_start(pipe: IO[bytes] | None, kept: bytearray, limit: int) -> None:
+    """Read all of `pipe` into `kept`, but no more than `limit` bytes; drop the rest."""
     if pipe:
         with pipe:
-            while more := pipe.read(_HEARD):
-                taken += more[: limit - len(taken)]
+            while more := pipe.read(_KEPT):
+                kept += more[: limit - len(kept)]
 
 
-def _hear(pipe: IO[bytes], said: bytearray) -> None:
-    """Listen until nobody can speak any more: who is not heard would be stopped by SIGPIPE."""
+def _keep_end(pipe: IO[bytes], kept: bytearray) -> None:
+    """Read all of `pipe`, and keep the end in `kept`.
+
+    Reads on after the program has ended: SIGPIPE would stop its background processes.
+    """
     with pipe:
-        while more := pipe.read(_HEARD):
-            said += more
-            del said[:-_HEARD]
+        while more := pipe.read(_KEPT):
+            kept += more
+            del kept[:-_KEPT]
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What `guard` gives: our end of the pipe to guard.sh."""
+    """Our end of the pipe to guard.sh; see `guarding`."""
 
     pipe: IO[bytes]
 
     def tell(self, line: str) -> None:
-        """Say which process group is to die with us ("": none), or "done"."""
-        with suppress(BrokenPipeError):  # somebody killed it
+        """Send the process group to kill if we die ("": none), or "done"."""
+        with suppress(BrokenPipeError):  # somebody killed the guard
             self.pipe.write(f"{line}\n".encode())
 
     def disarm(self) -> None:
-        """Have nothing run when we are gone."""
+        """Make sure that the guard runs nothing when we end."""
         self.tell("done")

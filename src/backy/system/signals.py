@@ -1,4 +1,4 @@
-"""Signals that tell this process to stop: obeyed once, or held off for a moment."""
+"""Signals that stop this process: handle them once, or delay them for a moment."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Those that `cancellable` handles now, or ignores since one came.
-_taken: list[signal.Signals] = []
+# The signals that `cancellable` handles now, or ignores since the first one arrived.
+_handled: list[signal.Signals] = []
 
 
 def sleep(seconds: float) -> None:
-    """Wait, but no longer than until a signal stops this process."""
+    """Wait, but return at once when a signal stops this process."""
     _stopped.wait(seconds)
 
 
@@ -29,47 +29,50 @@ _stopped = threading.Event()
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """Within the body Ctrl-C, SIGTERM and SIGHUP raise CancelledError in the main thread, once.
+    """In the body Ctrl-C, SIGTERM and SIGHUP raise CancelledError in the main thread, once.
 
-    A second signal is ignored while the first is being obeyed: clean-up takes well under a second.
+    Later signals are ignored: clean-up takes well under a second.
     """
 
     def cancel(number: int, _: FrameType | None) -> None:
         _stopped.set()
-        for stopping in _STOPPING:
-            signal.signal(stopping, signal.SIG_IGN)
+        for other in _STOPPING:
+            signal.signal(other, signal.SIG_IGN)
         name = signal.Signals(number).name
-        raise CancelledError(f"stopped by {name}", "What was done by then stays. Run it again.")
+        raise CancelledError(f"stopped by {name}", "What it did before that stays. Run it again.")
 
-    # What our parent ignores we ignore, too: nohup, and jobs that a script put into the background.
-    wanted = [each for each in _STOPPING if signal.getsignal(each) is not signal.SIG_IGN]
+    # Signals that our parent made us ignore stay ignored: nohup, background jobs of a script.
+    wanted = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
     _stopped.clear()
-    before = {stopping: signal.signal(stopping, cancel) for stopping in wanted}
-    _taken[:] = wanted
+    before = {number: signal.signal(number, cancel) for number in wanted}
+    _handled[:] = wanted
     try:
         yield
     finally:
-        _taken.clear()
-        for stopping, handler in before.items():
-            signal.signal(stopping, handler)
+        _handled.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Within the body no signal stops this process; one that came is obeyed at its end.
+    """In the body no signal stops this process; those that arrive are handled at its end.
 
-    A program that is started in the body begins with the signals that our parent gave us, even
-    where `cancellable` ignores them: an ignored signal would be inherited, a handler is not.
-    May be nested. Does nothing in other threads than the main one, which alone gets signals.
+    A program started in the body gets the signal settings of our parent, even if `cancellable`
+    ignores signals now: a child inherits ignored signals, but not handlers. May be nested. Does
+    nothing outside of the main thread, the only one that gets signals.
     """
     arrived: list[int] = []
-    taken = _taken if threading.current_thread() is threading.main_thread() else ()
-    before = {each: signal.signal(each, lambda number, _: arrived.append(number)) for each in taken}
+    handled = _handled if threading.current_thread() is threading.main_thread() else ()
+    before = {
+        stopping: signal.signal(stopping, lambda number, _: arrived.append(number))
+        for stopping in handled
+    }
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for stopping, handler in before.items():
+            signal.signal(stopping, handler)
         for number in arrived:
             signal.raise_signal(number)
 
@@ -77,7 +80,7 @@ def shielded() -> Iterator[None]:
 def on_signals(
     loop: AbstractEventLoop, *, reload: Callable[[], object], stop: Callable[[], object]
 ) -> None:
-    """Have the event loop call `reload` at SIGHUP, and `stop` at SIGTERM and Ctrl-C."""
+    """Make the event loop call `reload` on SIGHUP, and `stop` on SIGTERM and Ctrl-C."""
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)

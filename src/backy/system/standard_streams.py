@@ -1,7 +1,7 @@
-"""Standard input, output and error: whatever becomes of them, the work goes on.
+"""Standard input, output and error: an error on them does not stop the command.
 
-A backup must not fail because a log is full or somebody left the pager. What cannot be written is
-dropped, and `trouble` tells of it at the end.
+A backup must not fail because a log is full or a pager was closed. Output that cannot be written
+is dropped, and `trouble` reports it at the end.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_ESCAPING = "backy-escaping"  # how characters are written that the encoding lacks
+_ESCAPING = "backy-escaping"  # the error handler for characters that the encoding lacks
 _streams: list[_Stream] = []
 
 
 def protect() -> None:
-    """Have descriptors 0 to 2 open, and sys.stdout and sys.stderr raise no OSError. Call it first.
+    """Open descriptors 0 to 2 if they are closed, and let sys.stdout and sys.stderr drop errors.
 
-    Descriptors that are closed would be those of the next files that are opened, and be written to.
+    Call it first: else the next opened file gets a closed descriptor, and output is written to it.
     """
-    # 1 can only be read, so that a disk that is restored to it fails instead of vanishing.
+    # 1 is opened for reading only, so that a restore to standard output fails, and loses no disk.
     for descriptor, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
@@ -40,19 +40,23 @@ def protect() -> None:
 
 
 def trouble() -> str:
-    """Why something that was printed did not arrive: "standard output: No space left on device".
+    """Why output was lost: "standard output: No space left on device"; "" if none was.
 
-    Empty where all of it did, and where nobody wants it: the reader of a pipe is gone, or the
-    stream was closed from the beginning.
+    Also "" if nobody wants the output: the reader of a pipe is gone, or the stream was closed when
+    the command started.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    failed = [each for each in _streams if each.error and each.error.errno != errno.EPIPE]
-    return ", ".join(f"{each.title}: {each.error and each.error.strerror}" for each in failed)
+    failed = [
+        (stream.title, stream.error)
+        for stream in _streams
+        if stream.error and stream.error.errno != errno.EPIPE
+    ]
+    return ", ".join(f"{title}: {error.strerror}" for title, error in failed)
 
 
 class _Stream(io.FileIO):
-    """A file that drops all that comes after an error."""
+    """A file that drops everything written after an error."""
 
     def __init__(self, descriptor: int, title: str) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -60,7 +64,7 @@ class _Stream(io.FileIO):
         self.error: OSError | None = None
 
     def write(self, content: ReadableBuffer) -> int:
-        """Write some of it, or drop all of it; give how much."""
+        """Write some of `content`, or drop all of it. Return the number of bytes."""
         while not self.error:
             try:
                 written: int | None = super().write(content)
@@ -73,12 +77,12 @@ class _Stream(io.FileIO):
         return memoryview(content).nbytes
 
     def _wait(self) -> None:
-        """Wait for space: whoever shares it with us has made it non-blocking."""
+        """Wait until it can be written to: another process may have made it non-blocking."""
         select([], [self], [])
 
 
 def _protected(descriptor: int, title: str, opened: TextIO | None) -> TextIO:
-    """A file like the one that Python opened for `descriptor`, which is none if that was closed."""
+    """A text file for `descriptor`, set up like `opened`, which is None if it was closed."""
     stream = _Stream(descriptor, title)
     if not opened:
         stream.error = BrokenPipeError(errno.EPIPE, "closed")
@@ -92,7 +96,7 @@ def _protected(descriptor: int, title: str, opened: TextIO | None) -> TextIO:
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    r"""The byte that Python could not decode before, else an escape: \xfc for ü in ASCII."""
+    r"""The original byte, if Python could not decode it; else an escape: \xfc for ü in ASCII."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:
