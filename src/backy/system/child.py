@@ -1,6 +1,6 @@
-"""Programs that run beside an event loop, and outlive us if they have to.
+"""Programs that an event loop starts, and that may outlive us.
 
-Apart from backy.system.process, because asyncio takes longer to import than most commands to run.
+Not in backy.system.process, because importing asyncio takes longer than most commands run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from backy.system.process import set_io_class
 
 @dataclass(frozen=True, slots=True)
 class Priority:
-    """How much a child gives way: nice(1), 0 to 19, and "none", "best-effort" or "idle"."""
+    """A child's priority: `nice` 0 to 19; `io_class` "none" (as ours), "best-effort" or "idle"."""
 
     nice: int = 0
     io_class: str = "none"
@@ -30,17 +30,17 @@ async def start(
     *,
     longest_line: int,
 ) -> asyncio.subprocess.Process:
-    """Start a program that outlives us if it has to, with `environment` added to ours.
+    """Start a program that may outlive us, with `environment` added to ours.
 
-    Its stdout and stderr are pipes, whose readers drop lines longer than `longest_line` bytes.
-    Raises OSError where it cannot be started.
+    Its stdout and stderr are pipes; their readers drop lines longer than `longest_line` bytes.
+    Raises OSError if it cannot be started.
     """
     child = await asyncio.create_subprocess_exec(
         *command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        process_group=0,  # Ctrl-C at our terminal is for us, and we ask it to end
+        process_group=0,  # so that Ctrl-C reaches only us; we end it ourselves
         env=os.environ | dict(environment),
         limit=longest_line,
     )
