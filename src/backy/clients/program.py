@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from backy.errors import SourceError
 from backy.system import process
 from backy.system.process import Program
 from backy.units import MiB
+
+Result = TypeVar("Result")
 
 _MOST_OUTPUT = 64 * MiB
 _LONGEST_REASON = 500  # characters of the last line on stderr
@@ -47,11 +50,10 @@ def output_of(
     return outcome.stdout
 
 
-def call_at_once(call: Callable[[str], object], arguments: Iterable[str]) -> None:
-    """Make several calls at once, each in a thread of its own, and wait until all have ended.
+def call_at_once(call: Callable[[str], Result], arguments: Iterable[str]) -> list[Result]:
+    """Make several calls at once, each in a thread of its own; give their results in order.
 
-    Raises the first error; calls that had not begun by then are not made.
+    Raises the first error when all calls that had begun have ended; the others are not made.
     """
     with ThreadPoolExecutor(_MOST_CALLS) as pool:
-        for _ in pool.map(call, arguments):
-            pass
+        return list(pool.map(call, arguments))

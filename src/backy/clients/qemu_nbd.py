@@ -29,11 +29,11 @@ _LONGEST_REASON = 500  # characters of what qemu-nbd printed
 
 @contextmanager
 def serve(
-    arguments: Sequence[str], what: str, *, bitmap: str | None = None, timeout_seconds: float = 60
+    arguments: Sequence[str], title: str, *, bitmap: str | None = None, timeout_seconds: float = 60
 ) -> Iterator[NbdImage]:
     """Start a qemu-nbd with `arguments`, and give its export as an Image.
 
-    `arguments` end with the file to export; errors call it `what`. With `bitmap` the export has
+    `arguments` end with the file to export; errors call it `title`. With `bitmap` the export has
     the persistent bitmap of that name, which must exist. Opening takes `timeout_seconds` at most.
     The program ends with the body, and dies with us if we are killed.
 
@@ -49,7 +49,7 @@ def serve(
             socket, ready = folder / "socket", folder / "ready"
             options = [f"--socket={socket}", f"--pid-file={ready}", f"--cache={cache}"]
             options += [f"--bitmap={bitmap}"] if bitmap else []
-            with translated(SourceError, f"{what}: starting qemu-nbd"):
+            with translated(SourceError, f"{title}: starting qemu-nbd"):
                 folders.make_folder(folder)
                 stack.callback(folders.remove_tree, folder)
                 program = stack.enter_context(process.serving([*_COMMAND, *options, *arguments]))
@@ -59,7 +59,7 @@ def serve(
                     break
             if is_ready:
                 address = parse_uri(f"nbd+unix:///?socket={quote(str(socket))}")
-                named = replace(address, text=what)
+                named = replace(address, text=title)
                 opened = open_image(named, bitmap=bitmap, timeout_seconds=timeout_seconds)
                 yield stack.enter_context(opened)
                 return
@@ -67,4 +67,4 @@ def serve(
         if cache == "writeback" or "O_DIRECT" not in output:
             # It begins with what it was to open, which may be a page of JSON.
             why = " ".join(output.rpartition("': ")[2].split())[:_LONGEST_REASON]
-            raise SourceError(f"{what}: qemu-nbd: {why}", _LOCK_HINT if " lock " in why else HINT)
+            raise SourceError(f"{title}: qemu-nbd: {why}", _LOCK_HINT if " lock " in why else HINT)

@@ -91,7 +91,11 @@ class RbdSource:
         images = self.settings.disks
         is_one_moment = len(images) == 1 or request.is_frozen
         data = SnapshotData(Consistency.CRASH if is_one_moment else Consistency.NONE)
-        disks = {name: self._disk(name, image, request) for name, image in images.items()}
+        ids = call_at_once(self._rbd.id_of, images.values())
+        disks = {
+            name: self._disk(name, image, image_id, request)
+            for (name, image), image_id in zip(images.items(), ids, strict=True)
+        }
         taken = [f"{disk.image}@{disk.snapshot}" for disk in disks.values()]
         try:
             # The monitors take a second for one, and the same second for all.
@@ -112,8 +116,8 @@ class RbdSource:
         ]
         call_at_once(self._rbd.remove_snapshot, unwanted)
 
-    def _disk(self, name: str, image: str, request: Request) -> _Disk:
-        suffix = f"{name}-{self._rbd.id_of(image)}"
+    def _disk(self, name: str, image: str, image_id: str, request: Request) -> _Disk:
+        suffix = f"{name}-{image_id}"
         base = ""
         if request.parent and name in request.parent.disks and not self.settings.full_always:
             base = f"{self._names.name(request.parent.id)}-{suffix}"
