@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.cli import reports, scrub
-from backy.cli.output import print_json, print_lines, revision_table, summary
+from backy.cli.output import print_document, print_lines, revision_table, summary
 from backy.errors import BackyError, ConfigError, DamagedError, NotFoundError
 from backy.model.revision import Revision, disk_of
 from backy.model.selector import select
@@ -177,7 +177,7 @@ def use_scrub(room: Room, content: bytes) -> None:
     covered = run.coverage()
     with printed():
         sys.stdout.write(scrub._covered(covered, "30d"))
-        print_json([covered.total, covered.read])
+        print_document([covered.total, covered.read])
     assert 0 <= covered.share <= 1
     again = path.read_bytes()
     assert list(Scrub(room.made.repository, timedelta(days=30)).run(Limits(), origins=[])) == []

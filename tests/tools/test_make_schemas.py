@@ -1,13 +1,23 @@
 """docs/schemas/ is made from the types of messages, and the types are complete."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypedDict,
+    get_args,
+    get_type_hints,
+    is_typeddict,
+)
 
 import pytest
 from jsonschema import Draft202012Validator
 
+from backy.model import answers, messages
 from tools import make_schemas
 
 
@@ -76,3 +86,29 @@ def test_a_text_for_a_key_that_is_gone_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="Stale has no old"):
         make_schemas.schema_of(Stale)
+
+
+SOCKET = {answers.Request, answers.PromisesReply, answers.ReloadReply, answers.JobReply}
+
+
+def messages_in(kind: Any) -> Iterator[Any]:  # noqa: ANN401 - any form of a type
+    """The types of messages within a type, and itself if it is one."""
+    if is_typeddict(kind):
+        yield kind
+        for hint in get_type_hints(kind, include_extras=True).values():
+            yield from messages_in(hint)
+    for part in get_args(kind):
+        yield from messages_in(part)
+
+
+def test_every_message_that_a_command_can_print_is_in_a_schema() -> None:
+    kinds = {
+        kind
+        for module in (answers, messages)
+        for kind in vars(module).values()
+        if is_typeddict(kind) and kind.__module__ == module.__name__
+    }
+    printed = [*make_schemas.SHARED]
+    for output in make_schemas.COMMANDS.values():
+        printed += output.messages
+    assert {each for kind in printed for each in messages_in(kind)} == kinds - SOCKET

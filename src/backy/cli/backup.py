@@ -12,6 +12,7 @@ from backy.cli.output import answer, summary
 from backy.cli.progress import meter
 from backy.cli.values import DiskPath
 from backy.errors import UsageError
+from backy.model.messages import BackupFinished
 from backy.repository.manifest import revision_record
 
 if TYPE_CHECKING:
@@ -61,9 +62,13 @@ def backup(
     )
     with meter(job, as_json=as_json) as shown:
         revision = backup_job(context.obj, job, options, watcher=shown)
-    finished = {"event": "finished", "job": job, "seconds": shown.seconds}
-    text = f"{job}: {revision.id}: {summary(revision, shown.seconds)}"
-    answer(as_json, finished | {"revision": revision_record(revision)}, text)
+    finished = BackupFinished(
+        event="finished",
+        job=job,
+        seconds=shown.seconds,
+        revision=revision_record(revision),
+    )
+    answer(as_json, finished, f"{job}: {revision.id}: {summary(revision, shown.seconds)}")
 
 
 def _file_source(typed: list[DiskPath]) -> dict[str, object]:

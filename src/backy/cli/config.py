@@ -9,9 +9,10 @@ from typer import Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
-from backy.cli.output import answer, print_json, printable
+from backy.cli.output import answer, print_document, printable
 from backy.cli.program import CommandGroup
 from backy.errors import ConfigError, NotFoundError
+from backy.model.answers import ConfigCheckAnswer, ConfigProblem
 from backy.operations.site import Site
 from backy.units import counted
 
@@ -40,12 +41,12 @@ def check(context: Context, as_json: AsJson = False) -> None:
     except ProblemsError as error:
         problems, count, files = error.problems, 0, 1
     records = [
-        {"file": str(each.path), "line": each.line, "key": each.key, "message": str(each)}
+        ConfigProblem(file=str(each.path), line=each.line, key=each.key, message=str(each))
         for each in problems
     ]
     fine = f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"
     lines = [printable(str(each)) for each in problems] or fine
-    answer(as_json, {"file": str(path), "jobs": count, "problems": records}, lines)
+    answer(as_json, ConfigCheckAnswer(file=str(path), jobs=count, problems=records), lines)
     if problems:
         what = counted(len(problems), "problem")
         raise ConfigError(f"{path}: {what}", "A running daemon keeps the jobs it has.")
@@ -57,9 +58,9 @@ def show(context: Context, job: OneJob = None) -> None:
     site: Site = context.obj
     config = site.loaded.config
     if job is None:
-        print_json(config.model_dump(mode="json"))
+        print_document(config.model_dump(mode="json"))
     elif job in config.jobs:
-        print_json({job: config.jobs[job].model_dump(mode="json")})
+        print_document({job: config.jobs[job].model_dump(mode="json")})
     else:
         site.config_of(job)  # it raises ConfigError if the job has a problem
         raise NotFoundError(f"{site.path} has no job {job!r}", "backy jobs shows all jobs.")
@@ -70,4 +71,4 @@ def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
     from backy.config.loader import schema as made
 
-    print_json(made())
+    print_document(made())

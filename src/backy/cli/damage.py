@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from backy.cli.progress import Meter
 from backy.errors import DamagedError
+from backy.model.messages import DamageEvent
 from backy.units import counted, format_rate
 
 if TYPE_CHECKING:
@@ -22,7 +22,16 @@ def damage_shown(job: str, shown: Meter) -> Callable[[Damage], None]:
         end = damage.start + damage.length
         where = f"{damage.revision} {damage.disk} bytes {damage.start} to {end}"
         what = f"healed from {damage.healed}" if damage.healed else "damaged"
-        event = {"event": "damage", "job": job, **asdict(damage)}
+        event = DamageEvent(
+            event="damage",
+            job=job,
+            revision=damage.revision,
+            disk=damage.disk,
+            start=damage.start,
+            length=damage.length,
+            reason=damage.reason,
+            healed=damage.healed,
+        )
         shown.warn(f"{what}: {where}: {damage.reason}", event)
 
     return show

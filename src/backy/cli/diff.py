@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument
 
 from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer, table
+from backy.model.answers import ChangedRange, DiffAnswer
+from backy.model.extent import Extent, Kind
 
 Old = Annotated[str, Argument(metavar="REV", help="Revision words for the older one.")]
 New = Annotated[str, Argument(metavar="REV", help="Revision words for the newer one.")]
@@ -20,11 +22,12 @@ def diff(context: Context, job: Job, old: Old, new: New, as_json: AsJson = False
 
     repository = context.obj.repository(job)
     before, after = repository.find(old), repository.find(new)
-    headings = ("disk", "start", "length", "kind")
-    rows = [
-        (name, extent.start, extent.length, extent.kind.value)
-        for name, extent in run(repository, before, after)
-    ]
-    extents = [dict(zip(headings, row, strict=True)) for row in rows]
-    record = {"job": job, "old": before.id, "new": after.id, "extents": extents}
-    answer(as_json, record, table(headings, rows))
+    ranges = [_range(disk, extent) for disk, extent in run(repository, before, after)]
+    record = DiffAnswer(job=job, old=before.id, new=after.id, extents=ranges)
+    rows = ((each["disk"], each["start"], each["length"], each["kind"]) for each in ranges)
+    answer(as_json, record, table(("disk", "start", "length", "kind"), rows))
+
+
+def _range(disk: str, extent: Extent) -> ChangedRange:
+    kind: Literal["data", "zero"] = "zero" if extent.kind is Kind.ZERO else "data"
+    return ChangedRange(disk=disk, start=extent.start, length=extent.length, kind=kind)

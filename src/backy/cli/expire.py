@@ -8,6 +8,7 @@ from typer import Option
 
 from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer, table
+from backy.model.messages import ExpiredRevision, ExpireFinished
 
 DryRun = Annotated[bool, Option("--dry-run", help="Only show what would go, and why.")]
 
@@ -17,15 +18,20 @@ def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson 
     """Remove what the schedule does not keep. It goes to the trash; undo brings it back."""
     from backy.operations.expire import expire_job
 
-    found = expire_job(context.obj, job, is_dry=dry_run)
-    records = [
-        {"revision": each.revision.id, "drop": each.drop, "keep": each.keep}
-        | {"removed": each.is_removed, "why": each.why}
-        for each in found
+    expiries = expire_job(context.obj, job, is_dry=dry_run)
+    expired = [
+        ExpiredRevision(
+            revision=each.revision.id,
+            drop=each.drop,
+            keep=each.keep,
+            removed=each.is_removed,
+            why=each.why,
+        )
+        for each in expiries
     ]
     rows = (
         (each.revision.id, "remove" if each.is_removed else f"drop {','.join(each.drop)}", each.why)
-        for each in found
+        for each in expiries
     )
-    record = {"event": "finished", "job": job, "dry_run": dry_run, "expired": records}
+    record = ExpireFinished(event="finished", job=job, dry_run=dry_run, expired=expired)
     answer(as_json, record, table(("revision", "would" if dry_run else "did", "why"), rows))

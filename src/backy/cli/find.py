@@ -5,6 +5,7 @@ from __future__ import annotations
 from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
 from backy.cli.output import answer
 from backy.errors import NotFoundError
+from backy.model.answers import FindAnswer
 from backy.model.revision import disk_of
 
 
@@ -22,5 +23,11 @@ def find(
     path = repository.store.plain_path(revision, name).path.absolute()
     if not path.exists():
         raise NotFoundError(f"{job}: {path} is missing", f"Run backy verify {job}.")
-    found = {"job": job, "revision": revision.id, "disk": name}
-    answer(as_json, found | {"store": repository.settings.store, "path": str(path)}, str(path))
+    record = FindAnswer(
+        job=job,
+        revision=revision.id,
+        disk=name,
+        store=repository.settings.store,
+        path=str(path),
+    )
+    answer(as_json, record, str(path))

@@ -9,6 +9,7 @@ from typer import Argument
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app, each_job
 from backy.cli.output import print_json, print_lines, revision_table, table, total, warn
+from backy.model.answers import ListAnswer, ListedJob, UnusableJob
 from backy.repository.manifest import revision_record
 from backy.repository.repository import History, Repository, jobs
 from backy.units import format_size
@@ -28,8 +29,9 @@ def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None
         raise unusable[0][1]
     histories = [(each, each.history()) for each in repositories]
     if as_json:
-        errors = [{"job": name, "error": error.message} for name, error in unusable]
-        print_json({"jobs": [_job_json(*each) for each in histories], "unusable": errors})
+        listed = [_listed(*each) for each in histories]
+        errors = [UnusableJob(job=name, error=error.message) for name, error in unusable]
+        print_json(ListAnswer(jobs=listed, unusable=errors))
     elif job:
         print_lines(revision_table(histories[0][1].revisions))
     else:
@@ -42,11 +44,14 @@ def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None
         raise error
 
 
-def _job_json(repository: Repository, history: History) -> dict[str, object]:
-    revisions = [revision_record(revision) for revision in history.revisions]
-    damaged = [error.message for error in history.unreadable.values()]
-    settings = {"store": repository.settings.store, "block_size": repository.settings.block_size}
-    return {"job": repository.name, **settings, "revisions": revisions, "damaged": damaged}
+def _listed(repository: Repository, history: History) -> ListedJob:
+    return ListedJob(
+        job=repository.name,
+        store=repository.settings.store,
+        block_size=repository.settings.block_size,
+        revisions=[revision_record(revision) for revision in history.revisions],
+        damaged=[error.message for error in history.unreadable.values()],
+    )
 
 
 def _job_row(repository: Repository, history: History) -> tuple[object, ...]:

@@ -6,24 +6,33 @@ import json
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from backy.errors import BackyError
 from backy.model.messages import bug_event, error_event
 from backy.model.revision import Revision
 from backy.units import format_duration, format_rate, format_size
 
+if TYPE_CHECKING:
+    from backy.model.answers import Message
 
-def answer(as_json: bool, record: object, text: str | Iterable[str]) -> None:
-    """Print what came of a command: `record` for programs, or else `text`, a line or several."""
+
+def answer(as_json: bool, record: Message, text: str | Iterable[str]) -> None:
+    """Print the result of a command: `record` for programs, or else `text`, a line or several."""
     if as_json:
         print_json(record)
     else:
         print_lines([text] if isinstance(text, str) else text)
 
 
-def print_json(record: object) -> None:
-    """One JSON value on one line, at once."""
-    sys.stdout.write(json.dumps(record) + "\n")
+def print_json(message: Message) -> None:
+    """Print a message on one line, at once."""
+    print_document(message)
+
+
+def print_document(value: object) -> None:
+    """Print JSON that is not a message, such as the configuration, on one line, at once."""
+    sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 

@@ -8,13 +8,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backy.cli.output import print_json, printable
+from backy.model.messages import DamageEvent, NoteEvent, ProgressEvent, WarningEvent
 from backy.units import format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+_Told = WarningEvent | NoteEvent | DamageEvent
 
 
 class Meter(ABC):
@@ -43,15 +47,15 @@ class Meter(ABC):
             self._shown = now
             self._show(self._done, self._total, now - self._start)
 
-    def warn(self, text: str, event: dict[str, Any] | None = None) -> None:
-        """Say it now; programs get `event` where there is one."""
+    def warn(self, text: str, event: DamageEvent | None = None) -> None:
+        """Show it now; programs get `event` instead, if there is one."""
         with self._lock:
-            self._say(f"warning: {text}", event or {"event": "warning", "message": text})
+            self._say(f"warning: {text}", event or WarningEvent(event="warning", message=text))
 
     def note(self, text: str) -> None:
         """Say what is no warning."""
         with self._lock:
-            self._say(text, {"event": "note", "message": text})
+            self._say(text, NoteEvent(event="note", message=text))
 
     @property
     def seconds(self) -> float:
@@ -63,7 +67,7 @@ class Meter(ABC):
         """`done` of `total` bytes were dealt with in so many seconds."""
 
     @abstractmethod
-    def _say(self, text: str, event: dict[str, Any]) -> None:
+    def _say(self, text: str, event: _Told) -> None:
         """Something that the user should know, or what a hook said; the same for programs."""
 
 
@@ -85,10 +89,12 @@ class _Json(Meter):
     def _show(self, done: int, total: int, seconds: float) -> None:
         rate = done / seconds
         left = round((total - done) / rate, 1) if rate else None
-        event = {"event": "progress", "done": done, "total": total, "rate": round(rate)}
-        print_json(event | {"eta_seconds": left})
+        event = ProgressEvent(
+            event="progress", done=done, total=total, rate=round(rate), eta_seconds=left
+        )
+        print_json(event)
 
-    def _say(self, text: str, event: dict[str, Any]) -> None:
+    def _say(self, text: str, event: _Told) -> None:
         print_json(event)
 
 
@@ -98,9 +104,12 @@ class _Lines(Meter):
     def _show(self, done: int, total: int, seconds: float) -> None:
         left = format_duration((total - done) * seconds / done) if done else "unknown"
         share = f"{100 * done / max(total, 1):.1f} % of {format_size(total)}"
-        self._say(f"{share}, {format_rate(done, seconds)}, {left} left", {})
+        self._write(f"{share}, {format_rate(done, seconds)}, {left} left")
 
-    def _say(self, text: str, event: dict[str, Any]) -> None:
+    def _say(self, text: str, event: _Told) -> None:
+        self._write(text)
+
+    def _write(self, text: str) -> None:
         sys.stderr.write(f"{self._title}: {printable(text)}\n")
         sys.stderr.flush()
 
@@ -116,7 +125,7 @@ class _Bar(Meter):
     def _show(self, done: int, total: int, seconds: float) -> None:
         self._progress.update(self._task, completed=done, total=total)
 
-    def _say(self, text: str, event: dict[str, Any]) -> None:
+    def _say(self, text: str, event: _Told) -> None:
         line = f"{self._title}: {printable(text)}"
         self._progress.console.print(line, markup=False, highlight=False)
 

@@ -10,6 +10,7 @@ from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer
 from backy.errors import UsageError
+from backy.model.answers import EraseAnswer, PurgeAnswer
 from backy.units import counted, format_size
 
 _EMPTIED = "The job whose trash is emptied."
@@ -42,11 +43,13 @@ def purge(
     if whole:
         erase_job(context.obj, whole)
         text = f"{whole}: deleted with all its revisions"
-        answer(as_json, {"job": whole, "erased": True}, text)
+        answer(as_json, EraseAnswer(job=whole, erased=True), text)
         return
     purged = purge_job(context.obj, str(job), older_than)
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
     freed = f"freed {format_size(purged.freed)} of chunks"
     text = f"{job}: purged {counted(len(purged.revisions), 'revision')}, {freed}{kept_note}"
-    record = {"job": job, "purged": purged.revisions, "kept": purged.kept, "freed": purged.freed}
+    record = PurgeAnswer(
+        job=str(job), purged=purged.revisions, kept=purged.kept, freed=purged.freed
+    )
     answer(as_json, record, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backy.cli.app import AsJson, Context, Job, Spec, app
 from backy.cli.output import answer
+from backy.model.answers import RemoveAnswer
 
 
 @app.command(epilog="Example: backy remove vm1 -r 20261123T004938Z-x7k2")
@@ -13,4 +14,4 @@ def remove(context: Context, job: Job, spec: Spec, as_json: AsJson = False) -> N
 
     ids = [revision.id for revision in remove_job(context.obj, job, spec)]
     text = f"{job}: removed {', '.join(ids)}; backy undo {job} brings them back"
-    answer(as_json, {"job": job, "removed": ids}, text)
+    answer(as_json, RemoveAnswer(job=job, removed=ids), text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
 from backy.cli.output import print_json, print_lines, warn
 from backy.cli.progress import meter
 from backy.errors import DamagedError, UsageError
+from backy.model.messages import RestoreFinished
 from backy.units import counted, format_rate, format_size
 
 if TYPE_CHECKING:
@@ -65,7 +65,19 @@ def restore(
 
 
 def _print_record(job: str, done: RestoredDisk) -> None:
-    print_json({"event": "finished", "job": job, **asdict(done)})
+    finished = RestoreFinished(
+        event="finished",
+        job=job,
+        revision=done.revision,
+        disk=done.disk,
+        target=done.target,
+        size=done.size,
+        read=done.read,
+        seconds=done.seconds,
+        lost=done.lost,
+        healed=done.healed,
+    )
+    print_json(finished)
 
 
 def _print_restored(job: str, disks: list[RestoredDisk]) -> None:

@@ -14,6 +14,7 @@ from backy.cli.damage import damage_shown, ending, raise_damaged
 from backy.cli.output import answer, report
 from backy.cli.progress import meter
 from backy.errors import BackyError, CancelledError
+from backy.model.messages import ScrubFinished
 from backy.repository.repository import jobs
 from backy.system import process
 from backy.units import format_duration, format_size, parse_duration
@@ -72,12 +73,19 @@ def scrub(
 
 def _say(job: str, result: ScrubResult, within: str, seconds: float, *, as_json: bool) -> None:
     covered = result.coverage
-    sums = {"read": result.read, "damaged": result.lost, "healed": result.healed}
-    age = covered.oldest.total_seconds() if covered.oldest is not None else None
-    promised = {"total": covered.total, "within": covered.read, "oldest_seconds": age}
-    record = {"event": "finished", "job": job, **sums, **promised, "seconds": seconds}
+    finished = ScrubFinished(
+        event="finished",
+        job=job,
+        read=result.read,
+        damaged=result.lost,
+        healed=result.healed,
+        total=covered.total,
+        within=covered.read,
+        oldest_seconds=covered.oldest.total_seconds() if covered.oldest is not None else None,
+        seconds=seconds,
+    )
     read = f"read {format_size(result.read)}{ending(result, result.read, seconds)}"
-    answer(as_json, record, f"{job}: {_covered(covered, within)}; {read}")
+    answer(as_json, finished, f"{job}: {_covered(covered, within)}; {read}")
     raise_damaged(job, result, result.revisions)
 
 

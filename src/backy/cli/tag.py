@@ -12,6 +12,7 @@ from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, Spec, app
 from backy.cli.output import answer
 from backy.errors import UsageError
+from backy.model.answers import TagAnswer
 from backy.repository.manifest import revision_record
 
 _MARKS = "Tags to add and to drop."
@@ -56,4 +57,4 @@ def tag(
     )
     records = [revision_record(revision) for revision in changed]
     lines = (f"{job}: {each.id}: {', '.join(each.tags) or 'no tags'}" for each in changed)
-    answer(as_json, {"job": job, "revisions": records}, lines)
+    answer(as_json, TagAnswer(job=job, revisions=records), lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer
+from backy.model.answers import UndoAnswer
 
 
 @app.command(epilog="Example: backy undo vm1")
@@ -13,4 +14,4 @@ def undo(context: Context, job: Job, as_json: AsJson = False) -> None:
 
     ids = undo_job(context.obj, job)
     text = f"{job}: restored {', '.join(ids)}; back in the history"
-    answer(as_json, {"job": job, "restored": ids}, text)
+    answer(as_json, UndoAnswer(job=job, restored=ids), text)

@@ -8,6 +8,7 @@ from backy.cli.app import AsJson, Context, Job, Spec, app
 from backy.cli.damage import damage_shown, ending, raise_damaged
 from backy.cli.output import print_json
 from backy.cli.progress import meter
+from backy.model.messages import VerifyFinished
 from backy.units import counted, format_size
 
 
@@ -25,9 +26,16 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
         tell = damage_shown(job, shown)
         result = verify_job(context.obj, job, spec, watcher=shown, on_damage=tell)
     if as_json:
-        done = {"job": job, "revisions": [revision.id for revision in result.revisions]}
-        sums = {"damaged": result.lost, "healed": result.healed, "size": result.size}
-        print_json({"event": "finished"} | done | sums | {"seconds": shown.seconds})
+        finished = VerifyFinished(
+            event="finished",
+            job=job,
+            revisions=[revision.id for revision in result.revisions],
+            damaged=result.lost,
+            healed=result.healed,
+            size=result.size,
+            seconds=shown.seconds,
+        )
+        print_json(finished)
     raise_damaged(job, result, len(result.revisions))
     if not as_json:
         count = counted(len(result.revisions), "revision")

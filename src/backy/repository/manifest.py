@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from backy.errors import ConfigError, DamagedError
+from backy.model.messages import RevisionRecord
 from backy.model.names import check_disk_name, check_tag
 from backy.model.revision import Disk, Revision, is_id, time_of
 from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
@@ -44,9 +45,9 @@ def encode_revision(revision: Revision) -> bytes:
     return encode_record(_REVISION, revision)
 
 
-def revision_record(revision: Revision) -> dict[str, Any]:
+def revision_record(revision: Revision) -> RevisionRecord:
     """What JSON says of a revision, on disk and on the screen."""
-    record: dict[str, Any] = _REVISION.dump_python(revision, mode="json")
+    record: RevisionRecord = _REVISION.dump_python(revision, mode="json")
     return record
 
 
