@@ -107,13 +107,12 @@ class RbdSource:
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. A snapshot that somebody protected stays."""
-        unwanted = [
-            f"{image}@{name}"
-            for image in self.settings.disks.values()
-            for name, snapshot in self._rbd.snapshots(image).items()
-            if (revision := self._revision_of(name)) and revision not in revisions
-            if not snapshot.protected
-        ]
+        unwanted: list[str] = []
+        for image in self.settings.disks.values():
+            for name, snapshot in self._rbd.snapshots(image).items():
+                revision = self._revision_of(name)
+                if revision and revision not in revisions and not snapshot.protected:
+                    unwanted.append(f"{image}@{name}")
         call_at_once(self._rbd.remove_snapshot, unwanted)
 
     def _disk(self, name: str, image: str, image_id: str, request: Request) -> _Disk:
