@@ -148,6 +148,7 @@ def files(repository: Repository, report: Report) -> list[Path]:
 def _read(folder: Place) -> Report:
     def check(report: Report) -> None:
         can_be = report.id == folder.name and bool(HASH.fullmatch(report.digest))
+        can_be = can_be and not report.time.utcoffset()  # all times on disk are UTC
         for each in report.occurrences:
             check_disk_name(each.disk)
             end = each.start + each.length
