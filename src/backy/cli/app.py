@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 app = typer.Typer(
     name="backy",
     cls=Program,
-    help="Back up virtual machines block by block, and bring them back.",
+    help="Back up virtual machines block by block, and restore them.",
     epilog="Exit codes: 0 done, 2 wrong usage, 3 wrong setting, 4 source, 5 store, 6 damaged, "
     "7 busy, 8 store full, 9 not found, 10 target, 11 hook, 70 a bug, 74 output lost, 130 stopped.",
     no_args_is_help=True,
@@ -41,12 +41,12 @@ AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 _DISK = "Which disk, if there are several."
 OneDisk = Annotated[str | None, Option("--disk", metavar="NAME", help=_DISK)]
 
-_BASE = "The folder that has a repository for each job; as configured, or /srv/backy."
+_BASE = "The folder with a repository for each job; by default as configured, or /srv/backy."
 BaseDir = Annotated[
     Path | None,
     Option(parser=values.path, metavar="FOLDER", envvar="BACKY_BASE_DIR", help=_BASE),
 ]
-_FILE = "The configuration; /etc/backy/backy.yaml or /etc/backy.conf."
+_FILE = "The configuration; by default /etc/backy/backy.yaml or /etc/backy.conf."
 ConfigFile = Annotated[
     Path | None, Option(parser=values.path, metavar="FILE", envvar="BACKY_CONFIG", help=_FILE)
 ]

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 _NEW = "For a new repository: "
-_SOURCE = "A file or block device; remembered. Again for more disks."
+_SOURCE = "A file or block device, for the first backup. Repeat it for more disks."
 Sources = Annotated[
     list[DiskPath] | None, Option(parser=values.disk_path, metavar="[DISK=]PATH", help=_SOURCE)
 ]
-_TAG = "A tag for the revision. Again for more."
+_TAG = "A tag for the revision. Repeat it for more."
 Tags = Annotated[list[str] | None, Option(parser=values.tag, metavar="TAG", help=_TAG)]
-_STORE = _NEW + "chunks, images, or auto (what the file system can do)."
+_STORE = _NEW + "chunks, images, or auto, which depends on the file system."
 StoreName = Annotated[str | None, Option(parser=values.store, metavar="NAME", help=_STORE)]
 _SIZE = _NEW + "64KiB to 16MiB; 1MiB by default."
 BlockSize = Annotated[int | None, Option(parser=values.block_size, metavar="SIZE", help=_SIZE)]
@@ -47,7 +47,7 @@ def backup(
 ) -> None:
     """Back up a VM: make one revision of all its disks.
 
-    Makes the repository at first use. Later backups need no --source and store only what
+    The first backup makes the repository. Later ones need no --source, and store only what
     changed.
     """
     # Imported here, because the commands that only look need neither zstandard nor sources.

@@ -28,18 +28,20 @@ def check(
     context: Context,
     job: Annotated[str, Option(metavar="REGEX", help="Only jobs whose names match.")] = "",
     sla: Annotated[
-        float, Option(min=0.01, help="How old the newest revision may be, in intervals.")
+        float, Option(min=0.01, help="Age allowed for the newest revision, in intervals.")
     ] = 1.5,
-    failed: Annotated[int, Option(min=1, help="Warn after so many failures in a row.")] = 3,
-    free_warning: Annotated[float, Option(help="Warn below so many percent of free space.")] = 10,
-    free_critical: Annotated[float, Option(help="Critical below so many percent.")] = 3,
-    days_warning: Annotated[float, Option(help="Warn so many days before it is full.")] = 14,
-    days_critical: Annotated[float, Option(help="Critical so many days before.")] = 3,
+    failed: Annotated[int, Option(min=1, help="Warn after this many failures in a row.")] = 3,
+    free_warning: Annotated[
+        float, Option(help="Warn if less of the space is free, in percent.")
+    ] = 10,
+    free_critical: Annotated[float, Option(help="The same for critical.")] = 3,
+    days_warning: Annotated[float, Option(help="Warn if the space is used up in fewer days.")] = 14,
+    days_critical: Annotated[float, Option(help="The same for critical.")] = 3,
 ) -> None:
-    """Tell Nagios, Icinga or Checkmk how the backups are.
+    """Check the backups, as a plug-in for Nagios, Icinga or Checkmk.
 
     It prints one line with performance data, then a line for each bad job. The exit codes are 0 OK,
-    1 WARNING, 2 CRITICAL and 3 UNKNOWN. What could not be checked is never OK.
+    1 WARNING, 2 CRITICAL and 3 UNKNOWN. It is OK only if everything could be checked.
     """
     gc.disable()  # the values of ten thousand jobs hold no garbage worth looking for
     from backy.monitoring.health import Judge

@@ -18,7 +18,7 @@ class Entry(NamedTuple):
 GROUPS = {
     "Back up": {
         "backup": Entry("backup", "Back up a VM: make one revision of all its disks."),
-        "tag": Entry("tag", "Add and drop tags of revisions."),
+        "tag": Entry("tag", "Add tags to revisions, and remove them."),
     },
     "Look": {
         "list": Entry("list", "Show the revisions of a job, or all jobs."),
@@ -27,26 +27,26 @@ GROUPS = {
     },
     "Restore": {
         "restore": Entry("restore", "Restore one disk, or all disks of a revision."),
-        "undo": Entry("undo", "Bring back what the last backy remove took away."),
+        "undo": Entry("undo", "Bring back what the last remove or expire took away."),
     },
     "Care": {
         "verify": Entry("verify", "Read every stored byte again and compare it with its hash."),
-        "scrub": Entry("scrub", "Read what is stored, a share at each run, and heal damage."),
-        "reports": Entry("reports", "Show what was found damaged."),
+        "scrub": Entry("scrub", "Read a share of the stored bytes again, and heal damage."),
+        "reports": Entry("reports", "Show the damage that was found."),
         "remove": Entry("remove", "Move revisions to the trash."),
-        "expire": Entry("expire", "Remove what the schedule does not keep."),
+        "expire": Entry("expire", "Remove the revisions that the schedule does not keep."),
         "purge": Entry("purge", "Delete removed revisions for good, and free their space."),
     },
     "Run unattended": {
         "config": Entry("config", "Check and show the configuration."),
         "jobs": Entry("jobs", "Show the configured jobs, and the repositories without a job."),
-        "daemon": Entry("daemon", "Run all jobs as they are configured, until SIGTERM."),
+        "daemon": Entry("daemon", "Run all configured jobs, until SIGTERM."),
         "status": Entry("status", "Show the state of each job, its backups, and what runs now."),
-        "top": Entry("status", "Show what runs and what waits, and how full the pools are."),
+        "top": Entry("status", "Show what runs, what waits, and how many slots are in use."),
         "run": Entry("run", "Back up a job now, before all others."),
-        "pause": Entry("pause", "Start nothing for a job until backy resume."),
-        "resume": Entry("pause", "Go on with a job that backy pause stopped."),
-        "check": Entry("check", "Tell Nagios, Icinga or Checkmk how the backups are."),
+        "pause": Entry("pause", "Pause a job: start nothing for it until backy resume."),
+        "resume": Entry("pause", "Continue a job that backy pause stopped."),
+        "check": Entry("check", "Check the backups, as a plug-in for Nagios, Icinga or Checkmk."),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}

@@ -30,7 +30,7 @@ OneJob = Annotated[
 
 @config.command(epilog="Example: backy config check")
 def check(context: Context, as_json: AsJson = False) -> None:
-    """Name everything that is wrong in the configuration, with file and line."""
+    """Name every problem in the configuration, with file and line."""
     from backy.config.loader import ProblemsError
 
     site: Site = context.obj
@@ -54,7 +54,7 @@ def check(context: Context, as_json: AsJson = False) -> None:
 
 @config.command(epilog="Example: backy config show --job vm1")
 def show(context: Context, job: OneJob = None) -> None:
-    """Print the configuration as it is understood, includes and defaults filled in, as JSON."""
+    """Print the configuration as JSON, with includes and defaults filled in."""
     site: Site = context.obj
     config = site.loaded.config
     if job is None:

@@ -1,4 +1,4 @@
-"""backy daemon: run all jobs as they are configured."""
+"""backy daemon: run all configured jobs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     pass
 
 
-LogJson = Annotated[bool, Option("--log-json", help="Log a JSON object a line, not text.")]
+LogJson = Annotated[bool, Option("--log-json", help="Log one JSON object a line instead of text.")]
 
 
 @app.command(epilog="Example: backy daemon --log-json")
 def daemon(context: Context, log_json: LogJson = False) -> None:
-    """Run all jobs as they are configured, until SIGTERM.
+    """Run all configured jobs, until SIGTERM.
 
-    SIGHUP reads the configuration again. It stays in the foreground: systemd, or another
-    supervisor, starts it.
+    SIGHUP makes it read the configuration again. It stays in the foreground, for systemd or
+    another supervisor.
     """
     import asyncio
 

@@ -11,8 +11,8 @@ from backy.cli.output import answer, table
 from backy.model.answers import ChangedRange, DiffAnswer
 from backy.model.extent import Extent, Kind
 
-Old = Annotated[str, Argument(metavar="REV", help="Revision words for the older one.")]
-New = Annotated[str, Argument(metavar="REV", help="Revision words for the newer one.")]
+Old = Annotated[str, Argument(metavar="REV", help="Revision words for the older revision.")]
+New = Annotated[str, Argument(metavar="REV", help="Revision words for the newer revision.")]
 
 
 @app.command(epilog="Example: backy diff vm1 1 latest")

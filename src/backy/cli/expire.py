@@ -1,4 +1,4 @@
-"""backy expire: remove what the schedule does not keep."""
+"""backy expire: remove the revisions that the schedule does not keep."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer, table
 from backy.model.messages import ExpiredRevision, ExpireFinished
 
-DryRun = Annotated[bool, Option("--dry-run", help="Only show what would go, and why.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Only show what would be removed, and why.")]
 
 
 @app.command(epilog="Example: backy expire vm1 --dry-run")
 def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson = False) -> None:
-    """Remove what the schedule does not keep. It goes to the trash; undo brings it back."""
+    """Remove the revisions that the schedule does not keep.
+
+    They go to the trash, and backy undo brings them back.
+    """
     from backy.operations.expire import expire_job
 
     expiries = expire_job(context.obj, job, is_dry=dry_run)

@@ -15,7 +15,7 @@ def find(
 ) -> None:
     """Print the path of a disk's image or index, for scripts.
 
-    It is a plain image in the store images, an index in the store chunks.
+    The store images has plain images, the store chunks has indexes.
     """
     repository = context.obj.repository(job)
     revision = repository.find(spec)

@@ -16,14 +16,17 @@ from backy.repository import status as statuses
 
 @app.command(epilog="Example: backy pause vm1")
 def pause(context: Context, job: Job, as_json: AsJson = False) -> None:
-    """Start nothing for a job until backy resume. backy check warns of it. What runs goes on."""
+    """Pause a job: start nothing for it until backy resume.
+
+    A running command continues. backy check warns of the pause.
+    """
     _pause(context.obj, job, datetime.now(UTC).replace(microsecond=0))
     answer(as_json, PauseAnswer(job=job, state="paused"), f"{job}: paused")
 
 
 @app.command(epilog="Example: backy resume vm1")
 def resume(context: Context, job: Job, as_json: AsJson = False) -> None:
-    """Go on with a job that backy pause stopped. What was missed is caught up with."""
+    """Continue a job that backy pause stopped. Missed backups are made up for by one backup."""
     _pause(context.obj, job, None)
     answer(as_json, ResumeAnswer(job=job, state="resumed"), f"{job}: resumed")
 

@@ -15,9 +15,9 @@ from backy.units import counted, format_size
 
 _EMPTIED = "The job whose trash is emptied."
 Emptied = Annotated[str | None, Argument(parser=values.job, metavar="[JOB]", help=_EMPTIED)]
-_OLDER = "Leave what was removed more recently: 30m, 4h, 7d."
+_OLDER = "Keep what was removed more recently: 30m, 4h, 7d."
 OlderThan = Annotated[int, Option(parser=values.duration, metavar="DURATION", help=_OLDER)]
-_WHOLE = "Delete all of a job that is not configured."
+_WHOLE = "Delete the whole repository of a job that is not configured."
 Whole = Annotated[str | None, Option("--job", parser=values.job, metavar="JOB", help=_WHOLE)]
 
 
@@ -31,10 +31,10 @@ def purge(
 ) -> None:
     """Delete removed revisions for good, and free their space.
 
-    It deletes every stored block that no revision names.
+    Also deletes every stored block that no revision uses.
 
-    With --job it deletes a whole repository, whose job must have been taken out of the
-    configuration before.
+    With --job it deletes a whole repository. The job must have been taken out of the configuration
+    before.
     """
     if (job is None) == (whole is None):
         raise UsageError("one job is needed", "Name it, or --job and one that is not configured.")

@@ -33,7 +33,7 @@ class _Reports(CommandGroup):
 
 reports = typer.Typer(
     cls=_Reports,
-    help="Show what was found damaged. It lists the reports of all jobs, or of one.",
+    help="Show the damage that was found. Alone, it lists the reports of all jobs, or of one.",
     epilog="Example: backy reports vm1",
     subcommand_metavar="[JOB] | COMMAND [ARGS]...",
     invoke_without_command=True,
@@ -56,7 +56,7 @@ def _all(context: Context, as_json: AsJson = False) -> None:
 
 @reports.command("list", hidden=True, epilog="Example: backy reports list vm1")
 def list_reports(context: Context, job: OneJob = None, as_json: AsJson = False) -> None:
-    """Show what was found damaged. It lists the reports of all jobs, or of one."""
+    """Show the damage that was found. Alone, it lists the reports of all jobs, or of one."""
     listed, unusable = each_job(context, [job] if job else jobs(context.obj.base), _reports)
     if unusable and job:
         raise unusable[0][1]
@@ -119,7 +119,7 @@ def delete(
 ) -> None:
     """Delete reports, and the damaged bytes that are kept with them.
 
-    Which ranges of a revision are damaged stays recorded in the revision.
+    The damaged ranges stay recorded in their revisions.
     """
     if not ids and not healed:
         raise UsageError(f"{job}: no report was named", f"backy reports {job} lists them.")

@@ -1,4 +1,4 @@
-"""backy restore: bring a disk, or all disks, back."""
+"""backy restore: restore a disk, or all disks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TARGET = "A file, a block device, a folder, or - for standard output."
 Target = Annotated[str, Argument(parser=values.target, metavar="TARGET", help=_TARGET)]
 OverSource = Annotated[bool, Option("--over-source", help="Allow the source itself as the target.")]
 KeepGoing = Annotated[
-    bool, Option("--keep-going", help="Write zeroes for what is lost, and list it.")
+    bool, Option("--keep-going", help="Write zeroes for lost ranges, and list them.")
 ]
 
 
@@ -41,9 +41,9 @@ def restore(
 ) -> None:
     """Restore one disk, or all disks of a revision.
 
-    A file, a block device or standard output gets one disk; a folder gets all disks, and what was
-    saved beside them. Every block's hash is checked on the way. Zeroes become holes. What is
-    damaged comes from another revision or the source, where they still have it.
+    A file, a block device or standard output gets one disk; a folder gets all disks, and the files
+    that were saved beside them. The hash of every block is checked. Zeroes become holes. A damaged
+    block is taken from another revision or from the source, if it still has the right hash there.
     """
     from backy.operations.restore import RestoreOptions, restore_job
     from backy.targets import STREAM

@@ -12,7 +12,7 @@ from backy.operations.site import Site
 def run(context: Context, job: Job, as_json: AsJson = False) -> None:
     """Back up a job now, before all others.
 
-    The daemon does it; without a daemon it is done here.
+    The daemon makes the backup. Without a daemon, this command does.
     """
     from backy.clients import daemon as client
     from backy.model.answers import RunAnswer

@@ -1,4 +1,4 @@
-"""backy scrub: read what is stored, a share at each run."""
+"""backy scrub: read a share of the stored bytes again."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 _JOBS = "Only these jobs."
 Jobs = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_JOBS)]
-_BOX = "Begin nothing more after it: 30m."
+_BOX = "Start no further slice after this time, such as 30m."
 Box = Annotated[int | None, Option(parser=values.duration, metavar="DURATION", help=_BOX)]
-_WITHIN = "How often each byte is to be read."
+_WITHIN = "The time within which each byte is to be read."
 Within = Annotated[str, Option(parser=values.span, metavar="DURATION", help=_WITHIN)]
-_RATE = "Read no more than this in a second."
+_RATE = "Read at most this much in a second."
 Rate = Annotated[int | None, Option(parser=values.rate, metavar="SIZE", help=_RATE)]
 
 
@@ -43,10 +43,11 @@ def scrub(
     rate: Rate = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read what is stored, a share at each run, and heal damage.
+    """Read a share of the stored bytes again, and heal damage.
 
-    New blocks come first, then those read longest ago; what was read in the last half of the
-    promised time can wait. The next run goes on where this one ends. All other processes go first.
+    New blocks come first, then those that were read longest ago; those that were read in the last
+    half of the promised time can wait. The next run continues where this one ends. All other
+    processes have priority.
     """
     from backy.operations.scrub import Limits, longest_ago, scrub_job
 

@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 _REFRESH_SECONDS = 1.0
-Once = Annotated[bool, Option("--once", help="Show it once, also on a terminal.")]
+Once = Annotated[bool, Option("--once", help="Show it once, even on a terminal.")]
 
 
 @app.command(epilog="Example: backy status --json")
 def status(context: Context, once: Once = False, as_json: AsJson = False) -> None:
     """Show the state of each job, its backups, and what runs now.
 
-    On a terminal the table is renewed each second until Ctrl-C.
+    On a terminal the table is updated every second, until Ctrl-C.
     """
     _show(context.obj, lambda _: True, once=once, as_json=as_json)
 
 
 @app.command(epilog="Example: backy top")
 def top(context: Context, once: Once = False, as_json: AsJson = False) -> None:
-    """Show what runs and what waits, and how full the pools are."""
+    """Show what runs, what waits, and how many slots are in use."""
     states = {"running", "waiting"}
     _show(context.obj, lambda job: job["state"] in states, once=once, as_json=as_json)
 

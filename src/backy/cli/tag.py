@@ -1,4 +1,4 @@
-"""backy tag: add and drop tags."""
+"""backy tag: add and remove tags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backy.errors import UsageError
 from backy.model.answers import TagAnswer
 from backy.repository.manifest import revision_record
 
-_MARKS = "Tags to add and to drop."
+_MARKS = "Tags to add and to remove."
 Marks = Annotated[list[str], Argument(parser=values.mark, metavar="+TAG|-TAG...", help=_MARKS)]
 
 
@@ -45,7 +45,7 @@ class _TagCommand(TyperCommand):
 def tag(
     context: Context, job: Job, marks: Marks, spec: Spec = "latest", as_json: AsJson = False
 ) -> None:
-    """Add and drop tags of revisions."""
+    """Add tags to revisions, and remove them."""
     from backy.operations.history import tag_job
 
     changed = tag_job(

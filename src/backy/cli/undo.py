@@ -9,7 +9,7 @@ from backy.model.answers import UndoAnswer
 
 @app.command(epilog="Example: backy undo vm1")
 def undo(context: Context, job: Job, as_json: AsJson = False) -> None:
-    """Bring back what the last backy remove took away."""
+    """Bring back what the last remove or expire took away."""
     from backy.operations.history import undo_job
 
     ids = undo_job(context.obj, job)

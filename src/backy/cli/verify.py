@@ -16,9 +16,9 @@ from backy.units import counted, format_size
 def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = False) -> None:
     """Read every stored byte again and compare it with its hash.
 
-    What is damaged comes back from another revision or the source, where they still have it.
-    What does not is named, range by range, with every revision that has it, and the exit code
-    is 6. A revision is verified or distrusted afterwards.
+    A damaged block is healed from another revision or from the source, if it still has the right
+    hash there. If not, each range is named with every revision that has it, and the exit code is 6.
+    Afterwards each revision is verified or distrusted.
     """
     from backy.operations.verify import verify_job
 
