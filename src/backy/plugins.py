@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from backy.errors import ConfigError
@@ -19,6 +18,8 @@ def load(group: str, name: str, built_in: Mapping[str, str]) -> Any:  # noqa: AN
     if name in built_in:
         module, _, attribute = built_in[name].partition(":")
         return getattr(import_module(module), attribute)
+    from importlib.metadata import entry_points
+
     for entry_point in entry_points(group=group, name=name):
         try:
             return entry_point.load()

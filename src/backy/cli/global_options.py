@@ -6,11 +6,12 @@ import copy
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from backy.operations.site import Site
+if TYPE_CHECKING:
+    from backy.operations.site import Site
 
 _NAMES = {"base_dir", "config"}
 _KEY = __name__  # of context.meta: what was typed so far, by the name of the option
@@ -55,4 +56,7 @@ def _take_again(context: Any, option: Any, value: Path | None) -> None:  # noqa:
 
 
 def _site(options: Mapping[str, Any], handed: str) -> Site:
+    # Imported here, because help needs no site.
+    from backy.operations.site import Site
+
     return Site.of(options["base_dir"], options["config"], handed)

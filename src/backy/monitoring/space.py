@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pydantic import AwareDatetime, TypeAdapter
-
 from backy.errors import DamagedError, StoreError, translated
-from backy.repository.records import encode_record, read_record
+from backy.repository.records import AwareTime, encode_record, read_record
 from backy.system import folders
 
 _INTERVAL = timedelta(hours=1)
@@ -30,10 +28,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    samples: tuple[tuple[AwareDatetime, int], ...] = ()
-
-
-_SAMPLES = TypeAdapter(_Samples)
+    samples: tuple[tuple[AwareTime, int], ...] = ()
 
 
 def space(base: Path) -> Space:
@@ -52,11 +47,11 @@ def record_space(base: Path, now: datetime) -> Space:
         path = base / ".backy" / "space.json"
         with translated(StoreError, f"writing {path}"):
             folders.make_folder(path.parent)
-            folders.write_file(path, encode_record(_SAMPLES, _Samples(samples)))
+            folders.write_file(path, encode_record(_Samples(samples)))
     return current
 
 
 def _read(base: Path) -> tuple[tuple[datetime, int], ...]:
     with suppress(DamagedError):  # without samples there is no trend
-        return read_record(base / ".backy" / "space.json", _SAMPLES, DamagedError, "").samples
+        return read_record(base / ".backy" / "space.json", _Samples, DamagedError, "").samples
     return ()

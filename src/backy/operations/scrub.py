@@ -15,8 +15,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import Kind
@@ -44,7 +42,6 @@ from backy.system import files, folders, signals
 _MOST_SLICES = 4096  # of all disks, so that scrub.json stays under 1 MiB
 _SAVE_SECONDS = 10  # what a killed scrub reads again at most
 _HINT = "Delete it; everything is read anew then."
-_MEMORY = TypeAdapter(Memory)
 
 
 class Limits:
@@ -195,7 +192,7 @@ class Scrub:
         known = Memory()
         try:
             if self._path.exists():
-                known = read_record(self._path, _MEMORY, DamagedError, _HINT)
+                known = read_record(self._path, Memory, DamagedError, _HINT)
         except (DamagedError, OSError) as error:
             watcher.warn(f"everything is read anew: {error}")
         for name, size in self._sizes.items():
@@ -207,7 +204,7 @@ class Scrub:
     def _save(self) -> None:
         memory = Memory(self._lengths, {name: tuple(each) for name, each in self._slices.items()})
         with translated(StoreError, f"{self._repository.name}: writing {self._path}"):
-            folders.write_file(self._path, encode_record(_MEMORY, memory))
+            folders.write_file(self._path, encode_record(memory))
         self._saved = time.monotonic()
 
     def _read(

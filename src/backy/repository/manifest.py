@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
-
-from pydantic import TypeAdapter
+from typing import Any, cast
 
 from backy.errors import ConfigError, DamagedError
 from backy.model.messages import RevisionRecord
 from backy.model.names import check_disk_name, check_tag
 from backy.model.revision import Disk, Revision, is_id, time_of
-from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
+from backy.repository.records import HASH, LARGEST_DISK, encode_record, json_of, read_record
 from backy.system.files import AnyPath
 from backy.units import KiB, MiB
 
@@ -31,30 +29,25 @@ class Settings:
     source: dict[str, Any] = field(default_factory=dict)
 
 
-_SETTINGS = TypeAdapter(Settings)
-_REVISION = TypeAdapter(Revision)
-
-
 def encode_settings(settings: Settings) -> bytes:
     """The bytes of repository.json."""
-    return encode_record(_SETTINGS, settings)
+    return encode_record(settings)
 
 
 def encode_revision(revision: Revision) -> bytes:
     """The bytes of revision.json."""
-    return encode_record(_REVISION, revision)
+    return encode_record(revision)
 
 
 def revision_record(revision: Revision) -> RevisionRecord:
     """What JSON says of a revision, on disk and on the screen."""
-    record: RevisionRecord = _REVISION.dump_python(revision, mode="json")
-    return record
+    return cast("RevisionRecord", json_of(revision))
 
 
 def read_settings(path: AnyPath) -> Settings:
     """Read repository.json. Raises ConfigError where it is not one that this version can use."""
     hint = f"Is {path.parent} a repository? restore.sh in it does without this file's settings."
-    return read_record(path, _SETTINGS, ConfigError, hint, check_settings)
+    return read_record(path, Settings, ConfigError, hint, check_settings)
 
 
 def check_settings(settings: Settings) -> None:
@@ -75,7 +68,7 @@ def read_revision(path: AnyPath, block_size: int | None = None) -> Revision:
     """
     hint = "Its disks can still be restored by hand; see docs/restore-by-hand.md."
     check = partial(_check_revision, folder=path.parent.name, block_size=block_size)
-    return read_record(path, _REVISION, DamagedError, hint, check)
+    return read_record(path, Revision, DamagedError, hint, check)
 
 
 def _check_revision(revision: Revision, folder: str, block_size: int | None) -> None:

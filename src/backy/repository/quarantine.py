@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from backy.errors import BusyError, DamagedError, NotFoundError, StoreError, translated
 from backy.model.names import check_disk_name
 from backy.model.revision import id_for, is_id
@@ -56,9 +54,6 @@ class Report:
     healed: str | None = None
 
 
-_REPORT = TypeAdapter(Report)
-
-
 def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -> Report:
     """Keep a damaged block with its report, durably; an unhealed report of it is replaced.
 
@@ -85,7 +80,7 @@ def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -
             with suppress(OSError):
                 if content:
                     folders.write_file(draft / name, content)
-        folders.write_file(draft / "report.json", encode_record(_REPORT, report))
+        folders.write_file(draft / "report.json", encode_record(report))
         folders.rename(draft, folder / report.id)
         folders.sync_folder(folder)
         _delete(folder, old)
@@ -112,7 +107,7 @@ def heal(repository: Repository, report: Report, origin: str) -> None:
     """Note that a report's block is good again, and where its content came from."""
     path = repository.root / "quarantine" / report.id / "report.json"
     with translated(StoreError, f"{repository.name}: writing {path}"):
-        folders.write_file(path, encode_record(_REPORT, replace(report, healed=origin)))
+        folders.write_file(path, encode_record(replace(report, healed=origin)))
 
 
 def reports(repository: Repository) -> list[Report]:
@@ -157,7 +152,7 @@ def _read(folder: Place) -> Report:
             raise ValueError(f"it is not the report {folder.name}")
 
     hint = f"Look at {folder}, and delete it."
-    return read_record(folder / "report.json", _REPORT, DamagedError, hint, check)
+    return read_record(folder / "report.json", Report, DamagedError, hint, check)
 
 
 def delete(repository: Repository, unwanted: Sequence[Report]) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from backy.errors import BackyError, translated
 from backy.system import folders
 from backy.system.files import AnyPath
 from backy.units import MiB
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Value = TypeVar("Value")
 FORMAT = 1
@@ -27,15 +29,46 @@ LARGEST_DISK = 2**60  # bytes; what an index of 64 KiB blocks can still number
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
-def encode_record(adapter: TypeAdapter[Value], value: Value) -> bytes:
+class _Aware:
+    """Has pydantic refuse a time without an offset."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(
+        source: object, handler: Callable[[object], dict[str, object]]
+    ) -> dict[str, object]:
+        return handler(source) | {"tz_constraint": "aware"}
+
+
+AwareTime = Annotated[datetime, _Aware]
+
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """What checks and converts values of a class; it takes long to make, so only if it is used."""
+    from pydantic import TypeAdapter
+
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def json_of(value: object) -> dict[str, Any]:
+    """What JSON says of a value."""
+    record: dict[str, Any] = _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
+    return record
+
+
+def encode_record(value: object) -> bytes:
     """The bytes of a JSON file that holds `value`, with the number of the format."""
-    record = adapter.dump_python(value, mode="json", by_alias=True)
+    record = json_of(value)
     return (json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_record(
     path: AnyPath,
-    adapter: TypeAdapter[Value],
+    value_class: type[Value],
     kind: type[BackyError],
     hint: str,
     check: Callable[[Value], None] = lambda _: None,
@@ -60,8 +93,10 @@ def read_record(
         newer = isinstance(version, int) and version > FORMAT
         why = f"has format {version!r:.40}; this version of backy knows {FORMAT}"
         raise kind(f"{path} {why}", "Update backy." if newer else hint)
+    from pydantic import ValidationError
+
     try:
-        value = adapter.validate_python(record)
+        value: Value = _adapter(value_class).validate_python(record)
         check(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AwareDatetime, Field, TypeAdapter
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.revision import Revision, Trust
-from backy.repository.records import encode_record, read_record
+from backy.repository.records import AwareTime, encode_record, read_record
 from backy.system import folders
 from backy.system.files import AnyPath
 from backy.system.place import Place
@@ -34,10 +31,10 @@ class Scrubbed:
     `oldest` is when the byte that was read longest ago was read; None if nothing is stored.
     """
 
-    time: AwareDatetime
+    time: AwareTime
     total: int
     read: int
-    oldest: AwareDatetime | None
+    oldest: AwareTime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +51,18 @@ class Status:
     errors: int = 0
     failures: int = 0
     error: str = ""
-    failed: AwareDatetime | None = None
+    failed: AwareTime | None = None
     seconds: float = 0
     hooks_failed: int = 0
     hook_error: str = ""
     suspicious: str = ""
-    full_reads: Annotated[int, Field(alias="wholes")] = 0
-    tracking_errors: Annotated[int, Field(alias="lies")] = 0
-    tracking_error_at: Annotated[AwareDatetime | None, Field(alias="lied")] = None
-    paused: AwareDatetime | None = None
+    full_reads: int = field(default=0, metadata={"alias": "wholes"})
+    tracking_errors: int = field(default=0, metadata={"alias": "lies"})
+    tracking_error_at: AwareTime | None = field(default=None, metadata={"alias": "lied"})
+    paused: AwareTime | None = None
     distrusted: tuple[str, ...] = ()
-    verified: AwareDatetime | None = None
+    verified: AwareTime | None = None
     scrubbed: Scrubbed | None = None
-
-
-_STATUS = TypeAdapter(Status)
 
 
 def read_status(root: AnyPath) -> Status:
@@ -78,7 +72,7 @@ def read_status(root: AnyPath) -> Status:
     """
     place = root if isinstance(root, Place) else Place.at(root)
     try:
-        return read_record(place / "status.json", _STATUS, DamagedError, _HINT)
+        return read_record(place / "status.json", Status, DamagedError, _HINT)
     except DamagedError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return Status()
@@ -101,7 +95,7 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
             old = Status()
         new = change(old)
         if new != old:
-            folders.write_file(place / "status.json", encode_record(_STATUS, new))
+            folders.write_file(place / "status.json", encode_record(new))
     return new
 
 
