@@ -1,1 +1,1 @@
-"""What is due and what expires: pure functions; `now` is an argument."""
+"""When a job is due, and which revisions expire: pure functions; `now` is an argument."""

@@ -1,16 +1,17 @@
-"""Which tags a revision loses and which revisions go, and why. Pure; `now` is an argument.
+"""Retention: which tags and revisions expire, and why. Pure functions; `now` is an argument.
 
-1. A tag of the schedule leaves a revision that is beyond the newest `keep` with that tag and
-   older than `keep` intervals. Either alone keeps it: so neither a burst of backups nor a clock
-   that jumps, nor both, takes one of the newest `keep`.
-2. A tag that is not in the schedule leaves. One that begins with "manual:" is only dropped by hand.
-3. A revision without tags goes.
+1. A tag of the schedule is dropped from a revision if at least `keep` newer revisions have the tag
+   and the revision is older than `keep` intervals. Both must be true. So the newest `keep`
+   revisions stay, even after a burst of backups, a jump of the clock, or both.
+2. A tag that is not in the schedule is dropped. Tags that begin with "manual:" stay until somebody
+   drops them by hand.
+3. A revision that has no tags left is removed.
 
-The newest revisions are left as they are, whatever the rules say: `minimum` of them, and the
-newest that is not distrusted. They keep their tags, too: a schedule that was wrong for an hour
-would else take the tags that tell when the job last ran, and every job would run at once.
+Exceptions: the newest `minimum` revisions, and the newest one that is not distrusted, stay as they
+are. They keep their tags because those tell when the job last ran. If a schedule that is wrong for
+an hour could drop them, all jobs would run at once afterwards.
 
-The rules are backy 2's; it has no such exception.
+The rules are those of backy 2, which does not have these exceptions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from backy.units import format_duration
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """What becomes of a revision: the tags that go and stay, and why, in a line for people."""
+    """What happens to a revision: the tags to drop, the tags to keep, and why, in one line."""
 
     revision: Revision
     drop: tuple[str, ...]
@@ -36,21 +37,21 @@ class Expiry:
 
     @property
     def is_removed(self) -> bool:
-        """Whether the revision itself goes."""
+        """Whether the revision itself is removed, because it keeps no tag."""
         return not self.keep
 
 
 def expiries(
     history: Sequence[Revision], schedule: Schedule, now: datetime, minimum: int = 1
 ) -> list[Expiry]:
-    """What is to be done now, oldest first; `history` is ascending. Done, there is no more to do.
+    """What to do now, oldest first; `history` is ascending, and `minimum` is at least 1.
 
-    `minimum` is at least 1.
+    After it was done, the same call returns nothing.
     """
-    trusted = [each.id for each in history if each.trust is not Trust.DISTRUSTED]
-    protected = {*trusted[-1:], *(each.id for each in history[-minimum:])}
-    newer = Counter[str]()  # how many revisions after this one have a tag
-    found: list[Expiry] = []
+    trusted = [revision for revision in history if revision.trust is not Trust.DISTRUSTED]
+    protected = {revision.id for revision in (*trusted[-1:], *history[-minimum:])}
+    newer = Counter[str]()  # by tag, how many revisions after this one have it
+    expired: list[Expiry] = []
     for revision in reversed(history):
         age = (now - revision.time).total_seconds()
         reasons = {tag: _reason(tag, newer[tag], age, schedule) for tag in revision.tags}
@@ -58,14 +59,17 @@ def expiries(
         keep = tuple(tag for tag, reason in reasons.items() if not reason)
         if revision.id not in protected and (drop or not keep):
             why = "; ".join(filter(None, reasons.values())) or "it has no tags"
-            found.append(Expiry(revision, drop, keep, why))
+            expired.append(Expiry(revision, drop, keep, why))
         for tag in reasons:
             newer[tag] += 1
-    return found[::-1]
+    return expired[::-1]
 
 
 def _reason(tag: str, newer: int, age: float, schedule: Schedule) -> str:
-    """Why a revision loses `tag`; "" where it keeps it."""
+    """Why `tag` is dropped from a revision of this age in seconds; "" if the revision keeps it.
+
+    `newer` is how many newer revisions have the tag.
+    """
     if tag.startswith("manual:"):
         return ""
     if tag not in schedule:

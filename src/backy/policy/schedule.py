@@ -35,7 +35,7 @@ class Run:
 def spread(job: str, schedule: Schedule) -> int:
     """The seconds by which the due times of a job are moved: from 0 to its longest interval.
 
-    It depends on the name of the job only, so it is the same on every server.
+    It depends only on the job's name and its schedule, so it is the same on every server.
     """
     seed = int(hashlib.md5(job.encode(), usedforsecurity=False).hexdigest(), 16)
     longest = max(rule.interval for rule in schedule.values())

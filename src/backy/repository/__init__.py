@@ -1,1 +1,1 @@
-"""The folder of one VM: its records, history, locks, trash and quarantine."""
+"""The repository of one job: its records, history, locks, trash and quarantine."""

@@ -1,4 +1,4 @@
-"""A revision while it is written, and the one rename that publishes it."""
+"""Drafts of revisions: a folder that a backup fills, and the rename that publishes it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 from backy.errors import StoreError, translated
 from backy.model.revision import Revision, id_for, time_for, time_of
-from backy.repository.manifest import (
-    encode_revision,
-)
+from backy.repository.manifest import encode_revision
 from backy.system import files, folders
 
 if TYPE_CHECKING:
@@ -23,7 +21,10 @@ _SUFFIX = string.ascii_lowercase + string.digits
 
 
 class RevisionDraft:
-    """A revision while it is written: a hidden folder in revisions/."""
+    """A revision that is being written, in a hidden folder in revisions/.
+
+    The new folder belongs to the draft. `Repository.draft` deletes it if it is not published.
+    """
 
     def __init__(self, repository: Repository, newest: str | None, now: datetime) -> None:
         self.repository = repository
@@ -33,14 +34,14 @@ class RevisionDraft:
         self._started = time.monotonic()
         self._is_settled = False
         folders.make_folder(self.folder)
-        # Opened before the first write, so that the barrier hears of every failed write-back.
+        # Opened before the first write, so that the barrier reports every failed write-back.
         self.anchor = files.open_to_read(repository.root / "lock")
 
     def settle(self) -> None:
-        """Return when all that was written is durable. Nothing may be written afterwards.
+        """Return when everything written so far is durable. Nothing may be written afterwards.
 
-        May take as long as the file system has to write out. Raises StoreError where some of it
-        may be lost.
+        May take long: the file system writes all its dirty pages. Raises StoreError if some of
+        the data may be lost.
         """
         with translated(StoreError, f"{self.repository.name}: publishing {self.id}"):
             self.anchor.barrier()
@@ -49,9 +50,9 @@ class RevisionDraft:
     def publish(self, revision: Revision) -> Revision:
         """Make the revision exist, durably: barrier, revision.json, rename, fsync of the parent.
 
-        `revision` has this draft's id; its `seconds` become the draft's age. Raises StoreError
-        where a step fails; the history is then the old one, or, where only the last fsync
-        failed, the new one.
+        Returns `revision`, which has this draft's id, with the draft's age as its `seconds`.
+        Raises StoreError if a step fails. The revision is then not published, unless only the
+        last fsync failed.
         """
         revisions = self.folder.parent
         if not self._is_settled:

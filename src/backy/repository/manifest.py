@@ -1,4 +1,4 @@
-"""repository.json and revision.json: what they say, and which values can be."""
+"""repository.json and revision.json: their content, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from backy.system.files import AnyPath
 from backy.units import KiB, MiB
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
-LEVELS = range(1, 20)  # zstd's, without those that need more memory to decompress
+LEVELS = range(1, 20)  # of zstd; higher levels need more memory to decompress
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What repository.json says. The store and the block size hold for the repository's life."""
+    """The content of repository.json. The store and the block size never change.
+
+    `block_size` is in bytes. `source` has the settings of the source that was used last.
+    """
 
     store: str
     block_size: int
@@ -40,31 +43,31 @@ def encode_revision(revision: Revision) -> bytes:
 
 
 def revision_record(revision: Revision) -> RevisionRecord:
-    """What JSON says of a revision, on disk and on the screen."""
+    """A revision as a JSON object, as in revision.json and in the output of commands."""
     return cast("RevisionRecord", json_of(revision))
 
 
 def read_settings(path: AnyPath) -> Settings:
-    """Read repository.json. Raises ConfigError where it is not one that this version can use."""
-    hint = f"Is {path.parent} a repository? restore.sh in it does without this file's settings."
+    """The content of repository.json. Raises ConfigError if this version cannot use it."""
+    hint = f"Is {path.parent} a repository? restore.sh in it works without this file."
     return read_record(path, Settings, ConfigError, hint, check_settings)
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises ConfigError where no repository can have them."""
+    """Raises ConfigError if no repository can have these settings."""
     size = settings.block_size
     if not SMALLEST_BLOCK <= size <= LARGEST_BLOCK or size % SMALLEST_BLOCK:
         why = f"a block size of {size} bytes is not possible"
-        raise ConfigError(why, "Use 64KiB to 16MiB, in 64KiB.")
+        raise ConfigError(why, "Use a multiple of 64KiB, up to 16MiB.")
     if settings.level not in LEVELS:
-        raise ConfigError(f"zstd has levels 1 to 19 here, not {settings.level}", "Use another.")
+        raise ConfigError(f"level {settings.level} is not possible", "Use 1 to 19.")
 
 
 def read_revision(path: AnyPath, block_size: int | None = None) -> Revision:
-    """Read a revision.json in the folder that has the revision's name.
+    """The revision in the revision.json at `path`, whose folder is named after its id.
 
-    Raises DamagedError where it is not one, where its disks have another block size than the
-    repository's, if that is known, or where it names what could lead out of its folder.
+    Raises DamagedError if the file is not valid, if a disk's block size is not `block_size`
+    (bytes; None accepts any), or if a name in it could lead out of the folder.
     """
     hint = "Its disks can still be restored by hand; see docs/restore-by-hand.md."
     check = partial(_check_revision, folder=path.parent.name, block_size=block_size)
@@ -75,7 +78,7 @@ def _check_revision(revision: Revision, folder: str, block_size: int | None) -> 
     if revision.id != folder.lstrip(".") or not is_id(revision.id):
         raise ValueError(f"it says that it is revision {revision.id!r}")
     if _is_not_utc(revision.time) or revision.time != time_of(revision.id) or not revision.disks:
-        raise ValueError("it has no disks, or another time than its id says")
+        raise ValueError("it has no disks, or its time is not the time in its id")
     if revision.verified and _is_not_utc(revision.verified):
         raise ValueError("it was verified at a time that is not UTC")
     if not 0 <= revision.seconds <= LARGEST_DISK:
@@ -87,7 +90,7 @@ def _check_revision(revision: Revision, folder: str, block_size: int | None) -> 
     for name, ranges in revision.damaged.items():
         size = revision.disks[name].size if name in revision.disks else 0
         if not all(0 <= start < start + length <= size for start, length in ranges):
-            raise ValueError(f"disk {name} has no such damaged range")
+            raise ValueError(f"a damaged range of disk {name} is not within the disk")
 
 
 def _is_not_utc(time: datetime) -> bool:
@@ -100,8 +103,8 @@ def _check_disk(name: str, disk: Disk, block_size: int) -> None:
         raise ValueError(
             f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
         )
-    counted = (disk.read, disk.changed, disk.stored, disk.compared)
-    if not all(0 <= each <= 3 * LARGEST_DISK for each in counted):
-        raise ValueError(f"disk {name} says of itself what cannot be")
+    counts = (disk.read, disk.changed, disk.stored, disk.compared)
+    if not all(0 <= count <= 3 * LARGEST_DISK for count in counts):
+        raise ValueError(f"disk {name} has impossible byte counts")
     if not HASH.fullmatch(disk.index_hash):
         raise ValueError(f"disk {name} has no index hash")

@@ -1,8 +1,8 @@
-"""Quarantine: what was found damaged, kept with a report until somebody deletes it.
+"""Quarantine: damaged blocks, each kept with a report until somebody deletes it.
 
-quarantine/ID/report.json   when, by which command, where, which revisions, healed from where
-quarantine/ID/stored        the bytes that the store had there, unless none could be read
-quarantine/ID/source        what the source has there now, where that is something else
+quarantine/ID/report.json   when, by which command, which ranges of which revisions, healed or not
+quarantine/ID/stored        the damaged bytes from the store, if they could be read
+quarantine/ID/source        the bytes in the same place of the source now, if they differ
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from backy.repository.repository import Repository
 from backy.system import folders
 from backy.system.place import Place
 
-MOST = 1000  # reports of one repository; what is found beyond that is only said and distrusted
+MOST = 1000  # reports of one repository; damage found beyond that gets no report
 _MOST_OCCURRENCES = 1000
-_PATIENCE = 30  # seconds to wait for another process that writes a report
+_PATIENCE = 30  # seconds to wait while another process writes a report
 
 
 @dataclass(frozen=True, slots=True)
 class Occurrence:
-    """A range of a disk of a revision that has the damaged bytes; bytes, whole blocks."""
+    """A range with the damaged bytes, in a disk of a revision. In bytes, but whole blocks."""
 
     revision: str
     disk: str
@@ -38,10 +38,11 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What report.json says of one damaged block. `healed` names where good bytes came from.
+    """The report.json of one damaged block.
 
-    `verb` is the command that found it, `digest` what its hash should be, `reason` why it is bad;
-    `revisions` are all that had the bad bytes, `occurrences` the first 1,000 ranges in them.
+    `verb` is the command that found it, `digest` the hash that it should have, `reason` how it is
+    damaged. `revisions` are all revisions that had the bad bytes, `occurrences` the first 1,000
+    ranges in them. `healed` names where good bytes came from; None means that it is not repaired.
     """
 
     id: str
@@ -55,25 +56,26 @@ class Report:
 
 
 def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -> Report:
-    """Keep a damaged block with its report, durably; an unhealed report of it is replaced.
+    """Keep a damaged block with its report, durably. Replaces an earlier report not yet healed.
 
-    Gives the report with its id, and a time that no other has.
+    Returns the report with its id, and with a time that no other report has.
 
-    `evidence` are the files beside the report, "stored" and "source"; empty ones are left out,
-    and so are all where there is no space. Raises StoreError where there are MOST reports.
+    `evidence` has the content of the files "stored" and "source". Empty files are left out, and so
+    are those for which there is no space. Raises StoreError if there are MOST reports already,
+    BusyError if another process writes a report for 30 s.
     """
     with _locked(repository) as folder:
-        there = [name for name in folders.list_folder(folder) if is_id(name)]
+        ids = [name for name in folders.list_folder(folder) if is_id(name)]
         suffix = report.digest[:4]
-        alike = _reports(folder, [name for name in there if name.endswith(suffix)])
-        old = [each for each in alike if each.digest == report.digest and not each.healed]
-        if len(there) - len(old) >= MOST:
-            raise StoreError(f"there are {MOST} already", "Look at them, and delete some.")
+        similar = _reports(folder, [name for name in ids if name.endswith(suffix)])
+        old = [other for other in similar if other.digest == report.digest and not other.healed]
+        if len(ids) - len(old) >= MOST:
+            raise StoreError(f"there are {MOST} reports already", "Look at them, and delete some.")
         now = report.time
-        while id_for(now, suffix) in there:
+        while id_for(now, suffix) in ids:
             now += timedelta(seconds=1)
-        places = report.occurrences[:_MOST_OCCURRENCES]
-        report = replace(report, id=id_for(now, suffix), time=now, occurrences=places)
+        first = report.occurrences[:_MOST_OCCURRENCES]
+        report = replace(report, id=id_for(now, suffix), time=now, occurrences=first)
         draft = folder / f".{report.id}"
         folders.make_folder(draft)
         for name, content in evidence.items():
@@ -89,29 +91,29 @@ def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -
 
 @contextmanager
 def _locked(repository: Repository) -> Iterator[Place]:
-    """The folder, made if need be; nobody else changes it meanwhile."""
+    """The quarantine folder, made if it is missing, and locked against other writers."""
     folder = repository.root / "quarantine"
-    what = f"{repository.name}: writing to {folder}"
-    with translated(StoreError, what):
+    action = f"{repository.name}: writing to {folder}"
+    with translated(StoreError, action):
         folders.make_folder(folder)
         folders.sync_folder(repository.root)
         try:
             lock = folders.locked(folder, patience_seconds=_PATIENCE)
         except BlockingIOError as error:
-            raise BusyError(f"{what}: somebody else does", "Try again.") from error
+            raise BusyError(f"{action}: another process is writing there", "Try again.") from error
         with lock:
             yield folder
 
 
 def heal(repository: Repository, report: Report, origin: str) -> None:
-    """Note that a report's block is good again, and where its content came from."""
+    """Record that the block of a report is repaired; `origin` names where good bytes came from."""
     path = repository.root / "quarantine" / report.id / "report.json"
     with translated(StoreError, f"{repository.name}: writing {path}"):
         folders.write_file(path, encode_record(replace(report, healed=origin)))
 
 
 def reports(repository: Repository) -> list[Report]:
-    """All reports, oldest first; one that cannot be read is left out, and none is changed by it."""
+    """All readable reports, oldest first. Changes nothing. Raises StoreError."""
     folder = repository.root / "quarantine"
     with translated(StoreError, f"listing {folder}"):
         return list(_reports(folder, folders.list_folder(folder)))
@@ -124,7 +126,7 @@ def _reports(folder: Place, names: Iterable[str]) -> Iterator[Report]:
 
 
 def find(repository: Repository, report_id: str) -> Report:
-    """The report with this id. Raises NotFoundError, or DamagedError where it is unreadable."""
+    """The report with this id. Raises NotFoundError, or DamagedError if it cannot be read."""
     reports = repository.root / "quarantine"
     with translated(StoreError, f"{repository.name}: looking for report {report_id!r}"):
         is_there = is_id(report_id) and (reports / report_id).exists()
@@ -135,20 +137,20 @@ def find(repository: Repository, report_id: str) -> Report:
 
 
 def files(repository: Repository, report: Report) -> list[Path]:
-    """The evidence that lies beside a report, by name, for people."""
+    """The paths of the files beside a report, for people to look at."""
     folder = repository.root / "quarantine" / report.id
     return [(folder / name).path for name in ("stored", "source") if (folder / name).exists()]
 
 
 def _read(folder: Place) -> Report:
     def check(report: Report) -> None:
-        can_be = report.id == folder.name and bool(HASH.fullmatch(report.digest))
-        can_be = can_be and not report.time.utcoffset()  # all times on disk are UTC
-        for each in report.occurrences:
-            check_disk_name(each.disk)
-            end = each.start + each.length
-            can_be = can_be and is_id(each.revision) and 0 <= each.start < end <= LARGEST_DISK
-        if not can_be:
+        is_valid = report.id == folder.name and bool(HASH.fullmatch(report.digest))
+        is_valid = is_valid and not report.time.utcoffset()  # all times on disk are UTC
+        for place in report.occurrences:
+            check_disk_name(place.disk)
+            end = place.start + place.length
+            is_valid = is_valid and is_id(place.revision) and 0 <= place.start < end <= LARGEST_DISK
+        if not is_valid:
             raise ValueError(f"it is not the report {folder.name}")
 
     hint = f"Look at {folder}, and delete it."
@@ -156,13 +158,13 @@ def _read(folder: Place) -> Report:
 
 
 def delete(repository: Repository, unwanted: Sequence[Report]) -> None:
-    """Delete reports and what they keep."""
+    """Delete reports and the files beside them."""
     with _locked(repository) as folder:
         _delete(folder, unwanted)
 
 
 def _delete(folder: Place, unwanted: Sequence[Report]) -> None:
-    """Hide, then remove what is hidden, also what a killed process left of a draft."""
+    """Rename to a hidden name, then delete all hidden folders, also those of killed processes."""
     for report in unwanted:
         folders.rename(folder / report.id, folder / f".{report.id}")
     if unwanted:

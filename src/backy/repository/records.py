@@ -1,7 +1,7 @@
-"""JSON files on disk: values on one side, checked bytes on the other.
+"""JSON files of a repository: write a value, or read and check one.
 
-Whatever is read here may be damaged, forged or from the future, so it is bounded and checked
-before anything else sees it.
+A file may be damaged, forged or written by a newer version. So its size is limited, and its
+content is checked before any other code uses it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 FORMAT = 1
 _LARGEST_RECORD = MiB  # bytes
-_MOST_PARTS = 20_000  # lists, objects and commas; what is made of them takes less than 50 MiB
+_MOST_PARTS = 20_000  # lists, objects and commas; parsed, they take less than 50 MiB
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
-LARGEST_DISK = 2**60  # bytes; what an index of 64 KiB blocks can still number
+LARGEST_DISK = 2**60  # bytes; the most that an index of 64 KiB blocks can number
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class _Aware:
-    """Has pydantic refuse a time without an offset."""
+    """Makes pydantic refuse a time without an offset."""
 
     @staticmethod
     def __get_pydantic_core_schema__(
@@ -46,7 +46,7 @@ _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    """What checks and converts values of a class; it takes long to make, so only if it is used."""
+    """Checks and converts values of a class. Made when first used, because that takes long."""
     from pydantic import TypeAdapter
 
     if kind not in _adapters:
@@ -55,13 +55,13 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def json_of(value: object) -> dict[str, Any]:
-    """What JSON says of a value."""
+    """A value as a JSON object."""
     record: dict[str, Any] = _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
     return record
 
 
 def encode_record(value: object) -> bytes:
-    """The bytes of a JSON file that holds `value`, with the number of the format."""
+    """The bytes of a JSON file with `value` and the format's version number."""
     record = json_of(value)
     return (json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -73,17 +73,17 @@ def read_record(
     hint: str,
     check: Callable[[Value], None] = lambda _: None,
 ) -> Value:
-    """The value in a JSON file, checked. Raises `kind` with `hint` where it is not one.
+    """The checked value in a JSON file. Raises `kind` with `hint` if the file is not valid.
 
-    The file may have 1 MiB; a longer one is refused unread. `check` may raise BackyError, or
-    ValueError, of a value that has the right form.
+    A file of more than 1 MiB is refused without reading it. `check` gets the value when its types
+    are right, and raises BackyError or ValueError if it is not acceptable.
     """
     with translated(kind, f"reading {path}", hint):
         content = folders.read_file(path, _LARGEST_RECORD)
     if sum(map(content.count, (b"[", b"{", b","))) > _MOST_PARTS:
         raise kind(f"{path} has more parts than backy writes", hint)
     if b"\\u" in content and _SURROGATE.search(content):
-        raise kind(f"{path} has a text that is no Unicode", hint)
+        raise kind(f"{path} has text that is not valid Unicode", hint)
     try:
         record = json.loads(content.decode())
         version = record.pop("format") if isinstance(record, dict) else None

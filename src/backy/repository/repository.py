@@ -1,7 +1,7 @@
-"""One VM's folder: its settings, its history, its locks.
+"""The repository of one job: a folder with its settings, its history and its locks.
 
-Which operations wait for which, and why nothing else is needed, is the locking table in
-ARCHITECTURE.md; the crash rules are there, too.
+The locking table in ARCHITECTURE.md says which operations wait for which. The rules for crashes are
+there, too.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from backy.system.place import Place
 from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
-_PATIENCE = 30  # seconds to wait for the history lock, which nobody holds for longer than a moment
+_PATIENCE = 30  # seconds to wait for the history lock, which is only held for moments
 
 
 def jobs(base: Path) -> list[str]:
-    """The names of all repositories in a base directory, sorted."""
+    """The jobs that have a repository in a base directory, sorted. Raises StoreError."""
     with translated(StoreError, f"listing {base}"):
         names = folders.list_folder(base)
         return [name for name in names if (base / name / "repository.json").exists()]
@@ -48,19 +48,22 @@ def jobs(base: Path) -> list[str]:
 
 def is_repository(root: Path) -> bool:
     """Whether there is a repository in the folder `root`. Raises StoreError if that is unknown."""
-    with translated(StoreError, f"looking for {root / 'repository.json'}", "May you read it?"):
+    with translated(
+        StoreError, f"looking for {root / 'repository.json'}", "Check its permissions."
+    ):
         return (root / "repository.json").exists()
 
 
 def create(base: Path, job: str, settings: Settings) -> Repository:
     """Make the repository of `job`: its folders, restore.sh, and last of all repository.json.
 
-    A store called "auto" becomes images where the file system can share extents, else chunks.
-    Raises ConfigError where a setting is impossible, StoreError where the folder cannot be made.
+    The store "auto" means images if the file system can share extents, else chunks. A repository
+    that exists is left as it is. Raises ConfigError if a setting is not possible, StoreError if the
+    folder cannot be made.
     """
     path = base / check_job(job)
     check_settings(settings)
-    with translated(StoreError, f"{job}: making {path}", "May you write there?"):
+    with translated(StoreError, f"{job}: making {path}", "Check the permissions."):
         folders.make_folder(path)
         root = Place.at(path)
         folders.make_folder(root / "revisions")
@@ -68,7 +71,7 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
             settings = replace(settings, store="images" if _shares_extents(root) else "chunks")
         store_class(settings.store)
         with folders.locked(root / "revisions", patience_seconds=_PATIENCE):
-            if not (root / "repository.json").exists():  # somebody else may have been faster
+            if not (root / "repository.json").exists():  # another process may have made it
                 folders.write_file(root / "restore.sh", _script(), mode=0o755)
                 folders.write_file(root / "repository.json", encode_settings(settings))
                 folders.sync_folder(base)
@@ -76,9 +79,9 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
 
 
 def discard_empty(path: Path) -> None:
-    """Remove a repository that holds nothing: no revision, no stored block. Others stay.
+    """Delete a repository if it is empty: it has no revision and no stored block.
 
-    What status.json says of the job stays, too. Does what it can, and never raises OSError.
+    Keeps the job's status.json. Deletes what it can, and never raises OSError.
     """
     with suppress(OSError):
         root = Place.at(path)
@@ -87,7 +90,7 @@ def discard_empty(path: Path) -> None:
         with folders.locked(root / "revisions"):
             if folders.list_folder(root / "revisions"):
                 return
-            # Without repository.json it is none any more, whatever else is left of it.
+            # First, because a folder without repository.json is not a repository.
             for name in ("repository.json", "restore.sh", "lock"):
                 folders.remove_file(root / name)
             folders.remove_empty_folder(root / "revisions")
@@ -108,8 +111,8 @@ def _shares_extents(folder: Place) -> bool:
 
 
 def codec_for(settings: Settings) -> Codec:
-    """How a repository with these settings names and packs its blocks."""
-    # Imported here, because commands that only look need neither blake3 nor zstandard.
+    """The codec of a repository with these settings: it hashes and compresses blocks."""
+    # Imported here, because commands that read no blocks need neither blake3 nor zstandard.
     from backy.stores.zstd import ZstdCodec  # noqa: PLC0415
 
     return ZstdCodec(settings.level)
@@ -117,7 +120,7 @@ def codec_for(settings: Settings) -> Codec:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What is published: `revisions`, oldest first, and why others cannot be read, by their ids."""
+    """The published `revisions`, oldest first; and by id, why others are `unreadable`."""
 
     revisions: list[Revision]
     unreadable: dict[str, DamagedError]
@@ -126,25 +129,25 @@ class History:
 class Repository:
     """The repository in the folder `folder`, which exists.
 
-    All in it is reached from `root`, whose descriptor is opened once; `folder` is for messages.
+    Its files are opened relative to `root`, a descriptor of the folder that is opened once.
     """
 
     def __init__(self, folder: Path, make_codec: Callable[[Settings], Codec] = codec_for) -> None:
-        """Raises NotFoundError where there is none, ConfigError where its settings are unusable."""
+        """Raises NotFoundError if there is none, ConfigError if its settings are unusable."""
         self._make_codec = make_codec
         self.folder = folder
         self.name = folder.name
         self.root = root = Place.at(folder)
         path = root / "repository.json"
-        with translated(StoreError, f"opening {root}", "May you read it?"):
+        with translated(StoreError, f"opening {root}", "Check its permissions."):
             is_there = path.exists()
             is_cut = not is_there and (root / "revisions").is_folder()
         if is_cut:
-            hint = "restore.sh in it does without this file."
+            hint = "restore.sh in that folder works without it."
             raise ConfigError(f"{path} is missing", hint)
         if not is_there:
-            there = ", ".join(jobs(folder.parent)[:20]) or "none"
-            raise NotFoundError(f"there is no repository {folder}", f"There are: {there}.")
+            others = ", ".join(jobs(folder.parent)[:20]) or "none"
+            raise NotFoundError(f"there is no repository {folder}", f"There are: {others}.")
         self.settings = read_settings(path)
         try:
             self._make_store = store_class(self.settings.store)
@@ -153,37 +156,37 @@ class Repository:
 
     @cached_property
     def codec(self) -> Codec:
-        """How its blocks are named and packed."""
+        """Hashes and compresses its blocks."""
         return self._make_codec(self.settings)
 
     @cached_property
     def store(self) -> Store:
-        """What keeps its blocks."""
+        """Keeps the blocks of its disks."""
         return self._make_store(self.root, self.settings.block_size, self.codec)
 
     def remember_source(self, source: dict[str, object]) -> None:
-        """Use this source from now on, when a backup names none."""
+        """Save the settings of a source, for backups that name none. Raises StoreError."""
         if source != self.settings.source:
             self.settings = replace(self.settings, source=source)
             with translated(StoreError, f"{self.name}: writing repository.json"):
                 folders.write_file(self.root / "repository.json", encode_settings(self.settings))
 
     def renew_script(self) -> bool:
-        """Whether restore.sh was not the one of this version; it is then.
+        """Replace restore.sh if it differs from this version's; return whether it did.
 
-        A script has no hash, so this is what tells that a bit in it changed. Raises StoreError.
+        The script has no hash, so this comparison is what detects damage. Raises StoreError.
         """
         path = self.root / "restore.sh"
         script = _script()
         with translated(StoreError, f"{self.name}: writing {path}"):
-            with suppress(OSError):  # missing or unreadable: all the more
+            with suppress(OSError):  # missing or unreadable: write it
                 if folders.read_file(path, MiB) == script:
                     return False
             folders.write_file(path, script, mode=0o755)
         return True
 
     def history(self) -> History:
-        """What is published now. Raises StoreError where that cannot be listed."""
+        """All revisions that are published now. Raises StoreError if they cannot be listed."""
         revisions, unreadable = [], {}
         with translated(StoreError, f"{self.name}: listing revisions"):
             names = folders.list_folder(self.root / "revisions")
@@ -195,9 +198,9 @@ class Repository:
         return History(revisions, unreadable)
 
     def folders(self) -> Iterator[Place]:
-        """Those of all revisions: in the history, and in the trash, from where they may come back.
+        """The folders of all revisions: those in the history and those in the trash.
 
-        Raises OSError where one cannot be listed.
+        Raises OSError if one of them cannot be listed.
         """
         trash = self.root / "trash"
         batches = [trash / name for name in filter(is_id, folders.list_folder(trash))]
@@ -210,8 +213,8 @@ class Repository:
     def find(self, spec: str) -> Revision:
         """The one revision that a revision word names.
 
-        Raises NotFoundError, or DamagedError where it may be one whose revision.json is unusable:
-        "latest" must not quietly be an older one.
+        Raises NotFoundError if there is none, and DamagedError if the word may mean a revision
+        whose revision.json is unusable: "latest" must not silently choose an older one.
         """
         history = self.history()
         newest = max(history.unreadable, default="")
@@ -234,7 +237,7 @@ class Repository:
             return path.exists()
 
     def folder_of(self, revision: Revision) -> Place:
-        """Where a published revision lies."""
+        """The folder of a published revision."""
         return self.root / "revisions" / revision.id
 
     def index(self, revision: Revision, disk: str) -> AbstractContextManager[Index]:
@@ -243,9 +246,10 @@ class Repository:
 
     @contextmanager
     def exclusive(self, verb: str) -> Iterator[None]:
-        """Be the only one that adds or drops stored bytes: backup and purge.
+        """Hold the lock of the operations that add or delete blocks, such as backup and purge.
 
-        Raises BusyError that names the holder where somebody else is.
+        `verb` names the operation in the lock file, and in the BusyError that others get. Raises
+        BusyError, which names the holder, if the lock is taken.
         """
         path = self.root / "lock"
         with translated(StoreError, f"{self.name}: locking {path}"):
@@ -262,14 +266,18 @@ class Repository:
             yield
 
     def history_lock(self) -> files.File:
-        """Be the only one that changes what revisions there are; others wait for that moment."""
+        """The lock of everything that changes which revisions there are; waits up to 30 s for it.
+
+        The caller closes it. Raises BusyError if another process holds it for longer.
+        """
         with translated(BusyError, f"{self.name}: waiting for the history", "Try again."):
             return folders.locked(self.root / "revisions", patience_seconds=_PATIENCE)
 
     def reading(self, revision: Revision) -> files.File:
-        """Keep purge away from a revision while it is read, even when somebody removes it.
+        """A lock that keeps purge from deleting a revision while it is read, even from the trash.
 
-        Raises NotFoundError where it is gone, BusyError where it is being purged.
+        The caller closes it. Raises NotFoundError if the revision is gone, BusyError if it is
+        being purged.
         """
         folder = self.folder_of(revision)
         with translated(StoreError, f"{self.name}: locking {folder}"):
@@ -282,9 +290,9 @@ class Repository:
 
     @contextmanager
     def draft(self, now: datetime | None = None) -> Iterator[RevisionDraft]:
-        """A revision to fill and publish; unpublished, nothing of it remains but unnamed chunks.
+        """A draft to fill and publish. If it is not published, only unused chunks remain of it.
 
-        The caller holds `exclusive`. What a killed backup left of a draft is removed first.
+        The caller holds `exclusive`. The drafts of killed backups are deleted first.
         """
         revisions = self.root / "revisions"
         with translated(StoreError, f"{self.name}: making a draft"):
@@ -297,24 +305,24 @@ class Repository:
             with draft.anchor:
                 yield draft
         finally:
-            with suppress(OSError):  # the next backup removes it, and what failed is worth more
+            with suppress(OSError):  # the next backup deletes it; an error of the body matters more
                 if draft.folder.exists():
                     folders.remove_tree(draft.folder)
 
     def retag(self, revisions: list[Revision], add: set[str], drop: set[str]) -> list[Revision]:
-        """Add and drop tags; give the revisions as they are now."""
+        """Add and drop tags; return the revisions with their new tags."""
         for tag in add | drop:
             check_tag(tag)
 
         def tagged(revision: Revision) -> Revision:
             return replace(revision, tags=tuple(sorted((set(revision.tags) | add) - drop)))
 
-        return [self.change(each, tagged) for each in revisions]
+        return [self.change(revision, tagged) for revision in revisions]
 
     def change(self, revision: Revision | str, update: Callable[[Revision], Revision]) -> Revision:
-        """Write a revision.json anew, in one step, from what it says now; give what it says then.
+        """Replace a revision.json atomically by what `update` makes of it; return that.
 
-        `revision` may be its id. Raises NotFoundError where the revision was removed.
+        `revision` may be its id. Raises NotFoundError if the revision was removed, and StoreError.
         """
         revision_id = revision if isinstance(revision, str) else revision.id
         path = self.root / "revisions" / revision_id / "revision.json"
@@ -322,8 +330,8 @@ class Repository:
             if not self.has(revision_id):
                 raise NotFoundError(f"{self.name}: revision {revision_id} was removed")
             changed = update(self._read(path.parent))
-            # First, because monitoring must not miss one that became distrusted.
-            status.update(self.folder, lambda known: status.revision_changed(known, changed))
+            # First, so that monitoring never misses a revision that became distrusted.
+            status.update(self.folder, lambda old: status.revision_changed(old, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):
                 folders.write_file(path, encode_revision(changed))
         return changed

@@ -20,7 +20,7 @@ from backy.system.files import AnyPath
 from backy.system.place import Place
 
 _LONGEST_TEXT = 500  # characters of a message that is kept
-_PATIENCE = 30  # seconds to wait for another process that writes it
+_PATIENCE = 30  # seconds to wait while another process writes it
 _HINT = "Delete it; the next backup and the next scrub write a new one."
 
 
@@ -146,9 +146,9 @@ def tracking_failed(status: Status, now: datetime) -> Status:
 
 def revision_changed(status: Status, revision: Revision) -> Status:
     """The status after the trust of `revision` changed, or it was verified."""
-    others = [each for each in status.distrusted if each != revision.id]
+    others = [other for other in status.distrusted if other != revision.id]
     distrusted = [revision.id] if revision.trust is Trust.DISTRUSTED else []
-    times = [each for each in (status.verified, revision.verified) if each]
+    times = [time for time in (status.verified, revision.verified) if time]
     return replace(
         status, distrusted=tuple(sorted(others + distrusted)), verified=max(times, default=None)
     )

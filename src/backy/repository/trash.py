@@ -1,8 +1,8 @@
-"""Removing revisions, getting them back, and freeing the space at last.
+"""Trash: remove revisions, bring them back, or delete them for good.
 
-remove  renames revisions/REV to trash/BATCH/REV, one batch a command
+remove  renames revisions/REV to trash/BATCH/REV, with one batch for each command
 undo    renames the newest batch back
-purge   renames trash/BATCH/REV to trash/.REV, deletes that, then drops chunks nobody names
+purge   renames trash/BATCH/REV to trash/.REV, deletes that, then deletes unused chunks
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from backy.stores.index import Index
 from backy.system import folders
 from backy.system.place import Place
 
-_GONE = ".gone"  # ends the hidden name of a repository that is being deleted
+_GONE = ".gone"  # the end of the hidden name of a repository that is being deleted
 
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What a purge did. `kept` are revisions in the trash: too young, or somebody reads them."""
+    """The result of a purge, in ids of revisions; `freed` is in bytes.
+
+    `kept` stay in the trash: they were removed too recently, or are being read.
+    """
 
     revisions: tuple[str, ...]
     kept: tuple[str, ...]
@@ -33,7 +36,7 @@ class Purged:
 
 
 def remove(repository: Repository, revisions: list[Revision]) -> None:
-    """Move revisions to the trash, as one batch. Raises NotFoundError where one is gone already."""
+    """Move revisions to the trash, as one batch. Raises NotFoundError if one is not published."""
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: removing"):
         batches = [name for name in folders.list_folder(trash) if is_id(name)]
@@ -59,24 +62,25 @@ def _sync(repository: Repository, batch: Place) -> None:
 
 
 def undo(repository: Repository) -> list[str]:
-    """Bring the newest batch back; give the ids. Raises NotFoundError where the trash is empty."""
+    """Bring the newest batch back; return its ids. Raises NotFoundError if the trash is empty."""
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
         for name in filter(is_id, reversed(folders.list_folder(trash))):
-            ids = [each for each in folders.list_folder(trash / name) if is_id(each)]
-            for each in ids:
-                folders.rename(trash / name / each, repository.root / "revisions" / each)
+            batch = trash / name
+            ids = list(filter(is_id, folders.list_folder(batch)))
+            for revision_id in ids:
+                folders.rename(batch / revision_id, repository.root / "revisions" / revision_id)
             if ids:
-                _sync(repository, trash / name)
+                _sync(repository, batch)
                 return ids
     raise NotFoundError(f"{repository.name}: the trash is empty", "A purge cannot be undone.")
 
 
 def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
-    """Delete what was removed at least so many seconds ago, then every chunk that nobody names.
+    """Delete revisions removed at least so many seconds ago, then all chunks that are not in use.
 
-    Chunks that failed backups left go, too. Raises BusyError while a backup or another purge
-    runs, and DamagedError, before any chunk is touched, where it cannot be sure what is in use.
+    That includes chunks left over by failed backups. Raises BusyError while a backup or another
+    purge runs, and DamagedError, before it deletes a chunk, if it cannot tell which are in use.
     """
     with repository.exclusive("purge"):
         with translated(StoreError, f"{repository.name}: emptying the trash"):
@@ -88,9 +92,9 @@ def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
 
 
 def oldest(repository: Repository) -> datetime | None:
-    """When the revision was removed that is in the trash for longest; None where it is empty.
+    """When the oldest batch in the trash was removed; None if the trash is empty.
 
-    Raises StoreError where the trash cannot be listed.
+    Raises StoreError if the trash cannot be listed.
     """
     with translated(StoreError, f"{repository.name}: listing the trash"):
         names = folders.list_folder(repository.root / "trash")
@@ -98,52 +102,56 @@ def oldest(repository: Repository) -> datetime | None:
 
 
 def erase(repository: Repository) -> None:
-    """Delete a whole repository for good. Raises BusyError where somebody backs it up or reads it.
+    """Delete a whole repository for good. Raises BusyError if a backup or a reader uses it.
 
-    Killed in the middle, it is gone from all lists; the next `erase` of any job deletes the rest.
+    If this is killed, the job may be gone from all lists with files left over; the next `erase` of
+    any job deletes them.
     """
     base, revisions = repository.folder.parent, repository.root / "revisions"
-    what = f"{repository.name}: deleting it"
-    with repository.exclusive("purge"), translated(StoreError, what), repository.history_lock():
+    action = f"{repository.name}: deleting it"
+    with repository.exclusive("purge"), translated(StoreError, action), repository.history_lock():
         for name in filter(is_id, folders.list_folder(revisions)):
             try:
                 folders.locked(revisions / name).close()
             except BlockingIOError:
-                raise BusyError(f"{what}: somebody reads {name}", "Try again later.") from None
+                raise BusyError(
+                    f"{action}: revision {name} is being read", "Try again later."
+                ) from None
         folders.rename(repository.folder, base / f".{repository.name}{_GONE}")
         folders.sync_folder(base)
-    with translated(StoreError, what):
+    with translated(StoreError, action):
         folders.remove_hidden(base, _GONE)
 
 
 def sweep(repository: Repository) -> int:
-    """Drop every chunk that no revision names, in the history or the trash; give the bytes freed.
+    """Delete all chunks that no revision in the history or the trash uses; return the bytes freed.
 
-    The caller holds `exclusive`, so nobody publishes; the history lock keeps revisions from
-    moving between history and trash unseen while they are marked.
+    The caller holds `exclusive`, so that no revision is published meanwhile. The history lock
+    keeps revisions from moving between history and trash while their chunks are collected.
     """
-    with translated(StoreError, f"{repository.name}: dropping chunks that nobody names"):
+    with translated(StoreError, f"{repository.name}: deleting unused chunks"):
         return repository.store.collect(_indexes(repository))
 
 
 def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str], list[str]]:
     trash = repository.root / "trash"
-    # Batches are at least a second apart, so that one may bear a time that has yet to come.
+    # Batches are at least a second apart, so a batch may be named after a time in the future.
     before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
     newest = f"{before:{ID_TIME}}" if older_than_seconds else "a"
     purged: list[str] = []
     kept: list[str] = []
     for name in filter(is_id, folders.list_folder(trash)):
-        for each in filter(is_id, folders.list_folder(trash / name)):
-            is_hidden = name < newest and _hide(trash / name / each, trash / f".{each}")
-            (purged if is_hidden else kept).append(each)
+        for revision_id in filter(is_id, folders.list_folder(trash / name)):
+            hidden = trash / f".{revision_id}"
+            is_hidden = name < newest and _hide(trash / name / revision_id, hidden)
+            (purged if is_hidden else kept).append(revision_id)
         if not folders.list_folder(trash / name):
             folders.remove_empty_folder(trash / name)
     return purged, kept
 
 
 def _hide(folder: Place, hidden: Place) -> bool:
-    """Take a removed revision from undo's reach, unless somebody is still reading it."""
+    """Rename a removed revision, so that undo cannot find it. False if it is still being read."""
     try:
         with folders.locked(folder):
             folders.rename(folder, hidden)
@@ -155,10 +163,10 @@ def _hide(folder: Place, hidden: Place) -> bool:
 
 
 def _indexes(repository: Repository) -> Iterator[Index]:
-    """Every index there is; the history stands still until the last one was taken."""
+    """The indexes of all revisions. Holds the history lock until the caller has taken the last."""
     with repository.history_lock():
         for folder in repository.folders():
             revision = read_revision(folder / "revision.json", repository.settings.block_size)
-            for name, each in revision.disks.items():
-                with repository.store.open_index(folder, name, each) as index:
+            for name, disk in revision.disks.items():
+                with repository.store.open_index(folder, name, disk) as index:
                     yield index
