@@ -127,7 +127,7 @@ def gibibyte(path: Path) -> None:
 def test_a_record_of_a_gibibyte_is_not_read(hostile: Sandbox, kind: str) -> None:
     outcome = bounded(read(hostile, kind, gibibyte))
     assert outcome.peak < 16 * MIB
-    if kind != "scrub":  # which is forgotten, and everything is read anew
+    if kind != "scrub":  # which is forgotten, and everything is read again
         assert "larger than" in outcome.message
 
 

@@ -298,7 +298,7 @@ def test_what_is_lost_or_healed_is_told_disk_by_disk_with_who_could_not_be_asked
     assert (result.lost, list(result.unasked)) == (1, [])
     assert heard.warnings == [
         f"disk vda: bytes 0 to {BLOCK} are lost; the target has zeroes there",
-        f"disk vdb: bytes 0 to {BLOCK} were damaged; they came from elsewhere",
+        f"disk vdb: bytes 0 to {BLOCK} were damaged; a good copy was used",
     ]
     assert (folder / "vda.img").read_bytes() == bytes(BLOCK) + VDA[BLOCK:]
     assert (folder / "vdb.img").read_bytes() == VDB

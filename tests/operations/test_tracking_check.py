@@ -176,7 +176,7 @@ def test_a_tracking_error_in_one_block_of_a_hundred_is_found_within_thirty_days(
         source.known = {newest.id: {"vda": content}}
     assert made.read(newest) == content, "it became a full scan"
     assert made.again(before).trust is Trust.DISTRUSTED
-    assert "called blocks of disk vda unchanged" in " ".join(newest.warnings)
+    assert "reported changed blocks of disk vda as unchanged" in " ".join(newest.warnings)
     assert newest.trust is Trust.TRUSTED
     found = Judge(now + timedelta(minutes=1)).job(
         summarize(made.base, "vm1"), Promise(hours * 3600)
@@ -208,8 +208,8 @@ def test_the_parent_is_distrusted_even_if_the_backup_that_found_the_error_fails(
     first = backup(made.repository, MemorySource({"vda": content}), now=START)
     source = FaultySource({"vda": changed(content, 17)}, {first.id: {"vda": content}})
     source.missed = frozenset({0})
-    source.files = {"revision.json": b"a name of backy's own, so that it fails at the end"}
-    with pytest.raises(Exception, match="a name of backy's own"):
+    source.files = {"revision.json": b"a name that backy uses itself, so that it fails at the end"}
+    with pytest.raises(Exception, match="a name that backy uses itself"):
         backup(made.repository, source, now=START + timedelta(days=30))
     assert made.again(first).trust is Trust.DISTRUSTED
     source.files = {}

@@ -1,1 +1,1 @@
-"""The verbs: what backy does with a job, called by commands and by the daemon alike."""
+"""The operations on a job, such as backup and restore. Commands and the daemon call them."""

@@ -1,4 +1,4 @@
-"""Backup: the verb, and the record of how it went."""
+"""Backup: make a new revision of a job, and record success or failure."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from backy.sources import Source, open_source
 
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
-    """What a caller asks of one backup; what is left out is as configured.
+    """Options of one backup. Those that are left out come from the configuration.
 
-    `source` are the settings of a source. `tags` take the place of those that are due. `store`,
-    `block_size` (bytes) and `level` are chosen when the repository is made.
+    `source` has the settings of a source. `tags` replace the tags that are due. `store`,
+    `block_size` (bytes) and `level` only apply when the repository is made.
     """
 
     source: Mapping[str, object] | None = None
@@ -51,12 +51,12 @@ class BackupOptions:
 def backup_job(
     site: Site, job: str, options: BackupOptions = BackupOptions(), *, watcher: Watcher = SILENCE
 ) -> Revision:
-    """Back up a job of a site, whose repository is made if need be; give the revision.
+    """Back up a job, and return the new revision. Makes the repository if it is missing.
 
-    Runs the job's hooks, and records success and failure in status.json. Raises UsageError where
-    `options` do not fit the repository, ConfigError where no source is known, and what `backup`
+    Runs the job's hooks, and records success or failure in status.json. Raises UsageError if
+    `options` do not fit the repository, ConfigError if no source is known, and what `backup`
     raises. A mistake in `options` leaves no trace: no failure is counted, no hook runs, and no
-    empty repository stays.
+    empty repository is left behind.
     """
     root = site.root(job)
     _check_options(root, options)
@@ -87,21 +87,21 @@ def backup_job(
 
 
 def _check_options(root: Path, options: BackupOptions) -> None:
-    """Refuse options that ask a repository to be another one than it is."""
+    """Raises UsageError if an option contradicts the settings of the existing repository."""
     if not is_repository(root):
         return
     settings = Repository(root).settings
     for name in ("store", "block_size", "level"):
-        wanted, has = getattr(options, name), getattr(settings, name)
-        if wanted not in {None, has, "auto"}:
+        wanted, actual = getattr(options, name), getattr(settings, name)
+        if wanted not in {None, actual, "auto"}:
             raise UsageError(
-                f"{root.name}: the repository has {name.replace('_', ' ')} {has}, not {wanted}",
+                f"{root.name}: the repository has {name.replace('_', ' ')} {actual}, not {wanted}",
                 "That is chosen once; back up to a new job to change it.",
             )
 
 
 def _is_known(site: Site, job: str, settings: Mapping[str, object]) -> bool:
-    """Whether a source that was asked for is the one that the job has anyway."""
+    """Whether these settings are those that the job would use without the option."""
     try:
         return settings == site.known_source(job)
     except ConfigError:
@@ -116,21 +116,21 @@ def _opened(settings: Mapping[str, object], *, is_typed: bool) -> Source:
 
 
 def _made(site: Site, job: str, options: BackupOptions) -> Repository:
-    """A new repository, as asked for or else as configured."""
+    """A new repository. Options take precedence over the configuration."""
     config = site.config_of(job)
     values: dict[str, Any] = {"store": "auto", "block_size": DEFAULT_BLOCK, "level": 1}
     if config:
         values |= _given(config.jobs[job], values)
-    asked = _given(options, values)
+    chosen = _given(options, values)
     try:
-        create(site.base, job, Settings(**(values | asked)))
+        create(site.base, job, Settings(**(values | chosen)))
     except ConfigError as error:
-        raise (UsageError if asked else ConfigError)(error.message, error.hint) from error
+        raise (UsageError if chosen else ConfigError)(error.message, error.hint) from error
     return site.repository(job)
 
 
 def _given(owner: object, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the settings called `names` that are not left out."""
+    """The values of the attributes `names` of `owner`, without those that are None."""
     values = {name: getattr(owner, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -142,9 +142,9 @@ def _due_tags(site: Site, repository: Repository) -> tuple[str, ...]:
 
 @contextmanager
 def _failure_recorded(root: Path, hooks: Runner | None) -> Iterator[None]:
-    """Record in status.json, and tell the hooks, that the backup in the body failed.
+    """If the body fails, run the hooks for that and record the failure in status.json.
 
-    One that was told to stop, or that found the job busy, did not fail.
+    BusyError is no failure. A cancelled backup runs the hooks, but is not counted as a failure.
     """
     try:
         yield
@@ -154,9 +154,9 @@ def _failure_recorded(root: Path, hooks: Runner | None) -> Iterator[None]:
         if hooks:
             hooks.run("on-failure", error=str(error))
         if not isinstance(error, CancelledError):
-            why, now = str(error), datetime.now(UTC)
-            with suppress(StoreError):  # that the backup failed is what the user must hear
-                status.update(root, lambda old: status.failed(old, why, now))
+            message, now = str(error), datetime.now(UTC)
+            with suppress(StoreError):  # the user must see the error of the backup instead
+                status.update(root, lambda old: status.failed(old, message, now))
         raise
 
 
@@ -171,16 +171,16 @@ def backup(
     remember: Mapping[str, object] | None = None,
     record_failure: bool = True,
 ) -> Revision:
-    """Make one revision of all disks of `source` and give it, published; `now` is its time.
+    """Make a revision of all disks of `source`, publish it and return it; `now` is its time.
 
-    Success is recorded in status.json, and the settings in `remember` become those of the source
-    that is used when none is named. So is failure, unless `record_failure` is False. What
-    `watcher` is warned of the revision says, too. Hooks after the backup run last; one that fails
-    is recorded, and undoes nothing.
+    Records success in status.json, and failure, too, unless `record_failure` is False. After a
+    success, `remember` has the settings of the source for backups that name none. Warnings
+    go to `watcher` and into the revision. The hooks after the backup run last; if one of them
+    fails, that is recorded, and the revision stays.
 
-    Raises BusyError where the job is being backed up, SourceError, StoreError, FullError, or
-    HookError where a required hook failed; the history is then what it was. Where the store is
-    full, what this backup wrote is dropped again. CancelledError says whether it was published.
+    Raises BusyError if the job is locked, by another backup for example, SourceError, StoreError,
+    FullError, or HookError if a required hook failed; no revision is published then. If the store
+    is full, what this backup wrote is deleted. CancelledError says whether it was published.
     """
     attempt = RevisionBackup(repository, source, tags, hooks, watcher, now, dict(remember or {}))
     recorded = _failure_recorded(repository.folder, hooks) if record_failure else nullcontext()
@@ -200,5 +200,5 @@ def backup(
 
 
 def _cut_short(error: CancelledError, revision: Revision) -> CancelledError:
-    hint = f"Revision {revision.id} is published; only what comes after that was cut short."
+    hint = f"Revision {revision.id} is published; only the steps after that were cut short."
     return CancelledError(error.message, hint)

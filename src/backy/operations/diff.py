@@ -1,4 +1,4 @@
-"""Diff: which ranges differ between two revisions. Reads only their indexes."""
+"""Diff: the ranges that differ between two revisions. Reads only their indexes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backy.repository.repository import Repository
 def diff(repository: Repository, old: Revision, new: Revision) -> Iterator[tuple[str, Extent]]:
     """The ranges of `new` that differ from `old`, as (disk, extent), in whole blocks.
 
-    A disk that only `new` has is listed completely, one that only `old` has not at all. Raises
+    A disk that is only in `new` is listed completely, one that is only in `old` not at all. Raises
     DamagedError if an index is damaged.
     """
     for name in new.disks:
@@ -20,7 +20,7 @@ def diff(repository: Repository, old: Revision, new: Revision) -> Iterator[tuple
             if name not in old.disks:
                 yield from ((name, extent) for extent in merge(index.extents()))
                 continue
-            with repository.reading(old), repository.index(old, name) as since:
-                for extent in merge(index.extents(since)):
+            with repository.reading(old), repository.index(old, name) as old_index:
+                for extent in merge(index.extents(old_index)):
                     if extent.kind is not Kind.SAME:
                         yield name, extent

@@ -1,4 +1,4 @@
-"""Back up one disk: copy what changed into a draft, and check what the source calls unchanged."""
+"""Back up one disk: copy what changed into a draft, and run the tracking check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backy.repository.draft import RevisionDraft
 
 
 class DiskBackup:
-    """Makes the disks of one revision. `warnings` gets what the revision is to say of them."""
+    """Backs up the disks of one revision. Appends warnings for the revision to `warnings`."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class DiskBackup:
         self._warnings = warnings
 
     def copy(self, name: str, image: Image, whole: str) -> Disk:
-        """Make a disk; `whole` says why its source does not know what changed."""
+        """Back up one disk. `whole` says why it is a full read; it is "" for a delta."""
         base = self._parent if self._parent and name in self._parent.disks else None
         damaged = base.damaged.get(name, ()) if base else ()
         compared = 0
@@ -68,25 +68,25 @@ class DiskBackup:
         )
 
     def _distrust(self, parent: Revision, name: str) -> None:
-        """Record at once that the source lied, whatever becomes of this backup."""
-        why = f"the source called blocks of disk {name} unchanged that had changed"
-        self._warnings.append(f"{why} since {parent.id}; all of it was read")
-        why = f"{why}, which {self._draft.id} found"
+        """Distrust the parent and record the tracking error, even if this backup fails later."""
+        error = f"the source reported changed blocks of disk {name} as unchanged"
+        self._warnings.append(f"{error} since {parent.id}; all of it was read")
+        warning = f"{error}; {self._draft.id} detected that"
 
-        def doubt(parent: Revision) -> Revision:
-            warnings = (*parent.warnings, why)
+        def distrusted(parent: Revision) -> Revision:
+            warnings = (*parent.warnings, warning)
             return replace(parent, trust=Trust.DISTRUSTED, warnings=warnings)
 
-        with suppress(NotFoundError):  # somebody removed it
-            self._repository.change(parent, doubt)
+        with suppress(NotFoundError):  # it was removed meanwhile
+            self._repository.change(parent, distrusted)
         now = self._draft.time
-        status.update(self._repository.folder, lambda known: status.tracking_failed(known, now))
+        status.update(self._repository.folder, lambda old: status.tracking_failed(old, now))
 
 
 class SourceImage:
-    """An image of a source. What is no BackyError in it is a bug of the source, and named so.
+    """An image of a source that turns an OSError into a RuntimeError: it is a bug of the source.
 
-    An OSError of a plug-in would else count as one of the store that is written to at the time.
+    Without this, it would be reported as an error of the store, which is written at the same time.
     """
 
     def __init__(self, image: Image, disk: str) -> None:
@@ -96,7 +96,7 @@ class SourceImage:
 
     def extents(self) -> Iterator[Extent]:
         """See Image."""
-        with self._named("telling its extents"):
+        with self._named("listing its extents"):
             yield from self._image.extents()
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
@@ -105,8 +105,8 @@ class SourceImage:
             self._image.readinto(offset, buffer)
 
     @contextmanager
-    def _named(self, what: str) -> Iterator[None]:
+    def _named(self, action: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise RuntimeError(f"the source of disk {self._disk}, {what}: {error!r}") from error
+            raise RuntimeError(f"the source of disk {self._disk}, {action}: {error!r}") from error

@@ -1,4 +1,4 @@
-"""Expire: drop the tags, and remove to the trash the revisions, that the schedule lets go."""
+"""Expire: drop tags, and move revisions to the trash, as the retention rules say."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from backy.repository.repository import Repository
 
 
 def expire_job(site: Site, job: str, *, is_dry: bool = False) -> list[Expiry]:
-    """Expire a job of a site by its schedule; `is_dry`: only say what would go.
+    """Expire a job by its schedule; return what was done, or with `is_dry` what would be done.
 
     Raises NotFoundError if there is no such job, ConfigError if it is not configured.
     """
     site.require(job)
     config = site.config_of(job)
     if not config:
-        raise ConfigError(f"{job}: it is not configured, so nothing of it expires", "backy jobs")
+        raise ConfigError(
+            f"{job}: it is not configured, so none of its revisions expire", "backy jobs"
+        )
     repository, minimum = site.repository(job), config.jobs[job].minimum
     return expire(repository, config.intervals(job), datetime.now(UTC), minimum, is_dry=is_dry)
 
@@ -28,16 +30,16 @@ def expire_job(site: Site, job: str, *, is_dry: bool = False) -> list[Expiry]:
 def expire(
     repository: Repository, schedule: Schedule, now: datetime, minimum: int, *, is_dry: bool = False
 ) -> list[Expiry]:
-    """Do what retention says, and give it; `is_dry`: only give it.
+    """Apply the retention rules; return what was done, or with `is_dry` what would be done.
 
     Revisions go to the trash as one batch, so one `undo` brings them back. Raises StoreError.
     """
-    found = expiries(repository.history().revisions, schedule, now, minimum)
+    expired = expiries(repository.history().revisions, schedule, now, minimum)
     if is_dry:
-        return found
-    for each in found:
-        if not each.is_removed:
-            repository.retag([each.revision], add=set(), drop=set(each.drop))
-    if removed := [each.revision for each in found if each.is_removed]:
+        return expired
+    for expiry in expired:
+        if not expiry.is_removed:
+            repository.retag([expiry.revision], add=set(), drop=set(expiry.drop))
+    if removed := [expiry.revision for expiry in expired if expiry.is_removed]:
         trash.remove(repository, removed)
-    return found
+    return expired

@@ -64,9 +64,9 @@ class StoredDisk:
 
     def block(self, number: int) -> bytes | None:
         """A block, or None if it is damaged. Raises as `damage` does."""
-        room = memoryview(bytearray(self.image.index.length_of(number)))
-        is_bad = self.damage(number * self.image.block_size, room)
-        return None if is_bad else bytes(room)
+        buffer = memoryview(bytearray(self.image.index.length_of(number)))
+        is_bad = self.damage(number * self.image.block_size, buffer)
+        return None if is_bad else bytes(buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class BadBlock:
 def healing(
     repository: Repository, verb: str, origins: Sequence[Origin], watcher: Watcher = SILENCE
 ) -> Iterator[Healer]:
-    """A Healer that asks `origins` in their order; `verb` is what its reports call the command."""
+    """A Healer that asks `origins` in this order; `verb` names the command in its reports."""
     with ExitStack() as stack:
         for origin in origins:
             stack.callback(origin.close)
@@ -179,7 +179,7 @@ class Healer:
     def _open_all(self) -> None:
         """Open every disk of the history that has a good index.
 
-        They stay open until the history changes, because opening an index means to hash it.
+        They stay open until the history changes, because opening an index hashes all of it.
         """
         history = self.repository.history()
         self.is_unrecorded |= bool(history.unreadable)

@@ -7,11 +7,11 @@ from backy.operations.heal import BadBlock, Healer, StoredDisk
 
 
 class HealingImage:
-    """An Image of a stored disk; see there for the contract.
+    """An Image of a stored disk; see Image for the contract.
 
-    A damaged block is healed, in the repository, too. One that nobody has any more reads as zeroes
-    if `keep_going` says so. `healed` and `lost` are the ranges of both kinds that were read, as
-    (start, length) in bytes.
+    A damaged block is repaired in the repository, too. A block of which no good copy is found reads
+    as zeroes with `keep_going`. `healed` and `lost` are the ranges of such blocks that were read,
+    as (start, length) in bytes.
     """
 
     def __init__(self, stored: StoredDisk, healer: Healer, *, keep_going: bool) -> None:
@@ -24,7 +24,7 @@ class HealingImage:
         self._keep_going = keep_going
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """See Image. Raises DamagedError if a block is lost and it must not keep going."""
+        """See Image. Raises DamagedError if a block is lost, unless `keep_going` is set."""
         if offset < 0 or offset + len(buffer) > self.size:
             raise StoreError(f"there is no byte {offset + len(buffer) - 1} in {self.size} bytes")
         error = self._stored.damage(offset, buffer)

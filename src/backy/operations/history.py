@@ -1,4 +1,4 @@
-"""The verbs that change which revisions there are: tag, remove, undo, purge."""
+"""Operations on the history of a job: tag, remove, undo, purge, erase."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from backy.repository.trash import Purged
 
 
 def tag_job(site: Site, job: str, spec: str, add: set[str], drop: set[str]) -> list[Revision]:
-    """Add and drop tags of the revisions that `spec` names; give them as they are now."""
+    """Add and drop tags of the revisions that `spec` names; return them with their new tags."""
     repository = site.repository(job)
     return repository.retag(_selected(repository, spec), add=add, drop=drop)
 
 
 def remove_job(site: Site, job: str, spec: str) -> list[Revision]:
-    """Move the revisions that `spec` names to the trash, as one batch; give them."""
+    """Move the revisions that `spec` names to the trash, as one batch; return them."""
     repository = site.repository(job)
     revisions = _selected(repository, spec)
     trash.remove(repository, revisions)
@@ -26,39 +26,43 @@ def remove_job(site: Site, job: str, spec: str) -> list[Revision]:
 
 
 def undo_job(site: Site, job: str) -> list[str]:
-    """Bring back the batch that was removed last; give the ids of its revisions."""
+    """Bring back the batch that was removed last; return the ids of its revisions."""
     return trash.undo(site.repository(job))
 
 
 def purge_job(site: Site, job: str, older_than_seconds: int = 0) -> Purged:
-    """Delete for good what was removed at least so many seconds ago, and free its space."""
+    """Delete for good the revisions removed at least so many seconds ago, and free their space."""
     return trash.purge(site.repository(job), older_than_seconds)
 
 
 def erase_job(site: Site, job: str) -> None:
-    """Delete a whole repository for good, where the configuration certainly has no such job.
+    """Delete a whole repository for good. The job must not be configured.
 
-    Raises ConfigError where it has, or where that cannot be told.
+    Raises ConfigError if it is, or if a problem in the configuration may hide it.
     """
     loaded = site.loaded
     if job in loaded.config.jobs:
-        raise ConfigError(f"{job}: it is configured", "Take it out of the configuration first.")
+        raise ConfigError(f"{job}: it is configured", "Remove it from the configuration first.")
     if loaded.problems:
-        why = f"{job}: nobody can tell that it is not configured: {loaded.problems[0]}"
-        raise ConfigError(why, "Mend the configuration first: backy config check.")
+        why = f"{job}: it may be configured, but the configuration has errors: {loaded.problems[0]}"
+        raise ConfigError(why, "Fix the configuration first: backy config check.")
     trash.erase(site.repository(job))
 
 
 def _selected(repository: Repository, spec: str) -> list[Revision]:
-    """Some revisions. Raises NotFoundError for none, DamagedError where others may be meant."""
+    """The revisions that `spec` names.
+
+    Raises NotFoundError if there are none, and DamagedError if `spec` may also name revisions that
+    cannot be read.
+    """
     history = repository.history()
-    found = select(spec, history.revisions)
+    selected = select(spec, history.revisions)
     if history.unreadable and not is_id(spec):
         first = next(iter(history.unreadable.values()))
-        why = f"{spec!r} may not mean what it says: {first.message}"
+        why = f"{spec!r} may name a revision that cannot be read: {first.message}"
         raise DamagedError(f"{repository.name}: {why}", "Name one revision by its full id.")
-    if not found:
+    if not selected:
         raise NotFoundError(
             f"{repository.name}: {spec!r} names no revision", f"backy list {repository.name}"
         )
-    return found
+    return selected

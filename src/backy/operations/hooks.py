@@ -1,7 +1,7 @@
-"""Hooks: programs of the administrator's that run around a step.
+"""Hooks: programs of the administrator that run before and after the steps of a job.
 
-Each hears one JSON object on stdin and has BACKY_JOB, BACKY_REVISION and BACKY_EVENT in its
-environment. What it says goes to the log.
+A hook gets one JSON object on stdin, and BACKY_JOB, BACKY_REVISION and BACKY_EVENT in its
+environment. Its output goes to the log.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from backy.system.process import Guard, Outcome, Program
 if TYPE_CHECKING:
     from backy.config.settings import Hook, Hooks
 
-_HINT = "Nothing was done. Mend the hook, or take `required` from it."
-_LONGEST = 300  # characters of the sentence for a failure, which ends with what the hook said last
+_HINT = "Nothing was done. Fix the hook, or remove `required` from it."
+_LONGEST = 300  # characters of the sentence for a failure, with the last line of the hook's output
 
 
 @dataclass(slots=True)
 class Around:
-    """What the hooks around a snapshot came to.
+    """The result of the hooks around a snapshot.
 
-    `consistency` is what they made sure of while the body ran, None where that is nothing.
-    `failures` has a sentence for each hook that failed; those after the snapshot come last.
+    `consistency` is what they guarantee for the snapshot, or None. `failures` has a sentence for
+    each hook that failed; those after the snapshot come last.
     """
 
     consistency: Consistency | None = None
@@ -41,7 +41,8 @@ class Around:
 class Runner:
     """Runs the hooks of one job, whose repository is the folder `root`, which need not exist yet.
 
-    `log` is told each line that a hook says, and each failure. `failures` has all of them.
+    `log` gets each line of the hooks' output, and each failure. `failures` has a sentence for each
+    hook that failed so far.
     """
 
     def __init__(self, hooks: Hooks, job: str, root: Path, log: Callable[[str], None]) -> None:
@@ -54,11 +55,11 @@ class Runner:
     def run(
         self, event: str, revision: str | None = None, guard: Guard | None = None, **facts: object
     ) -> list[str]:
-        """Run the hooks of an event, one after the other; give a sentence for each that failed.
+        """Run the hooks of an event, one after the other; return a sentence for each that failed.
 
-        `facts` are added to what they hear. `guard` is told of each that runs. Raises HookError
-        where one of "before-restore" or "before-snapshot" fails that is required; those after it
-        do not run then.
+        `facts` are added to the JSON object on their stdin. `guard` is told of each that runs.
+        Raises HookError if a required hook of "before-restore" or "before-snapshot" fails; the
+        hooks after it do not run then.
         """
         before = len(self.failures)
         for hook in self._of(event):
@@ -77,14 +78,14 @@ class Runner:
 
     @contextmanager
     def around_snapshot(self, revision: str) -> Iterator[Around]:
-        """Run the hooks before a snapshot, then the body, which takes it, and then those after it.
+        """Run the hooks before a snapshot, then the body, which takes it, then those after it.
 
-        Those after it run whatever happens once this has begun: a hook or the body fails, hangs
-        or is killed, this process is told to stop, or is killed. A guest must never stay frozen.
-        They run once. Only where this process is killed while they run, they run again, from the
-        first on; a signal that tells it to stop waits for them.
+        The hooks after it always run once this has begun, so that a guest never stays frozen: even
+        if a hook or the body fails, hangs or is killed, or if this process is told to stop or is
+        killed. They run once; a signal to stop waits for them. Only if this process is killed while
+        they run, they all run again.
 
-        Raises HookError where a hook that is required fails; the body does not run then.
+        Raises HookError if a required hook fails; the body does not run then.
         """
         around = Around()
         after = self._of("after-snapshot")
@@ -101,7 +102,7 @@ class Runner:
                     around.consistency = self._reached()
                 yield around
             finally:
-                # Where a signal comes just before this, the guard does it.
+                # If a signal comes just before this, the guard runs them.
                 with signals.shielded():
                     around.failures += self.run("after-snapshot", revision, guard)
                     guard.disarm()
@@ -110,7 +111,7 @@ class Runner:
         return self._hooks[event.replace("-", "_")]
 
     def _reached(self) -> Consistency | None:
-        """The least of what the hooks before a snapshot reach: no more than each of them says."""
+        """The weakest consistency that a hook before the snapshot is configured with."""
         reached = {Consistency(hook.consistency) for hook in self._of("before-snapshot")}
         return max(reached, key=list(Consistency).index, default=None)
 
@@ -118,9 +119,9 @@ class Runner:
         self, hook: Hook, event: str, revision: str | None, facts: dict[str, object]
     ) -> Program:
         names = {"BACKY_JOB": self._job, "BACKY_REVISION": revision or "", "BACKY_EVENT": event}
-        place = {"folder": str(self._root), "base_dir": str(self._root.parent)}
-        said = {"event": event, "job": self._job, "revision": revision, **place, **facts}
-        stdin = f"{json.dumps(said, default=str)}\n".encode()
+        paths = {"folder": str(self._root), "base_dir": str(self._root.parent)}
+        content = {"event": event, "job": self._job, "revision": revision, **paths, **facts}
+        stdin = f"{json.dumps(content, default=str)}\n".encode()
         return Program(hook.command, names, stdin, hook.timeout)
 
 

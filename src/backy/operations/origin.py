@@ -1,4 +1,4 @@
-"""Origins: where the content of a damaged block may still be."""
+"""Origins: places outside the repository that may still have the content of a damaged block."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from backy.sources import Request, open_source, reject_unsafe
 
 
 class Origin(Protocol):
-    """Where good content may still be. Asked from one thread at a time; opened when first asked."""
+    """A place that may have good content. Opened by the first `read`; one thread at a time."""
 
     @property
     def name(self) -> str:
-        """What reports and messages call it, in the middle of a sentence."""
+        """Its name in reports and messages, as in the middle of a sentence."""
 
     @property
     def failure(self) -> str:
-        """Why it could not be asked, when that last failed; "" where it never failed."""
+        """Why it could not be asked the last time that failed; "" if it never failed."""
 
     def read(self, revision: Revision, disk: str, number: int, digest: str) -> bytes | None:
-        """Give what it has in the place of a block of `revision`; None where it has nothing there.
+        """Its content in the place of a block of `revision`; None if it has none.
 
-        The block has hash `digest` if it is good, which the caller checks: what is given may be
-        anything. An origin that finds content by its hash may look for it in other places, too.
-        Where it cannot be asked it gives None and `failure` says why; nothing is raised.
+        The content may differ from the block: the caller checks that its hash is `digest`. An
+        origin that can find content by its hash may return it from another place. If it cannot be
+        asked, it returns None, and `failure` says why; nothing is raised.
         """
 
     def close(self) -> None:
-        """Give back what reading took. It can be asked again after that."""
+        """Release what `read` opened. A later `read` opens it again."""
 
 
 def failures(origins: Iterable[Origin]) -> list[str]:
-    """Name the origins that could not be asked, and why: a sentence for each."""
-    texts = (f"{each.name} could not be asked: {each.failure}" for each in origins if each.failure)
+    """A sentence for each origin that could not be asked: its name, and why."""
+    failed = (origin for origin in origins if origin.failure)
+    texts = (f"{origin.name} could not be asked: {origin.failure}" for origin in failed)
     return [f"{text[0].upper()}{text[1:]}" for text in texts]
 
 
 class LiveSource:
-    """The source as it is now.
+    """The job's source as it is now, read from a snapshot.
 
-    One that can have only one snapshot at a time is left to a backup that runs, and a backup to us.
+    If the source can only have one snapshot at a time, this holds the repository's lock while the
+    source is open, so it cannot be read during a backup, and no backup can start.
     """
 
     name = "the source"
@@ -54,7 +56,7 @@ class LiveSource:
     def __init__(
         self, repository: Repository, settings: Callable[[], Mapping[str, object]] | None = None
     ) -> None:
-        """Take the source that `settings` give when they are needed, else the remembered one.
+        """Use the source of `settings`, or the one that was used last; opened when first read.
 
         `settings` may raise ConfigError.
         """
@@ -72,9 +74,9 @@ class LiveSource:
                 self._disks = self._open()
             except (ConfigError, SourceError, StoreError) as error:
                 self.failure = error.message
-        known, image = revision.disks[disk], self._disks.get(disk)
-        start = number * known.block_size
-        block = bytearray(min(known.block_size, known.size - start))
+        stored, image = revision.disks[disk], self._disks.get(disk)
+        start = number * stored.block_size
+        block = bytearray(min(stored.block_size, stored.size - start))
         if not image or image.size < start + len(block):
             return None
         try:
@@ -95,5 +97,5 @@ class LiveSource:
     def close(self) -> None:
         """See Origin."""
         self._disks = None
-        with suppress(SourceError, StoreError):  # the next backup removes what is left behind
+        with suppress(SourceError, StoreError):  # the next backup removes what is left over
             self._stack.close()

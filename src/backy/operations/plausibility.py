@@ -1,4 +1,4 @@
-"""Plausibility: whether a new revision may hold far less than it should."""
+"""Plausibility check: whether a new revision has far less data than its parent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from backy.repository.repository import Repository
 from backy.system.files import Cache
 from backy.units import format_size
 
-_SUSPICIOUS_FACTOR = 2  # this many times less data than the parent's is worth a warning
+_SUSPICIOUS_FACTOR = 2  # warn if the parent has more than this many times as much data
 
 
 def suspicion(repository: Repository, revision: Revision) -> str:
-    """Why a new revision may not hold what it should: it has far less data than its parent.
+    """Why a new revision may be wrong: it has far less data than its parent, or lacks a disk.
 
-    "" where it seems fine, or where nobody can tell. A disk that was emptied, or a source that
-    names the wrong one, makes a backup that succeeds.
+    "" if it seems fine, or if the parent cannot be read. This warns of backups that succeed, but
+    of an emptied disk or of the wrong one.
     """
     with suppress(BackyError):
         if revision.parent:

@@ -1,4 +1,4 @@
-"""Restore: the verb, for one disk of a revision or for all of them."""
+"""Restore: write one disk of a revision, or all of them, to targets."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ Ranges = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class RestoreOptions:
-    """What a caller asks of one restore.
+    """Options of one restore.
 
-    `spec` is a revision word. `disk` chooses one of several. `over_source` allows the source
-    itself as the target. `keep_going` puts zeroes in the place of blocks that are lost.
+    `spec` is a revision word. `disk` chooses one of several disks. `over_source` allows a target
+    that is the source itself. `keep_going` writes zeroes in the place of lost blocks.
     """
 
     spec: str = "latest"
@@ -53,12 +53,12 @@ class RestoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class RestoredDisk:
-    """What came of one disk of a revision, which is named by its id.
+    """The result for one disk; `revision` is an id.
 
-    `size` is in bytes, and so is `read`: what the revision has as data.
+    `size` and `read` are in bytes; `read` counts what the revision has as data.
 
     `lost` and `healed` are the ranges that were damaged, as (start, length). The target has zeroes
-    for those that are lost, and the right bytes for those that healed.
+    in the lost ones, and the right bytes in those that were healed.
     """
 
     revision: str
@@ -73,9 +73,9 @@ class RestoredDisk:
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What came of a restore: its disks, and the `files` that were written beside them.
+    """The result of a restore: its disks, and the `files` that were written beside them.
 
-    `unasked` names the origins of good bytes that could not be asked, and why: a sentence each.
+    `unasked` has a sentence for each origin of good bytes that could not be asked, with the reason.
     """
 
     revision: Revision
@@ -85,8 +85,8 @@ class RestoreResult:
 
     @property
     def lost(self) -> int:
-        """How many ranges of all disks are lost."""
-        return sum(len(each.lost) for each in self.disks)
+        """The number of lost ranges in all disks."""
+        return sum(len(disk.lost) for disk in self.disks)
 
 
 def restore_job(
@@ -98,15 +98,16 @@ def restore_job(
     watcher: Watcher = SILENCE,
     on_disk: Callable[[RestoredDisk], None] = lambda _: None,
 ) -> RestoreResult:
-    """Restore disks of a job, one after the other, each between the job's hooks for it.
+    """Restore disks of a job, one after the other, and run the job's hooks around each of them.
 
-    `target` is a word that `open_target` takes, for one disk; or a folder, which gets every disk
-    (or the one of the options) as DISK.img, and the files that the source saved beside the disks;
-    or such a word for each disk, by its name. `on_disk` hears of each disk when it is complete.
+    `target` is one of these: a word that `open_target` takes, for one disk; a folder, which gets
+    every disk (or the one of the options) as DISK.img, and the files that the source saved beside
+    the disks; or such a word for each disk, by its name. `on_disk` is called after each disk.
 
-    Raises NotFoundError if there is no such revision or disk, UsageError if a target is none, and
-    TargetError if it must not be overwritten, all of them before a hook runs; TargetError if the
-    target cannot take the disk, before anything is written; HookError; and what `restore` raises.
+    Before a hook runs, this raises NotFoundError if there is no such revision or disk, UsageError
+    if a target is not valid, and TargetError if it must not be overwritten. Later it raises
+    TargetError if the target cannot take the disk, before anything is written; HookError; and what
+    `restore` raises.
     """
     repository = site.repository(job)
     revision = repository.find(options.spec)
@@ -119,7 +120,7 @@ def restore_job(
     disks = []
     for name, word in words.items():
         with _hooked(hooks, revision.id, name, word):
-            # It opens the target anew, because a hook may have made it.
+            # `restore` opens the target again, because a hook may have made it.
             done = restore(
                 repository,
                 revision,
@@ -141,11 +142,11 @@ def restore_job(
 def _words(
     repository: Repository, revision: Revision, target: str | Mapping[str, str], disk: str | None
 ) -> dict[str, str]:
-    """Where each disk goes, as a word of the user's."""
+    """The target of each disk to restore, as a word that `open_target` takes."""
     if not isinstance(target, str):
         words = {_disk_of(repository, revision, name): word for name, word in target.items()}
         if len(set(words.values())) < len(words):
-            raise UsageError("two disks cannot go to one target", "Name one for each disk.")
+            raise UsageError("two disks cannot go to one target", "Name another target for each.")
         return words
     if not is_folder(target):
         return {_disk_of(repository, revision, disk): target}
@@ -158,7 +159,7 @@ def _words(
 
 
 def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> str:
-    """The disk that was asked for. Raises DamagedError where only its index says that it exists."""
+    """The name of the disk. Raises DamagedError if it has an index, but is not in revision.json."""
     try:
         return disk_of(revision, disk)
     except NotFoundError as error:
@@ -178,7 +179,7 @@ def _source_paths(site: Site, repository: Repository, watcher: Watcher) -> Mappi
 
 @contextmanager
 def _hooked(hooks: Runner | None, revision: str, disk: str, target: str) -> Iterator[None]:
-    """Run the hooks before a restore, and when it ended, however that was, those after it."""
+    """Run the hooks before a restore, then the body, then always the hooks after a restore."""
     with ExitStack() as stack:
         if hooks:
             stack.callback(hooks.run, "after-restore", revision, disk=disk, target=target)
@@ -199,12 +200,12 @@ def restore(
 ) -> RestoredDisk:
     """Write a disk to a target that `open_target` takes. On return it is complete and durable.
 
-    Zeroes become holes if the target can have them. A damaged block is healed from other
-    revisions and `origins`; the watcher is warned of each range.
+    Zeroes become holes if the target can have them. Damaged blocks are healed from other revisions
+    and `origins`; `watcher` is warned of each damaged range.
 
     Raises TargetError, before anything is written, if the target is a path in `spared` or cannot
-    take the disk, and where writing fails. Raises DamagedError if a block cannot be given back and
-    `keep_going` is False.
+    take the disk; and if writing fails. Raises DamagedError if a block is lost and `keep_going` is
+    False.
     """
     began = time.monotonic()
     opened = open_target(target)
@@ -220,17 +221,17 @@ def restore(
                 stack.enter_context(repository.store.open(revision, disk, may_be_cut=keep_going)),
             )
             image = HealingImage(stored, healer, keep_going=keep_going)
-            # Whole stored blocks at a time: each is decompressed once.
+            # Read whole stored blocks, so that each is decompressed only once.
             block_size = max(MiB // stored.image.block_size, 1) * stored.image.block_size
             workers = 1 if opened.is_sequential else None
             with opened.open(image.size, block_size) as draft:
                 read = copy(image, draft, watcher=watcher, workers=workers)
         except DamagedError as error:
-            what = f"{repository.name}: {revision.id} {disk}: {error.message}"
-            whole = f"backy verify {repository.name} says which are whole"
+            message = f"{repository.name}: {revision.id} {disk}: {error.message}"
+            verify = f"backy verify {repository.name} shows which are good"
             more = "." if keep_going else ". Or add --keep-going to get all the rest."
-            hints = [*failures(origins), f"Try an older revision; {whole}{more}"]
-            raise DamagedError(what, ". ".join(hints)) from error
+            hints = [*failures(origins), f"Try an older revision; {verify}{more}"]
+            raise DamagedError(message, ". ".join(hints)) from error
     lost, healed = tuple(merge_ranges(image.lost)), tuple(merge_ranges(image.healed))
     _warn_of_damage(disk, lost, healed, watcher)
     seconds = time.monotonic() - began
@@ -240,18 +241,18 @@ def restore(
 def _warn_of_damage(disk: str, lost: Ranges, healed: Ranges, watcher: Watcher) -> None:
     for start, length in healed:
         which = f"disk {disk}: bytes {start} to {start + length}"
-        watcher.warn(f"{which} were damaged; they came from elsewhere")
+        watcher.warn(f"{which} were damaged; a good copy was used")
     for start, length in lost:
         which = f"disk {disk}: bytes {start} to {start + length}"
         watcher.warn(f"{which} are lost; the target has zeroes there")
 
 
 def restore_files(repository: Repository, revision: Revision, folder: Path) -> list[Path]:
-    """Copy what the source saved beside the disks, a domain's XML say, into `folder`.
+    """Copy the files that the source saved beside the disks, such as a domain's XML, to `folder`.
 
-    Files of that name are replaced. Who made the repository may have put more there: no hidden file
-    is written, none that is called like an image or an index, and nothing through a link. Raises
-    StoreError or TargetError where that fails.
+    Returns the paths of the copies. Replaces files of the same name. Whoever made the repository may
+    have added files, so this writes no hidden file, no file named like an image or an index, and
+    nothing through a link. Raises StoreError if reading fails, TargetError if writing fails.
     """
     stored, target = repository.folder_of(revision), Place.at(folder)
     written = []

@@ -1,4 +1,4 @@
-"""Make one revision: take a snapshot, copy what changed of each disk into a draft, publish it."""
+"""Make one revision: take a snapshot, copy the changes of each disk to a draft, publish it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ from backy.units import format_size
 
 @dataclass
 class RevisionBackup:
-    """One backup of one repository, whose lock the caller holds."""
+    """One backup of one repository. The caller holds the repository's lock.
+
+    `published` is the revision when it is published, None before that.
+    """
 
     repository: Repository
     source: Source
@@ -55,20 +58,19 @@ class RevisionBackup:
             try:
                 return self._make(parent)
             except FullError:
-                with suppress(BackyError):  # that the store is full is what the user must hear
+                with suppress(BackyError):  # the user must see that the store is full
                     trash.sweep(self.repository)
                 raise
             except DamagedError:
-                # Somebody may have removed the parent before it was opened: take another one.
+                # The parent may have been removed before it was opened: use another one.
                 if not parent or self.repository.has(parent.id):
                     raise
 
     def _make(self, parent: Revision | None) -> Revision:
         if self.repository.renew_script():
-            self.warnings.append("restore.sh was not the one of this version; it was written anew")
-        self.source.remove_all_except(
-            [parent.id] if parent else []
-        )  # what killed backups left behind
+            self.warnings.append("restore.sh differed from this version's and was replaced")
+        # Killed backups may have left something in the source.
+        self.source.remove_all_except([parent.id] if parent else [])
         with ExitStack() as stack:
             draft = stack.enter_context(self.repository.draft(self.now))
             with self._around_snapshot(draft.id) as around:
@@ -110,7 +112,7 @@ class RevisionBackup:
         consistency: Consistency,
         disks: Mapping[str, Disk],
     ) -> Revision:
-        """Publish the draft and record that; no signal comes between the two."""
+        """Publish the draft and record the success; no signal can interrupt between the two."""
         revision = Revision(
             id=draft.id,
             time=draft.time,
@@ -121,7 +123,7 @@ class RevisionBackup:
             tags=self.tags,
             warnings=tuple(self.warnings),
         )
-        draft.settle()  # may take long, so a signal may end it
+        draft.settle()  # may take long, so a signal may interrupt it
         with shielded():
             self.published = revision = draft.publish(revision)
             self._record_success(revision)
@@ -136,14 +138,14 @@ class RevisionBackup:
             status.update(folder, lambda old: status.succeeded(old, revision, doubt))
             if self.remember:
                 self.repository.remember_source(self.remember)
-        except StoreError as error:  # the revision is there, and says so itself
+        except StoreError as error:  # the revision is published anyway
             self.watcher.warn(f"{revision.id} is published, but not recorded: {error.message}")
 
     def _clean_source(self, revision: Revision) -> None:
         try:
             self.source.remove_all_except([revision.id])
         except SourceError as error:  # the next backup tries again
-            self.watcher.warn(f"the source keeps more than it needs: {error.message}")
+            self.watcher.warn(f"the source was not cleaned up: {error.message}")
 
     def run_hooks_after(self, revision: Revision) -> None:
         """Run the hooks after the backup; record whether any hook of this backup failed."""
@@ -158,16 +160,19 @@ class RevisionBackup:
                 status.update(self.repository.folder, lambda old: status.hooks_ended(old, error))
 
     def _usable_parent(self) -> Revision | None:
-        """The newest revision whose good blocks are known: its index and image are in place.
+        """The newest revision that can be the parent: its index and image are complete.
 
-        A distrusted one serves where it says which ranges are damaged; they are stored anew.
+        A distrusted revision can be the parent if it says which ranges are damaged; the backup
+        stores those again.
         """
         history = self.repository.history()
         for error in history.unreadable.values():
             self.warnings.append(f"ignored a revision: {error.message}")
         for revision in reversed(history.revisions):
             if revision.trust is Trust.DISTRUSTED and not revision.damaged:
-                self.warnings.append(f"revision {revision.id} is distrusted; it is not built upon")
+                self.warnings.append(
+                    f"revision {revision.id} is not used as parent: it is distrusted"
+                )
                 continue
             try:
                 with ExitStack() as stack:
@@ -175,7 +180,7 @@ class RevisionBackup:
                         opened = self.repository.store.open(revision, name, Cache.USE)
                         stack.enter_context(opened)
             except DamagedError as error:
-                why = f"revision {revision.id} is not built upon: {error.message}"
+                why = f"revision {revision.id} is not used as parent: {error.message}"
                 self.warnings.append(why)
             else:
                 return revision
@@ -183,14 +188,14 @@ class RevisionBackup:
 
 
 def _reached(seen: Consistency, hooked: Consistency | None) -> Consistency:
-    """What a snapshot and the hooks around it reach: hooks can better only a point in time."""
+    """The consistency of a snapshot and the hooks around it. Hooks cannot improve NONE."""
     if seen is Consistency.NONE or not hooked:
         return seen
     return min(seen, hooked, key=list(Consistency).index)
 
 
 def _differences(parent: Revision | None, snapshot: Snapshot) -> Iterator[str]:
-    """What became of the parent's disks, and why all of one is read."""
+    """Warnings: how the disks differ from the parent's, and why a disk is read in full."""
     disks = parent.disks if parent else {}
     yield from (f"disk {name} is gone" for name in disks if name not in snapshot.disks)
     for name, image in snapshot.disks.items():
@@ -209,6 +214,6 @@ def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:
     for name, content in snapshot.files.items():
         path = draft.folder / check_disk_name(name)
         if path.exists() or path.name == "revision.json":
-            raise SourceError(f"the source has a file {name!r}, which is a name of backy's own")
+            raise SourceError(f"the source saves a file {name!r}, a name that backy uses itself")
         with translated(StoreError, f"writing {path}"):
             folders.write_file(path, content)

@@ -1,8 +1,8 @@
-"""Scrub: every stored block is read again within a promised time, a share at each run.
+"""Scrub: read every stored block again within a promised time, a part of them in each run.
 
-What was read when is remembered in scrub.json, slice by slice of each disk; a slice is read
-through all revisions at once. New revisions come first, then what was read longest ago. What to
-read is decided purely; reading is verify's.
+scrub.json says when each slice of each disk was last read. A slice is read in all revisions at
+once. New revisions come first, then the slices that were read longest ago. scrub_plan decides what
+to read; survey reads it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from backy.repository.repository import Repository
 from backy.stores.index import Index, block_count
 from backy.system import files, folders, signals
 
-_MOST_SLICES = 4096  # of all disks, so that scrub.json stays under 1 MiB
-_SAVE_SECONDS = 10  # what a killed scrub reads again at most
-_HINT = "Delete it; everything is read anew then."
+_MOST_SLICES = 4096  # in all disks, so that scrub.json stays under 1 MiB
+_SAVE_SECONDS = 10  # a killed scrub repeats at most the work of this time
+_HINT = "Delete it; scrub then reads everything again."
 
 
 class Limits:
-    """What a scrub may cost: no new slice after `until`, and no more than `rate` bytes a second.
+    """Limits of a scrub: it starts no slice after `until`, and reads at most `rate` bytes a second.
 
-    `until` is a time.monotonic(). The first slice is read at any rate, so that each run gets on.
+    `until` is a time.monotonic(). The first slice is always read, so each run makes progress.
     """
 
     def __init__(self, until: float | None = None, rate: int | None = None) -> None:
@@ -76,7 +76,7 @@ class Limits:
 
 @dataclass(slots=True)
 class ScrubResult(Findings):
-    """What a scrub found, how many bytes it read, and how the promise is kept afterwards."""
+    """What a scrub found, how many bytes it read, and how well the promise is kept now."""
 
     read: int = 0
     coverage: Coverage = field(default_factory=lambda: Coverage(0, 0, None))
@@ -92,9 +92,10 @@ def scrub_job(
     watcher: Watcher = SILENCE,
     on_damage: Callable[[Damage], None] = lambda _: None,
 ) -> ScrubResult:
-    """Scrub a job's repository; each damaged range is told at once. Records how far it came.
+    """Scrub a job's repository and record the result in status.json.
 
-    Every byte is to be read within `within`. Raises what Scrub.run raises.
+    The promise is to read every byte within `within`. `on_damage` is called at once for each
+    damaged range. Raises what Scrub.run raises.
     """
     repository = site.repository(job)
     scrub = Scrub(repository, within)
@@ -113,7 +114,7 @@ def scrub_job(
 
 
 def _record(repository: Repository, covered: Coverage) -> None:
-    """For `backy check`, which cannot read what each scrub of ten thousand jobs remembers."""
+    """Write a summary to status.json: `backy check` cannot read 10,000 files scrub.json."""
     now = datetime.now(UTC).replace(microsecond=0)
     oldest = (now - covered.oldest).replace(microsecond=0) if covered.oldest is not None else None
     scrubbed = status.Scrubbed(now, covered.total, covered.read, oldest)
@@ -121,7 +122,7 @@ def _record(repository: Repository, covered: Coverage) -> None:
 
 
 def longest_ago(base: Path, names: Iterable[str]) -> list[str]:
-    """Jobs in the order of their last scrub; those that never were come first."""
+    """Jobs in the order of their last scrub. Those that were never scrubbed come first."""
 
     def last(name: str) -> float:
         try:
@@ -133,10 +134,10 @@ def longest_ago(base: Path, names: Iterable[str]) -> list[str]:
 
 
 class Scrub:
-    """One run over a repository. Nobody else scrubs it meanwhile."""
+    """One run over a repository. `run` locks out other scrubs of it."""
 
     def __init__(self, repository: Repository, within: timedelta) -> None:
-        """Raises StoreError where the history cannot be listed."""
+        """Raises StoreError if the history cannot be listed."""
         self.bytes = 0
         self._repository = repository
         self._within = within
@@ -159,10 +160,10 @@ class Scrub:
     def run(
         self, limits: Limits, *, origins: Sequence[Origin], watcher: Watcher = SILENCE
     ) -> Iterator[Damage]:
-        """Read what is due until the time is up; heal what is bad, or give it as damage.
+        """Read what is due until the time is up, heal bad blocks, and yield all damage found.
 
-        A slice that was begun is finished, so each run gets on, however short it is. `bytes`
-        counts what was read. Raises BusyError where the repository is being scrubbed.
+        A slice that was begun is finished, so each run makes progress, however short it is.
+        `bytes` counts what was read. Raises BusyError if the repository is being scrubbed.
         """
         with self._alone(), healing(self._repository, "scrub", origins, watcher) as healer:
             check_script(self._repository, watcher)
@@ -188,21 +189,22 @@ class Scrub:
                 raise BusyError(why, "Wait for it to end.") from None
 
     def _recall(self, watcher: Watcher) -> None:
-        """What earlier runs read, fitted to the disks that there are now."""
-        known = Memory()
+        """Load what earlier runs read, for the disks of the current history."""
+        memory = Memory()
         try:
             if self._path.exists():
-                known = read_record(self._path, Memory, DamagedError, _HINT)
+                memory = read_record(self._path, Memory, DamagedError, _HINT)
         except (DamagedError, OSError) as error:
-            watcher.warn(f"everything is read anew: {error}")
+            watcher.warn(f"everything is read again: {error}")
         for name, size in self._sizes.items():
             length = self._lengths[name]
-            old = known.disks.get(name, ()) if known.lengths.get(name) == length else ()
+            old = memory.disks.get(name, ()) if memory.lengths.get(name) == length else ()
             count = block_count(size, length)
-            self._slices[name] = [_believable(each) for each in (*old, *[Slice()] * count)][:count]
+            self._slices[name] = [*map(_believable, (*old, *[Slice()] * count))][:count]
 
     def _save(self) -> None:
-        memory = Memory(self._lengths, {name: tuple(each) for name, each in self._slices.items()})
+        slices_of = {name: tuple(slices) for name, slices in self._slices.items()}
+        memory = Memory(self._lengths, slices_of)
         with translated(StoreError, f"{self._repository.name}: writing {self._path}"):
             folders.write_file(self._path, encode_record(memory))
         self._saved = time.monotonic()
@@ -210,7 +212,7 @@ class Scrub:
     def _read(
         self, name: str, batch: Iterable[SliceRead], limits: Limits, healer: Healer
     ) -> Iterator[Damage]:
-        """Do tasks of one disk, whose revisions stay open meanwhile."""
+        """Read the slices of `batch`, all of one disk, with its revisions open all the time."""
         with opened(self._repository, self._revisions, name) as (holders, damages):
             healer.distrust(damages)
             yield from damages
@@ -218,10 +220,10 @@ class Scrub:
                 if limits.is_over():
                     break
                 began = datetime.now(UTC).replace(microsecond=0)
-                wanted = [each for each in holders if each.revision.id > task.since]
-                known = [each for each in holders if each.revision.id <= task.since][-1:]
+                wanted = [holder for holder in holders if holder.revision.id > task.since]
+                known = [holder for holder in holders if holder.revision.id <= task.since][-1:]
                 before = self.bytes
-                # What cannot be opened may claim any size.
+                # Only of disks that could be opened: a damaged record may claim any size.
                 for where in self._range_of(task, largest(holders)).cut():
                     survey = Survey(where, wanted, self._seen, known)
                     yield from healer.heal(survey.read(healer.watcher, limits.spend))
@@ -235,44 +237,45 @@ class Scrub:
         return Range(task.disk, start, min(start + length, size))
 
     def _size_of(self, task: SliceRead) -> int:
-        """What `Survey` tells the watcher of a task."""
+        """The bytes by which a `Survey` of this task advances the watcher."""
         where = self._range_of(task, self._sizes[task.disk])
-        having = [each for each in self._revisions if task.disk in each.disks]
-        sizes = [each.disks[task.disk].size for each in having if each.id > task.since]
+        revisions = (revision for revision in self._revisions if revision.id > task.since)
+        disks = (revision.disks.get(task.disk) for revision in revisions)
+        sizes = (disk.size for disk in disks if disk)
         return sum(max(0, min(where.end, size) - where.start) for size in sizes)
 
     def _remember(self, task: SliceRead, began: datetime, size: int) -> None:
-        """Note that a task is done; on disk now and then."""
+        """Note that a task is done. Saves scrub.json at most every 10 s."""
         self._has_news = True
-        known = self._slices[task.disk]
-        old = known[task.number] if task.since else Slice(began)
-        known[task.number] = Slice(old.read, self._newest[task.disk], old.bytes + size)
+        slices = self._slices[task.disk]
+        old = slices[task.number] if task.since else Slice(began)
+        slices[task.number] = Slice(old.read, self._newest[task.disk], old.bytes + size)
         if time.monotonic() - self._saved >= _SAVE_SECONDS:
             self._save()
 
     def coverage(self) -> Coverage:
-        """How the promise is kept, after a run."""
+        """How well the promise is kept, after a run."""
         now = datetime.now(UTC)
         unread = {name: self._estimates(name) for name in self._slices}
         return coverage(self._slices, self._revisions, unread, now, self._within)
 
     def _estimates(self, name: str) -> list[int]:
-        """What each slice holds at least: the newest revision's data."""
-        newest = [each for each in self._revisions if name in each.disks][-1:]
+        """The bytes of data that each slice has in the newest revision; it holds at least those."""
+        newest = [revision for revision in self._revisions if name in revision.disks][-1:]
         with opened(self._repository, newest, name) as (holders, _):
             slices = Range(name, 0, self._sizes[name]).cut(self._lengths[name])
-            return [sum(_data(each.image.index, where) for each in holders) for where in slices]
+            return [sum(_data(disk.image.index, where) for disk in holders) for where in slices]
 
 
 def _data(index: Index, where: Range) -> int:
-    """The bytes of a range that are in blocks with data."""
-    first, end = (block_count(each, index.block_size) for each in (where.start, where.end))
+    """How many bytes of a range are in blocks with data."""
+    first, end = (block_count(byte, index.block_size) for byte in (where.start, where.end))
     extents = index.extents(first=first, end=end)
-    return sum(each.length for each in extents if each.kind is Kind.DATA)
+    return sum(extent.length for extent in extents if extent.kind is Kind.DATA)
 
 
-def _believable(each: Slice) -> Slice:
-    """A slice as it was remembered; one that cannot be, or was read in the future, is unread."""
-    if each.read and each.read.tzinfo and is_id(each.upto) and 0 <= each.bytes <= LARGEST_DISK:
-        return each if each.read <= datetime.now(UTC) else Slice()
+def _believable(old: Slice) -> Slice:
+    """A slice from scrub.json; unread if its values are impossible or its time is in the future."""
+    if old.read and old.read.tzinfo and is_id(old.upto) and 0 <= old.bytes <= LARGEST_DISK:
+        return old if old.read <= datetime.now(UTC) else Slice()
     return Slice()

@@ -12,9 +12,10 @@ from backy.units import GiB
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What is known of a slice: when it was last read in all revisions up to `upto`.
+    """A slice of a disk: when it was last `read` in all revisions up to the id `upto`.
 
-    `bytes` are those that had to be read, each stored piece once. Never read: `read` is None.
+    `bytes` is how much had to be read, with shared bytes counted once. `read` is None if the slice
+    was never read.
     """
 
     read: datetime | None = None
@@ -24,7 +25,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The slices of each disk, in order, and their length in bytes."""
+    """The content of scrub.json: by disk, its slices in order, and their length in bytes."""
 
     lengths: Mapping[str, int] = field(default_factory=dict)
     disks: Mapping[str, tuple[Slice, ...]] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class SliceRead:
-    """A slice to read; `since` is the newest revision whose blocks need not be read, if any."""
+    """A slice to read. Only revisions after the id `since` need to be read; "" means all."""
 
     disk: str
     number: int
@@ -41,7 +42,10 @@ class SliceRead:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of what is stored was read within the promised time; sizes in bytes."""
+    """How many of the stored bytes were read within the promised time.
+
+    `oldest` is the longest time that a stored byte has not been read; None if nothing is stored.
+    """
 
     total: int
     read: int
@@ -49,12 +53,12 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """From 0 to 1; nothing stored is all of it read."""
+        """The share that was read, from 0 to 1; 1 if nothing is stored."""
         return self.read / self.total if self.total else 1.0
 
 
 def slice_length(size: int, most: int) -> int:
-    """The bytes in a slice of a disk of `size` bytes, of which there may be `most`."""
+    """How many bytes a slice has, if a disk of `size` bytes may have at most `most` slices."""
     length = GiB
     while size > length * most:
         length *= 2
@@ -69,17 +73,18 @@ def plan(
 ) -> list[SliceRead]:
     """What to read, most urgent first.
 
-    First what revisions brought that are newer than the last reading of a slice, then slices
-    never read, then those read longest ago. What was read within half the promised time can
-    wait for the next run. `newest` has the id of each disk's newest revision.
+    First come revisions that are newer than the last reading of a slice, then slices that were
+    never read, then those that were read longest ago. Slices that were read within half of the
+    promised time, `within`, wait for the next run. `newest` has the id of each disk's newest
+    revision.
     """
     new, old = [], []
-    for disk, known in slices_of.items():
-        for number, each in enumerate(known):
-            if each.read and each.upto < newest[disk]:
-                new.append(SliceRead(disk, number, each.upto))
-            if not each.read or each.read <= now - within / 2:
-                old.append((each.read or datetime.min.replace(tzinfo=UTC), disk, number))
+    for disk, slices in slices_of.items():
+        for number, last in enumerate(slices):
+            if last.read and last.upto < newest[disk]:
+                new.append(SliceRead(disk, number, last.upto))
+            if not last.read or last.read <= now - within / 2:
+                old.append((last.read or datetime.min.replace(tzinfo=UTC), disk, number))
     return new + [SliceRead(disk, number) for _, disk, number in sorted(old)]
 
 
@@ -90,21 +95,22 @@ def coverage(
     now: datetime,
     within: timedelta,
 ) -> Coverage:
-    """Sum up what was read within `within` before `now`.
+    """The sums of what is stored, and of what was read within `within` before `now`.
 
-    A revision newer than a slice's last reading counts as unread once it is older than
-    `within`. `unread` has what slices never read hold, about, in bytes.
+    If a revision is newer than the last reading of a slice, that slice counts as unread once the
+    revision is older than `within`. `unread` estimates, in bytes, what slices hold that were never
+    read.
     """
     total = covered = 0
     ages = []
-    for disk, known in slices_of.items():
+    for disk, slices in slices_of.items():
         ids = [revision.id for revision in revisions if disk in revision.disks]
-        for each, estimate in zip(known, unread[disk], strict=True):
-            size = each.bytes if each.read else estimate
-            later = [revision_id for revision_id in ids if revision_id > each.upto]
-            since = min([each.read or now, *(time_of(revision_id) for revision_id in later[:1])])
+        for last, estimate in zip(slices, unread[disk], strict=True):
+            size = last.bytes if last.read else estimate
+            later = [revision_id for revision_id in ids if revision_id > last.upto]
+            since = min([last.read or now, *(time_of(revision_id) for revision_id in later[:1])])
             total += size
-            if each.read and since >= now - within:
+            if last.read and since >= now - within:
                 covered += size
             if size:
                 ages.append(max(timedelta(0), now - since))

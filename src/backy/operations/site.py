@@ -1,4 +1,4 @@
-"""A site: where backy works. Gives for each job its repository, source, hooks and due tags."""
+"""A site: the base directory and the configuration, with the settings of each job."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ CONFIG_PATHS = (Path("/etc/backy/backy.yaml"), Path("/etc/backy.conf"))
 
 @dataclass
 class Site:
-    """The base directory, and the configuration where there is one; read when first needed.
+    """A base directory and its configuration, if there is one; read when first needed.
 
-    `asked` is the base directory that somebody asked for, `path` the main file of the
-    configuration. `handed` is the part of it that the daemon hands to a job's command, as JSON,
-    so that it need not read the others'.
+    `asked` is the base directory that the user named, `path` the main file of the configuration.
+    `handed` is the part of the configuration that the daemon passes to the command of one job, as
+    JSON, so that the command need not read the other jobs.
     """
 
     asked: Path | None = None
@@ -39,46 +39,47 @@ class Site:
 
     @classmethod
     def of(cls, base: Path | None, path: Path | None, handed: str = "") -> Site:
-        """The site for what was asked for, with the system's configuration by default.
+        """The site for the options of a command; by default with the system's configuration.
 
-        That configuration is for its own base directory: another one has none, unless `path`
-        names it.
+        The system's configuration only applies to its own base directory. If the user names a base
+        directory, there is no configuration unless `path` names one.
         """
-        found = None if base else next((each for each in CONFIG_PATHS if each.exists()), None)
-        return cls(base, path or found, handed)
+        existing = (config for config in CONFIG_PATHS if config.exists())
+        default = None if base else next(existing, None)
+        return cls(base, path or default, handed)
 
     @property
     def base(self) -> Path:
-        """The folder that has a repository for each job. Raises ConfigError."""
+        """The folder with the repositories of all jobs. Raises ConfigError."""
         return self.asked or (self.globals.base_dir if self.path else DEFAULT_BASE)
 
     @cached_property
     def globals(self) -> Global:
-        """The settings of the daemon, without reading the jobs. Raises ConfigError."""
+        """The global settings, read without the jobs. Raises ConfigError."""
         from backy.config.loader import read_global
 
         return read_global(self.needed_path())
 
     @cached_property
     def loaded(self) -> Loaded:
-        """All of the configuration that is valid. Raises ConfigError where there is none."""
+        """The valid part of the configuration. Raises ConfigError if there is no configuration."""
         from backy.config.loader import load
         from backy.sources import open_source
 
         return load(self.needed_path(), open_source)
 
     def needed_path(self) -> Path:
-        """The main file of the configuration. Raises ConfigError where there is none."""
+        """The main file of the configuration. Raises ConfigError if there is none."""
         if not self.path:
-            there = " or ".join(map(str, CONFIG_PATHS))
-            raise ConfigError("there is no configuration", f"Write {there}, or say --config FILE.")
+            paths = " or ".join(map(str, CONFIG_PATHS))
+            raise ConfigError("there is no configuration", f"Write {paths}, or use --config FILE.")
         return self.path
 
     def config_of(self, job: str) -> Config | None:
-        """The configuration where it has `job`; None where that is certainly not configured.
+        """The configuration if it has `job`; None if the job is certainly not configured.
 
-        Raises ConfigError where the job is left out because of a problem, or may be: such a job
-        must not be taken for one that is backed up by hand.
+        Raises ConfigError if a problem in the configuration hides the job, or may hide it: such a
+        job must not be mistaken for one that is backed up by hand.
         """
         if not self.handed and not self.path:
             return None
@@ -90,7 +91,7 @@ class Site:
             config = self.loaded.config
             if problem := self.loaded.problem_of(job):
                 why = f"{job}: its configuration cannot be used: {problem}"
-                raise ConfigError(why, "Mend it first: backy config check names all problems.")
+                raise ConfigError(why, "Fix it first: backy config check names all problems.")
         return config if job in config.jobs else None
 
     def root(self, job: str) -> Path:
@@ -98,9 +99,9 @@ class Site:
         return self.base / check_job(job)
 
     def require(self, job: str) -> Path:
-        """The folder of a job that is configured or has a repository; of no other job.
+        """The folder of a job that is configured or has a repository.
 
-        Raises NotFoundError, ConfigError.
+        Raises NotFoundError for other jobs, and ConfigError.
         """
         root = self.root(job)
         if not root.exists() and not self.config_of(job):
@@ -113,7 +114,7 @@ class Site:
         return Repository(self.root(job))
 
     def origins(self, repository: Repository) -> Sequence[Origin]:
-        """Where content of a job's damaged blocks may still be. Nothing is read or opened yet."""
+        """The origins for a job's damaged blocks. Nothing is read or opened yet."""
         from backy.operations.origin import LiveSource
 
         return [LiveSource(repository, partial(self.source_settings, repository.name))]
@@ -121,8 +122,8 @@ class Site:
     def source_paths(self, repository: Repository) -> Mapping[str, Path]:
         """The local files and devices that a job's source reads, by disk.
 
-        The source is the configured one, or else the remembered one, whatever its type: nothing is
-        opened or run. Raises ConfigError if the settings of that source are not valid.
+        The source is the configured one, or else the one that was used last, of any type: nothing
+        is opened or run. Raises ConfigError if the settings of that source are not valid.
         """
         from backy.sources import open_source
 
@@ -131,9 +132,9 @@ class Site:
         return open_source(settings).paths if settings else {}
 
     def known_source(self, job: str) -> Mapping[str, object]:
-        """The settings of the source that is configured, or else was used last; {} for neither.
+        """The settings of the configured source, or else of the one used last; {} if there is none.
 
-        Raises ConfigError where those of the last one are not to be used without a configuration.
+        Raises ConfigError if the source used last must not be used without a configuration.
         """
         from backy.sources import reject_unsafe
 
@@ -145,23 +146,23 @@ class Site:
         return {}
 
     def source_settings(self, job: str) -> Mapping[str, object]:
-        """The same. Raises NotFoundError without such a job, ConfigError without such a source."""
-        if found := self.known_source(job):
-            return found
-        hint = f"Say backy backup {job} --source PATH."
+        """As `known_source`. Raises NotFoundError if there is no job, ConfigError if no source."""
+        if settings := self.known_source(job):
+            return settings
+        hint = f"Run backy backup {job} --source PATH."
         if not self.root(job).exists():
             raise NotFoundError(f"there is no job {job!r}", hint)
         raise ConfigError(f"{job}: no source is known", hint)
 
     def hooks(self, job: str, log: Callable[[str], None]) -> Runner | None:
-        """What runs around the steps of a job; None where it is not configured."""
+        """Runs the hooks of a job; None if it is not configured. `log` gets their output."""
         from backy.operations.hooks import Runner
 
         config = self.config_of(job)
         return Runner(config.hooks_of(job), job, self.root(job), log) if config else None
 
     def tags_due(self, job: str, revisions: Sequence[Revision], now: datetime) -> tuple[str, ...]:
-        """The tags that a backup by hand gets: those that its schedule would give next."""
+        """The tags of a backup by hand: those that the next scheduled backup would get."""
         from backy.policy.schedule import last_by_tag, next_run, spread
 
         config = self.config_of(job)

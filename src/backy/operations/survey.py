@@ -1,7 +1,7 @@
-"""Survey: read what is stored of a range of a disk in many revisions, each piece of bytes once.
+"""Survey: read a range of a disk in many revisions, and the bytes that they share only once.
 
-A chunk is told by its name, a part of an image by its place on the medium, so what revisions share
-is read once, past the page cache.
+Shared bytes are recognized by the name of the chunk, or by their location on the medium in an
+image. Reads bypass the page cache.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from backy.system import process
 from backy.system.files import Cache
 from backy.units import GiB
 
-_REMEMBERED = 1 << 18  # blocks known to have been read: 30 MiB; forgetting means reading again
+_REMEMBERED = 1 << 18  # keys of blocks that were read: 30 MiB; forgotten blocks are read again
 
 
 @contextmanager
 def opened(
     repository: Repository, revisions: Sequence[Revision], name: str
 ) -> Iterator[tuple[list[StoredDisk], list[Damage]]]:
-    """Those of `revisions` that have a disk, with it open, kept from purge; and those unusable.
+    """The disk `name` of all `revisions` that have it, open; and the damage of those not usable.
 
-    One that was removed meanwhile is neither.
+    The open ones are locked against purge. Revisions that were removed meanwhile are left out.
     """
     holders, damages = [], []
     having = [revision for revision in revisions if name in revision.disks]
@@ -62,18 +62,18 @@ class Range:
     end: int
 
     def cut(self, length: int = GiB) -> Iterator[Range]:
-        """Its parts, each of `length` bytes but the last. 1 GiB is what a Survey is made for."""
+        """Its parts of `length` bytes; the last may be shorter. 1 GiB suits a Survey."""
         for start in range(self.start, self.end, length):
             yield Range(self.disk, start, min(start + length, self.end))
 
 
 def largest(holders: Sequence[StoredDisk]) -> int:
-    """The bytes of the largest of their images; 0 where there are none."""
-    return max((each.image.size for each in holders), default=0)
+    """The size of the largest of these disks in bytes; 0 if there are none."""
+    return max((holder.image.size for holder in holders), default=0)
 
 
-# The first block, the lines of the index, the places, where it ends: equal where two revisions
-# have the same bytes in the same places.
+# The first block, the lines of the index, the locations, and the end. Equal if two revisions have
+# the same bytes in the same locations.
 _Content = tuple[int, bytes, Sequence[bytes | None], int]
 
 
@@ -86,30 +86,31 @@ def _content(holder: StoredDisk, where: Range) -> _Content:
 
 
 def _blocks(holder: StoredDisk, content: _Content) -> Iterator[tuple[int, bytes | None]]:
-    """Each block that must be read, with a key that is equal for equal stored bytes.
+    """The blocks that must be read, each with a key that is equal for shared bytes.
 
-    The key is 128 bits of a hash; None where nothing can be said. A hole need not be read
-    where the index calls it zeroes.
+    The key has at least 96 bits of a hash; it is None if the location is not known. A hole need
+    not be read if the index says zero.
     """
-    first, lines, places, _ = content
+    first, lines, locations, _ = content
     index = holder.image.index
     zero = index.codec.zero_digest(index.block_size).encode()
-    for number, place in enumerate(places):
+    for number, location in enumerate(locations):
         digest = lines[number * LINE : (number + 1) * LINE - 1]
-        if place == BY_DIGEST:
+        if location == BY_DIGEST:
+            # With the length, because a revision.json may be wrong about the size of its disk.
             length = index.length_of(first + number)
-            yield first + number, digest[:24] + length.to_bytes(8)  # a record may lie about it
-        elif place is None:
+            yield first + number, digest[:24] + length.to_bytes(8)
+        elif location is None:
             yield first + number, None
-        elif place or digest != zero:
-            yield first + number, blake2b(digest + place, digest_size=16).digest()
+        elif location or digest != zero:
+            yield first + number, blake2b(digest + location, digest_size=16).digest()
 
 
 class Survey:
-    """What `holders` store of a range of a disk, each piece of bytes once.
+    """The stored bytes of a range of a disk in `holders`, shared bytes only once.
 
-    `seen` knows what was read before and learns what is read here. `known` are holders whose
-    blocks need not be read.
+    `seen` has the keys of blocks that were read before, and gets those of the blocks to read here.
+    `known` are disks whose blocks need not be read. `bytes` is how much there is to read.
     """
 
     def __init__(
@@ -124,12 +125,12 @@ class Survey:
         self._steps: list[tuple[StoredDisk, int]] = []
         if len(seen) > _REMEMBERED:
             seen.clear()
-        skipped = {key for each in known for _, key in _blocks(each, _content(each, where)) if key}
+        skipped = {key for disk in known for _, key in _blocks(disk, _content(disk, where)) if key}
         before: object = None
         for holder in holders:
-            _, _, places, end = content = _content(holder, where)
+            _, _, locations, end = content = _content(holder, where)
             self._size += max(0, end - where.start)
-            if content != before or None in places:
+            if content != before or None in locations:
                 before = content
                 for number, key in _blocks(holder, content):
                     if key not in skipped and key not in seen:
@@ -141,9 +142,9 @@ class Survey:
     def read(
         self, watcher: Watcher = SILENCE, spend: Callable[[int], None] | None = None
     ) -> list[BadBlock]:
-        """Read it all, and give what is not what it was; `spend` is told before each read.
+        """Read it all, and return the bad blocks; `spend` gets the length before each read.
 
-        Raises StoreError where reading failed for a reason that says nothing of what is stored.
+        Raises StoreError if reading fails for a reason other than damage.
         """
         bad: list[BadBlock] = []
 
@@ -159,4 +160,4 @@ class Survey:
         if self._steps:
             in_parallel(iter(self._steps), take, self._steps[0][0].image.block_size)
         watcher.advance(self._size - self.bytes)
-        return sorted(bad, key=lambda each: (each.stored.revision.id, each.number))
+        return sorted(bad, key=lambda block: (block.stored.revision.id, block.number))

@@ -1,7 +1,7 @@
-"""Verify: read every stored byte again, past the page cache, and name what is not what it was.
+"""Verify: read every stored byte again, past the page cache, and report damage.
 
-Disks are read GiB by GiB through all revisions, so that what revisions share is read once:
-a chunk by its name, a part of an image by its place on the medium.
+Each GiB of a disk is read in all revisions at once, so that bytes that they share are read only
+once; see survey.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from backy.repository.repository import Repository
 
 @dataclass(slots=True)
 class Findings:
-    """What reading found.
+    """What verify or scrub found.
 
-    `damages` are ranges that were not what they were, healed or not. `unreadable` has why the
-    revision.json of a revision cannot be read, by the revision's id. `unasked` names the origins
-    of good bytes that could not be asked, and why: a sentence each.
+    `damages` are the damaged ranges, healed or not. `unreadable` says by revision id why a
+    revision.json cannot be read. `unasked` has a sentence for each origin of good bytes that could
+    not be asked, with the reason.
     """
 
     damages: list[Damage] = field(default_factory=list)
@@ -37,25 +37,29 @@ class Findings:
 
     @property
     def lost(self) -> int:
-        """How many ranges stay damaged; a revision that cannot be read counts as one."""
+        """How many ranges are still damaged; a revision that cannot be read counts as one."""
         return sum(not damage.healed for damage in self.damages) + len(self.unreadable)
 
     @property
     def healed(self) -> int:
-        """How many ranges are good again."""
+        """How many ranges were healed."""
         return sum(bool(damage.healed) for damage in self.damages)
 
 
 @dataclass(slots=True)
 class VerifyResult(Findings):
-    """What a verify found, and the `revisions` that it read, oldest first."""
+    """What verify found, and the `revisions` that it read, oldest first."""
 
     revisions: Sequence[Revision] = ()
 
     @property
     def size(self) -> int:
         """The bytes of all disks of the revisions."""
-        return sum(disk.size for each in self.revisions for disk in each.disks.values())
+        return _size(self.revisions)
+
+
+def _size(revisions: Sequence[Revision]) -> int:
+    return sum(disk.size for revision in revisions for disk in revision.disks.values())
 
 
 def verify_job(
@@ -66,9 +70,10 @@ def verify_job(
     watcher: Watcher = SILENCE,
     on_damage: Callable[[Damage], None] = lambda _: None,
 ) -> VerifyResult:
-    """Verify the revisions of a job that `spec` names; each damaged range is told at once.
+    """Verify the revisions of a job that `spec` names.
 
-    Raises NotFoundError where `spec` names no revision, and what `verify` raises.
+    `on_damage` is called at once for each damaged range. Raises NotFoundError if `spec` names no
+    revision, and what `verify` raises.
     """
     repository = site.repository(job)
     history = repository.history()
@@ -95,13 +100,13 @@ def verify(
     origins: Sequence[Origin],
     watcher: Watcher = SILENCE,
 ) -> Iterator[Damage]:
-    """Read all that `revisions` (oldest first) hold; heal what is bad, or give it as damage.
+    """Read all blocks of `revisions` (oldest first), heal bad ones, and yield all damage found.
 
-    Good bytes come from other revisions and `origins`. Damage is named in
-    every revision that has it, also in those that were not asked for. Each of `revisions`
-    becomes verified or distrusted when all its disks have been read.
+    Good bytes come from other revisions and `origins`. Damage is reported for every revision that
+    has it, also for those not in `revisions`. At the end each of `revisions` becomes verified or
+    distrusted; none becomes verified if some damage could not be recorded.
     """
-    watcher.begin(sum(disk.size for each in revisions for disk in each.disks.values()))
+    watcher.begin(_size(revisions))
     lost: dict[str, list[Damage]] = {}
     seen: set[bytes] = set()
     check_script(repository, watcher)
@@ -117,20 +122,21 @@ def verify(
 
 
 def check_script(repository: Repository, watcher: Watcher) -> None:
-    """Write restore.sh anew where it is not what it should be, and say so."""
+    """Replace restore.sh if it differs from this version's, and warn of that."""
     try:
         if repository.renew_script():
-            watcher.warn("restore.sh was not the one of this version; it was written anew")
+            watcher.warn("restore.sh differed from this version's and was replaced")
     except StoreError as error:
-        watcher.warn(f"restore.sh is not the one of this version: {error.message}")
+        watcher.warn(f"restore.sh differs from this version's: {error.message}")
 
 
 def _record(repository: Repository, revision: Revision, found: Sequence[Damage]) -> None:
-    """Write the finding into revision.json, unless the revision was removed by now."""
+    """Write the result to revision.json, unless the revision was removed meanwhile."""
     now = datetime.now(UTC).replace(microsecond=0)
 
     def verified(revision: Revision) -> Revision:
-        # Whole bytes are no proof of a revision whose source lied: no range of it is damaged.
+        # After a tracking error no range is known to be damaged, and good hashes prove nothing: the
+        # revision stays distrusted.
         is_doubted = revision.trust is Trust.DISTRUSTED and not revision.damaged
         trust = Trust.DISTRUSTED if is_doubted else Trust.VERIFIED
         revision = replace(revision, trust=trust, damaged={}, verified=now)
