@@ -116,14 +116,14 @@ class Healer:
     _opened: list[StoredDisk] = field(default_factory=list)
     _opened_ids: list[str] = field(default_factory=list)
 
-    def heal(self, found: Sequence[BadBlock]) -> list[Damage]:
+    def heal(self, blocks: Sequence[BadBlock]) -> list[Damage]:
         """Repair blocks wherever they are stored, or distrust the revisions that have them.
 
         Gives each range of each revision that had the bad bytes, but not those of bytes that this
         command handled before. Ranges that touch are joined and have the reason of the first.
         """
         with self._lock:
-            return _joined(each for bad in found for each in self._heal(bad)[1])
+            return _joined(damage for bad in blocks for damage in self._heal(bad)[1])
 
     def recover(self, bad: BadBlock) -> tuple[bytes | None, list[Damage]]:
         """Do the same for one block, and give its content if it was found anywhere.
@@ -133,14 +133,14 @@ class Healer:
         with self._lock:
             return self._heal(bad)
 
-    def distrust(self, found: Iterable[Occurrence]) -> None:
+    def distrust(self, lost: Iterable[Occurrence]) -> None:
         """Record the lost ranges in each revision that has them."""
         ranges: dict[str, list[Occurrence]] = {}
-        for each in found:
-            ranges.setdefault(each.revision, []).append(each)
+        for place in lost:
+            ranges.setdefault(place.revision, []).append(place)
         for revision_id, bad in ranges.items():
             try:
-                self.repository.change(revision_id, partial(distrusted, found=bad))
+                self.repository.change(revision_id, partial(distrusted, ranges=bad))
             except NotFoundError:  # removed meanwhile
                 pass
             except StoreError as error:
@@ -160,21 +160,23 @@ class Healer:
         if good is None and key in self._handled:
             return None, []
         self._handled.add(key)
-        found = list(self._occurrences(bad, places))
+        occurrences = list(self._occurrences(bad, places))
         evidence = {"stored": bad.stored.image.read_stored(bad.number)}
         if good is None:
             evidence["source"] = self._at_an_origin(bad)
             self._warn_of_failures()
-        report = self._report(bad, found, evidence)
+        report = self._report(bad, occurrences, evidence)
         healed = origin if good and self._repair(bad, places, memoryview(good)) else None
         if not healed:
-            self.distrust(found)
+            self.distrust(occurrences)
         elif report:
             try:
                 quarantine.heal(self.repository, report, healed)
             except StoreError as error:
                 self.watcher.warn(f"not noted as healed: {error.message}")
-        return good, [Damage(**asdict(each), reason=bad.reason, healed=healed) for each in found]
+        return good, [
+            Damage(**asdict(place), reason=bad.reason, healed=healed) for place in occurrences
+        ]
 
     def _open_all(self) -> None:
         """Open every disk of the history that has a good index.
@@ -190,7 +192,7 @@ class Healer:
             self._opened_ids = ids
 
     def _open(self, history: Sequence[Revision]) -> Iterator[StoredDisk]:
-        process.allow_open_files(4 * sum(len(each.disks) for each in history) + 1000)
+        process.allow_open_files(4 * sum(len(revision.disks) for revision in history) + 1000)
         for revision in history:
             for disk in revision.disks:
                 try:
@@ -207,29 +209,30 @@ class Healer:
 
     def _alike(self, bad: BadBlock) -> Iterator[StoredDisk]:
         """The disks that should have the same content in the same place, shared or not."""
-        for each in self._opened:
-            index = each.image.index
-            is_there = each.disk == bad.stored.disk and bad.number < index.blocks
-            if is_there and index.digest(bad.number) == bad.digest:
-                yield each
+        for stored in self._opened:
+            index = stored.image.index
+            has_block = stored.disk == bad.stored.disk and bad.number < index.blocks
+            if has_block and index.digest(bad.number) == bad.digest:
+                yield stored
 
     def _same_place(self, bad: BadBlock) -> list[StoredDisk]:
         """The disks whose own file has the bad bytes. A chunk is one place for all disks."""
         if self.repository.store.shares_blocks:
             return [bad.stored]
-        return [each for each in self._alike(bad) if each.block(bad.number) is None] or [bad.stored]
+        damaged = [stored for stored in self._alike(bad) if stored.block(bad.number) is None]
+        return damaged or [bad.stored]
 
     def _occurrences(self, bad: BadBlock, places: Sequence[StoredDisk]) -> Iterator[Occurrence]:
         """Each range of each revision that has the bad bytes."""
         if self.repository.store.shares_blocks:
-            for each in self._opened:
+            for stored in self._opened:
                 # If a record is wrong about the size, the last block is bad in that revision only.
-                index, length = each.image.index, bad.stored.image.index.length_of(bad.number)
-                found = (number for number, _ in index.find([bad.digest]))
-                yield from _ranges(each, (n for n in found if index.length_of(n) == length))
+                index, length = stored.image.index, bad.stored.image.index.length_of(bad.number)
+                numbers = (number for number, _ in index.find([bad.digest]))
+                yield from _ranges(stored, (n for n in numbers if index.length_of(n) == length))
         else:
-            for each in places:
-                yield from _ranges(each, [bad.number])
+            for stored in places:
+                yield from _ranges(stored, [bad.number])
 
     def _good_copies(self, bad: BadBlock) -> Iterator[tuple[bytes, str]]:
         """Good content for the block, and where it is from; as often as there is one."""
@@ -237,24 +240,24 @@ class Healer:
         if bad.digest == self.repository.codec.zero_digest(length):
             yield bytes(length), "its hash, which is that of zeroes"
         tried = set()
-        for each, number in islice(self._places_of(bad), _MOST_TRIED):
+        for stored, number in islice(self._places_of(bad), _MOST_TRIED):
             if not self.repository.store.shares_blocks:
-                block = each.block(number)
+                block = stored.block(number)
                 if block is not None:
-                    yield block, f"revision {each.revision.id}"
-            if (each.disk, number) not in tried:
-                tried.add((each.disk, number))
+                    yield block, f"revision {stored.revision.id}"
+            if (stored.disk, number) not in tried:
+                tried.add((stored.disk, number))
                 for origin in self.origins:
-                    block = origin.read(each.revision, each.disk, number, bad.digest)
+                    block = origin.read(stored.revision, stored.disk, number, bad.digest)
                     if block is not None and self.repository.codec.digest(block) == bad.digest:
                         yield block, origin.name
 
     def _places_of(self, bad: BadBlock) -> Iterator[tuple[StoredDisk, int]]:
         """Where blocks with this hash should be: in the same place first, then anywhere."""
         yield bad.stored, bad.number
-        yield from ((each, bad.number) for each in self._alike(bad))
-        for each in reversed(self._opened):
-            yield from ((each, number) for number, _ in each.image.index.find([bad.digest]))
+        yield from ((stored, bad.number) for stored in self._alike(bad))
+        for stored in reversed(self._opened):
+            yield from ((stored, number) for number, _ in stored.image.index.find([bad.digest]))
 
     def _at_an_origin(self, bad: BadBlock) -> bytes:
         """What the first origin that can be read has in the block's place, for the report."""
@@ -269,7 +272,7 @@ class Healer:
                 self.watcher.warn(*failures([origin]))
 
     def _report(
-        self, bad: BadBlock, found: Sequence[Occurrence], evidence: Mapping[str, bytes]
+        self, bad: BadBlock, occurrences: Sequence[Occurrence], evidence: Mapping[str, bytes]
     ) -> Report | None:
         """Keep the evidence. A store that is full or read-only must not stop the repair."""
         report = Report(
@@ -278,8 +281,8 @@ class Healer:
             verb=self.verb,
             digest=bad.digest,
             reason=bad.reason,
-            revisions=tuple(sorted({each.revision for each in found})),
-            occurrences=tuple(found),
+            revisions=tuple(sorted({place.revision for place in occurrences})),
+            occurrences=tuple(occurrences),
         )
         try:
             return quarantine.add(self.repository, report, evidence)
@@ -290,20 +293,20 @@ class Healer:
     def _repair(self, bad: BadBlock, places: Sequence[StoredDisk], block: memoryview) -> bool:
         """Replace the bad bytes, and read them again. False if they are not all good now."""
         try:
-            for each in places:
-                each.image.repair(bad.number, block)
+            for stored in places:
+                stored.image.repair(bad.number, block)
         except StoreError as error:
             self.watcher.warn(f"healing failed: {error.message}")
             return False
-        return all(each.block(bad.number) is not None for each in places)
+        return all(stored.block(bad.number) is not None for stored in places)
 
 
-def distrusted(revision: Revision, found: Iterable[Occurrence]) -> Revision:
-    """The revision, with these ranges added to its damage."""
-    ranges = {disk: list(known) for disk, known in revision.damaged.items()}
-    for each in found:
-        ranges.setdefault(each.disk, []).append((each.start, each.length))
-    damaged = {disk: tuple(merge_ranges(known)) for disk, known in ranges.items()}
+def distrusted(revision: Revision, ranges: Iterable[Occurrence]) -> Revision:
+    """The revision, distrusted, with these ranges added to its damaged ranges."""
+    by_disk = {disk: list(old) for disk, old in revision.damaged.items()}
+    for lost in ranges:
+        by_disk.setdefault(lost.disk, []).append((lost.start, lost.length))
+    damaged = {disk: tuple(merge_ranges(all_of_disk)) for disk, all_of_disk in by_disk.items()}
     while sum(map(len, damaged.values())) > _MOST_RANGES:
         most = max(damaged, key=lambda disk: len(damaged[disk]))
         damaged[most] = ((0, revision.disks[most].size),)
@@ -314,19 +317,20 @@ def _ranges(stored: StoredDisk, numbers: Iterable[int]) -> list[Occurrence]:
     """Ranges for ascending block numbers of a disk; the whole disk if there are too many."""
     index = stored.image.index
     blocks = (Extent(n * index.block_size, index.length_of(n), Kind.DATA) for n in numbers)
-    found = list(islice(merge(blocks), _MOST_RANGES + 1))
-    if len(found) > _MOST_RANGES:
-        found = [Extent(0, index.size, Kind.DATA)]
-    return [Occurrence(stored.revision.id, stored.disk, each.start, each.length) for each in found]
+    ranges = list(islice(merge(blocks), _MOST_RANGES + 1))
+    if len(ranges) > _MOST_RANGES:
+        ranges = [Extent(0, index.size, Kind.DATA)]
+    revision, disk = stored.revision.id, stored.disk
+    return [Occurrence(revision, disk, extent.start, extent.length) for extent in ranges]
 
 
 def _joined(damages: Iterable[Damage]) -> list[Damage]:
     joined: list[Damage] = []
-    for each in sorted(damages, key=lambda each: (each.revision, each.disk, each.start)):
-        last = joined[-1] if joined else each
+    for damage in sorted(damages, key=lambda damage: (damage.revision, damage.disk, damage.start)):
+        last = joined[-1] if joined else damage
         start = last.start + last.length
-        if each == replace(last, start=start, length=each.length, reason=each.reason):
-            joined[-1] = replace(last, length=last.length + each.length)
+        if damage == replace(last, start=start, length=damage.length, reason=damage.reason):
+            joined[-1] = replace(last, length=last.length + damage.length)
         else:
-            joined.append(each)
+            joined.append(damage)
     return joined

@@ -130,7 +130,7 @@ def check_script(repository: Repository, watcher: Watcher) -> None:
         watcher.warn(f"restore.sh differs from this version's: {error.message}")
 
 
-def _record(repository: Repository, revision: Revision, found: Sequence[Damage]) -> None:
+def _record(repository: Repository, revision: Revision, lost: Sequence[Damage]) -> None:
     """Write the result to revision.json, unless the revision was removed meanwhile."""
     now = datetime.now(UTC).replace(microsecond=0)
 
@@ -140,7 +140,7 @@ def _record(repository: Repository, revision: Revision, found: Sequence[Damage])
         is_doubted = revision.trust is Trust.DISTRUSTED and not revision.damaged
         trust = Trust.DISTRUSTED if is_doubted else Trust.VERIFIED
         revision = replace(revision, trust=trust, damaged={}, verified=now)
-        return distrusted(revision, found) if found else revision
+        return distrusted(revision, lost) if lost else revision
 
     with suppress(NotFoundError):
         repository.change(revision, verified)

@@ -220,15 +220,15 @@ class Repository:
         newest = max(history.unreadable, default="")
         why = history.unreadable[newest].message if newest else ""
         try:
-            found = select_one(spec, history.revisions)
+            revision = select_one(spec, history.revisions)
         except NotFoundError as error:
             kind = DamagedError if history.unreadable else NotFoundError
             message = "; ".join(filter(None, (error.message, why)))
             raise kind(f"{self.name}: {message}", error.hint) from None
-        if newest > found.id and not found.id.startswith(spec):
-            hint = f"Name the one that you want: {found.id}, for example."
+        if newest > revision.id and not revision.id.startswith(spec):
+            hint = f"Name the one that you want: {revision.id}, for example."
             raise DamagedError(f"{self.name}: {spec!r} may be another revision: {why}", hint)
-        return found
+        return revision
 
     def has(self, revision_id: str) -> bool:
         """Whether a revision is published now. Raises StoreError if that is unknown."""
