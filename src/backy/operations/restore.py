@@ -250,9 +250,9 @@ def _warn_of_damage(disk: str, lost: Ranges, healed: Ranges, watcher: Watcher) -
 def restore_files(repository: Repository, revision: Revision, folder: Path) -> list[Path]:
     """Copy the files that the source saved beside the disks, such as a domain's XML, to `folder`.
 
-    Returns the paths of the copies. Replaces files of the same name. Whoever made the repository may
-    have added files, so this writes no hidden file, no file named like an image or an index, and
-    nothing through a link. Raises StoreError if reading fails, TargetError if writing fails.
+    Returns the paths of the copies. Replaces files of the same name. The repository may have files
+    that no source saved, so this writes no hidden file, no file named like an image or an index,
+    and nothing through a link. Raises StoreError if reading fails, TargetError if writing fails.
     """
     stored, target = repository.folder_of(revision), Place.at(folder)
     written = []
