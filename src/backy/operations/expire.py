@@ -20,9 +20,7 @@ def expire_job(site: Site, job: str, *, is_dry: bool = False) -> list[Expiry]:
     site.require(job)
     config = site.config_of(job)
     if not config:
-        raise ConfigError(
-            f"{job}: it is not configured, so none of its revisions expire", "backy jobs"
-        )
+        raise ConfigError(f"{job}: it is not configured, so nothing expires", "backy jobs")
     repository, minimum = site.repository(job), config.jobs[job].minimum
     return expire(repository, config.intervals(job), datetime.now(UTC), minimum, is_dry=is_dry)
 

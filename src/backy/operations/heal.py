@@ -174,9 +174,8 @@ class Healer:
                 quarantine.heal(self.repository, report, healed)
             except StoreError as error:
                 self.watcher.warn(f"not noted as healed: {error.message}")
-        return good, [
-            Damage(**asdict(place), reason=bad.reason, healed=healed) for place in occurrences
-        ]
+        reason = bad.reason
+        return good, [Damage(**asdict(lost), reason=reason, healed=healed) for lost in occurrences]
 
     def _open_all(self) -> None:
         """Open every disk of the history that has a good index.
@@ -219,8 +218,7 @@ class Healer:
         """The disks whose own file has the bad bytes. A chunk is one place for all disks."""
         if self.repository.store.shares_blocks:
             return [bad.stored]
-        damaged = [stored for stored in self._alike(bad) if stored.block(bad.number) is None]
-        return damaged or [bad.stored]
+        return [disk for disk in self._alike(bad) if disk.block(bad.number) is None] or [bad.stored]
 
     def _occurrences(self, bad: BadBlock, places: Sequence[StoredDisk]) -> Iterator[Occurrence]:
         """Each range of each revision that has the bad bytes."""
@@ -320,8 +318,7 @@ def _ranges(stored: StoredDisk, numbers: Iterable[int]) -> list[Occurrence]:
     ranges = list(islice(merge(blocks), _MOST_RANGES + 1))
     if len(ranges) > _MOST_RANGES:
         ranges = [Extent(0, index.size, Kind.DATA)]
-    revision, disk = stored.revision.id, stored.disk
-    return [Occurrence(revision, disk, extent.start, extent.length) for extent in ranges]
+    return [Occurrence(stored.revision.id, stored.disk, bad.start, bad.length) for bad in ranges]
 
 
 def _joined(damages: Iterable[Damage]) -> list[Damage]:

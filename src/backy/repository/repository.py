@@ -48,10 +48,9 @@ def jobs(base: Path) -> list[str]:
 
 def is_repository(root: Path) -> bool:
     """Whether there is a repository in the folder `root`. Raises StoreError if that is unknown."""
-    with translated(
-        StoreError, f"looking for {root / 'repository.json'}", "Check its permissions."
-    ):
-        return (root / "repository.json").exists()
+    path = root / "repository.json"
+    with translated(StoreError, f"looking for {path}", "Check its permissions."):
+        return path.exists()
 
 
 def create(base: Path, job: str, settings: Settings) -> Repository:

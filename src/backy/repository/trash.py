@@ -66,12 +66,11 @@ def undo(repository: Repository) -> list[str]:
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
         for name in filter(is_id, reversed(folders.list_folder(trash))):
-            batch = trash / name
-            ids = list(filter(is_id, folders.list_folder(batch)))
-            for revision_id in ids:
-                folders.rename(batch / revision_id, repository.root / "revisions" / revision_id)
+            ids = list(filter(is_id, folders.list_folder(trash / name)))
+            for revision in ids:
+                folders.rename(trash / name / revision, repository.root / "revisions" / revision)
             if ids:
-                _sync(repository, batch)
+                _sync(repository, trash / name)
                 return ids
     raise NotFoundError(f"{repository.name}: the trash is empty", "A purge cannot be undone.")
 
@@ -114,9 +113,7 @@ def erase(repository: Repository) -> None:
             try:
                 folders.locked(revisions / name).close()
             except BlockingIOError:
-                raise BusyError(
-                    f"{action}: revision {name} is being read", "Try again later."
-                ) from None
+                raise BusyError(f"{action}: {name} is being read", "Try again later.") from None
         folders.rename(repository.folder, base / f".{repository.name}{_GONE}")
         folders.sync_folder(base)
     with translated(StoreError, action):
@@ -141,10 +138,9 @@ def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str
     purged: list[str] = []
     kept: list[str] = []
     for name in filter(is_id, folders.list_folder(trash)):
-        for revision_id in filter(is_id, folders.list_folder(trash / name)):
-            hidden = trash / f".{revision_id}"
-            is_hidden = name < newest and _hide(trash / name / revision_id, hidden)
-            (purged if is_hidden else kept).append(revision_id)
+        for revision in filter(is_id, folders.list_folder(trash / name)):
+            is_hidden = name < newest and _hide(trash / name / revision, trash / f".{revision}")
+            (purged if is_hidden else kept).append(revision)
         if not folders.list_folder(trash / name):
             folders.remove_empty_folder(trash / name)
     return purged, kept
