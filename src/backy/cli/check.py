@@ -31,9 +31,7 @@ def check(
         float, Option(min=0.01, help="Age allowed for the newest revision, in intervals.")
     ] = 1.5,
     failed: Annotated[int, Option(min=1, help="Warn after this many failures in a row.")] = 3,
-    free_warning: Annotated[
-        float, Option(help="Warn if less of the space is free, in percent.")
-    ] = 10,
+    free_warning: Annotated[float, Option(help="Warn below this percentage of free space.")] = 10,
     free_critical: Annotated[float, Option(help="The same for critical.")] = 3,
     days_warning: Annotated[float, Option(help="Warn if the space is used up in fewer days.")] = 14,
     days_critical: Annotated[float, Option(help="The same for critical.")] = 3,
