@@ -192,7 +192,7 @@ def test_only_a_repository_that_is_certainly_not_configured_can_be_deleted(serve
     server.no_job("vm1")
     broken = server.folder / "jobs.d" / "broken.yaml"
     broken.write_text("vm1: {schedule: gone}")
-    assert "nobody can tell" in server.refuses(3, "purge", "--job", "vm1").message
+    assert "it may be configured" in server.refuses(3, "purge", "--job", "vm1").message
     assert len(server.revisions("vm1")) == 1
     broken.unlink()
     assert "vm1" in server.ok("jobs", "--json").record()["not_configured"]
