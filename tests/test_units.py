@@ -1,7 +1,10 @@
 """Sizes, durations and counts, as people write and read them."""
 
+import ast
 import re
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -21,6 +24,17 @@ from backy.units import (
     parse_size,
 )
 
+SOURCE = Path(__file__).parent.parent / "src" / "backy"
+# What messages count. Bytes, seconds and days are units, and are left out.
+PLURAL = re.compile(
+    r" (?!of )(?:[a-z]+ )?(?:backups|blocks|chunks|disks|files|hooks|ids|jobs|problems|ranges"
+    r"|reports|repositories|revisions|slots|snapshots)\b"
+)
+ALWAYS_SEVERAL = {
+    ("model/selector.py", "len(selected)"),
+    ("monitoring/health.py", "count"),
+    ("monitoring/health.py", "status.errors"),
+}  # the code before them asks for more than one
 UNITS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB, "P": 1024 * TiB}
 LARGEST = 2**63 - 1
 
@@ -222,3 +236,19 @@ def test_a_rate_is_printed_and_no_time_is_a_thousandth_second(
 )
 def test_a_count_has_the_noun_in_its_number(number: int, noun: str, plural: str, text: str) -> None:
     assert counted(number, noun, plural) == text
+
+
+def test_each_message_that_counts_has_the_singular_as_well() -> None:
+    plurals = set()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for value, text in pairwise(parts):
+                if (
+                    isinstance(value, ast.FormattedValue)
+                    and value.conversion == -1
+                    and isinstance(text, ast.Constant)
+                    and PLURAL.match(str(text.value))
+                ):
+                    plurals.add((str(path.relative_to(SOURCE)), ast.unparse(value.value)))
+    assert plurals == ALWAYS_SEVERAL, "use backy.units.counted"

@@ -491,7 +491,7 @@ def test_wrong_usage_of_every_command_is_told_in_the_same_way(backy: Backy, comm
     error = valid_error(result)
     assert (error["error"], error["exit_code"], result.code) == ("UsageError", 2, 2)
     assert "--nonsense" in error["message"]
-    assert error["hint"] == f"backy {command} --help tells how to use it."
+    assert error["hint"] == f"backy {command} --help shows how to use it."
     assert (result.err, result.out) == (f"{json.dumps(error)}\n", "")
 
 

@@ -128,7 +128,7 @@ COMMANDS_AT_WORK: dict[str, tuple[list[str], Proof]] = {
     "verify": (["vm1"], lambda it: '"verified": "2' in it.status()),
 }
 SOME = pytest.mark.parametrize("command", ["backup", "check", "list", "restore", "status"])
-DONE = "All else that the command does is done."
+DONE = "Apart from that, the command has done its work."
 
 
 def words(worked: Worked, command: str) -> tuple[list[str], Proof]:

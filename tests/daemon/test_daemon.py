@@ -207,7 +207,7 @@ def test_what_is_asked_for_by_hand_goes_before_what_is_due(server: Server) -> No
         server.ask(do="run", job="vm1")
         gate.holds()
         server.waits_for("vm2", state="waiting", verb="backup")
-        assert server.ok("run", "vm3").out.startswith("vm3: goes first")
+        assert server.ok("run", "vm3").out.startswith("vm3: next to start")
         held = len(started(daemon))
         gate.opens()
         daemon.logs(event="finished", job="vm3")

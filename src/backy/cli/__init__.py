@@ -1,4 +1,4 @@
-"""The command line: one function a command, and one place that turns errors into exit codes."""
+"""The command line: one function for each command; `execute` turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from backy.system import standard_streams
 
 
 def main() -> int:
-    """Run the command in sys.argv and give its exit code (the table is in backy.errors)."""
+    """Run the command in sys.argv and return its exit code (see backy.errors)."""
     standard_streams.protect()
     if sys.argv[1:] in (["--version"], ["-V"], ["version"]):
-        # Without typer, which takes longer to import than all else: scripts ask often.
+        # Scripts ask often, so avoid importing typer: it takes longer than everything else.
         sys.stdout.write(f"backy {__version__}\n")
         if not standard_streams.trouble():
             return 0

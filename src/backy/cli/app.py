@@ -1,4 +1,4 @@
-"""The typer application, and what its commands share."""
+"""The typer application, and the options that its commands share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Job = Annotated[str, Argument(parser=values.job, metavar="JOB", help=_JOB)]
 _WORDS = "Revision words: latest, 1, 2026-11-23, tag:daily, an id or its beginning, a..b."
 Spec = Annotated[str, Option("-r", "--revision", metavar="SPEC", help=_WORDS)]
 AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
-_DISK = "Which disk, if there are several."
+_DISK = "The disk; needed if there are several."
 OneDisk = Annotated[str | None, Option("--disk", metavar="NAME", help=_DISK)]
 
 _BASE = "The folder with a repository for each job; by default as configured, or /srv/backy."
@@ -68,13 +68,13 @@ def _globals(
 
 @cache
 def program() -> Program:
-    """The program as it is run: one for this process, since it takes long to make."""
+    """The program, made once for this process, since that takes long."""
     made: Program = typer.main.get_command(app)  # type: ignore[assignment]
     return made
 
 
 def whole_program() -> Program:
-    """The program with every command imported, for manual pages and tests."""
+    """The program with all commands imported, for manual pages and tests."""
     for entry in COMMANDS.values():
         import_module(f"backy.cli.{entry.module}")
     made: Program = typer.main.get_command(app)  # type: ignore[assignment]
@@ -84,7 +84,10 @@ def whole_program() -> Program:
 def each_job(
     context: Context, jobs: Iterable[str], do: Callable[[Repository], Value]
 ) -> tuple[list[Value], list[tuple[str, BackyError]]]:
-    """What `do` gives for each repository, and why it failed for others, which stops none."""
+    """Call `do` with the repository of each job: the results, and the errors by job.
+
+    An error does not stop the others. Raises CancelledError.
+    """
     done: list[Value] = []
     failed: list[tuple[str, BackyError]] = []
     for job in jobs:

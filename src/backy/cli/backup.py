@@ -50,7 +50,7 @@ def backup(
     The first backup makes the repository. Later ones need no --source, and store only what
     changed.
     """
-    # Imported here, because the commands that only look need neither zstandard nor sources.
+    # Imported here, because most commands need neither zstandard nor sources.
     from backy.operations.backup import BackupOptions, backup_job
 
     options = BackupOptions(
@@ -72,7 +72,7 @@ def backup(
 
 
 def _file_source(typed: list[DiskPath]) -> dict[str, object]:
-    """The settings of a source with these disks; those without a name are vda, vdb and so on."""
+    """The settings of a file source. Disks without a name become vda, vdb and so on."""
     disks = {}
     for number, disk in enumerate(typed):
         name = disk.name or f"vd{chr(ord('a') + number)}"

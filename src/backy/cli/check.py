@@ -59,7 +59,7 @@ def check(
 
 
 def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
-    """The promises of each job, by the daemon; without a daemon, by the configuration."""
+    """The promises of each job from the daemon, or from the configuration if it does not run."""
     from backy.clients import daemon as client
     from backy.monitoring.health import Promise, Server
     from backy.monitoring.space import space
@@ -82,7 +82,7 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
 
 
 def _configured(site: Site, problem: str) -> PromisesReply:
-    """What the daemon would reply if it read the configuration now."""
+    """The reply of a daemon that read the configuration now."""
     from backy.monitoring.overview import promised
 
     loaded = site.loaded

@@ -1,6 +1,6 @@
-"""The commands by what they are for: where each one is, and the first sentence of its help.
+"""The commands in groups: the module of each one, and the first sentence of its help.
 
-With this table `backy --help` and Tab need to import none of them, and a command only itself.
+So `backy --help` and completion import no command, and a command imports no other.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """The module in backy.cli that has the command, and the first sentence of its help."""
+    """The module of a command in backy.cli, and the first sentence of its help."""
 
     module: str
     help: str

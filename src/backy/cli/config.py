@@ -41,11 +41,13 @@ def check(context: Context, as_json: AsJson = False) -> None:
     except ProblemsError as error:
         problems, count, files = error.problems, 0, 1
     records = [
-        ConfigProblem(file=str(each.path), line=each.line, key=each.key, message=str(each))
-        for each in problems
+        ConfigProblem(
+            file=str(problem.path), line=problem.line, key=problem.key, message=str(problem)
+        )
+        for problem in problems
     ]
-    fine = f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"
-    lines = [printable(str(each)) for each in problems] or fine
+    no_problems = f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"
+    lines = [printable(str(problem)) for problem in problems] or no_problems
     answer(as_json, ConfigCheckAnswer(file=str(path), jobs=count, problems=records), lines)
     if problems:
         what = counted(len(problems), "problem")
@@ -62,7 +64,7 @@ def show(context: Context, job: OneJob = None) -> None:
     elif job in config.jobs:
         print_document({job: config.jobs[job].model_dump(mode="json")})
     else:
-        site.config_of(job)  # it raises ConfigError if the job has a problem
+        site.config_of(job)  # raises ConfigError if the job has a problem
         raise NotFoundError(f"{site.path} has no job {job!r}", "backy jobs shows all jobs.")
 
 

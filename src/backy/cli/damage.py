@@ -1,4 +1,4 @@
-"""What verify and scrub say of damage."""
+"""How verify and scrub report damage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def damage_shown(job: str, shown: Meter) -> Callable[[Damage], None]:
-    """What tells the user of each damaged range as it is found."""
+    """A function that reports a damaged range to the user at once."""
 
     def show(damage: Damage) -> None:
         end = damage.start + damage.length
@@ -38,19 +38,19 @@ def damage_shown(job: str, shown: Meter) -> Callable[[Damage], None]:
 
 
 def ending(findings: Findings, read: int, seconds: float) -> str:
-    """What was healed, and the time and rate: the end of the last line."""
+    """The end of the last line: the number of healed ranges, the time and the rate."""
     healed = counted(findings.healed, "damaged range")
     note = f", {healed} healed" if findings.healed else ""
     return f"{note}, {seconds:.1f} s, {format_rate(read, seconds)}"
 
 
 def raise_damaged(job: str, findings: Findings, revisions: int) -> None:
-    """Raise DamagedError where ranges stay damaged."""
+    """Raise DamagedError if ranges stay damaged."""
     if findings.lost:
         hints = [
             *findings.unasked,
-            f"Run backy backup {job}: what the source still has is stored anew",
-            f"backy reports {job} lists what was kept of it.",
+            f"Run backy backup {job}: it stores again the blocks that the source still has",
+            f"backy reports {job} lists the damage.",
         ]
         ranges = counted(findings.lost, "damaged range")
         message = f"{job}: {ranges} in {counted(revisions, 'revision')}"

@@ -24,7 +24,9 @@ def diff(context: Context, job: Job, old: Old, new: New, as_json: AsJson = False
     before, after = repository.find(old), repository.find(new)
     ranges = [_range(disk, extent) for disk, extent in run(repository, before, after)]
     record = DiffAnswer(job=job, old=before.id, new=after.id, extents=ranges)
-    rows = ((each["disk"], each["start"], each["length"], each["kind"]) for each in ranges)
+    rows = (
+        (extent["disk"], extent["start"], extent["length"], extent["kind"]) for extent in ranges
+    )
     answer(as_json, record, table(("disk", "start", "length", "kind"), rows))
 
 

@@ -12,11 +12,11 @@ from backy.cli.commands import COMMANDS
 from backy.errors import BUG, BackyError, OutputError, UsageError
 from backy.system import signals, standard_streams
 
-_UNKNOWN = 3  # the exit code of a plug-in of Nagios that cannot tell
+_UNKNOWN = 3  # exit code UNKNOWN of Nagios plug-ins
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Give the exit code of the command that `arguments` say."""
+    """Run the command in `arguments` and return its exit code."""
     command = next(filter(COMMANDS.__contains__, arguments), "")
     try:
         with signals.cancellable():
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _call(arguments: Sequence[str]) -> int:
-    """Call the command, and give its exit code. Raises UsageError, OutputError and its errors."""
+    """Call the command and return its exit code. Raises UsageError, OutputError and its errors."""
     code, top = 0, program()
     if "_BACKY_COMPLETE" in os.environ:
         top.main(list(arguments), prog_name="backy")  # Tab was hit; this exits
@@ -40,22 +40,22 @@ def _call(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         raise _usage_error(error) from error
     if problem := standard_streams.trouble():
-        hint = "All else that the command does is done."
+        hint = "Apart from that, the command has done its work."
         raise OutputError(f"not all output could be written: {problem}", hint)
     return code
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:
-    """The same as an error of ours: the message, and where to read how the command is used."""
+    """Typer's error as an error of ours, with a hint to the help of the command."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "backy"
     message = error.format_message().rstrip(".")
-    hint = getattr(error, "hint", "") or f"{command} --help tells how to use it."
+    hint = getattr(error, "hint", "") or f"{command} --help shows how to use it."
     return UsageError(message[:1].lower() + message[1:], hint)
 
 
 def _report(error: Exception, *, as_json: bool) -> int:
-    # Imported here, because help and version need it only if something is wrong.
+    # Imported here, because only errors need it.
     from backy.cli.output import report, report_bug
 
     if isinstance(error, BackyError):
@@ -66,7 +66,7 @@ def _report(error: Exception, *, as_json: bool) -> int:
 
 
 def _report_unknown(error: Exception) -> int:
-    """Say it as monitoring plug-ins do."""
+    """Report an error in the format of Nagios plug-ins."""
     from backy.cli.output import print_lines, printable, report_bug, warn
 
     if isinstance(error, BackyError):
@@ -76,6 +76,6 @@ def _report_unknown(error: Exception) -> int:
         report_bug(error, as_json=False)
     line = f"BACKY UNKNOWN - {' '.join(printable(text).replace('|', '/').split())}"[:200]
     if isinstance(error, OutputError):
-        warn(line)  # standard output takes no more
+        warn(line)  # standard output has failed
     print_lines([line])
     return _UNKNOWN

@@ -24,17 +24,21 @@ def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson 
     expiries = expire_job(context.obj, job, is_dry=dry_run)
     expired = [
         ExpiredRevision(
-            revision=each.revision.id,
-            drop=each.drop,
-            keep=each.keep,
-            removed=each.is_removed,
-            why=each.why,
+            revision=expiry.revision.id,
+            drop=expiry.drop,
+            keep=expiry.keep,
+            removed=expiry.is_removed,
+            why=expiry.why,
         )
-        for each in expiries
+        for expiry in expiries
     ]
     rows = (
-        (each.revision.id, "remove" if each.is_removed else f"drop {','.join(each.drop)}", each.why)
-        for each in expiries
+        (
+            expiry.revision.id,
+            "remove" if expiry.is_removed else f"drop {','.join(expiry.drop)}",
+            expiry.why,
+        )
+        for expiry in expiries
     )
     record = ExpireFinished(event="finished", job=job, dry_run=dry_run, expired=expired)
     answer(as_json, record, table(("revision", "would" if dry_run else "did", "why"), rows))

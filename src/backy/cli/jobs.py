@@ -1,4 +1,4 @@
-"""backy jobs: what is configured."""
+"""backy jobs: the configured jobs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _cells(config: Config, name: str) -> list[str]:
 
 
 def _interval(tag: str, seconds: int) -> str:
-    """How often a tag is given: "daily", "often: every 5 min"."""
+    """The interval of a tag: "daily", "often: every 5 min"."""
     unit = next(unit for unit in _UNITS if seconds % unit == 0)
     words = _NAMED.get(seconds) or f"every {seconds // unit} {_UNITS[unit]}"
     return words if words == tag else f"{tag}: {words}"

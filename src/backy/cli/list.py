@@ -24,19 +24,19 @@ Listed = Annotated[
 def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None:
     """Show the revisions of a job, or all jobs."""
     names = [job] if job else jobs(context.obj.base)
-    repositories, unusable = each_job(context, names, lambda each: each)
+    repositories, unusable = each_job(context, names, lambda repository: repository)
     if job and unusable:
         raise unusable[0][1]
-    histories = [(each, each.history()) for each in repositories]
+    histories = [(repository, repository.history()) for repository in repositories]
     if as_json:
-        listed = [_listed(*each) for each in histories]
+        listed = [_listed(*pair) for pair in histories]
         errors = [UnusableJob(job=name, error=error.message) for name, error in unusable]
         print_json(ListAnswer(jobs=listed, unusable=errors))
     elif job:
         print_lines(revision_table(histories[0][1].revisions))
     else:
         headings = ("job", "store", "revisions", "newest (UTC)", "size")
-        print_lines(table(headings, (_job_row(*each) for each in histories)))
+        print_lines(table(headings, (_job_row(*pair) for pair in histories)))
     for repository, history in histories:
         for damage in history.unreadable.values():
             warn(f"{repository.name}: warning: {damage.message}")

@@ -37,17 +37,17 @@ def print_document(value: object) -> None:
 
 
 def printable(text: str) -> str:
-    """Without control characters: names in a forged repository must not steer a terminal."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    """Escape control characters: names in a forged repository must not control a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def warn(text: str) -> None:
-    """Say on standard error what does not keep the command from going on."""
+    """Print a line on standard error; the command continues."""
     sys.stderr.write(f"{printable(text)}\n")
 
 
 def report(error: BackyError, *, as_json: bool) -> None:
-    """Say on standard error what failed, on which object, and what to do next."""
+    """Print an error on standard error: what failed, on which object, and what to do next."""
     if as_json:
         sys.stderr.write(json.dumps(error_event(error)) + "\n")
         return
@@ -57,20 +57,20 @@ def report(error: BackyError, *, as_json: bool) -> None:
 
 
 def report_bug(error: Exception, *, as_json: bool) -> None:
-    """The same for what is no error of a person's, with the traceback for whoever mends it."""
+    """Print a bug on standard error, with its traceback."""
     text = "".join(traceback.format_exception(error))
     sys.stderr.write(json.dumps(bug_event(error, text)) + "\n" if as_json else text)
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print what is for people."""
+    """Print lines for people, and flush."""
     for line in lines:
         sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """The lines of a table as wide as its content: cut at no terminal's edge, for pipes."""
+    """The lines of a table. It is as wide as its content, whatever the terminal's width."""
     cells = [list(headings), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
@@ -78,7 +78,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator
 
 
 def revision_table(history: Iterable[Revision]) -> Iterator[str]:
-    """What `backy list JOB` shows."""
+    """The table of `backy list JOB`."""
     headings = (
         "revision", "time (UTC)", "size", "changed", "stored", "took", "consistency", "trust",
         "tags",
@@ -96,12 +96,12 @@ def _revision_row(revision: Revision) -> list[str]:
 
 
 def total(revision: Revision, what: str) -> int:
-    """How many bytes all its disks have of "size", "read", "changed" or "stored"."""
+    """The sum over all disks of "size", "read", "changed" or "stored", in bytes."""
     return sum(getattr(disk, what) for disk in revision.disks.values())
 
 
 def summary(revision: Revision, seconds: float) -> str:
-    """The line at the end of a backup: read, changed, stored, ratio, seconds, rate."""
+    """The last line of a backup: read, changed, stored, ratio, seconds, rate."""
     read, changed, stored = (total(revision, what) for what in ("read", "changed", "stored"))
     ratio = f"{changed / stored:.1f}:1" if stored else "-"
     return (

@@ -37,5 +37,5 @@ def _pause(site: Site, job: str, since: datetime | None) -> None:
     root = site.require(job)
     statuses.update(root, lambda old: replace(old, paused=since and (old.paused or since)))
     if site.path:
-        with suppress(NotFoundError):  # the daemon reads status.json when it gets to know the job
+        with suppress(NotFoundError):  # the daemon reads status.json when the job is added
             client.look(site.globals.socket, job)

@@ -34,11 +34,11 @@ class Meter(ABC):
         self._done = 0
 
     def begin(self, total: int) -> None:
-        """So many bytes lie ahead."""
+        """Set the number of bytes to process."""
         self._total = total
 
     def advance(self, length: int) -> None:
-        """So many more are dealt with."""
+        """Add `length` processed bytes."""
         with self._lock:
             self._done += length
             now = time.monotonic()
@@ -53,27 +53,27 @@ class Meter(ABC):
             self._say(f"warning: {text}", event or WarningEvent(event="warning", message=text))
 
     def note(self, text: str) -> None:
-        """Say what is no warning."""
+        """Show a note at once."""
         with self._lock:
             self._say(text, NoteEvent(event="note", message=text))
 
     @property
     def seconds(self) -> float:
-        """Since the command began."""
+        """The time since the command started."""
         return time.monotonic() - self._start
 
     @abstractmethod
     def _show(self, done: int, total: int, seconds: float) -> None:
-        """`done` of `total` bytes were dealt with in so many seconds."""
+        """Show that `done` of `total` bytes were processed in `seconds`."""
 
     @abstractmethod
     def _say(self, text: str, event: _Told) -> None:
-        """Something that the user should know, or what a hook said; the same for programs."""
+        """Show `text`, or print `event` as JSON."""
 
 
 @contextmanager
 def meter(title: str, *, as_json: bool) -> Iterator[Meter]:
-    """A Meter that fits where this command's output goes."""
+    """A Meter for JSON, for a terminal, or for a file or pipe."""
     if as_json:
         yield _Json(title)
     elif sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""backy purge: free the space of what was removed."""
+"""backy purge: free the space of removed revisions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def purge(
     before.
     """
     if (job is None) == (whole is None):
-        raise UsageError("one job is needed", "Name it, or --job and one that is not configured.")
+        raise UsageError("one job is needed", "Write backy purge JOB, or backy purge --job JOB.")
     from backy.operations.history import erase_job, purge_job
 
     if whole:

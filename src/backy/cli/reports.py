@@ -1,4 +1,4 @@
-"""backy reports: the damage that was found, and is kept in quarantine."""
+"""backy reports: damage that was found, and the damaged bytes in quarantine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Reports(CommandGroup):
-    """Takes a name that is none of its commands for the job whose reports are listed."""
+    """If the first argument is no command, it is the job whose reports are listed."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - typer's
         """The command that `args` begin with."""
@@ -62,8 +62,15 @@ def list_reports(context: Context, job: OneJob = None, as_json: AsJson = False) 
         raise unusable[0][1]
     pairs = [pair for of_job in listed for pair in of_job]
     rows = (
-        (of.name, each.id, each.verb, each.healed or "-", len(each.revisions), each.reason)
-        for of, each in pairs
+        (
+            repository.name,
+            report.id,
+            report.verb,
+            report.healed or "-",
+            len(report.revisions),
+            report.reason,
+        )
+        for repository, report in pairs
     )
     record = ReportsAnswer(reports=[_record(*pair) for pair in pairs])
     answer(as_json, record, table(HEADINGS, rows))
@@ -86,9 +93,9 @@ def _record(repository: Repository, report: Report) -> ReportRecord:
         revisions=report.revisions,
         occurrences=[
             OccurrenceRecord(
-                revision=each.revision, disk=each.disk, start=each.start, length=each.length
+                revision=place.revision, disk=place.disk, start=place.start, length=place.length
             )
-            for each in report.occurrences
+            for place in report.occurrences
         ],
         healed=report.healed,
         files=[str(path) for path in quarantine.files(repository, report)],
@@ -97,7 +104,7 @@ def _record(repository: Repository, report: Report) -> ReportRecord:
 
 @reports.command(epilog="Example: backy reports show vm1 20261123T004938Z-3fa1")
 def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = False) -> None:
-    """Show one report: when, where, which revisions, and where the bytes are kept."""
+    """Show one report: when and where damage was found, and where the bytes are kept."""
     repository = context.obj.repository(job)
     report = quarantine.find(repository, report_id)
     rows = [
@@ -106,9 +113,9 @@ def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = Fals
         ("hash", report.digest),
         ("healed", f"from {report.healed}" if report.healed else "no"),
     ]
-    for each in report.occurrences:
-        end = each.start + each.length
-        rows.append(("affects", f"{each.revision} {each.disk} bytes {each.start} to {end}"))
+    for place in report.occurrences:
+        end = place.start + place.length
+        rows.append(("affects", f"{place.revision} {place.disk} bytes {place.start} to {end}"))
     rows += [("kept", str(path)) for path in quarantine.files(repository, report)]
     answer(as_json, _record(repository, report), table(("report", report.id), rows))
 
@@ -124,10 +131,12 @@ def delete(
     if not ids and not healed:
         raise UsageError(f"{job}: no report was named", f"backy reports {job} lists them.")
     repository = context.obj.repository(job)
-    unwanted = [quarantine.find(repository, each) for each in dict.fromkeys(ids or [])]
+    unwanted = [quarantine.find(repository, report_id) for report_id in dict.fromkeys(ids or [])]
     if healed:
         unwanted += [
-            each for each in quarantine.reports(repository) if each.healed and each not in unwanted
+            report
+            for report in quarantine.reports(repository)
+            if report.healed and report not in unwanted
         ]
     quarantine.delete(repository, unwanted)
     names = [report.id for report in unwanted]

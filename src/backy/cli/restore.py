@@ -55,7 +55,8 @@ def restore(
     options = RestoreOptions(spec, disk, over_source, keep_going)
     done: list[RestoredDisk] = []
     with ExitStack() as stack:
-        stack.callback(_print_restored, job, done)  # once the bar is gone, also after an error
+        # It is printed after the progress bar is gone, even after an error.
+        stack.callback(_print_restored, job, done)
         shown = stack.enter_context(meter(job, as_json=as_json))
         tell = partial(_print_record, job) if as_json else done.append
         result = restore_job(context.obj, job, target, options, watcher=shown, on_disk=tell)
@@ -98,8 +99,9 @@ def _print_restored(job: str, disks: list[RestoredDisk]) -> None:
 def _raise_lost(job: str, target: str, result: RestoreResult) -> None:
     """Raise DamagedError if ranges are lost."""
     if result.lost:
-        names = ", ".join(each.disk for each in result.disks)
+        names = ", ".join(restored.disk for restored in result.disks)
         are_lost = f"{counted(result.lost, 'range is', 'ranges are')} lost"
-        hints = [*result.unasked, f"All the rest is in {target}", "Try an older revision for them."]
+        rest = f"Everything else is in {target}"
+        hints = [*result.unasked, rest, "Try an older revision for the lost ranges."]
         message = f"{job}: {result.revision.id} {names}: {are_lost}"
         raise DamagedError(message, ". ".join(hints))

@@ -20,7 +20,7 @@ def run(context: Context, job: Job, as_json: AsJson = False) -> None:
     site: Site = context.obj
     check_job(job)
     if site.path and client.run(site.globals.socket, job):
-        text = f"{job}: goes first; backy status shows it"
+        text = f"{job}: next to start; backy status shows it"
         answer(as_json, RunAnswer(job=job, state="waiting"), text)
         return
     from backy.cli.backup import backup

@@ -15,7 +15,7 @@ from backy.cli.output import answer, printable, table
 from backy.errors import CancelledError
 from backy.operations.site import Site
 from backy.system import signals
-from backy.units import format_duration, format_rate, format_size
+from backy.units import counted, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
     from backy.model.answers import JobOverview, PoolUse, StatusAnswer
@@ -61,7 +61,7 @@ def _show(
 
 
 def _state(site: Site, is_shown: Callable[[JobOverview], bool]) -> StatusAnswer:
-    """The state by the daemon; without a daemon, by the repositories."""
+    """The state from the daemon, or from the repositories if it does not run."""
     from backy.clients import daemon as client
 
     state = client.status(site.globals.socket) if site.path else None
@@ -95,7 +95,8 @@ def _lines(state: StatusAnswer) -> Iterator[str]:
 
 
 def _pool_line(name: str, pool: PoolUse) -> str:
-    return f"{name}: {pool['in_use']} of {pool['slots']} slots in use, {pool['queued']} waiting"
+    slots = counted(pool["slots"], "slot")
+    return f"{name}: {pool['in_use']} of {slots} in use, {pool['queued']} waiting"
 
 
 def _cells(job: JobOverview) -> list[str]:

@@ -20,7 +20,7 @@ Marks = Annotated[list[str], Argument(parser=values.mark, metavar="+TAG|-TAG..."
 
 
 class _TagCommand(TyperCommand):
-    """Takes +TAG and -TAG as arguments: click would see the options -T, -A and -G in the latter."""
+    """Accepts +TAG and -TAG as arguments: click would read -TAG as the options -T, -A and -G."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own click
         options: list[str] = []
@@ -56,5 +56,7 @@ def tag(
         drop={mark[1:] for mark in marks if mark.startswith("-")},
     )
     records = [revision_record(revision) for revision in changed]
-    lines = (f"{job}: {each.id}: {', '.join(each.tags) or 'no tags'}" for each in changed)
+    lines = (
+        f"{job}: {revision.id}: {', '.join(revision.tags) or 'no tags'}" for revision in changed
+    )
     answer(as_json, TagAnswer(job=job, revisions=records), lines)

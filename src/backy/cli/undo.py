@@ -1,4 +1,4 @@
-"""backy undo: bring back what was removed."""
+"""backy undo: bring back removed revisions."""
 
 from __future__ import annotations
 

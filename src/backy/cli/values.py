@@ -1,4 +1,4 @@
-"""What is typed, checked before a command does anything: a wrong value is wrong usage."""
+"""Parsers for arguments and options, which check values before a command does anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEVELS = range(1, 20)
 
 
 class WrongValueError(typer.BadParameter):
-    """A value that cannot be; `hint` says which can."""
+    """A wrong value; `hint` says which values are allowed."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -27,7 +27,10 @@ class WrongValueError(typer.BadParameter):
 
 
 def _typed(check: Callable[[str], Value]) -> Callable[[str | Value], Value]:
-    """A parser of typer for what `check` gives or raises ConfigError for; defaults pass as well."""
+    """A typer parser that calls `check`. Defaults that are no text are not checked.
+
+    Raises WrongValueError if `check` raises ConfigError.
+    """
 
     @wraps(check)
     def parse(value: str | Value) -> Value:
@@ -48,7 +51,7 @@ duration = _typed(parse_duration)
 
 @_typed
 def span(text: str) -> str:
-    """A duration within which something can be done, as it was typed."""
+    """A duration above zero; returned as it was typed."""
     if not parse_duration(text):
         raise ConfigError(f"nothing can be read within {text}", "Use --within 30d.")
     return text
@@ -57,10 +60,10 @@ def span(text: str) -> str:
 @_typed
 def rate(text: str) -> int:
     """Bytes a second."""
-    found = parse_size(text)
-    if found < _SLOWEST:
+    size = parse_size(text)
+    if size < _SLOWEST:
         raise ConfigError(f"{text} a second is too slow", "Use 1MiB or more.")
-    return found
+    return size
 
 
 @_typed
@@ -102,7 +105,7 @@ def store(text: str) -> str:
 
 
 class DiskPath(NamedTuple):
-    """The path of a disk, and its name, which is empty if none was typed."""
+    """The path and the name of a disk; `name` is empty if none was typed."""
 
     name: str
     path: Path
@@ -119,14 +122,14 @@ def disk_path(text: str) -> DiskPath:
 
 @_typed
 def target(text: str) -> str:
-    """Where a disk is restored to: as `path`, but an URL or a dash is no path."""
+    """The target of a restore: a path, a URL or a dash; it must not be empty."""
     path(text)
     return text
 
 
 @_typed
 def path(text: str) -> Path:
-    """A path that is not empty: Path("") is the folder in which the shell is."""
+    """A path that is not empty: Path("") would be the current folder."""
     if not text:
-        raise ConfigError("the path is empty", "Is a variable of the shell not set?")
+        raise ConfigError("the path is empty", "Is a shell variable not set?")
     return Path(text)

@@ -15,7 +15,7 @@ from statistics import linear_regression
 from backy.model.revision import time_of
 from backy.monitoring.space import Space
 from backy.repository.summary import Summary
-from backy.units import format_duration, format_size
+from backy.units import counted, format_duration, format_size
 
 _LONGEST_TREND = 3650  # days; stands for everything that is not filling up
 _TRACKING_ERROR_SHOWN = timedelta(days=30)  # in which the backups have compared every block once
@@ -257,7 +257,7 @@ def _text(findings: Sequence[Finding]) -> str:
 
 def _status_line(ranked: Sequence[Sequence[Finding]], states: Sequence[State]) -> str:
     """How many jobs are in which state, then the three worst findings."""
-    jobs = "1 job" if len(states) == 1 else f"{len(states)} jobs"
+    jobs = counted(len(states), "job")
     bad = [state for state in reversed(State) if state and state in states]
     counts = [f"{states.count(state)} {state.name.lower()}" for state in bad]
     reasons = [_printable(_text(findings[:1]), _LONGEST_REASON) for findings in ranked[:3]]
