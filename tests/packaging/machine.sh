@@ -53,5 +53,15 @@ say backed_up_without_the_daemon "$(revisions)"
 until_true '[ "$(grep -c after-snapshot /hooks)" -eq 2 ]'
 say hooks "$(tr '\n' ' ' </hooks)"
 
+# As after `make install`: the program is in /usr/local/bin, and nowhere else.
+systemctl stop backy.service
+mv /usr/bin/backy /usr/bin/of-the-package
+mkdir -p /usr/local/bin
+ln -s /usr/lib/backy/bin/backy /usr/local/bin/backy
+systemctl start backy.service
+say from_usr_local "$(state)"
+rm /usr/local/bin/backy
+mv /usr/bin/of-the-package /usr/bin/backy
+
 dpkg --remove backy >/dev/null
 say removed "$(state)"

@@ -136,6 +136,7 @@ def boot(root: Root, deb: Path) -> None:
         pytest.param("hook_of_the_killed", "lives", id="which-leaves-what-ran-alone"),
         pytest.param("backed_up_without_the_daemon", "2", id="so-that-it-makes-its-revision"),
         pytest.param("hooks", 2 * "before-snapshot after-snapshot ", id="and-thaws-its-guest"),
+        pytest.param("from_usr_local", "active", id="starts-what-make-install-links-to"),
         pytest.param("removed", "inactive", id="is-stopped-before-it-is-removed"),
     ],
 )
