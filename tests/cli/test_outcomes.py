@@ -132,7 +132,6 @@ VERBS = {
     "run": ["run", "vm1"],
     "expire": ["expire", "vm1"],
     "restore": ["restore", "vm1", "restored.img"],
-    "pause": ["pause", "vm1"],
 }
 
 
