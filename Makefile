@@ -22,18 +22,18 @@ help: ## list these targets
 install: $(VENV)/.installed ## make .venv/bin/backy, and backy a command in PREFIX/bin (/usr/local or ~/.local)
 	@tools/link-program $(BIN)/backy $(PREFIX)/bin
 
-test: $(VENV)/.dev ## run all tests, on real file systems and programs where root
+test: $(VENV)/.dev ## run all tests; as root on real file systems and programs
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 # With -rP each test says at the end how much it did: docs/reliability.md has the figures of the last run.
 SOAK := BACKY_SEEDS=50 BACKY_ALL_CALLS=1 BACKY_ROUNDS=10 BACKY_KILLS=1000 BACKY_FLIPS=1000
-soak: $(VENV)/.dev ## the tests of crashes, faults and random sequences, for hours
+soak: $(VENV)/.dev ## run the tests of crashes, faults and random sequences for hours
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(SOAK) HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) -rP tests/faults tests/sources \
 		$$(grep -rl --include='test_*.py' '^from hypothesis' tests | sort) $(ARGS)
 
-check: $(VENV)/.dev ## format, lint, types, layers, doors and sizes
+check: $(VENV)/.dev ## check format, lint, types, layers, doors and sizes
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -59,10 +59,10 @@ man: $(VENV)/.installed ## write the manual pages to build/share/man
 schemas: $(VENV)/.installed ## write docs/schemas/ from the types of messages
 	@$(BIN)/python -m tools.make_schemas
 
-completion: $(VENV)/.installed ## write what completes commands in bash, zsh and fish to build/share
+completion: $(VENV)/.installed ## write completion for bash, zsh and fish to build/share
 	@$(BIN)/python -m tools.make_completion build/share
 
-format: $(VENV)/.dev ## bring the code into its form
+format: $(VENV)/.dev ## format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
@@ -75,7 +75,7 @@ lock: $(VENV)/.uv ## write requirements/ from pyproject.toml
 	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 	@$(LOCK) --group lock --output-file requirements/uv.txt
 
-clean: ## remove what the tools made
+clean: ## remove everything that the tools made
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find src tests tools benchmarks contrib -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
