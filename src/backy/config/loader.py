@@ -152,10 +152,11 @@ def read_global(path: Path) -> Global:
     Raises ProblemsError if they are wrong or the file cannot be read.
     """
     file = _File(path, ("jobs",), until="global")
-    config = file.validated(Config, (), {"global": file.content.get("global")}, {})
-    if not config or file.is_bad:
+    content = file.content.get("global")
+    settings = file.validated(Global, ("global",), {} if content is None else content, {})
+    if not settings or file.is_bad:
         raise ProblemsError(tuple(file.problems))
-    return config.global_
+    return settings
 
 
 def schema() -> dict[str, Any]:

@@ -103,7 +103,8 @@ class Values(BaseModel):
 
     model_config = ConfigDict(
         alias_generator=lambda name: name.replace("_", "-"), coerce_numbers_to_str=True,
-        extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True,
+        defer_build=True, extra="forbid", frozen=True, serialize_by_alias=True,
+        validate_by_name=True,
     )  # fmt: skip
     gone: ClassVar[tuple[str, ...]] = ()  # keys of backy 2 that are ignored
 
@@ -177,7 +178,7 @@ class Defaults(Values):
     block_size: Bytes | None = Field(default=None, ge=64 * KiB, le=16 * MiB, multiple_of=64 * KiB)
     level: Whole | None = Field(default=None, ge=1, le=19)
     limits: Annotated[tuple[Named, ...], _Listed] = ()
-    hooks: Hooks = Hooks()
+    hooks: Hooks = Field(default_factory=Hooks)
     expire: bool = True
     minimum: Whole = Field(default=1, ge=1)
     trash: Seconds = 7 * _DAY
@@ -185,7 +186,7 @@ class Defaults(Values):
         Scrub | None,
         BeforeValidator(_switch, json_schema_input_type=Scrub | bool),
         pydantic.PlainSerializer(lambda scrub: scrub or False, return_type=Scrub | Literal[False]),
-    ] = Scrub()
+    ] = Field(default_factory=Scrub)
 
 
 class Job(Defaults):
@@ -225,10 +226,10 @@ class Config(Values):
     """
 
     gone: ClassVar[tuple[str, ...]] = ("api", "peers")
-    global_: Global = Field(default=Global(), alias="global")
+    global_: Global = Field(default_factory=Global, alias="global")
     schedules: dict[str, Schedule] = {}
-    defaults: Defaults = Defaults()
-    hooks: Hooks = Hooks()
+    defaults: Defaults = Field(default_factory=Defaults)
+    hooks: Hooks = Field(default_factory=Hooks)
     limits: dict[str, Annotated[Whole, Field(ge=1)]] = {}
     jobs: dict[str, Job] = {}
     include: Annotated[tuple[str, ...], _Listed] = ("jobs.d/*.yaml",)
