@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.lab.needs import need
 from tests.lab.reflink import missing, reflink_file_system
+from tests.lab.volumes import Mounts
 
 pytest_plugins = ["tests.no_skip", "tests.lab.ceph"]
 
@@ -26,14 +29,30 @@ settings.register_profile("soak", settings.get_profile("ci"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.fixture(scope="session")
+def mounts() -> Iterator[Mounts]:
+    """File systems for all tests, one of each kind: to make one takes longer than most tests."""
+    with ExitStack() as stack:
+        yield Mounts(stack)
+
+
 @pytest.fixture
-def reflink_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """An empty file system whose files can share extents: XFS, or what the parameter says.
+def reflink_folder(request: pytest.FixtureRequest, mounts: Mounts) -> Iterator[Path]:
+    """An empty folder whose files can share extents: on XFS, or on what the parameter says.
 
     @pytest.mark.parametrize("reflink_folder", ["xfs", "btrfs"], indirect=True) runs a test on both.
     """
+    with mounts.folder(getattr(request, "param", "xfs")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def own_reflink_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The same as a file system of its own, for who measures it, damages it or takes snapshots.
+
+    Its device is the file "device" beside it.
+    """
     kind = getattr(request, "param", "xfs")
-    if reason := missing(kind):
-        pytest.skip(reason)
+    need(missing(kind))
     with reflink_file_system(kind) as folder:
         yield folder

@@ -5,7 +5,6 @@ The model knows nothing of blocks, indexes or files: a revision is the bytes of 
 
 import os
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,6 @@ from backy.stores.codec import Codec
 from backy.stores.zstd import ZstdCodec
 from backy.units import KiB
 from tests.keyed_codec import KeyedCodec
-from tests.lab.reflink import missing, reflink_file_system
 from tests.lab.repositories import names
 from tests.memory_source import FailingSource, MemorySource, changed, sample
 
@@ -292,14 +290,6 @@ class Commands(RuleBasedStateMachine):
         assert names(self.repository.folder / "revisions") == sorted(self.history)
 
 
-@pytest.fixture(scope="module")
-def xfs() -> Iterator[Path]:
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as folder:
-        yield folder
-
-
 def run(store: str, base: Path, codec: Codec, share: float) -> None:
     """That share of as many examples as the profile says."""
     machine = type("Commands", (Commands,), {"store": store, "base": base, "codec": codec})
@@ -313,12 +303,12 @@ def test_any_order_of_commands_leaves_what_the_model_says_in_chunks(tmp_path: Pa
     run("chunks", tmp_path, ZstdCodec(1), 0.4)
 
 
-def test_any_order_of_commands_leaves_what_the_model_says_in_images(xfs: Path) -> None:
-    run("images", xfs, ZstdCodec(1), 0.4)
+def test_any_order_of_commands_leaves_what_the_model_says_in_images(reflink_folder: Path) -> None:
+    run("images", reflink_folder, ZstdCodec(1), 0.4)
 
 
 @pytest.mark.parametrize("store", ["chunks", "images"])
 def test_any_order_of_commands_leaves_what_the_model_says_with_another_codec(
-    store: str, xfs: Path
+    store: str, reflink_folder: Path
 ) -> None:
-    run(store, xfs, KeyedCodec(), 0.1)
+    run(store, reflink_folder, KeyedCodec(), 0.1)

@@ -1,22 +1,11 @@
 """One installation of backy for each test of its commands."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.runner import SMALL, Backy, image
-from tests.lab.reflink import missing, reflink_file_system
-
-
-@pytest.fixture(scope="session")
-def shared_xfs() -> Iterator[Path]:
-    """A file system with reflink for all tests of a run, each in a folder of its own."""
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as folder:
-        yield folder
 
 
 @pytest.fixture
@@ -26,9 +15,15 @@ def backy(tmp_path: Path) -> Backy:
 
 
 @pytest.fixture
-def plain(shared_xfs: Path, tmp_path: Path) -> Backy:
+def plain(reflink_folder: Path) -> Backy:
     """With the store "images"."""
-    return Backy(shared_xfs / tmp_path.name / "backups", "images")
+    return Backy(reflink_folder / "backups", "images")
+
+
+@pytest.fixture
+def alone(own_reflink_folder: Path) -> Backy:
+    """The same on a file system of its own, whose space can be measured."""
+    return Backy(own_reflink_folder / "backups", "images")
 
 
 @pytest.fixture(params=["chunks", "images"])

@@ -1,4 +1,4 @@
-"""Pieces of a machine: small file systems, block devices, a user without rights."""
+"""Pieces of a machine: small file systems, a user without rights."""
 
 import os
 import shutil
@@ -7,40 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
+from tests.lab.needs import absent, need, no_mounts
 from tests.lab.reflink import unmount
 
 MIB = 1024**2
 
 
-def need_loop_devices() -> None:
-    """Skip the test where no file can be made a block device."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can use loop devices and mount")
-    if not Path("/dev/loop-control").exists():
-        pytest.skip("there are no loop devices")
-
-
-@contextmanager
-def loop_device(file: Path, size: int | None = None) -> Iterator[Path]:
-    """A block device that is this file, which is made first where it has a `size`."""
-    need_loop_devices()
-    if size is not None:
-        file.touch()
-        os.truncate(file, size)
-    command = ["losetup", "--find", "--show", str(file)]
-    device = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    try:
-        yield Path(device)
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
-
-
 @contextmanager
 def ext4(folder: Path, size: int) -> Iterator[Path]:
     """A new file system of that size; its files cannot share extents."""
-    need_loop_devices()
+    need(no_mounts())
     device, mounted = folder / "ext4.device", folder / "ext4"
     device.touch()
     os.truncate(device, size)
@@ -83,7 +59,6 @@ def without_rights() -> list[str]:
     """
     if os.geteuid() != 0:
         return []
-    if not shutil.which("setpriv"):
-        pytest.skip("setpriv is not installed")
+    need(absent("setpriv"))
     rights = "-dac_override,-dac_read_search"
     return ["setpriv", f"--bounding-set={rights}", "--inh-caps=-all"]

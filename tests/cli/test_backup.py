@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.machine import loop_device, used
+from tests.cli.machine import used
 from tests.cli.runner import MIB, PROGRAM, Backy, data, environment, image, overwrite, tree
+from tests.lab.devices import loop_device
 
 GIB = 1024 * MIB
 
@@ -80,17 +81,15 @@ def test_a_small_change_costs_one_block_of_chunks(backy: Backy, tmp_path: Path) 
     assert disk["read"] == 8 * MIB
 
 
-def test_a_small_change_costs_one_page_of_a_plain_image(
-    plain: Backy, shared_xfs: Path, tmp_path: Path
-) -> None:
+def test_a_small_change_costs_one_page_of_a_plain_image(alone: Backy, tmp_path: Path) -> None:
     source = image(tmp_path / "vm1.img", data(1, 8 * MIB))
-    plain.backup("vm1", source)
-    before = used(shared_xfs)
+    alone.backup("vm1", source)
+    before = used(alone.base)
     overwrite(source, 3 * MIB + 10, b"changed")
-    disk = plain.ok("backup", "vm1", "--json").last()["revision"]["disks"]["vda"]
+    disk = alone.ok("backup", "vm1", "--json").last()["revision"]["disks"]["vda"]
     assert disk["stored"] == 4096
-    assert used(shared_xfs) - before < 256 * 1024
-    assert plain.content("vm1") == source.read_bytes()
+    assert used(alone.base) - before < 256 * 1024
+    assert alone.content("vm1") == source.read_bytes()
 
 
 def test_a_hole_is_not_read(either: Backy, tmp_path: Path) -> None:
@@ -111,10 +110,8 @@ def test_a_block_device_is_backed_up_in_its_whole_size(either: Backy, tmp_path: 
         assert either.content("vm1") == data(1, 5 * MIB + 512)
 
 
-def test_a_disk_that_is_one_point_in_time_says_so(plain: Backy, shared_xfs: Path) -> None:
-    folder = shared_xfs / plain.base.parent.name
-    folder.mkdir(exist_ok=True)
-    revision = plain.backup("vm1", image(folder / "vm1.img", data(1)))
+def test_a_disk_that_is_one_point_in_time_says_so(plain: Backy) -> None:
+    revision = plain.backup("vm1", image(plain.base.parent / "vm1.img", data(1)))
     assert plain.said_of("vm1", revision)["consistency"] == "crash"
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.machine import ext4, loop_device, without_rights
+from tests.cli.machine import ext4, without_rights
 from tests.cli.runner import MIB, SMALL, Backy, data, environment, image, ran, refusal, tree
+from tests.lab.devices import loop_device
 
 Maker = Callable[[Path], object]
 

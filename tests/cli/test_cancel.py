@@ -188,15 +188,15 @@ def test_a_verification_can_be_stopped_and_marks_nothing(
 
 
 def test_space_taken_by_a_stopped_backup_of_plain_images_is_free_at_once(
-    plain: Backy, shared_xfs: Path, tmp_path: Path
+    alone: Backy, tmp_path: Path
 ) -> None:
     source = image(tmp_path / "vm1.img", SMALL[1])
-    plain.backup("vm1", source)
+    alone.backup("vm1", source)
     source.write_bytes(DISK)
-    before = used(shared_xfs)
-    with unpublishable(plain, "vm1"), plain.started("backup", "vm1") as running:
-        wait_for_its_record(plain)
-        assert used(shared_xfs) - before > 5 * MIB
+    before = used(alone.base)
+    with unpublishable(alone, "vm1"), alone.started("backup", "vm1") as running:
+        wait_for_its_record(alone)
+        assert used(alone.base) - before > 5 * MIB
         running.signal(signal.SIGTERM)
         running.end()
-    assert used(shared_xfs) - before < MIB
+    assert used(alone.base) - before < MIB

@@ -7,6 +7,7 @@ import pytest
 
 from tests.cli.machine import ballast, ext4, used
 from tests.cli.runner import MIB, Backy, data, image
+from tests.lab.needs import need
 from tests.lab.reflink import missing, reflink_file_system
 
 DISK = data(1, 24 * MIB)
@@ -19,8 +20,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backy]:
         with ext4(tmp_path, 64 * MIB) as folder:
             yield Backy(folder / "backups", "chunks")
         return
-    if reason := missing("xfs"):
-        pytest.skip(reason)
+    need(missing("xfs"))
     with reflink_file_system("xfs", 320 * MIB) as folder:
         yield Backy(folder / "backups", "images")
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from backy.units import counted
-from tests.cli.machine import ext4, loop_device
+from tests.cli.machine import ext4
 from tests.cli.runner import MIB, Backy, Result, data, environment, image, overwrite, refusal
-from tests.lab.reflink import missing, reflink_file_system
+from tests.lab.devices import loop_device
+from tests.lab.volumes import Mounts
 
 DISK = data(1, 5 * MIB) + bytes(MIB) + data(2, 5000)  # blocks 0 to 4, a zero block, a short one
 LAST = 6
@@ -69,13 +70,13 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def first_orphans(tmp_path_factory: pytest.TempPathFactory, shared_xfs: Path) -> dict[str, Backy]:
+def first_orphans(tmp_path_factory: pytest.TempPathFactory, mounts: Mounts) -> dict[str, Backy]:
     """What `orphan` copies."""
     folder = tmp_path_factory.mktemp("orphans")
     source = image(folder / "vm1.img", DISK)
     made = {
         "chunks": Backy(folder / "backups", "chunks"),
-        "images": Backy(shared_xfs / folder.name / "backups", "images"),
+        "images": Backy(mounts["xfs"] / "orphans", "images"),
     }
     for backy in made.values():
         backy.backup("vm1", source)
@@ -87,7 +88,6 @@ def first_orphans(tmp_path_factory: pytest.TempPathFactory, shared_xfs: Path) ->
 def orphan(first_orphans: dict[str, Backy], either: Backy) -> Backy:
     """One revision, whose source is gone."""
     first = first_orphans[either.store].base
-    either.base.parent.mkdir(exist_ok=True)
     command = ["cp", "--archive", "--reflink=auto", str(first), str(either.base)]
     subprocess.run(command, check=True)
     return either
@@ -286,12 +286,9 @@ def test_a_damaged_disk_comes_back_from_a_read_only_file_system_with_chunks(
 
 
 def test_a_damaged_disk_comes_back_from_a_read_only_file_system_with_images(
-    tmp_path: Path,
+    alone: Backy, tmp_path: Path
 ) -> None:
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as mounted:
-        check_read_only(Backy(mounted / "backups", "images"), mounted, tmp_path)
+    check_read_only(alone, alone.base.parent, tmp_path)
 
 
 @pytest.mark.parametrize(

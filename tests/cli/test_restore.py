@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.machine import loop_device
 from tests.cli.runner import MIB, SMALL, Backy, data, environment, image, overwrite
+from tests.lab.devices import loop_device
 
 SPARSE = data(1, MIB) + bytes(40 * MIB) + data(2, 5000)
 

@@ -18,7 +18,7 @@ from backy.stores.images import ImageStore
 from backy.targets.file import FileTarget
 from tests.conformance.image import STEP, ImageSuite
 from tests.conformance.shelf import Shelf
-from tests.lab.devices import loop_device, needs_loop_devices
+from tests.lab.devices import device_of, needs_loop_devices
 from tests.lab.handmade import write_sparse
 from tests.lab.repositories import Made
 from tests.memory_origin import Copy
@@ -92,7 +92,7 @@ class TestBlockDevice(ImageSuite):
 
     @contextmanager
     def open(self, content: bytes, folder: Path) -> Iterator[Image]:
-        with loop_device(content, folder) as device:
+        with device_of(content, folder) as device:
             yield from from_source(device)
 
 

@@ -10,7 +10,7 @@ from backy.model.revision import Consistency
 from backy.sources import Source
 from backy.sources.file import FileSource
 from tests.conformance.source import SourceSuite
-from tests.lab.devices import loop_device, needs_loop_devices
+from tests.lab.devices import device_of, needs_loop_devices
 from tests.memory_source import MemorySource
 
 
@@ -56,7 +56,7 @@ class TestBlockDevices(SourceSuite):
     def open(self, disks: Mapping[str, bytes], folder: Path) -> Iterator[Source]:
         with ExitStack() as stack:
             devices = {
-                name: str(stack.enter_context(loop_device(content, folder)))
+                name: str(stack.enter_context(device_of(content, folder)))
                 for name, content in disks.items()
             }
             yield FileSource(disks=devices)

@@ -17,8 +17,7 @@ from backy.targets.file import FileTarget
 from backy.targets.stream import StreamDraft, StreamTarget
 from backy.units import MiB
 from tests.conformance.target import BLOCK, OLD, TargetSuite, Trial, restore
-from tests.lab import volumes
-from tests.lab.devices import needs_loop_devices
+from tests.lab.devices import loop_device, needs_loop_devices
 from tests.memory_source import sample
 
 
@@ -69,7 +68,7 @@ class TestDevice(TargetSuite):
     def open(self, folder: Path, size: int) -> Iterator[Trial]:
         backing = folder / "backing"
         backing.write_bytes(bytes([OLD]) * (-(-size // 4096) * 4096 + self.beyond))
-        with volumes.loop_device(backing) as device:
+        with loop_device(backing) as device:
             target = DeviceTarget(str(device))
             yield Trial(target, lambda: device.read_bytes()[:size], device)
 
@@ -207,7 +206,7 @@ class TestWords:
     @needs_loop_devices
     def test_a_device_is_known_by_its_path(self, tmp_path: Path) -> None:
         (tmp_path / "backing").write_bytes(bytes(4096))
-        with volumes.loop_device(tmp_path / "backing") as device:
+        with loop_device(tmp_path / "backing") as device:
             assert isinstance(open_target(str(device)), DeviceTarget)
 
     def test_an_unknown_name_is_refused_with_what_there_is(self) -> None:

@@ -1,15 +1,14 @@
 """Runs promtool, which is Prometheus' own judge of metrics and rules."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.daemon import views
+from tests.lab.needs import absent, need
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 RULES = CONTRIB / "prometheus" / "backy.rules.yml"
@@ -19,10 +18,8 @@ _OF_HISTOGRAM = ("_bucket", "_count", "_sum")
 
 
 def promtool(*arguments: str | Path, text: bytes = b"") -> subprocess.CompletedProcess[str]:
-    program = shutil.which("promtool")
-    if program is None:
-        pytest.skip("promtool is not installed")
-    said = subprocess.run([program, *arguments], input=text, capture_output=True, check=False)
+    need(absent("promtool"))
+    said = subprocess.run(["promtool", *arguments], input=text, capture_output=True, check=False)
     return subprocess.CompletedProcess(
         said.args, said.returncode, said.stdout.decode(), said.stderr.decode()
     )

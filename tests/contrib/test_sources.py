@@ -18,7 +18,7 @@ from backy.model.extent import Kind
 from backy.model.revision import Consistency, Disk, Revision, id_for
 from backy.sources import Request
 from backy.sources.exec import ExecSource
-from tests.snapshots import opened
+from tests.snapshots import content_of, opened
 
 SOURCES = Path(__file__).parents[2] / "contrib" / "sources"
 PROGRAMS = ("btrfs-image", "lvm-thin", "postgresql", "vmware-cbt", "zfs-zvol")
@@ -80,7 +80,9 @@ class Chain:
             )
             for name, image in snapshot.disks.items():
                 before = parent.contents.get(name, b"") if parent else b""
-                read(name, image, before, taken)
+                taken.contents[name] = content_of(image, before)
+                taken.data[name] = length_of(image, Kind.DATA)
+                taken.same[name] = length_of(image, Kind.SAME)
             if is_kept:
                 snapshot.keep_checkpoint()
         sizes = {name: len(content) for name, content in taken.contents.items()}
@@ -88,19 +90,8 @@ class Chain:
         return taken
 
 
-def read(name: str, image: Image, before: bytes, taken: Taken) -> None:
-    """Put together what a disk holds, of its parent's bytes where it says so."""
-    content = bytearray(image.size)
-    taken.data[name] = taken.same[name] = 0
-    for extent in image.extents():
-        if extent.kind is Kind.SAME:
-            assert extent.end <= len(before)
-            content[extent.start : extent.end] = before[extent.start : extent.end]
-            taken.same[name] += extent.length
-        elif extent.kind is Kind.DATA:
-            image.readinto(extent.start, memoryview(content)[extent.start : extent.end])
-            taken.data[name] += extent.length
-    taken.contents[name] = bytes(content)
+def length_of(image: Image, kind: Kind) -> int:
+    return sum(each.length for each in image.extents() if each.kind is kind)
 
 
 def say(program: str, verb: str, **request: object) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from tests.snapshots import opened
 KIB, MIB = 1024, 1024**2
 SIZE = 8 * MIB
 
-pytestmark = pytest.mark.parametrize("reflink_folder", ["btrfs"], indirect=True)
+pytestmark = pytest.mark.parametrize("own_reflink_folder", ["btrfs"], indirect=True)
 
 
 class Vm:
@@ -53,8 +53,8 @@ class Vm:
 
 
 @pytest.fixture
-def vm(reflink_folder: Path) -> Vm:
-    return Vm(reflink_folder)
+def vm(own_reflink_folder: Path) -> Vm:
+    return Vm(own_reflink_folder)
 
 
 CHANGES: dict[str, Callable[[Vm], None]] = {

@@ -70,11 +70,11 @@ def folder_of_user(path: Path) -> Path:
 
 
 @pytest.fixture
-def server(reflink_folder: Path) -> Iterator[Server]:
-    reflink_folder.parent.chmod(0o755)
-    place = folder_of_user(reflink_folder / "place")
-    data = reflink_folder / "data"
-    reflink_folder.chmod(0o777)
+def server(own_reflink_folder: Path) -> Iterator[Server]:
+    own_reflink_folder.parent.chmod(0o755)
+    place = folder_of_user(own_reflink_folder / "place")
+    data = own_reflink_folder / "data"
+    own_reflink_folder.chmod(0o777)
     as_user(PROGRAMS[0] / "initdb", "-A", "trust", "-N", "-D", data, folder=place)
     server = Server(data, place)
     with server.running():
@@ -104,7 +104,7 @@ def restored(taken: Taken, folder: Path) -> Iterator[Server]:
         shutil.rmtree(place)
 
 
-@pytest.mark.parametrize("reflink_folder", ["xfs", "btrfs"], indirect=True)
+@pytest.mark.parametrize("own_reflink_folder", ["xfs", "btrfs"], indirect=True)
 def test_every_delta_is_a_server_that_has_what_was_committed(server: Server) -> None:
     chain = chain_of(server)
     folder = server.data.parent

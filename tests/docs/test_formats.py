@@ -12,7 +12,7 @@ from backy.monitoring.space import record_space
 from tests.docs import markdown
 from tests.docs.stage import Stage
 from tests.lab.handmade import MIB
-from tests.lab.reflink import missing, reflink_file_system
+from tests.lab.volumes import Mounts
 
 TEXT = (markdown.PROJECT / "docs" / "formats.md").read_text()
 NAMES = markdown.table(markdown.section(TEXT, "Names"))
@@ -62,15 +62,13 @@ def is_time(text: str) -> bool:
 
 @pytest.fixture(scope="module", params=["chunks", "images"])
 def repository(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mounts: Mounts
 ) -> Iterator[Path]:
     """A repository of each store with all it can have: two disks, tags, trash, damage, reports."""
     if request.param == "chunks":
         yield filled(tmp_path_factory.mktemp("formats"), "chunks")
         return
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as folder:
+    with mounts.folder("xfs") as folder:
         yield filled(folder, "images")
 
 

@@ -1,13 +1,12 @@
 """What the pages tell an operator to type works, and prints what they say."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.docs import markdown
 from tests.docs.stage import Stage, session, steady
-from tests.lab.reflink import missing, reflink_file_system
+from tests.lab.volumes import Mounts
 
 PAGES = ["README.md", "docs/commands.md", "docs/formats.md", "docs/reliability.md"]
 PAGES += ["docs/unattended.md"]
@@ -18,21 +17,12 @@ SCENES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def shared_extents() -> Iterator[Path]:
-    """One XFS for all stages with the store images."""
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as folder:
-        yield folder
-
-
 @pytest.fixture
-def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Stage:
+def stage(request: pytest.FixtureRequest, tmp_path: Path, mounts: Mounts) -> Stage:
     scene = request.getfixturevalue("scene")
     root = tmp_path
     if "images" in scene.stage:
-        root = request.getfixturevalue("shared_extents") / tmp_path.name
+        root = mounts["xfs"] / tmp_path.name
     made = Stage(root)
     made.make()
     made.prepare(scene.stage)

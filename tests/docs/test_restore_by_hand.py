@@ -3,27 +3,22 @@
 import os
 import random
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lab.devices import loop_device
 from tests.lab.handmade import MIB, Handmade
+from tests.lab.needs import absent, no_mounts
 
 PAGE = Path(__file__).parents[2] / "docs" / "restore-by-hand.md"
 REV = "20261123T004938Z-x7k2"
-PROGRAMS = ["b3sum", "debugfs", "losetup", "mkfs.ext4", "zstd"]
 BLOCK = re.compile(r"^```sh *(?P<cases>.*)\n(?P<commands>(?:.*\n)*?)```$", re.MULTILINE)
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can use loop devices and mount"),
-    *(
-        pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-        for program in PROGRAMS
-    ),
-]
+MISSING = no_mounts() or absent("b3sum", "debugfs", "losetup", "mkfs.ext4", "zstd")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 
 
 def commands(case: str) -> Iterator[str]:
@@ -60,13 +55,8 @@ def device(tmp_path: Path) -> Iterator[Path]:
     file = tmp_path / "device"
     file.touch()
     os.truncate(file, 20 * MIB)
-    command = ["losetup", "--find", "--show", str(file)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
-        pytest.skip(f"there are no loop devices: {found.stderr}")
-    device = Path(found.stdout.strip())
-    yield device
-    subprocess.run(["losetup", "--detach", device], check=True)
+    with loop_device(file) as device:
+        yield device
 
 
 @pytest.fixture

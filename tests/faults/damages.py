@@ -29,6 +29,7 @@ from tests.lab.watchdog import ends
 JOB = "vm1"
 DISKS = ("vda", "vdc")  # one bit apart from each other and from what may become of them
 OPTIONAL = ("lock", "scrub.json", "report.json", "stored")  # what a restore does not need
+STATUS = ("status.json", ".status.lock")  # what it neither reads nor writes
 Place = tuple[str, str, int]  # a revision, its disk, the number of a block
 
 
@@ -178,6 +179,8 @@ class Whole:
 def kind_of(file: str) -> str:
     """What a file is for."""
     name = Path(file).name
+    if name in STATUS:
+        return "status"
     if name in {"repository.json", "restore.sh", "revision.json"} | set(OPTIONAL):
         return "optional" if name in OPTIONAL else name
     return {".zst": "chunk", ".blocks": "index", ".img": "image"}[Path(file).suffix]
@@ -283,7 +286,7 @@ def broken(whole: Whole, file: str, how: str) -> Damage:
 def older(whole: Whole, file: str) -> Damage:
     """A file of which there is an older version, or the version of another revision or block."""
     kind = kind_of(file)
-    if kind in {"repository.json", "restore.sh", "optional"}:
+    if kind in {"repository.json", "restore.sh", "status", "optional"}:
         return Damage((file,), "older", lambda root: _write_older(root / file))
     other = _other(whole, file)
     content = (whole.root / other).read_bytes()

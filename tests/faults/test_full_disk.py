@@ -30,6 +30,7 @@ from backy.sources import open_source
 from tests.cli.machine import MIB, ballast, ext4
 from tests.faults.workloads import Disks, damage, read_all
 from tests.lab.handmade import digest_of
+from tests.lab.needs import need
 from tests.lab.reflink import missing, reflink_file_system
 
 ROUNDS = int(os.environ.get("BACKY_ROUNDS", "1"))
@@ -46,8 +47,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
         with ext4(tmp_path, SPACE) as folder:
             yield "chunks", folder
         return
-    if reason := missing("xfs"):
-        pytest.skip(reason)
+    need(missing("xfs"))
     with reflink_file_system("xfs", SPACE) as folder:
         yield "images", folder
 

@@ -13,7 +13,7 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +32,6 @@ from backy.sources import open_source
 from tests.cli.runner import MIB, Backy, Store
 from tests.faults.workloads import Disks, damage, hasty, read_all
 from tests.lab.handmade import digest_of
-from tests.lab.reflink import missing, reflink_file_system
 
 KILLS = int(os.environ.get("BACKY_KILLS", "8"))
 SEED = int(os.environ.get("BACKY_SEED", "1"))
@@ -195,17 +194,11 @@ class Victim:
         self._look(may_add=False)
 
 
-@pytest.fixture(params=["chunks", "images"])
-def backy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backy]:
+@pytest.fixture
+def backy(place: tuple[Store, Path]) -> Backy:
     """With each store, on a file system for it."""
-    store: Store = request.param
-    if store == "chunks":
-        yield Backy(tmp_path / "backups", store)
-        return
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as folder:
-        yield Backy(folder / "backups", store)
+    store, folder = place
+    return Backy(folder / "backups", store)
 
 
 def test_a_process_killed_at_any_time_leaves_a_right_history_and_the_next_one_works(

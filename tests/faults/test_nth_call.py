@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,32 +20,12 @@ import pytest
 from backy.errors import BackyError
 from tests.faults.calls import FAULTS, Calls, faults_of
 from tests.faults.workloads import WORKLOADS, Workload, check, one_worker, prepared
-from tests.lab.reflink import missing, reflink_file_system
 
 SEED = int(os.environ.get("BACKY_SEED", "1"))
 ALL = os.environ.get("BACKY_ALL_CALLS") == "1"
 ONLY = os.environ.get("BACKY_CALL")  # number:fault, as a failure says it
 SAMPLE = 8  # calls of a workload that fail in a normal run
 Case = tuple[int, str]
-
-
-@pytest.fixture(scope="module")
-def xfs() -> Iterator[Path]:
-    """One file system for all tests here, each in a folder of its own."""
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as folder:
-        yield folder
-
-
-@pytest.fixture(params=["chunks", "images"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    """A store, and a folder on a file system that can have it."""
-    if request.param == "chunks":
-        return "chunks", tmp_path
-    folder: Path = request.getfixturevalue("xfs") / tmp_path.name
-    folder.mkdir()
-    return "images", folder
 
 
 def cases(made: list[str], seed: object) -> list[Case]:

@@ -30,32 +30,12 @@ from tests.faults.workloads import (
     one_worker,
     prepared,
 )
-from tests.lab.reflink import missing, reflink_file_system
 
 SEED = int(os.environ.get("BACKY_SEED", "1"))
 SEEDS = int(os.environ.get("BACKY_SEEDS", "0"))
 SAMPLE = 8  # cuts of a workload in a normal run
 ONLY = os.environ.get("BACKY_CUT")  # moment:survival:seed, as a failure says it
 Cut = tuple[int, Survival, int]
-
-
-@pytest.fixture(scope="module")
-def xfs() -> Iterator[Path]:
-    """One file system for all tests here, each in a folder of its own."""
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as folder:
-        yield folder
-
-
-@pytest.fixture(params=["chunks", "images"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    """A store, and a folder on a file system that can have it."""
-    if request.param == "chunks":
-        return "chunks", tmp_path
-    folder: Path = request.getfixturevalue("xfs") / tmp_path.name
-    folder.mkdir()
-    return "images", folder
 
 
 @pytest.fixture

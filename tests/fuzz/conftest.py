@@ -16,7 +16,7 @@ from backy.repository.trash import remove
 from backy.sources.file import FileSource
 from tests.fuzz import sandbox
 from tests.fuzz.sandbox import Child, Sandbox
-from tests.lab.reflink import missing, reflink_file_system
+from tests.lab.volumes import Mounts
 
 BLOCK = 65536
 
@@ -26,15 +26,6 @@ def child() -> Iterator[Child]:
     """Does work that may end badly."""
     with sandbox.child() as started:
         yield started
-
-
-@pytest.fixture(scope="session")
-def fuzz_xfs() -> Iterator[Path]:
-    """A file system with reflink, for the store of images."""
-    if reason := missing("xfs"):
-        pytest.skip(reason)
-    with reflink_file_system("xfs") as folder:
-        yield folder
 
 
 def made(folder: Path, store: str) -> Path:
@@ -84,9 +75,9 @@ def first_chunks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def first_images(fuzz_xfs: Path) -> Path:
+def first_images(mounts: Mounts) -> Path:
     """What `hostile_images` copies."""
-    folder = fuzz_xfs / "first"
+    folder = mounts["xfs"] / "fuzz"
     folder.mkdir()
     return made(folder, "images")
 
@@ -110,6 +101,6 @@ def hostile(first_chunks: Path, tmp_path: Path, child: Child) -> Sandbox:
 
 
 @pytest.fixture
-def hostile_images(first_images: Path, fuzz_xfs: Path, tmp_path: Path, child: Child) -> Sandbox:
+def hostile_images(first_images: Path, mounts: Mounts, tmp_path: Path, child: Child) -> Sandbox:
     """A repository with images, not hostile yet."""
-    return copied(first_images, fuzz_xfs / tmp_path.name, child)
+    return copied(first_images, mounts["xfs"] / tmp_path.name, child)

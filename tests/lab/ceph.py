@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.lab.needs import absent, need
+
 SCRIPT = Path(__file__).with_suffix(".sh")
 PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "qemu-io", "qemu-nbd", "setpriv")
 _LIMIT = 120  # seconds that anything here may take before the test fails
@@ -22,8 +23,7 @@ _LIMIT = 120  # seconds that anything here may take before the test fails
 
 def missing() -> str | None:
     """What this machine lacks for a cluster, or None."""
-    absent = [program for program in PROGRAMS if not shutil.which(program)]
-    return f"{', '.join(absent)} not installed" if absent else None
+    return absent(*PROGRAMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +142,7 @@ def _free_port() -> int:
 @pytest.fixture(scope="session")
 def ceph() -> Iterator[Cluster]:
     """The cluster of this test session; with xdist each worker has its own."""
-    if reason := missing():
-        pytest.skip(reason)
+    need(missing())
     with running() as cluster:
         yield cluster
 

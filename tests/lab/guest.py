@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,12 +18,12 @@ import pytest
 from backy.clients.qmp import connect
 from backy.errors import SourceError
 from tests.cli.runner import wait_for
+from tests.lab.needs import absent
 
 SCRIPT = Path(__file__).with_name("guest-build.sh")
 MIB = 1024**2
-_programs = ("qemu-system-x86_64", "qemu-img", "mkfs.ext4", "debugfs", "apt-get", "dpkg-deb")
-_absent = [program for program in _programs if not shutil.which(program)]
-needs_guest = pytest.mark.skipif(bool(_absent), reason=f"{_absent} missing")
+_missing = absent("qemu-system-x86_64", "qemu-img", "mkfs.ext4", "debugfs", "apt-get", "dpkg-deb")
+needs_guest = pytest.mark.skipif(bool(_missing), reason=str(_missing))
 
 
 def built() -> Path:

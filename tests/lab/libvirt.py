@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.runner import wait_for
 from tests.lab import guest
+from tests.lab.needs import absent, need
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 TEMPLATE = Path(__file__).with_name("libvirt_domain.xml")
@@ -27,8 +28,7 @@ def missing() -> str | None:
     """What this machine lacks for libvirt, or None."""
     if os.geteuid() != 0:
         return "only root can start a libvirtd of its own"
-    absent = [program for program in PROGRAMS if not shutil.which(program)]
-    return f"{', '.join(absent)} not installed" if absent else None
+    return absent(*PROGRAMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +168,7 @@ def disk_xml(image: Path, more: str = "") -> str:
 @pytest.fixture(scope="module")
 def libvirtd() -> Iterator[Libvirt]:
     """One for all tests of a module that import this."""
-    if reason := missing():
-        pytest.skip(reason)
+    need(missing())
     with libvirt() as made:
         yield made
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.lab.needs import absent, no_mounts
+
 MKFS = {"xfs": ["mkfs.xfs", "-q", "-m", "reflink=1,crc=1"], "btrfs": ["mkfs.btrfs", "-q"]}
 MOUNT_OPTIONS = {"xfs": "loop,discard", "btrfs": "loop,compress=zstd:1"}
 GIB = 1024**3
@@ -15,13 +17,7 @@ GIB = 1024**3
 
 def missing(kind: str) -> str | None:
     """What this machine lacks for a file system of that kind, or None."""
-    if os.geteuid() != 0:
-        return "only root can mount a file system"
-    if not Path("/dev/loop-control").exists():
-        return "there are no loop devices"
-    if not shutil.which(MKFS[kind][0]):
-        return f"{MKFS[kind][0]} is not installed"
-    return None
+    return no_mounts() or absent(MKFS[kind][0])
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,11 +18,12 @@ import pytest
 from backy.clients.qmp import connect
 from backy.errors import SourceError
 from tests.cli.runner import wait_for
+from tests.lab.needs import absent
 
-_absent = [p for p in ("qemu-storage-daemon", "qemu-img", "fallocate") if not shutil.which(p)]
+_missing = absent("qemu-storage-daemon", "qemu-img", "fallocate")
 if os.geteuid() or not Path("/dev/fuse").exists():
-    _absent.append("FUSE for root")
-needs_storage_daemon = pytest.mark.skipif(bool(_absent), reason=f"{_absent} missing")
+    _missing = "only root can use FUSE, where there is any"
+needs_storage_daemon = pytest.mark.skipif(bool(_missing), reason=str(_missing))
 
 
 class StorageDaemon:

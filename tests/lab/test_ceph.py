@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab import ceph as lab
 from tests.lab.ceph import Cluster
+from tests.lab.needs import need
 from tests.lab.watchdog import ends
 
 
@@ -44,8 +45,7 @@ def test_what_a_vm_may_not_write_is_an_error(ceph: Cluster) -> None:
 
 
 def test_nothing_is_left_of_a_cluster_whose_test_run_was_killed() -> None:
-    if reason := lab.missing():
-        pytest.skip(reason)
+    need(lab.missing())
     code = (
         "from tests.lab.ceph import running\n"
         "with running() as cluster:\n"
@@ -72,8 +72,7 @@ def test_nothing_is_left_of_a_cluster_whose_test_run_was_killed() -> None:
 def test_a_cluster_that_does_not_start_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if reason := lab.missing():
-        pytest.skip(reason)
+    need(lab.missing())
     (tmp_path / "ceph-mon").write_text("#!/bin/sh\necho no monitor today >&2; exit 1\n")
     (tmp_path / "ceph-mon").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

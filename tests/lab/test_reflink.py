@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab import reflink
+from tests.lab.needs import need
+from tests.lab.volumes import Mounts
 
 FICLONE = 0x40049409
 BOTH = pytest.mark.parametrize("reflink_folder", ["xfs", "btrfs"], indirect=True)
@@ -23,11 +25,6 @@ def loop_devices_of(folder: Path) -> list[Path]:
     return [f for f in files if f.read_text().startswith(str(folder.parent))]
 
 
-def skip_where_missing(kind: str) -> None:
-    if reason := reflink.missing(kind):
-        pytest.skip(reason)
-
-
 @BOTH
 def test_files_can_share_their_extents(reflink_folder: Path) -> None:
     (reflink_folder / "original").write_bytes(b"x" * 65536)
@@ -36,15 +33,24 @@ def test_files_can_share_their_extents(reflink_folder: Path) -> None:
     assert (reflink_folder / "clone").read_bytes() == b"x" * 65536
 
 
-@BOTH
-def test_each_test_gets_an_empty_file_system_of_its_own(reflink_folder: Path) -> None:
-    assert list(reflink_folder.iterdir()) == []
-    assert reflink_folder.stat().st_dev != reflink_folder.parent.stat().st_dev
+@pytest.mark.parametrize("own_reflink_folder", ["xfs", "btrfs"], indirect=True)
+def test_a_test_can_have_a_file_system_of_its_own(own_reflink_folder: Path) -> None:
+    assert list(own_reflink_folder.iterdir()) == []
+    assert own_reflink_folder.stat().st_dev != own_reflink_folder.parent.stat().st_dev
+
+
+@KINDS
+def test_all_tests_share_a_file_system_but_not_its_folders(mounts: Mounts, kind: str) -> None:
+    with mounts.folder(kind) as one, mounts.folder(kind) as other:
+        (one / "file").touch()
+        assert one.parent == other.parent
+        assert list(other.iterdir()) == []
+    assert not one.exists()
 
 
 @KINDS
 def test_nothing_is_left_of_a_file_system_when_its_test_fails(kind: str) -> None:
-    skip_where_missing(kind)
+    need(reflink.missing(kind))
     context = reflink.reflink_file_system(kind)
     folder = context.__enter__()
     assert is_mounted(folder)
@@ -58,7 +64,7 @@ def test_nothing_is_left_of_a_file_system_when_its_test_fails(kind: str) -> None
 
 @KINDS
 def test_a_file_that_stays_open_does_not_keep_the_folder_mounted(kind: str) -> None:
-    skip_where_missing(kind)
+    need(reflink.missing(kind))
     with reflink.reflink_file_system(kind) as folder:
         descriptor = os.open(folder / "open", os.O_CREAT | os.O_WRONLY)
     assert not is_mounted(folder)
@@ -83,5 +89,5 @@ def test_only_root_can_mount(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(reflink.MKFS, "xfs", ["mkfs.none"])
-    skip_where_missing("btrfs")
-    assert reflink.missing("xfs") == "mkfs.none is not installed"
+    need(reflink.missing("btrfs"))
+    assert reflink.missing("xfs") == "mkfs.none not installed"

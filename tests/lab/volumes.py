@@ -1,14 +1,15 @@
-"""Small real file systems of several kinds, and loop block devices."""
+"""Small real file systems of several kinds."""
 
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.lab import reflink
+from tests.lab.needs import absent, need, no_mounts
 
 KINDS = ("ext4", "tmpfs", "xfs", "btrfs")
 MIB = 1024**2
@@ -18,13 +19,7 @@ def missing(kind: str) -> str | None:
     """What this machine lacks for a file system of that kind, or a loop device; or None."""
     if kind in reflink.MKFS:
         return reflink.missing(kind)
-    if os.geteuid() != 0:
-        return "only root can mount a file system"
-    if kind != "tmpfs" and not Path("/dev/loop-control").exists():
-        return "there are no loop devices"
-    if kind == "ext4" and not shutil.which("mkfs.ext4"):
-        return "mkfs.ext4 is not installed"
-    return None
+    return no_mounts() or (absent("mkfs.ext4") if kind == "ext4" else None)
 
 
 @contextmanager
@@ -57,13 +52,25 @@ def file_system(kind: str, size: int = 64 * MIB) -> Iterator[Path]:
         shutil.rmtree(base)
 
 
-@contextmanager
-def loop_device(file: Path) -> Iterator[Path]:
-    """A block device whose bytes are those of `file`, while the context lasts."""
-    command: list[str | Path] = ["losetup", "--find", "--show", file]
-    made = subprocess.run(command, check=True, capture_output=True, text=True)
-    device = Path(made.stdout.strip())
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
+class Mounts:
+    """One file system of each kind, mounted when a test first asks for it."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._mounted: dict[str, Path] = {}
+
+    def __getitem__(self, kind: str) -> Path:
+        """The whole file system, which others use, too; the test is skipped where it is missing."""
+        if kind not in self._mounted:
+            need(missing(kind))
+            self._mounted[kind] = self._stack.enter_context(file_system(kind))
+        return self._mounted[kind]
+
+    @contextmanager
+    def folder(self, kind: str) -> Iterator[Path]:
+        """An empty folder on it, which goes with all that is in it at the end of the body."""
+        path = Path(tempfile.mkdtemp(dir=self[kind]))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.needs import absent, need
 from tests.packaging import root
 from tests.packaging.root import Root
 
@@ -95,8 +96,7 @@ def start_build(
 @pytest.fixture(scope="session")
 def builds(once: Once) -> list[Path]:
     """The package, from two builds of the same source."""
-    if not shutil.which("dpkg-deb"):
-        pytest.skip("dpkg-deb is not installed")
+    need(absent("dpkg-deb"))
     folder = once("builds", build_twice)
     packages = [*folder.glob("one/*.deb"), *folder.glob("two/*.deb")]
     assert len(packages) == 2, (folder / "said").read_text()

@@ -1,7 +1,6 @@
 """Tab completes commands and options in real shells."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runner import environment
+from tests.lab.needs import absent, need
 from tests.packaging.conftest import PROJECT
 from tools.make_completion import PLACES, script
 
@@ -56,8 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def completed(folder: Path, shell: str, code: str, typed: str, *more: str) -> list[str]:
     """What the shell offers where Tab is hit after `typed`."""
-    if not shutil.which(shell):
-        pytest.skip(f"{shell} is not installed")
+    need(absent(shell))
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     flags = {"bash": ["--norc", "-c"], "fish": ["--no-config", "-c"], "zsh": ["-f", "-c"]}[shell]
     name = [] if shell == "fish" else [shell]

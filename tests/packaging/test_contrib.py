@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from backy.config import settings as config
 from tests.cli.commands import COMMANDS, own_parameters
 from tests.cli.runner import PROGRAM, environment
+from tests.lab.needs import absent, need
 from tests.packaging.conftest import PROJECT
 
 CONTRIB = PROJECT / "contrib"
@@ -75,8 +75,7 @@ def test_sudo_allows_what_nrpe_runs_and_nothing_else() -> None:
 
 
 def test_sudo_takes_the_rules() -> None:
-    if not shutil.which("visudo"):
-        pytest.skip("sudo is not installed")
+    need(absent("visudo"))
     rules = (NAGIOS / "sudoers-backy").read_bytes()
     subprocess.run(["visudo", "--check", "--file=-"], input=rules, check=True)
 
@@ -94,6 +93,5 @@ SCRIPTS += [f"tests/packaging/{name}.sh" for name in ("hook", "machine")]
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_shellcheck_finds_nothing(script: str) -> None:
-    if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck is not installed")
+    need(absent("shellcheck"))
     subprocess.run(["shellcheck", "--shell=sh", PROJECT / script], check=True)

@@ -1,7 +1,6 @@
 """The manual pages say what the program says, and roff takes them without a complaint."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 from backy import errors
 from backy.config import settings as config
 from tests.cli.commands import COMMANDS, GROUP
+from tests.lab.needs import absent, need
 from tests.packaging.conftest import PROJECT
 from tools import make_man
 
@@ -28,8 +28,7 @@ for hidden in ("Values", "Defaults"):
 
 def formatted(text: str) -> str:
     """What a reader sees, without bold and in one line."""
-    if not shutil.which("mandoc"):
-        pytest.skip("mandoc is not installed")
+    need(absent("mandoc"))
     done = subprocess.run(
         ["mandoc", "-T", "utf8"], input=text, capture_output=True, text=True, check=True
     )
@@ -38,8 +37,7 @@ def formatted(text: str) -> str:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_has_nothing_that_mandoc_warns_of(name: str) -> None:
-    if not shutil.which("mandoc"):
-        pytest.skip("mandoc is not installed")
+    need(absent("mandoc"))
     lint = ["mandoc", "-T", "lint", "-W", "warning"]
     done = subprocess.run(lint, input=PAGES[name], capture_output=True, text=True, check=False)
     assert done.stdout == ""

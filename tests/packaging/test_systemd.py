@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.needs import absent, need
 from tests.packaging.conftest import PROJECT, Once
 from tests.packaging.root import Root
 
@@ -87,8 +88,7 @@ def test_a_folder_for_backups_that_is_there_keeps_its_mode(
 @pytest.fixture(scope="session")
 def facts(once: Once, systemd_root: Root, deb: Path) -> dict[str, str]:
     """What a machine said that booted, had the package installed, and did a day's work."""
-    if not shutil.which("systemd-nspawn"):
-        pytest.skip("systemd-nspawn is not installed")
+    need(absent("systemd-nspawn"))
     folder = once("machine", lambda new: boot(systemd_root.copy(new), deb))
     said = (folder / "said").read_text()
     assert "done=yes" in said, (folder / "trace").read_text()

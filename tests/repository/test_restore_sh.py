@@ -5,16 +5,18 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from tests.lab.devices import loop_device, needs_loop_devices
 from tests.lab.dispositions import WITH_DEFAULTS
 from tests.lab.handmade import MIB, RESTORE_SH, Handmade, compressed
+from tests.lab.needs import absent, need
+from tests.lab.volumes import file_system
 from tests.lab.watchdog import ends
 
 OLD, REV = "20261122T004938Z-a1b2", "20261123T004938Z-x7k2"
@@ -22,9 +24,6 @@ BLOCK = 4096
 # All that the script may use of a system with GNU tools. Busybox comes with all of its applets.
 GNU = {"sed", "xargs", "zstd"} | {"basename", "cat", "cp", "dd", "dirname", "ls", "readlink"}
 GNU |= {"sort", "stat", "tail", "wc"}
-NEEDS_ROOT = pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can use loop devices and mount"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,8 @@ class Machine:
 
     def install(self, program: str) -> None:
         """Make an installed program available."""
-        found = shutil.which(program)
-        if found is None:
-            pytest.skip(f"{program} is not installed")
-        (self.tools / program).symlink_to(Path(found).resolve())
+        need(absent(program))
+        (self.tools / program).symlink_to(Path(str(shutil.which(program))).resolve())
 
     def run(
         self, repository: Handmade, *arguments: str | Path, cwd: Path | None = None
@@ -126,31 +123,6 @@ def chunked(tmp_path: Path) -> Handmade:
     repository = handmade(tmp_path, "chunks")
     repository.add(REV, {"vda": VDA, "vdb": VDB})
     return repository
-
-
-@contextmanager
-def loop_device(file: Path) -> Iterator[Path]:
-    """A block device that is this file."""
-    command = ["losetup", "--find", "--show", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        pytest.skip(f"there are no loop devices: {result.stderr}")
-    device = Path(result.stdout.strip())
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
-
-
-@contextmanager
-def tmpfs(folder: Path, size: int) -> Iterator[Path]:
-    """A file system that is full after `size` bytes."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def flip_a_bit(chunk: Path) -> None:
@@ -401,7 +373,7 @@ def test_stdout_may_be_a_file_that_has_something_in_it_already(
     assert b"make sure" not in result.stderr
 
 
-@NEEDS_ROOT
+@needs_loop_devices
 @pytest.mark.parametrize("blockdev", [True, False], ids=["blockdev", "no-blockdev"])
 def test_a_block_device_gets_every_byte_and_keeps_what_is_behind_the_disk(
     machine: Machine, repository: Handmade, tmp_path: Path, blockdev: bool
@@ -416,7 +388,7 @@ def test_a_block_device_gets_every_byte_and_keeps_what_is_behind_the_disk(
         assert device.read_bytes() == VDA + b"\xff" * (MIB - len(VDA))
 
 
-@NEEDS_ROOT
+@needs_loop_devices
 def test_a_block_device_that_is_too_small_is_not_touched(
     machine: Machine, repository: Handmade, tmp_path: Path
 ) -> None:
@@ -426,7 +398,7 @@ def test_a_block_device_that_is_too_small_is_not_touched(
         assert set(device.read_bytes()) == {0xFF}
 
 
-@NEEDS_ROOT
+@needs_loop_devices
 def test_a_mounted_block_device_is_not_touched(
     machine: Machine, repository: Handmade, tmp_path: Path
 ) -> None:
@@ -548,7 +520,7 @@ def test_every_damaged_block_is_named_and_no_half_restored_file_is_left(
     assert "restored" not in said.splitlines()[-1]
 
 
-@NEEDS_ROOT
+@needs_loop_devices
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_block_is_noticed_on_a_block_device_too(
     machine: Machine, chunked: Handmade, tmp_path: Path, damage: str
@@ -629,11 +601,11 @@ def test_an_image_of_the_wrong_size_is_found_before_the_target_is_touched(
 # Other failures.
 
 
-@NEEDS_ROOT
+@needs_loop_devices
 def test_a_full_disk_is_reported_and_the_space_given_back(
-    machine: Machine, repository: Handmade, tmp_path: Path
+    machine: Machine, repository: Handmade
 ) -> None:
-    with tmpfs(tmp_path / "small", 100 * 1024) as folder:
+    with file_system("tmpfs", 100 * 1024) as folder:
         said = machine.refuse(repository, folder / "new")
         assert (folder / "new").stat().st_size == 0
     assert "Is it full?" in said
@@ -725,8 +697,7 @@ def test_an_interrupted_restore_says_that_the_target_is_not_the_disk(
 
 
 def test_shellcheck_finds_nothing() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
+    need(absent("shellcheck"))
     subprocess.run(["shellcheck", "--shell=sh", RESTORE_SH], check=True)
 
 
@@ -753,8 +724,7 @@ def shell(repository: Handmade, command: str) -> int:
 def test_the_commands_at_its_head_restore_and_check_without_it(
     repository: Handmade, tmp_path: Path
 ) -> None:
-    if shutil.which("b3sum") is None:
-        pytest.skip("b3sum is not installed")
+    need(absent("b3sum"))
     restore, check, _ = at_head(tmp_path)
     if repository.store == "images":
         restore = restore[: restore.index("sed ")]

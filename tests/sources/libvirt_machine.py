@@ -1,6 +1,5 @@
 """What the tests of the source "libvirt" have in common: sources, revisions, and what is read."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,9 +8,8 @@ from backy.model.extent import Kind
 from backy.model.revision import Consistency, Disk, Revision
 from backy.sources import Request, Snapshot
 from backy.sources.libvirt import LibvirtSource
-from tests.conformance.image import read
 from tests.lab.libvirt import MIB, Machine
-from tests.snapshots import opened
+from tests.snapshots import opened, pulled
 
 IDS = [f"20261123T0049{number:02}Z-x7k2" for number in range(60)]
 SERVER = "tested"
@@ -48,30 +46,12 @@ def same(image: Image) -> int:
     return sum(each.length for each in image.extents() if each.kind is Kind.SAME)
 
 
-def content(image: Image, parent: bytes | None = None) -> bytes:
-    """All of it, as a backup would have it."""
-    pieces = []
-    for each in image.extents():
-        if each.kind is Kind.SAME:
-            assert parent is not None
-            pieces.append(parent[each.start : each.end])
-        elif each.kind is Kind.ZERO:
-            pieces.append(bytes(each.length))
-        else:
-            pieces.append(read(image, each.start, each.length))
-    return b"".join(pieces)
-
-
-def contents(snapshot: Snapshot, parent: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-    return {n: content(image, (parent or {}).get(n)) for n, image in snapshot.disks.items()}
-
-
 def published(
     machine: Machine, number: int = 0, **settings: object
 ) -> tuple[Revision, dict[str, bytes]]:
     """A first revision, which was kept, and what it has."""
     with opened(source(machine, **settings), Request(IDS[number], None)) as snapshot:
-        got = contents(snapshot)
+        got = pulled(snapshot)
         snapshot.keep_checkpoint()
         return revision(number, **sizes(snapshot)), got
 

@@ -13,7 +13,7 @@ from backy.model.revision import Consistency
 from backy.sources import Request, open_source
 from backy.sources.file import FileSource
 from tests.conformance.image import read
-from tests.lab.devices import loop_device, needs_loop_devices
+from tests.lab.devices import device_of, needs_loop_devices
 from tests.memory_source import sample
 from tests.snapshots import opened
 
@@ -157,7 +157,7 @@ def test_a_file_of_one_hole_is_zero(tmp_path: Path) -> None:
 @needs_loop_devices
 def test_a_block_device_has_the_size_that_the_kernel_says(tmp_path: Path) -> None:
     content = sample(1_000_960)
-    with loop_device(content, tmp_path) as device:
+    with device_of(content, tmp_path) as device:
         assert device.stat().st_size == 0
         with opened(source(device), REQUEST) as snapshot:
             image = snapshot.disks["vda"]
@@ -170,7 +170,7 @@ def test_a_block_device_has_the_size_that_the_kernel_says(tmp_path: Path) -> Non
 @needs_loop_devices
 def test_a_read_error_in_the_middle_names_the_source_and_the_byte(tmp_path: Path) -> None:
     """A loop device whose file was cut gives EIO beyond that, as a broken disk does."""
-    with loop_device(sample(4 * MIB), tmp_path) as device:
+    with device_of(sample(4 * MIB), tmp_path) as device:
         [backing] = tmp_path.glob("device-*")
         os.truncate(backing, MIB)
         with opened(source(device), REQUEST) as snapshot:

@@ -19,7 +19,7 @@ from backy.sources.image_file import ImageSource
 from tests.cli.runner import wait_for
 from tests.conformance.image import read
 from tests.conformance.source import SourceSuite
-from tests.lab.devices import loop_device, needs_loop_devices
+from tests.lab.devices import device_of, needs_loop_devices
 from tests.memory_source import sample
 from tests.snapshots import opened
 
@@ -160,7 +160,7 @@ def test_an_image_that_a_vm_writes_to_is_refused_with_a_hint(
 
 @needs_loop_devices
 def test_a_device_that_a_vm_writes_to_is_refused(tmp_path: Path) -> None:
-    with loop_device(CONTENT, tmp_path) as device:
+    with device_of(CONTENT, tmp_path) as device:
         disk = {"path": str(device), "format": "raw"}
         assert content_of(disk) == CONTENT
         with opened_by_a_vm(device, "raw", tmp_path):

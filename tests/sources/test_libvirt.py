@@ -21,12 +21,11 @@ from tests.conformance.image import read
 from tests.lab.libvirt import MIB, Libvirt, Machine, disk_xml, libvirtd
 from tests.lab.repositories import Made
 from tests.lab.volumes import file_system
-from tests.snapshots import opened
+from tests.snapshots import opened, pulled
 from tests.sources.libvirt_machine import (
     IDS,
     SERVER,
     checkpoint,
-    contents,
     leftovers,
     published,
     revision,
@@ -83,7 +82,7 @@ def test_a_full_and_deltas_are_what_the_disks_hold(machine: Machine) -> None:
             assert snapshot.full_read_reasons.keys() == {"vdc"}
             assert "raw" in snapshot.full_read_reasons["vdc"]
             assert snapshot.consistency is Consistency.CRASH
-            got = contents(snapshot, got)
+            got = pulled(snapshot, got)
             parent = revision(number, **sizes(snapshot))
             snapshot.keep_checkpoint()
         source(machine).remove_all_except([parent.id])
@@ -256,7 +255,7 @@ def test_a_disk_whose_checkpoint_is_lost_is_read_whole(
             assert same(snapshot.disks[disk]) == (0 if disk in lost else SIZE)
         assert set(snapshot.full_read_reasons) == lost | {"vdc"}
         assert checkpoint(0) in snapshot.full_read_reasons["vda"]
-        got = contents(snapshot, got)
+        got = pulled(snapshot, got)
         assert got["vda"][:CLUSTER] == b"\x22" * CLUSTER
         parent = revision(1, **sizes(snapshot))
         snapshot.keep_checkpoint()
@@ -304,7 +303,7 @@ def test_the_disks_of_a_domain_that_is_off_are_read_directly(machine: Machine) -
     machine.stop()
     source(machine).remove_all_except([parent.id])
     with opened(source(machine), Request(IDS[1], parent)) as snapshot:
-        assert contents(snapshot) == before
+        assert pulled(snapshot) == before
         assert set(snapshot.full_read_reasons.values()) == {"the domain is off"}
         assert snapshot.consistency is Consistency.CRASH
         assert list(snapshot.warnings()) == []
@@ -326,11 +325,11 @@ def test_an_image_on_top_of_another_is_read_with_it(machine: Machine) -> None:
     )
     machine.write("vda", 2 * CLUSTER, CLUSTER, 0x22)
     with opened(source(machine), Request(IDS[0], None)) as snapshot:
-        running = contents(snapshot)
+        running = pulled(snapshot)
     assert running["vda"][: 3 * CLUSTER] == b"\x11" * CLUSTER + bytes(CLUSTER) + b"\x22" * CLUSTER
     machine.stop()
     with opened(source(machine), Request(IDS[1], None)) as snapshot:
-        assert contents(snapshot) == running
+        assert pulled(snapshot) == running
 
 
 def test_a_paused_domain_is_backed_up_without_a_freeze(machine: Machine) -> None:
@@ -421,7 +420,7 @@ def test_a_domain_that_is_stopped_meanwhile_fails_the_backup(machine: Machine) -
     with opened(source(machine), Request(IDS[0], None)) as snapshot:
         machine.stop()
         with pytest.raises(SourceError):
-            contents(snapshot)
+            pulled(snapshot)
     assert leftovers(machine) == []
     machine.start()
     source(machine).remove_all_except([])
@@ -441,7 +440,7 @@ def test_a_guest_that_its_qemu_could_not_survive_is_not_backed_up(libvirtd: Libv
                 pytest.fail("a snapshot was taken")
         else:
             with opened(one, Request(IDS[0], None)) as snapshot:
-                contents(snapshot)
+                pulled(snapshot)
         assert threaded.virsh("domstate").strip() == "running"
         assert leftovers(threaded) == []
 

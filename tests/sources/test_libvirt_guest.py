@@ -16,11 +16,10 @@ from backy.model.revision import Consistency
 from backy.sources import Request
 from tests.cli.runner import environment, wait_for
 from tests.lab.libvirt import MIB, Libvirt, Machine, libvirtd
-from tests.snapshots import opened
+from tests.snapshots import opened, pulled
 from tests.sources.libvirt_machine import (
     IDS,
     SERVER,
-    contents,
     leftovers,
     revision,
     same,
@@ -115,7 +114,7 @@ def test_a_guest_under_load_is_clean_in_each_delta(machine: Machine, tmp_path: P
             if parent:
                 assert SIZE // 2 < same(snapshot.disks["vda"]) < SIZE
                 assert same(snapshot.disks["vdb"]) == 0
-            got = contents(snapshot, got)
+            got = pulled(snapshot, got)
             parent = revision(number, **sizes(snapshot))
             snapshot.keep_checkpoint()
         first, second = counters(got, tmp_path)

@@ -20,15 +20,14 @@ from backy.errors import CancelledError, ConfigError, SourceError
 from backy.image.image import Image
 from backy.model.extent import Kind
 from backy.model.revision import Consistency, Disk, Revision, id_for
-from backy.sources import Request, Snapshot
+from backy.sources import Request
 from backy.sources.qemu import QemuSource
 from backy.system.signals import cancellable
 from tests.cli.runner import environment
-from tests.conformance.image import read
 from tests.conformance.source import SourceSuite
 from tests.lab.storage_daemon import StorageDaemon, needs_storage_daemon, storage_daemon
 from tests.memory_source import sample
-from tests.snapshots import opened
+from tests.snapshots import opened, pulled
 
 pytestmark = needs_storage_daemon
 MIB = 1024**2
@@ -62,20 +61,6 @@ def revision(number: int, content: Mapping[str, bytes]) -> Revision:
 def changed(image: Image) -> int:
     """The bytes that are not said to be as in the parent."""
     return sum(each.length for each in image.extents() if each.kind is not Kind.SAME)
-
-
-def pulled(snapshot: Snapshot, before: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The disks as a backup makes them: what is the same comes from the parent."""
-    after = {}
-    for disk, image in snapshot.disks.items():
-        content = bytearray(image.size)
-        for each in image.extents():
-            if each.kind is Kind.SAME:
-                content[each.start : each.end] = before[disk][each.start : each.end]
-            elif each.kind is Kind.DATA:
-                content[each.start : each.end] = read(image, each.start, each.length)
-        after[disk] = bytes(content)
-    return after
 
 
 def backed_up(
@@ -374,7 +359,7 @@ def test_after_a_crash_of_qemu_no_bitmap_is_believed(
     with opened(qemu, Request(name(1), revision(0, before))) as snapshot:
         assert ("inconsistent" if was_stored else "gone") in snapshot.full_read_reasons["q"]
         assert changed(snapshot.disks["q"]) == len(DISKS["q"])
-        before = pulled(snapshot, {})
+        before = pulled(snapshot)
         snapshot.keep_checkpoint()
     assert before == content_of(daemon)
     daemon.write("r", MIB, b"x")
@@ -391,7 +376,7 @@ def test_a_bitmap_that_was_switched_off_is_not_believed(daemon: StorageDaemon) -
     with opened(qemu, Request(name(1), revision(0, before))) as snapshot:
         assert "switched off" in snapshot.full_read_reasons["q"]
         assert "is gone" in snapshot.full_read_reasons["r"]
-        assert pulled(snapshot, {}) == DISKS
+        assert pulled(snapshot) == DISKS
 
 
 def test_a_disk_of_another_size_than_the_parents_is_read_in_whole(daemon: StorageDaemon) -> None:
@@ -436,7 +421,7 @@ def test_a_snapshot_to_heal_from_leaves_the_newest_revisions_bitmap(
     qemu = source(daemon)
     before = backed_up(qemu, 1)
     with opened(qemu, Request(name(7))) as snapshot:
-        assert pulled(snapshot, {}) == before
+        assert pulled(snapshot) == before
     scribble(daemon, random.Random(3))
     assert backed_up(qemu, 2, before) == content_of(daemon)
 
@@ -488,7 +473,7 @@ def test_room_that_runs_out_fails_writes_but_never_the_snapshot(
         with opened(qemu, Request(name(0))) as snapshot:
             with pytest.raises(OSError, match=r"No space left|Input/output error"):
                 daemon.write("r", 0, b"x" * 2 * MIB)
-            assert pulled(snapshot, {}) == DISKS
+            assert pulled(snapshot) == DISKS
         daemon.write("r", 0, b"x" * 2 * MIB)
         assert not any(small.iterdir())
 
@@ -514,7 +499,7 @@ def test_a_vm_that_is_off_is_read_from_its_images(daemon: StorageDaemon) -> None
     for _ in ("no socket", "nobody listens"):
         with opened(qemu, Request(name(1), revision(0, before))) as snapshot:
             assert set(snapshot.full_read_reasons) == {"q", "r"}
-            assert pulled(snapshot, {}) == DISKS
+            assert pulled(snapshot) == DISKS
             snapshot.keep_checkpoint()
         qemu.remove_all_except([name(1)])
         daemon.start()

@@ -21,14 +21,12 @@ import pytest
 
 from backy.clients.guest_agent import Agent
 from backy.errors import SourceError
-from backy.model.extent import Kind
 from backy.model.revision import Consistency, Disk, Revision, id_for
-from backy.sources import Request, Snapshot
+from backy.sources import Request
 from backy.sources.qemu import QemuSource
 from tests.cli.runner import PROGRAM, Backy, environment, wait_for
-from tests.conformance.image import read
 from tests.lab.guest import Guest, guest, needs_guest
-from tests.snapshots import opened
+from tests.snapshots import opened, pulled
 
 pytestmark = needs_guest
 MIB = 1024**2
@@ -49,19 +47,6 @@ def source(vm: Guest, **more: object) -> QemuSource:
 def parent(number: int, content: Mapping[str, bytes]) -> Revision:
     disks = {disk: Disk(len(data), MIB, "", 0, 0, 0) for disk, data in content.items()}
     return Revision(name(number), datetime.now(UTC), None, 0, Consistency.CRASH, disks)
-
-
-def pulled(snapshot: Snapshot, before: Mapping[str, bytes]) -> dict[str, bytes]:
-    after = {}
-    for disk, image in snapshot.disks.items():
-        content = bytearray(image.size)
-        for each in image.extents():
-            if each.kind is Kind.SAME:
-                content[each.start : each.end] = before[disk][each.start : each.end]
-            elif each.kind is Kind.DATA:
-                content[each.start : each.end] = read(image, each.start, each.length)
-        after[disk] = bytes(content)
-    return after
 
 
 def counters(content: Mapping[str, bytes], folder: Path) -> list[int]:
@@ -340,7 +325,7 @@ def test_a_paused_vm_is_backed_up_and_stays_paused(vm: Guest) -> None:
         with opened(source(vm), Request(name(0))) as snapshot:
             assert snapshot.consistency is Consistency.CRASH
             assert list(snapshot.warnings()) == []
-            content = pulled(snapshot, {})
+            content = pulled(snapshot)
         assert vm.ask("query-status")["status"] == "paused"
     finally:
         vm.ask("cont")
@@ -358,7 +343,7 @@ def test_a_vm_that_stood_still_for_lack_of_scratch_room_goes_on_and_its_backup_i
     try:
         with opened(source(vm, scratch=str(small)), Request(name(0))) as snapshot:
             wait_for(lambda: vm.ask("query-status")["status"] == "io-error", "it stands still")
-            first, second = counters(pulled(snapshot, {}), folder)
+            first, second = counters(pulled(snapshot), folder)
             assert second <= first <= second + 1
             [warning] = snapshot.warnings()
             assert "the VM is stopped" in warning
@@ -391,7 +376,7 @@ def test_a_qemu_of_another_user_is_given_what_it_needs_and_no_more(folder: Path)
         vm.start()
         qemu = source(vm)
         with opened(qemu, Request(name(0))) as snapshot:
-            content = pulled(snapshot, {})
+            content = pulled(snapshot)
             [ours] = (folder / "scratch").iterdir()
             assert ours.stat().st_mode & 0o77 == 0
         assert content["vdb"] == vm.disks["vdb"].read_bytes()

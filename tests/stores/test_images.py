@@ -24,7 +24,7 @@ SHARED = 0x2000  # FIEMAP_EXTENT_SHARED, linux/fiemap.h
 
 @pytest.fixture
 def shelf(reflink_folder: Path) -> Shelf:
-    """On a new file system of each kind."""
+    """On each kind of file system."""
     return Shelf.new(reflink_folder / "store", ImageStore, BLOCK)
 
 
@@ -123,17 +123,17 @@ def test_pages_that_became_zero_are_punched(shelf: Shelf) -> None:
     assert (revision.disks["vda"].stored, own_bytes(path)) == (0, 0)
 
 
-def test_the_file_system_grows_by_hardly_more_than_what_changed(reflink_folder: Path) -> None:
+def test_the_file_system_grows_by_hardly_more_than_what_changed(own_reflink_folder: Path) -> None:
     """64 scattered writes of 64 KiB and a run of 4 MiB: what the benchmark has for each GiB."""
-    shelf = Shelf.new(reflink_folder / "store", ImageStore, BLOCK)
+    shelf = Shelf.new(own_reflink_folder / "store", ImageStore, BLOCK)
     content = Random(1).randbytes(48 * MiB)
     parent = shelf.publish(content)
     places = Random(2).sample(range(40 * MiB // PAGE // 32), 64)
     new = changed(content, *(place * 32 * PAGE for place in places), length=64 * KiB)
     new = new[: 44 * MiB] + Random(3).randbytes(4 * MiB)
-    before = used(reflink_folder)
+    before = used(own_reflink_folder)
     shelf.publish(new, parent)
-    assert used(reflink_folder) - before <= 1.1 * (64 * 64 * KiB + 4 * MiB)
+    assert used(own_reflink_folder) - before <= 1.1 * (64 * 64 * KiB + 4 * MiB)
 
 
 def test_removing_the_parent_does_not_change_its_child(shelf: Shelf) -> None:

@@ -16,8 +16,8 @@ import pytest
 from backy.model.extent import Extent, Kind
 from backy.system import files
 from backy.system.files import PAGE, Cache
-from tests.lab import volumes
-from tests.lab.volumes import MIB
+from tests.lab.devices import loop_device
+from tests.lab.volumes import MIB, Mounts
 
 SIZE = 4 * MIB
 PAST_THE_CACHE = pytest.mark.parametrize(
@@ -28,10 +28,8 @@ PAST_THE_CACHE = pytest.mark.parametrize(
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Path]:
     """A block device of SIZE bytes, all of them x."""
-    if reason := volumes.missing("ext4"):
-        pytest.skip(reason)
     (tmp_path / "backing").write_bytes(b"x" * SIZE)
-    with volumes.loop_device(tmp_path / "backing") as device:
+    with loop_device(tmp_path / "backing") as device:
         yield device
 
 
@@ -149,10 +147,8 @@ def test_a_device_cannot_be_cloned(device: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    if reason := volumes.missing("ext4"):
-        pytest.skip(reason)
-    with volumes.file_system("ext4") as folder:
+def folder(mounts: Mounts) -> Iterator[Path]:
+    with mounts.folder("ext4") as folder:
         yield folder
 
 

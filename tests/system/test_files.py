@@ -2,15 +2,12 @@
 
 import errno
 import os
-import shutil
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
@@ -18,40 +15,16 @@ from backy.model.extent import Extent, Kind
 from backy.system import files, folders
 from backy.system.files import PAGE, Cache
 from tests.lab import volumes
-from tests.lab.volumes import MIB
+from tests.lab.volumes import MIB, Mounts
 
 ALL = pytest.mark.parametrize("folder", volumes.KINDS, indirect=True)
 CACHES = pytest.mark.parametrize("cache", list(Cache), ids=[each.value for each in Cache])
 
 
-class Volumes:
-    """One file system of each kind for all tests, mounted when the first one asks."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._mounted: dict[str, Path] = {}
-
-    def folder(self, kind: str) -> Path:
-        """A new folder on a file system of that kind."""
-        if kind not in self._mounted:
-            if reason := volumes.missing(kind):
-                pytest.skip(reason)
-            self._mounted[kind] = self._stack.enter_context(volumes.file_system(kind))
-        return Path(mkdtemp(dir=self._mounted[kind]))
-
-
-@pytest.fixture(scope="module")
-def mounted() -> Iterator[Volumes]:
-    with ExitStack() as stack:
-        yield Volumes(stack)
-
-
 @pytest.fixture
-def folder(request: pytest.FixtureRequest, mounted: Volumes) -> Iterator[Path]:
-    folder = mounted.folder(request.param)
-    yield folder
-    # The file systems are small and serve many tests.
-    shutil.rmtree(folder)
+def folder(request: pytest.FixtureRequest, mounts: Mounts) -> Iterator[Path]:
+    with mounts.folder(request.param) as folder:
+        yield folder
 
 
 def pattern(length: int, seed: int = 1) -> bytes:
@@ -281,11 +254,11 @@ def test_where_extents_cannot_be_shared_a_clone_says_so_and_changes_nothing(fold
     assert (folder / "clone").read_bytes() == b""
 
 
-def test_a_file_on_another_file_system_cannot_be_cloned(mounted: Volumes) -> None:
-    here, there = mounted.folder("xfs"), mounted.folder("btrfs")
-    (there / "origin").write_bytes(b"x")
-    with files.open_to_read(there / "origin") as origin, files.create(here / "clone") as clone:
-        assert not clone.clone_from(origin)
+def test_a_file_on_another_file_system_cannot_be_cloned(mounts: Mounts) -> None:
+    with mounts.folder("xfs") as here, mounts.folder("btrfs") as there:
+        (there / "origin").write_bytes(b"x")
+        with files.open_to_read(there / "origin") as origin, files.create(here / "clone") as clone:
+            assert not clone.clone_from(origin)
 
 
 @ALL

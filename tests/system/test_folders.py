@@ -12,6 +12,7 @@ import pytest
 
 from backy.system import files, folders
 from tests.lab import volumes
+from tests.lab.needs import need
 
 HOLDER = """if True:
     import sys
@@ -27,8 +28,7 @@ HOLDER = """if True:
 @pytest.fixture
 def small() -> Iterator[Path]:
     """A file system of 256 KiB that can be filled."""
-    if reason := volumes.missing("tmpfs"):
-        pytest.skip(reason)
+    need(volumes.missing("tmpfs"))
     with volumes.file_system("tmpfs", 256 * 1024) as folder:
         yield folder
 
