@@ -9,6 +9,8 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip -qq install
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 # `make install` links to .venv/bin/backy from here, so that a shell finds it.
 PREFIX ?= $(shell if [ "$$(id -u)" -eq 0 ]; then echo /usr/local; else echo "$$HOME/.local"; fi)
+# Their unit tests are run where this machine has them; the oldest Python that we support runs all tests.
+NEWER_PYTHONS := 3.12 3.13
 # Two workers even on a larger machine: the tests on real file systems and programs share one kernel.
 WORKERS ?= 2
 
@@ -25,6 +27,7 @@ install: $(VENV)/.installed ## make .venv/bin/backy, and backy a command in PREF
 test: $(VENV)/.dev ## run all tests; as root on real file systems and programs
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(if $(ARGS),,tools/test-on-pythons $(VENV) $(WORKERS) $(NEWER_PYTHONS))
 
 # With -rP each test says at the end how much it did: docs/reliability.md has the figures of the last run.
 SOAK := BACKY_SEEDS=50 BACKY_ALL_CALLS=1 BACKY_ROUNDS=10 BACKY_KILLS=1000 BACKY_FLIPS=1000
@@ -71,6 +74,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 	--custom-compile-command "make lock" $(ARGS)
 lock: $(VENV)/.uv ## write requirements/ from pyproject.toml
 	@$(LOCK) pyproject.toml --group dev --output-file requirements/dev.txt
+	@$(LOCK) pyproject.toml --group test --constraints requirements/dev.txt --output-file requirements/test.txt
 	@$(LOCK) pyproject.toml --constraints requirements/dev.txt --output-file requirements/run.txt
 	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 	@$(LOCK) --group lock --output-file requirements/uv.txt

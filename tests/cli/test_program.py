@@ -44,7 +44,6 @@ USES = {
 }
 CODES = {"check": 2, "verify": 6}  # no daemon runs; a block is damaged
 ERRORS = {
-    "a setting": (3, ["backup", "vm2"]),
     "a source": (4, ["backup", "vm2", "--source", "/nowhere"]),
     "a word": (2, ["list", "--nonsense"]),
     "an object": (9, ["list", "vm2"]),
