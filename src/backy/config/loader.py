@@ -319,7 +319,9 @@ def _included(main: _File, patterns: tuple[str, ...]) -> Iterator[Path]:
         try:
             names = folders.list_folder(path.parent)
         except (OSError, ValueError) as error:
-            main.note(("include", index), f"{path.parent} cannot be listed: {error}")
+            # Of the latter each version of Python says something else.
+            why = error if isinstance(error, OSError) else "it has a NUL byte"
+            main.note(("include", index), f"{path.parent} cannot be listed: {why}")
             continue
         shown = (name for name in names if name[0] != ".")
         yield from (path.parent / name for name in shown if fnmatchcase(name, path.name))
