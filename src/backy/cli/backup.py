@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Option
 
@@ -14,10 +14,6 @@ from backy.cli.values import DiskPath
 from backy.errors import UsageError
 from backy.model.messages import BackupFinished
 from backy.repository.manifest import revision_record
-
-if TYPE_CHECKING:
-    pass
-
 
 _NEW = "For a new repository: "
 _SOURCE = "A file or block device, for the first backup. Repeat it for more disks."

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Option
 
 from backy.cli.app import Context, app
 from backy.operations.site import Site
-
-if TYPE_CHECKING:
-    pass
-
 
 LogJson = Annotated[bool, Option("--log-json", help="Log one JSON object a line instead of text.")]
 
