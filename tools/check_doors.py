@@ -1,7 +1,7 @@
 """Hold what ruff's banned-api cannot: python -m tools.check_doors [DIR].
 
 Only `backy.system.files` and `folders` open and change files, and only `backy.system.process`,
-`child`, `guard` and `signals` start programs and deal with signals.  Ruff bans the
+`async_process`, `guard` and `signals` start programs and deal with signals.  Ruff bans the
 functions of modules everywhere else, by the list in pyproject.toml.  It cannot see the methods of
 `pathlib.Path`, and its exception for the two doors is all or nothing.  So this finds, in src/:
 
@@ -25,7 +25,7 @@ FILES, PROGRAMS = "backy.system.files", "backy.system.process"  # as the reasons
 DOORS = {
     "system/files.py": FILES,
     "system/folders.py": FILES,
-    "system/child.py": PROGRAMS,
+    "system/async_process.py": PROGRAMS,
     "system/guard.py": PROGRAMS,
     "system/process.py": PROGRAMS,
     "system/signals.py": PROGRAMS,

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from backy.clients import daemon as client
+from backy.clients import daemon_client
 from tests.cli.runner import PROGRAM, Argument, Backy, environment, image, wait_for
 from tests.lab.dispositions import WITH_DEFAULTS
 from tests.programs import MARK, alive
@@ -84,7 +84,7 @@ class Server(Backy):
 
     def ask(self, **request: object) -> dict[str, Any]:
         """What the daemon answers."""
-        reply = client.ask(self.socket, request)  # type: ignore[arg-type]
+        reply = daemon_client.ask(self.socket, request)  # type: ignore[arg-type]
         assert reply is not None
         return dict(reply)
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from backy import errors
-from backy.clients import daemon as client
+from backy.clients import daemon_client
 from backy.daemon import control
 from backy.errors import BackyError, SourceError, StoreError
-from backy.model.answers import Request
+from backy.model.answers import DaemonRequest
 from backy.model.messages import ERRORS, error_event, error_from
 
-STATUS = Request(do="status")
+STATUS = DaemonRequest(do="status")
 Reply = Mapping[str, object]
 
 
@@ -52,7 +52,7 @@ def daemon(path: Path, answer: Callable[[Reply], Reply]) -> Iterator[None]:
 
 def test_a_request_gets_its_reply(tmp_path: Path) -> None:
     with daemon(tmp_path / "socket", lambda request: {"asked": request}):
-        reply = client.ask(tmp_path / "socket", Request(do="run", job="vm1"))
+        reply = daemon_client.ask(tmp_path / "socket", DaemonRequest(do="run", job="vm1"))
         assert reply == {"asked": {"do": "run", "job": "vm1"}}
 
 
@@ -67,7 +67,7 @@ def test_an_error_keeps_its_kind_its_message_and_its_hint(
         daemon(tmp_path / "socket", fail),
         pytest.raises(BackyError, match="it failed") as caught,
     ):
-        client.ask(tmp_path / "socket", STATUS)
+        daemon_client.ask(tmp_path / "socket", STATUS)
     assert type(caught.value) is kind
     assert (caught.value.exit_code, caught.value.hint) == (kind.exit_code, "do this")
 
@@ -91,11 +91,11 @@ def test_every_kind_of_error_can_be_sent() -> None:
 
 def test_without_a_daemon_there_is_no_reply(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    assert client.ask(path, STATUS) is None
+    assert daemon_client.ask(path, STATUS) is None
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
-    assert (client.status(path), client.promises(path)) == (None, None)
-    assert (client.run(path, "vm1"), client.look(path, "vm1")) == (False, False)
+    assert (daemon_client.status(path), daemon_client.promises(path)) == (None, None)
+    assert (daemon_client.run(path, "vm1"), daemon_client.look(path, "vm1")) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_answers_something_else_is_an_error_of_the_daemon(
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(StoreError, match="does not answer") as caught:
-            client.status(path)
+            daemon_client.status(path)
         thread.join()
     assert "journalctl" in caught.value.hint
 

@@ -88,7 +88,7 @@ def test_a_text_for_a_key_that_is_gone_is_an_error() -> None:
         make_schemas.schema_of(Stale)
 
 
-SOCKET = {answers.Request, answers.PromisesReply, answers.ReloadReply, answers.JobReply}
+SOCKET = {answers.DaemonRequest, answers.PromisesReply, answers.ReloadReply, answers.JobReply}
 
 
 def messages_in(kind: Any) -> Iterator[Any]:  # noqa: ANN401 - any form of a type

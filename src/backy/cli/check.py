@@ -60,13 +60,13 @@ def check(
 
 def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     """The promises of each job from the daemon, or from the configuration if it does not run."""
-    from backy.clients import daemon as client
+    from backy.clients import daemon_client
     from backy.monitoring.health import Promise, Server
     from backy.monitoring.space import space
 
     reply, problem, is_running = None, "", None
     try:
-        reply = client.promises(site.globals.socket)
+        reply = daemon_client.promises(site.globals.socket)
         is_running = reply is not None
     except BackyError as error:
         problem = error.message

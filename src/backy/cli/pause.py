@@ -32,10 +32,10 @@ def resume(context: Context, job: Job, as_json: AsJson = False) -> None:
 
 
 def _pause(site: Site, job: str, since: datetime | None) -> None:
-    from backy.clients import daemon as client
+    from backy.clients import daemon_client
 
     root = site.require(job)
     statuses.update(root, lambda old: replace(old, paused=since and (old.paused or since)))
     if site.path:
         with suppress(NotFoundError):  # the daemon reads status.json when the job is added
-            client.look(site.globals.socket, job)
+            daemon_client.look(site.globals.socket, job)

@@ -14,17 +14,17 @@ def run(context: Context, job: Job, as_json: AsJson = False) -> None:
 
     The daemon makes the backup. Without a daemon, this command does.
     """
-    from backy.clients import daemon as client
+    from backy.clients import daemon_client
     from backy.model.answers import RunAnswer
 
     site: Site = context.obj
     check_job(job)
-    if site.path and client.run(site.globals.socket, job):
+    if site.path and daemon_client.run(site.globals.socket, job):
         text = f"{job}: next to start; backy status shows it"
         answer(as_json, RunAnswer(job=job, state="waiting"), text)
         return
     from backy.cli.backup import backup
 
     site.require(job)
-    warn(f"backy: {client.NO_DAEMON}; backing up here")
+    warn(f"backy: {daemon_client.NO_DAEMON}; backing up here")
     backup(context, job, as_json=as_json)

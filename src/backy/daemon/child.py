@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from backy.model.answers import JobOverview
 from backy.model.messages import ProgressEvent
-from backy.system.child import Priority, start
+from backy.system.async_process import Priority, start
 from backy.units import MiB
 
 _LONGEST_EVENT = 4 * MiB  # a revision.json has 1 MiB at most

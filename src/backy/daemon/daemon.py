@@ -22,8 +22,8 @@ from backy.daemon import control
 from backy.daemon.child import ChildCommand
 from backy.daemon.observe import observe
 from backy.daemon.requests import Requests
-from backy.daemon.runner import Runner
-from backy.daemon.state import Setup, State, samples
+from backy.daemon.runner import TaskRunner
+from backy.daemon.state import DaemonState, Setup, samples
 from backy.daemon.systemd import notify, watchdog_seconds
 from backy.daemon.tasks import Task
 from backy.errors import BackyError, BusyError, ConfigError, StoreError, translated
@@ -50,8 +50,8 @@ class Daemon:
         self._path = path
         self._base = base
         self._log = log
-        self._state = State(self._load())
-        self._runner = Runner(self._state, log)
+        self._state = DaemonState(self._load())
+        self._runner = TaskRunner(self._state, log)
         self._metrics = Metrics(partial(samples, self._state))
         self._others: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()

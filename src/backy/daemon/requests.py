@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from structlog.typing import FilteringBoundLogger
 
-from backy.daemon.state import State, overviews, pools
+from backy.daemon.state import DaemonState, overviews, pools
 from backy.daemon.tasks import BACKUP
 from backy.errors import BackyError, NotFoundError, UsageError
 from backy.model.answers import JobReply, PromisesReply, ReloadReply, StatusAnswer
@@ -25,7 +25,7 @@ class Requests:
     `wake` has the daemon look for tasks that may start.
     """
 
-    state: State
+    state: DaemonState
     log: FilteringBoundLogger
     reload: Callable[[], Awaitable[str]]
     observe: Callable[[str], Awaitable[None]]

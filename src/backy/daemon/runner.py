@@ -10,21 +10,21 @@ from functools import partial
 from structlog.typing import FilteringBoundLogger
 
 from backy.daemon.child import ChildCommand, Event
-from backy.daemon.state import State
+from backy.daemon.state import DaemonState
 from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
 from backy.repository import status
-from backy.system.child import Priority
+from backy.system.async_process import Priority
 
 _BUSY = timedelta(minutes=2)  # until a task is tried again whose repository was locked
 _SUMMED = ("read", "changed", "stored")  # bytes, of the disks of a revision
 
 
 @dataclass(frozen=True)
-class Runner:
+class TaskRunner:
     """Runs the tasks of one daemon."""
 
-    state: State
+    state: DaemonState
     log: FilteringBoundLogger
 
     def start(self, task: Task) -> ChildCommand:

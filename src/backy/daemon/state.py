@@ -32,7 +32,7 @@ class Setup:
 
 
 @dataclass(slots=True)
-class State:
+class DaemonState:
     """Everything. `summaries` and `fingerprints` have the jobs that were observed."""
 
     setup: Setup
@@ -43,7 +43,7 @@ class State:
     is_stopping: bool = False
 
 
-def overviews(state: State, now: datetime) -> Iterator[JobOverview]:
+def overviews(state: DaemonState, now: datetime) -> Iterator[JobOverview]:
     """All jobs, with what the daemon does for each and plans next."""
     waiting = {task.job: task for task in state.planner.waiting.values()}
     for job in state.setup.config.jobs:
@@ -67,7 +67,7 @@ def _add_task(shown: JobOverview, task: Task) -> None:
     shown |= {"verb": task.verb, "pool": task.pool, "due": time_text(task.due)}
 
 
-def pools(state: State) -> Pools:
+def pools(state: DaemonState) -> Pools:
     """How full each pool is."""
     return Pools(fast=_pool_use(state.planner, FAST), slow=_pool_use(state.planner, SLOW))
 
@@ -77,7 +77,7 @@ def _pool_use(planner: Planner, pool: str) -> PoolUse:
     return PoolUse(slots=planner.slots, in_use=planner.in_use(pool), queued=queued)
 
 
-def samples(state: State) -> Iterator[Sample]:
+def samples(state: DaemonState) -> Iterator[Sample]:
     """What the metrics show."""
     setup, now = state.setup, datetime.now(UTC)
     for summary in list(state.summaries.values()):

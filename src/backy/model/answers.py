@@ -352,7 +352,7 @@ class StatusAnswer(TypedDict):
 # The socket of the daemon.
 
 
-class Request(TypedDict):
+class DaemonRequest(TypedDict):
     """What the daemon is asked to do; `job` for "run" and "look" only."""
 
     do: Literal["status", "promises", "reload", "run", "look"]

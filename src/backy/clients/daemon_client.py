@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backy.errors import StoreError
-from backy.model.answers import PromisesReply, Request, StatusAnswer
+from backy.model.answers import DaemonRequest, PromisesReply, StatusAnswer
 from backy.model.messages import error_from
 from backy.units import MiB
 
@@ -19,25 +19,25 @@ _TIMEOUT_SECONDS = 10
 
 def status(path: Path) -> StatusAnswer | None:
     """The state of all jobs; None without a daemon. Raises as `ask` does."""
-    return ask(path, Request(do="status"))
+    return ask(path, DaemonRequest(do="status"))
 
 
 def promises(path: Path) -> PromisesReply | None:
     """The promises that `backy check` judges by; None without a daemon. Raises as `ask` does."""
-    return ask(path, Request(do="promises"))
+    return ask(path, DaemonRequest(do="promises"))
 
 
 def run(path: Path, job: str) -> bool:
     """Have a job backed up before all others; False without a daemon. Raises as `ask` does."""
-    return ask(path, Request(do="run", job=job)) is not None
+    return ask(path, DaemonRequest(do="run", job=job)) is not None
 
 
 def look(path: Path, job: str) -> bool:
     """Tell the daemon that a job has changed; False without a daemon. Raises as `ask` does."""
-    return ask(path, Request(do="look", job=job)) is not None
+    return ask(path, DaemonRequest(do="look", job=job)) is not None
 
 
-def ask(path: Path, request: Request) -> Any | None:  # noqa: ANN401 - JSON of the request's kind
+def ask(path: Path, request: DaemonRequest) -> Any | None:  # noqa: ANN401 - JSON of the request's kind
     """The reply of the daemon at `path`; None if no daemon listens there.
 
     Raises the error that the daemon answered with, and StoreError if it does not answer.
