@@ -1,0 +1,100 @@
+"""A task whose command cannot be run, and a request that meets a bug, stop nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backy.config.settings import Config
+from backy.daemon.child import ChildCommand, Event
+from backy.daemon.log import open_log
+from backy.daemon.planner import Observation
+from backy.daemon.requests import Requests
+from backy.daemon.runner import TaskRunner
+from backy.daemon.state import DaemonState, Setup
+from backy.daemon.tasks import FAST, Task
+from backy.errors import BackyError
+from backy.system.async_process import Priority
+
+CONFIG = Config.model_validate(
+    {
+        "schedules": {"often": {"tick": {"interval": "1m", "keep": 3}}},
+        "jobs": {"vm1": {"schedule": "often", "source": {"type": "file", "filename": "/vm1"}}},
+    }
+)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> DaemonState:
+    """A job that was backed up an hour ago, so it is due."""
+    now = datetime.now(UTC)
+    made = DaemonState(Setup(CONFIG, tmp_path, now))
+    made.planner.configure({"vm1": (CONFIG.jobs["vm1"], CONFIG.intervals("vm1"))}, now)
+    return made
+
+
+class Broken(ChildCommand):
+    """A command that cannot be seen through to its end."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__([], {})
+        self._error = error
+
+    async def run(self, priority: Priority, hear: Callable[[Event], None]) -> int:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [OSError("no memory"), ValueError("ours"), RuntimeError("ours")])
+def test_what_cannot_be_run_is_tried_again_later_and_a_bug_is_raised(
+    state: DaemonState, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    runner = TaskRunner(state, open_log(as_json=True))
+    now = datetime.now(UTC)
+    child = state.children["vm1"] = Broken(error)
+    run = runner.run(Task("vm1", "backup", now, FAST), child)
+    if isinstance(error, OSError):
+        asyncio.run(run)
+        assert json.loads(capsys.readouterr().err.splitlines()[-1])["error"] == "no memory"
+    else:
+        with pytest.raises(type(error), match="ours"):
+            asyncio.run(run)
+    assert state.children == {}
+    hour = timedelta(hours=1)
+    state.planner.update("vm1", Observation({"tick": now - hour}, now - hour), now)
+    wake = state.planner.wake()
+    assert wake
+    assert wake >= now + timedelta(minutes=2)
+
+
+async def no_reload() -> str:
+    raise ZeroDivisionError
+
+
+async def no_observation(_: str) -> None:
+    raise KeyError
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param({"do": "reload"}, id="reload"),
+        pytest.param({"do": "look", "job": "vm1"}, id="look"),
+    ],
+)
+def test_a_bug_in_an_answer_is_logged_with_its_traceback_and_told(
+    state: DaemonState, capsys: pytest.CaptureFixture[str], request_: Mapping[str, Any]
+) -> None:
+    log = open_log(as_json=True)
+    requests = Requests(state, log, no_reload, no_observation, lambda: None)
+    with pytest.raises(BackyError, match="the daemon has a bug") as caught:
+        asyncio.run(requests.answer(request_))
+    assert "journalctl" in caught.value.hint
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["level"]) == ("a bug", "error")
+    assert "Traceback" in line["exception"]
