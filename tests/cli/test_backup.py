@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cli.machine import used
-from tests.cli.runner import MIB, PROGRAM, Backy, data, environment, image, overwrite, tree
+from tests.cli.runner import MIB, Backy, called, data, environment, image, overwrite, tree
 from tests.lab.devices import loop_device
 
 GIB = 1024 * MIB
@@ -215,10 +214,5 @@ def test_a_setting_of_an_existing_repository_is_not_silently_ignored(
 
 def test_the_base_directory_can_come_from_the_environment(backy: Backy, tmp_path: Path) -> None:
     backy.backup("vm1", image(tmp_path / "vm1.img", data(1)))
-    done = subprocess.run(
-        [*PROGRAM, "list", "--json"],
-        env=environment(BACKY_BASE_DIR=str(backy.base)),
-        capture_output=True,
-        check=True,
-    )
-    assert [each["job"] for each in json.loads(done.stdout)["jobs"]] == ["vm1"]
+    listed = called(["list", "--json"], environment(BACKY_BASE_DIR=str(backy.base))).record()
+    assert [each["job"] for each in listed["jobs"]] == ["vm1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import COMMANDS, GROUP
-from tests.cli.runner import PROGRAM, SMALL, Backy, Result, environment, image, ran
+from tests.cli.runner import SMALL, Backy, Result, called, environment, image
 
 CONFIGURATION = """
 global: {{base-dir: {base}, socket: {base}/socket}}
@@ -25,8 +25,8 @@ def configuration(aged: Backy) -> Path:
 
 
 def run(*arguments: object, env: Mapping[str, str] | None = None) -> Result:
-    """The program without a base directory that the tests choose."""
-    return ran([*PROGRAM, *map(str, arguments)], environment(**env or {}))
+    """A command without a base directory that the tests choose."""
+    return called([*map(str, arguments)], environment(**env or {}))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

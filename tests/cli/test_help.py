@@ -10,19 +10,13 @@ import pytest
 import backy as package
 from backy.cli import commands as table
 from tests.cli.commands import COMMANDS, GROUP
-from tests.cli.runner import PROGRAM, environment
+from tests.cli.runner import called, environment
 
 
 def said(*arguments: str) -> str:
-    done = subprocess.run(
-        [*PROGRAM, *arguments],
-        env=environment(COLUMNS="100"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
-    return done.stdout
+    result = called(arguments, environment(COLUMNS="100"))
+    assert (result.code, result.err) == (0, "")
+    return result.out
 
 
 def options_of(command: str) -> list[str]:
@@ -112,10 +106,9 @@ def test_an_example_uses_only_what_there_is(command: str) -> None:
 
 @pytest.mark.parametrize("group", [[], ["config"]], ids=str)
 def test_without_a_command_there_is_help_on_standard_error(group: list[str]) -> None:
-    command = [*PROGRAM, *group]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(" ".join(["Usage: backy", *group]))
+    result = called(group, environment())
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(" ".join(["Usage: backy", *group]))
 
 
 @pytest.mark.parametrize("command", ["", "list", "config", "reports show"])
@@ -125,10 +118,9 @@ def test_help_is_a_command_too(command: str) -> None:
 
 
 def test_help_for_what_is_no_command_is_wrong_usage() -> None:
-    command = [*PROGRAM, "help", "lsit"]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "'list'" in result.stderr
+    result = called(["help", "lsit"], environment())
+    assert result.code == 2
+    assert "'list'" in result.err
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -8,7 +8,17 @@ import pytest
 
 from tests.cli.commands import COMMANDS
 from tests.cli.in_process import ONLY_AS_PROGRAMS
-from tests.cli.runner import SMALL, Backy, Result, image, overwrite
+from tests.cli.runner import (
+    PROGRAM,
+    SMALL,
+    Backy,
+    Result,
+    called,
+    environment,
+    image,
+    overwrite,
+    ran,
+)
 
 CONFIGURATION = """
 global: {{socket: {folder}/socket}}
@@ -50,6 +60,7 @@ ERRORS = {
     "no command": (2, ["nonsense"]),
     "JSON": (9, ["list", "vm2", "--json"]),
 }
+ABOUT = ["--help", "help list", "restore --help", "version"]
 
 
 @pytest.fixture
@@ -115,3 +126,9 @@ def test_an_error_is_told_the_same_by_a_program_and_within_the_tests(
     here, program = both(used, *arguments)
     assert here == program
     assert here[0].code == code
+
+
+@pytest.mark.parametrize("words", ABOUT)
+def test_help_and_version_are_the_same_from_a_program_and_within_the_tests(words: str) -> None:
+    arguments, env = words.split(), environment()
+    assert called(arguments, env) == ran([*PROGRAM, *arguments], env)

@@ -7,8 +7,9 @@ are folders of the test, REV is the newest revision, and `backy` is the backy un
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import backy
 from tests.docs.markdown import Block
@@ -46,6 +47,14 @@ class Stage:
         # Always the same content, so that the pages can show which ranges changed.
         self.sh("""mkdir files; seq 400000 >files/numbers
             mkfs.ext4 -q -d files /images/vm1.img 64M; rm -r files""")
+
+    def copied(self, root: Path) -> Self:
+        """The same in `root`, also to the repositories, which remember where their source is."""
+        root.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "--archive", "--reflink=auto", f"{self.root}/.", root], check=True)
+        for path in root.glob("srv/backy/*/repository.json"):
+            path.write_text(path.read_text().replace(f"{self.root}/", f"{root}/"))
+        return replace(self, root=root)
 
     def prepare(self, wanted: str) -> None:
         """Do what a stage comment asks for, such as "chunks, change"."""

@@ -11,7 +11,7 @@ import pytest
 
 from backy.config import settings as config
 from tests.cli.commands import COMMANDS, own_parameters
-from tests.cli.runner import PROGRAM, environment
+from tests.cli.runner import called, environment
 from tests.lab.needs import absent, need
 from tests.packaging.conftest import PROJECT
 
@@ -30,10 +30,9 @@ def understood(path: Path) -> dict[str, Any]:
 
 
 def asked(path: Path, what: str) -> str:
-    command = [*PROGRAM, "--config", str(path), "config", what]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    result = called(["--config", str(path), "config", what], environment())
+    assert result.code == 0, result
+    return result.out
 
 
 def test_the_sample_configuration_is_valid_and_has_no_jobs() -> None:
