@@ -1,7 +1,6 @@
 """Whoever asks for help gets it: every command, every option, an example."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
