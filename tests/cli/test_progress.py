@@ -165,16 +165,38 @@ def two_sources(no_reflink: Path) -> list[Path]:
     return [image(no_reflink / name, SMALL[1]) for name in ("a.img", "b.img")]
 
 
+def change_or_cut(path: Path, change: bytes | None) -> None:
+    if change is None:
+        os.truncate(path, 1000)
+    else:
+        overwrite(path, 5000, change)
+
+
+CONFIGURATION = """
+global: {{base-dir: {base}, socket: {base}/socket}}
+schedules: {{default: {{hourly: {{interval: 1h, keep: 1}}}}}}
+jobs:
+  vm1:
+    schedule: default
+    source: {{type: file, disks: {{vda: {sources[0]}, vdb: {sources[1]}}}}}
+    hooks: {{after-snapshot: {{command: [/bin/sh, -c, {wait}], timeout: 1m}}}}
+"""
+
+
 def backup_while(backy: Backy, sources: list[Path], change: bytes | None) -> Result:
-    """Back up two disks, and change or cut the first one when it is open and the second is not."""
-    options = [f"--source=vda={sources[0]}", f"--source=vdb={sources[1]}"]
-    with leased(sources[1]) as lease, backy.started("backup", "vm1", *options, "--json") as running:
-        lease.wait()
-        if change is None:
-            os.truncate(sources[0], 1000)
-        else:
-            overwrite(sources[0], 5000, change)
-        lease.release()
+    """Back up two disks, and change or cut the first one when it is open and the second is not.
+
+    That is after the snapshot: there every disk is opened for a moment, to clone it.
+    """
+    taken, go, path = (backy.base.parent / name for name in ("taken", "go", "backy.yaml"))
+    wait = f"'touch {taken}; until [ -e {go} ]; do sleep 0.01; done'"
+    path.write_text(CONFIGURATION.format(base=backy.base, sources=sources, wait=wait))
+    with backy.started("--config", path, "backup", "vm1", "--json") as running:
+        wait_for(taken.exists, "the snapshot is taken")
+        with leased(sources[1]) as lease:
+            go.touch()
+            lease.wait()
+            change_or_cut(sources[0], change)
         return running.end()
 
 
@@ -205,6 +227,11 @@ def test_a_disk_that_nobody_changed_has_no_warning(backy: Backy, two_sources: li
 
 def test_a_clone_cannot_change_while_it_is_read(plain: Backy) -> None:
     sources = [image(plain.base.parent / name, SMALL[1]) for name in ("a.img", "b.img")]
-    finished = backup_while(plain, sources, b"changed").last()
+    options = [f"--source=vda={sources[0]}", f"--source=vdb={sources[1]}"]
+    with leased(sources[1]) as lease, plain.started("backup", "vm1", *options, "--json") as running:
+        lease.wait()
+        change_or_cut(sources[0], b"changed")
+        lease.release()
+        finished = running.end().last()
     assert finished["revision"]["warnings"] == []
     assert plain.content("vm1") == SMALL[1]
