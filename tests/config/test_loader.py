@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from backy.config import plain_yaml
+from backy.config import loader as configfile
 from backy.config.loader import Loaded, Problem, ProblemsError, load, read_global, schema
 from backy.config.settings import Config, Hooks, Interval, Scrub
 from backy.errors import ConfigError
@@ -80,7 +80,7 @@ def samples(folder: Path) -> list[Any]:
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("path", [*samples(VALID), pytest.param(CONTRIB, id="contrib")])
 def test_a_sample_loads(path: Path, loader: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_yaml, "_LOADER", loader)
+    monkeypatch.setattr(configfile, "_LOADER", loader)
     assert problems(path) == []
 
 
@@ -308,7 +308,7 @@ LAUGHS = "".join(f"k{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]\n" for n in ran
 def test_hostile_yaml_ends_in_problems_that_fit_in_a_line(
     content: str | bytes, loader: type, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_yaml, "_LOADER", loader)
+    monkeypatch.setattr(configfile, "_LOADER", loader)
     path = write(content)
     said = problems(path)
     assert said
@@ -332,7 +332,7 @@ def test_bytes_anywhere_in_a_file_raise_nothing_but_a_list_of_problems(
     path = tmp_path_factory.mktemp("noise") / "backy.yaml"
     path.write_bytes(sample[:start] + noise + sample[end:])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain_yaml, "_LOADER", data.draw(st.sampled_from(LOADERS)).values[0])
+        patch.setattr(configfile, "_LOADER", data.draw(st.sampled_from(LOADERS)).values[0])
         for text in problems(path):
             assert text.isprintable()
 
@@ -349,7 +349,7 @@ def test_a_file_has_limits(
     limit: str, value: int, said: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(GOOD)
-    monkeypatch.setattr(plain_yaml, limit, value)
+    monkeypatch.setattr(configfile, limit, value)
     (problem,) = problems(path)
     assert problem.endswith(f": {said}")
 

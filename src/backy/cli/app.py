@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from typer import Argument, Option
 
-from backy.cli import conversion, global_options, values
+from backy.cli import global_options, values
 from backy.cli.commands import COMMANDS
 from backy.cli.program import Program, print_version
 from backy.errors import BackyError, CancelledError
@@ -70,7 +70,6 @@ def _globals(
 def program() -> Program:
     """The program, made once for this process, since that takes long."""
     made: Program = typer.main.get_command(app)  # type: ignore[assignment]
-    conversion.simplify(made)
     return made
 
 

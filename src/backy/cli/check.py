@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from backy.cli import values
 from backy.cli.app import Context, app
 from backy.errors import BackyError, StoreError, UsageError
 from backy.operations.site import Site
@@ -24,30 +23,18 @@ if TYPE_CHECKING:
     from backy.monitoring.health import Promise, Server
 
 
-Jobs = Annotated[str, Option("--job", metavar="REGEX", help="Only jobs whose names match.")]
-_SLA = "Age allowed for the newest revision, in intervals."
-Sla = Annotated[float, Option(parser=values.factor, metavar="NUMBER", help=_SLA)]
-_FAILED = "Warn after this many failures in a row."
-Failed = Annotated[int, Option(parser=values.count, metavar="COUNT", help=_FAILED)]
-_FREE = "Warn below this percentage of free space."
-FreeWarning = Annotated[float, Option(parser=values.number, metavar="PERCENT", help=_FREE)]
-_CRITICAL = "The same for critical."
-FreeCritical = Annotated[float, Option(parser=values.number, metavar="PERCENT", help=_CRITICAL)]
-_DAYS = "Warn if the space is used up in fewer days."
-DaysWarning = Annotated[float, Option(parser=values.number, metavar="DAYS", help=_DAYS)]
-DaysCritical = Annotated[float, Option(parser=values.number, metavar="DAYS", help=_CRITICAL)]
-
-
 @app.command(epilog="Example: backy check --job '^vm'")
 def check(
     context: Context,
-    job: Jobs = "",
-    sla: Sla = 1.5,
-    failed: Failed = 3,
-    free_warning: FreeWarning = 10,
-    free_critical: FreeCritical = 3,
-    days_warning: DaysWarning = 14,
-    days_critical: DaysCritical = 3,
+    job: Annotated[str, Option(metavar="REGEX", help="Only jobs whose names match.")] = "",
+    sla: Annotated[
+        float, Option(min=0.01, help="Age allowed for the newest revision, in intervals.")
+    ] = 1.5,
+    failed: Annotated[int, Option(min=1, help="Warn after this many failures in a row.")] = 3,
+    free_warning: Annotated[float, Option(help="Warn below this percentage of free space.")] = 10,
+    free_critical: Annotated[float, Option(help="The same for critical.")] = 3,
+    days_warning: Annotated[float, Option(help="Warn if the space is used up in fewer days.")] = 14,
+    days_critical: Annotated[float, Option(help="The same for critical.")] = 3,
 ) -> None:
     """Check the backups, as a plug-in for Nagios, Icinga or Checkmk.
 
@@ -79,7 +66,7 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
 
     reply, problem, is_running = None, "", None
     try:
-        reply = daemon_client.promises(site.paths.socket)
+        reply = daemon_client.promises(site.globals.socket)
         is_running = reply is not None
     except BackyError as error:
         problem = error.message

@@ -38,4 +38,4 @@ def _pause(site: Site, job: str, since: datetime | None) -> None:
     statuses.update(root, lambda old: replace(old, paused=since and (old.paused or since)))
     if site.path:
         with suppress(NotFoundError):  # the daemon reads status.json when the job is added
-            daemon_client.look(site.paths.socket, job)
+            daemon_client.look(site.globals.socket, job)

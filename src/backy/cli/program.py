@@ -9,7 +9,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from backy import __version__
-from backy.cli import conversion, global_options
+from backy.cli import global_options
 from backy.cli.commands import COMMANDS, GROUPS
 
 
@@ -35,7 +35,6 @@ class Program(CommandGroup):
         super().__init__(**attributes)
         for command in self.commands.values():
             global_options.repeat(self.params, command)
-            conversion.simplify(command)
         stand_ins = {name: _StandIn(name, help=entry.help) for name, entry in COMMANDS.items()}
         self.commands = stand_ins | dict(self.commands)
 

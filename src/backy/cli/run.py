@@ -19,7 +19,7 @@ def run(context: Context, job: Job, as_json: AsJson = False) -> None:
 
     site: Site = context.obj
     check_job(job)
-    if site.path and daemon_client.run(site.paths.socket, job):
+    if site.path and daemon_client.run(site.globals.socket, job):
         text = f"{job}: next to start; backy status shows it"
         answer(as_json, RunAnswer(job=job, state="waiting"), text)
         return

@@ -64,7 +64,7 @@ def _state(site: Site, is_shown: Callable[[JobOverview], bool]) -> StatusAnswer:
     """The state from the daemon, or from the repositories if it does not run."""
     from backy.clients import daemon_client
 
-    state = daemon_client.status(site.paths.socket) if site.path else None
+    state = daemon_client.status(site.globals.socket) if site.path else None
     if not state:
         state = {"jobs": list(_overviews(site)), "problem": daemon_client.NO_DAEMON}
     state["jobs"] = [job for job in state["jobs"] if is_shown(job)]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,8 +16,6 @@ from backy.units import MiB, parse_duration, parse_size
 Value = TypeVar("Value")
 _SLOWEST = MiB  # bytes a second
 _LEVELS = range(1, 20)
-_SMALLEST_FACTOR = 0.01
-_COUNT = re.compile("[1-9][0-9]{0,8}")
 
 
 class WrongValueError(typer.BadParameter):
@@ -52,32 +47,6 @@ def _typed(check: Callable[[str], Value]) -> Callable[[str | Value], Value]:
 job = _typed(check_job)
 tag = _typed(check_tag)
 duration = _typed(parse_duration)
-
-
-@_typed
-def number(text: str) -> float:
-    """A number with or without a fraction."""
-    with suppress(ValueError):
-        if isfinite(found := float(text)):
-            return found
-    raise ConfigError(f"{text!r} is not a number", "Write 1.5, for example.")
-
-
-@_typed
-def factor(text: str) -> float:
-    """How many times something may take as long as it should."""
-    found = number(text)
-    if found < _SMALLEST_FACTOR:
-        raise ConfigError(f"{text} is too small", f"Use {_SMALLEST_FACTOR} or more.")
-    return found
-
-
-@_typed
-def count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not _COUNT.fullmatch(text):
-        raise ConfigError(f"{text!r} is not a number from 1 on", "Write 3, for example.")
-    return int(text)
 
 
 @_typed

@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from backy.config.paths import BASE_DIR, SOCKET, absolute
 from backy.errors import ConfigError
 from backy.model.names import check_disk_name, check_tag
 from backy.units import KiB, MiB, parse_duration, parse_size
@@ -40,6 +39,12 @@ def _tag(tag: str) -> str:
     if tag.startswith("manual:"):
         raise ConfigError(f"{tag!r} is for revisions that never expire", "Use another tag.")
     return check_tag(tag)
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute() or not str(path).isprintable():
+        raise ValueError(f"{str(path)!r} is not an absolute path")
+    return path
 
 
 def _address(text: str) -> str:
@@ -87,7 +92,7 @@ _Listed = BeforeValidator(_listed, json_schema_input_type=str | list[Any] | dict
 Seconds = Annotated[int, BeforeValidator(checking(parse_duration)), _AsText]
 Bytes = Annotated[int, BeforeValidator(checking(parse_size)), _AsText]
 Whole = Annotated[int, _AsText]
-AbsolutePath = Annotated[Path, AfterValidator(absolute), _AsText]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute), _AsText]
 DiskName = Annotated[str, AfterValidator(checking(check_disk_name))]
 Named = Annotated[str, AfterValidator(_named)]
 SourceDefinition = Annotated[dict[str, Any], AfterValidator(_source)]
@@ -202,9 +207,9 @@ class Global(Values):
     gone: ClassVar[tuple[str, ...]] = (
         "status-file", "status-interval", "telnet-addrs", "telnet-port",
     )  # fmt: skip
-    base_dir: AbsolutePath = BASE_DIR
+    base_dir: AbsolutePath = Path("/srv/backy")
     worker_limit: Whole = Field(default=1, ge=1)
-    socket: AbsolutePath = SOCKET
+    socket: AbsolutePath = Path("/run/backy/backy.sock")
     metrics_listen: Annotated[str, AfterValidator(_address)] | None = None
     metrics_file: AbsolutePath | None = None
     stop_timeout: Seconds = 10 * 60

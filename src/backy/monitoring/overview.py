@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from backy.config.settings import Config, Schedule
 from backy.model.answers import JobOverview
 from backy.model.messages import time_text
 from backy.policy.schedule import sla_seconds
 from backy.repository.summary import Summary
-
-if TYPE_CHECKING:
-    from backy.config.settings import Config, Schedule
 
 
 def overview(summary: Summary, schedule: Schedule | None, now: datetime) -> JobOverview:

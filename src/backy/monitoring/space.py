@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from backy.errors import DamagedError, StoreError, translated
-from backy.repository.records import encode_record, read_record
+from backy.repository.records import AwareTime, encode_record, read_record
 from backy.system import folders
 
 _INTERVAL = timedelta(hours=1)
@@ -28,7 +28,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    samples: tuple[tuple[datetime, int], ...] = ()
+    samples: tuple[tuple[AwareTime, int], ...] = ()
 
 
 def space(base: Path) -> Space:

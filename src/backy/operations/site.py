@@ -16,8 +16,7 @@ from backy.repository.repository import Repository, is_repository
 
 if TYPE_CHECKING:
     from backy.config.loader import Loaded
-    from backy.config.paths import SitePaths
-    from backy.config.settings import Config
+    from backy.config.settings import Config, Global
     from backy.operations.hooks import Runner
     from backy.operations.origin import Origin
 
@@ -52,20 +51,14 @@ class Site:
     @property
     def base(self) -> Path:
         """The folder with the repositories of all jobs. Raises ConfigError."""
-        return self.asked or (self.paths.base_dir if self.path else DEFAULT_BASE)
+        return self.asked or (self.globals.base_dir if self.path else DEFAULT_BASE)
 
     @cached_property
-    def paths(self) -> SitePaths:
-        """The base directory and the socket of the configuration. Raises ConfigError."""
-        from backy.config.paths import SitePaths, read_paths
+    def globals(self) -> Global:
+        """The global settings, read without the jobs. Raises ConfigError."""
+        from backy.config.loader import read_global
 
-        paths = read_paths(self.needed_path())
-        if not paths:
-            from backy.config.loader import read_global
-
-            settings = read_global(self.needed_path())
-            paths = SitePaths(settings.base_dir, settings.socket)
-        return paths
+        return read_global(self.needed_path())
 
     @cached_property
     def loaded(self) -> Loaded:

@@ -14,12 +14,9 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
+from backy.config.settings import Schedule
 from backy.model.revision import Revision
-
-if TYPE_CHECKING:
-    from backy.config.settings import Schedule
 
 _EPOCH = datetime.min.replace(tzinfo=UTC)
 _NONE = timedelta(0)

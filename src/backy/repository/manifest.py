@@ -11,8 +11,7 @@ from backy.errors import ConfigError, DamagedError
 from backy.model.messages import RevisionRecord
 from backy.model.names import check_disk_name, check_tag
 from backy.model.revision import Disk, Revision, is_id, time_of
-from backy.repository.json_values import encode
-from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
+from backy.repository.records import HASH, LARGEST_DISK, encode_record, json_of, read_record
 from backy.system.files import AnyPath
 from backy.units import KiB, MiB
 
@@ -45,7 +44,7 @@ def encode_revision(revision: Revision) -> bytes:
 
 def revision_record(revision: Revision) -> RevisionRecord:
     """A revision as a JSON object, as in revision.json and in the output of commands."""
-    return cast("RevisionRecord", encode(revision))
+    return cast("RevisionRecord", json_of(revision))
 
 
 def read_settings(path: AnyPath) -> Settings:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from backy.errors import BackyError, translated
-from backy.repository.json_values import decode, encode
 from backy.system import folders
 from backy.system.files import AnyPath
 from backy.units import MiB
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Value = TypeVar("Value")
 FORMAT = 1
@@ -26,9 +29,40 @@ LARGEST_DISK = 2**60  # bytes; the most that an index of 64 KiB blocks can numbe
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
+class _Aware:
+    """Makes pydantic refuse a time without an offset."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(
+        source: object, handler: Callable[[object], dict[str, object]]
+    ) -> dict[str, object]:
+        return handler(source) | {"tz_constraint": "aware"}
+
+
+AwareTime = Annotated[datetime, _Aware]
+
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Checks and converts values of a class. Made when first used, because that takes long."""
+    from pydantic import TypeAdapter
+
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def json_of(value: object) -> dict[str, Any]:
+    """A value as a JSON object."""
+    record: dict[str, Any] = _adapter(type(value)).dump_python(value, mode="json", by_alias=True)
+    return record
+
+
 def encode_record(value: object) -> bytes:
     """The bytes of a JSON file with `value` and the format's version number."""
-    record = encode(value)
+    record = json_of(value)
     return (json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -59,9 +93,15 @@ def read_record(
         newer = isinstance(version, int) and version > FORMAT
         why = f"has format {version!r:.40}; this version of backy knows {FORMAT}"
         raise kind(f"{path} {why}", "Update backy." if newer else hint)
+    from pydantic import ValidationError
+
     try:
-        value = decode(value_class, record)
+        value: Value = _adapter(value_class).validate_python(record)
         check(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise kind(f"{path}: {where}: {first['msg']}", hint) from error
     except (BackyError, ValueError) as error:
         raise kind(f"{path}: {error}", hint) from error
     return value

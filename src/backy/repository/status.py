@@ -14,7 +14,7 @@ from pathlib import Path
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.revision import Revision, Trust
-from backy.repository.records import encode_record, read_record
+from backy.repository.records import AwareTime, encode_record, read_record
 from backy.system import folders
 from backy.system.files import AnyPath
 from backy.system.place import Place
@@ -31,10 +31,10 @@ class Scrubbed:
     `oldest` is when the byte that was read longest ago was read; None if nothing is stored.
     """
 
-    time: datetime
+    time: AwareTime
     total: int
     read: int
-    oldest: datetime | None
+    oldest: AwareTime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,17 @@ class Status:
     errors: int = 0
     failures: int = 0
     error: str = ""
-    failed: datetime | None = None
+    failed: AwareTime | None = None
     seconds: float = 0
     hooks_failed: int = 0
     hook_error: str = ""
     suspicious: str = ""
-    full_reads: int = field(default=0, metadata={"key": "wholes"})
-    tracking_errors: int = field(default=0, metadata={"key": "lies"})
-    tracking_error_at: datetime | None = field(default=None, metadata={"key": "lied"})
-    paused: datetime | None = None
+    full_reads: int = field(default=0, metadata={"alias": "wholes"})
+    tracking_errors: int = field(default=0, metadata={"alias": "lies"})
+    tracking_error_at: AwareTime | None = field(default=None, metadata={"alias": "lied"})
+    paused: AwareTime | None = None
     distrusted: tuple[str, ...] = ()
-    verified: datetime | None = None
+    verified: AwareTime | None = None
     scrubbed: Scrubbed | None = None
 
 
