@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -138,8 +139,23 @@ def map_of(uri: str, context: str = "base:allocation") -> list[tuple[int, int, i
 
 
 def certificates(folder: Path) -> Path:
-    """A new authority, and keys of a server called "localhost" and of a client, by openssl."""
+    """An authority, and keys of a server called "localhost" and of a client, in a new folder."""
     folder.mkdir()
+    for name, content in _certificates().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@cache
+def _certificates() -> dict[str, bytes]:
+    """Made by openssl, once: that takes half a second."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _certify(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _certify(folder: Path) -> None:
     (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
     key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
     steps = [f"req -x509 {key} -keyout ca-key.pem -out ca-cert.pem -subj /CN=ca"]
@@ -149,4 +165,3 @@ def certificates(folder: Path) -> Path:
         steps.append(f"x509 -req -in {name}.csr -out {name}-cert.pem {ca}")
     for step in steps:
         subprocess.run(["openssl", *step.split()], check=True, capture_output=True, cwd=folder)
-    return folder
