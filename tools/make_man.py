@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from backy import __version__, errors
 from backy.cli.app import whole_program
+from backy.cli.command import records
 from backy.config import settings as config
 from backy.operations.site import CONFIG_PATHS
 
@@ -82,11 +83,10 @@ def command_page(context: Any, found: Mapping[str, Any]) -> Iterator[str]:  # no
     yield from beginning(page(path), short(context))
     yield ".SH SYNOPSIS"
     yield f".B {escaped(path)}"
-    yield escaped(" ".join(piece.strip("{}") for piece in command.collect_usage_pieces(context)))
+    yield escaped(" ".join(command.collect_usage_pieces(context)))
     yield from section("DESCRIPTION", prose(command.help or ""))
-    parameters = command.get_params(context)
-    yield from section("ARGUMENTS", terms(records(parameters, "argument", context)))
-    yield from section("OPTIONS", terms(records(parameters, "option", context)))
+    yield from section("ARGUMENTS", terms(records(command, context, "argument")))
+    yield from section("OPTIONS", terms(records(command, context, "option")))
     yield from section("COMMANDS", terms(within))
     epilog = command.epilog or ""
     if epilog.startswith("Example: "):
@@ -106,18 +106,6 @@ def short(context: Any) -> str:  # noqa: ANN401 - typer's
     """The first sentence of the help of a command, without its full stop."""
     text: str = context.command.get_short_help_str(200)
     return text.removesuffix(".")
-
-
-def records(
-    parameters: Iterable[Any],
-    kind: str,
-    context: Any,  # noqa: ANN401 - typer's
-) -> Iterator[tuple[str, str]]:
-    """How to write each parameter of a kind, and what --help says of it."""
-    for parameter in parameters:
-        record = parameter.get_help_record(context)
-        if parameter.param_type_name == kind and record:
-            yield record
 
 
 def surroundings(found: Mapping[str, Any]) -> Iterator[str]:

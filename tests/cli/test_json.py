@@ -505,6 +505,18 @@ def test_wrong_usage_outside_of_a_command_is_told_so_too(backy: Backy, words: st
     assert result.err == f"{json.dumps(error)}\n"
 
 
+def test_a_scrub_prints_an_error_for_each_job_that_failed(aged: Backy, tmp_path: Path) -> None:
+    aged.backup("vm2", image(tmp_path / "vm2.img", SMALL[1]))
+    for job in ("vm1", "vm2"):
+        (aged.base / job / "repository.json").write_text("{")
+    result = aged.run("scrub", "--json")
+    errors = [json.loads(line) for line in result.err.splitlines()]
+    for error in errors:
+        validator("error").validate(error)
+    assert {Path(each["message"].split()[0]).parent.name for each in errors} == {"vm1", "vm2"}
+    assert (result.code, result.out) == (3, "")
+
+
 def test_a_bug_is_told_with_its_traceback() -> None:
     result = ran([sys.executable, "-c", BUG, "list", "--json"], environment())
     error = valid_error(result)

@@ -27,8 +27,8 @@ WRONG = {
 }
 # Whatever is typed here is a question to the repository: what does not exist has another code.
 ANYTHING = {"-r", "--disk", "REV", "REPORT"}
-RIGHT = {"JOB": "vm1", "[JOB]": "vm1", "TARGET": "new.img", "REV": "0", "REPORT": "x"}
-RIGHT |= {"+TAG|-TAG...": "+new", "SPEC": "0"}
+RIGHT = {"JOB": "vm1", "TARGET": "new.img", "REV": "0", "REPORT": "x"}
+RIGHT |= {"+TAG|-TAG": "+new", "SPEC": "0"}
 
 
 def parser_of(parameter: Any) -> str:  # noqa: ANN401 - typer's

@@ -31,7 +31,8 @@ def offered(name: str) -> set[str]:
     names: set[str] = set()
     for parameter in commands.own_parameters(COMMANDS[name]):
         if parameter.param_type_name == "argument":
-            names.add(parameter.metavar)
+            is_one_or_none = parameter.nargs == 1 and not parameter.required
+            names.add(f"[{parameter.metavar}]" if is_one_or_none else parameter.metavar)
         else:
             names |= {*parameter.opts, *parameter.secondary_opts}
     return names - {"-h", "--help", "--install-completion", "--show-completion"}

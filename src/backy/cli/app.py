@@ -12,6 +12,7 @@ import typer
 from typer import Argument, Option
 
 from backy.cli import global_options, values
+from backy.cli.command import Application
 from backy.cli.commands import COMMANDS
 from backy.cli.program import Program, print_version
 from backy.errors import BackyError, CancelledError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from backy.repository.repository import Repository
 
 Value = TypeVar("Value")
-app = typer.Typer(
+app = Application(
     name="backy",
     cls=Program,
     help="Back up virtual machines block by block, and restore them.",

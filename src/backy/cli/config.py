@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
+from backy.cli.command import Application
 from backy.cli.output import answer, print_document, printable
 from backy.cli.program import CommandGroup
 from backy.errors import ConfigError, NotFoundError
@@ -16,7 +16,7 @@ from backy.model.answers import ConfigCheckAnswer, ConfigProblem
 from backy.operations.site import Site
 from backy.units import counted
 
-config = typer.Typer(
+config = Application(
     help="Check and show the configuration.",
     cls=CommandGroup,
     no_args_is_help=True,

@@ -16,7 +16,7 @@ from backy.units import format_size
 
 Listed = Annotated[
     str | None,
-    Argument(parser=values.job, metavar="[JOB]", help="Only this job, with its revisions."),
+    Argument(parser=values.job, metavar="JOB", help="Only this job, with its revisions."),
 ]
 
 

@@ -14,7 +14,7 @@ from backy.model.answers import EraseAnswer, PurgeAnswer
 from backy.units import counted, format_size
 
 _EMPTIED = "The job whose trash is emptied."
-Emptied = Annotated[str | None, Argument(parser=values.job, metavar="[JOB]", help=_EMPTIED)]
+Emptied = Annotated[str | None, Argument(parser=values.job, metavar="JOB", help=_EMPTIED)]
 _OLDER = "Keep what was removed more recently: 30m, 4h, 7d."
 OlderThan = Annotated[int, Option(parser=values.duration, metavar="DURATION", help=_OLDER)]
 _WHOLE = "Delete the whole repository of a job that is not configured."

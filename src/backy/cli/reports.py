@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, app, each_job
+from backy.cli.command import Application
 from backy.cli.output import answer, table
 from backy.cli.program import CommandGroup
 from backy.errors import UsageError
@@ -31,7 +31,7 @@ class _Reports(CommandGroup):
         return super().resolve_command(ctx, args)
 
 
-reports = typer.Typer(
+reports = Application(
     cls=_Reports,
     help="Show the damage that was found. Alone, it lists the reports of all jobs, or of one.",
     epilog="Example: backy reports vm1",
@@ -41,7 +41,7 @@ reports = typer.Typer(
 )
 app.add_typer(reports, name="reports")
 _JOB = "Only the reports of this job."
-OneJob = Annotated[str | None, Argument(parser=values.job, metavar="[JOB]", help=_JOB)]
+OneJob = Annotated[str | None, Argument(parser=values.job, metavar="JOB", help=_JOB)]
 ReportId = Annotated[str, Argument(metavar="REPORT", help="The id that backy reports lists.")]
 Ids = Annotated[list[str] | None, Argument(metavar="REPORT", help="These reports.")]
 Healed = Annotated[bool, Option("--healed", help="All reports of damage that was healed.")]
@@ -104,7 +104,7 @@ def _record(repository: Repository, report: Report) -> ReportRecord:
 
 @reports.command(epilog="Example: backy reports show vm1 20261123T004938Z-3fa1")
 def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = False) -> None:
-    """Show one report: when and where damage was found, and where the bytes are kept."""
+    """Show one report: when and where damage was found."""
     repository = context.obj.repository(job)
     report = quarantine.find(repository, report_id)
     rows = [

@@ -6,20 +6,20 @@ import itertools
 from typing import Annotated, Any
 
 from typer import Argument
-from typer.core import TyperCommand
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, Spec, app
+from backy.cli.command import Command
 from backy.cli.output import answer
 from backy.errors import UsageError
 from backy.model.answers import TagAnswer
 from backy.repository.manifest import revision_record
 
 _MARKS = "Tags to add and to remove."
-Marks = Annotated[list[str], Argument(parser=values.mark, metavar="+TAG|-TAG...", help=_MARKS)]
+Marks = Annotated[list[str], Argument(parser=values.mark, metavar="+TAG|-TAG", help=_MARKS)]
 
 
-class _TagCommand(TyperCommand):
+class _TagCommand(Command):
     """Accepts +TAG and -TAG as arguments: click would read -TAG as the options -T, -A and -G."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own click
