@@ -186,6 +186,7 @@ def test_an_error_keeps_its_exit_code_where_it_cannot_be_told(worked: Worked) ->
     for script in (FULL, NO_ERRORS, NOTHING, 'exec "$@" >/dev/full 2>&1'):
         assert worked.redirected(script, "list", "vm2").code == 9
         assert worked.redirected(script, "list", "--nonsense").code == 2
+        assert ran(["sh", "-c", script, "sh", *PROGRAM], environment()).code == 2
 
 
 def test_warnings_that_could_not_be_written_are_told_by_the_exit_code(worked: Worked) -> None:

@@ -17,18 +17,21 @@ _UNKNOWN = 3  # exit code UNKNOWN of Nagios plug-ins
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments` and return its exit code."""
-    command = next(filter(COMMANDS.__contains__, arguments), "")
+    is_check = next(filter(COMMANDS.__contains__, arguments), "") == "check"
     try:
         with signals.cancellable():
-            return _call(arguments)
+            code = _call(arguments)
+            if code == 0 or is_check:  # another code says more than lost output
+                _require_output()
+            return code
     except Exception as error:  # noqa: BLE001 - a script needs an exit code for a bug, too
-        if command == "check":
+        if is_check:
             return _report_unknown(error)
         return _report(error, as_json="--json" in arguments)
 
 
 def _call(arguments: Sequence[str]) -> int:
-    """Call the command and return its exit code. Raises UsageError, OutputError and its errors."""
+    """Call the command and return its exit code. Raises UsageError and what the command raises."""
     code, top = 0, program()
     if "_BACKY_COMPLETE" in os.environ:
         top.main(list(arguments), prog_name="backy")  # Tab was hit; this exits
@@ -39,10 +42,14 @@ def _call(arguments: Sequence[str]) -> int:
         code = end.exit_code
     except typer.TyperException as error:
         raise _usage_error(error) from error
+    return code
+
+
+def _require_output() -> None:
+    """Raise OutputError if something that was printed did not arrive."""
     if problem := standard_streams.trouble():
         hint = "Apart from that, the command has done its work."
         raise OutputError(f"not all output could be written: {problem}", hint)
-    return code
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:
