@@ -1,8 +1,6 @@
 """Whoever asks for help gets it: every command, every option, an example."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -127,16 +125,6 @@ def test_help_for_what_is_no_command_is_wrong_usage() -> None:
 @pytest.mark.parametrize("command", ["list", "reports", "reports show"])
 def test_help_has_a_short_name(command: str, flag: str) -> None:
     assert said(*command.split(), flag).startswith(f"Usage: backy {command}")
-
-
-def test_the_version_is_told_without_loading_what_it_does_not_need() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "backy", "--version"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert done.stdout == f"backy {package.__version__}\n"
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "backy.cli" in loaded
-    heavy = {"typer", "click", "pydantic", "rich", "zstandard", "blake3", "ctypes", "json"}
-    assert loaded & heavy == set()
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ class Program(CommandGroup):
         stand_ins = {name: _StandIn(name, help=entry.help) for name, entry in COMMANDS.items()}
         self.commands = stand_ins | dict(self.commands)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's
+        """Parse the options of the program, and return the other arguments."""
+        # All options but --help make typer import pydantic.
+        return super().parse_args(ctx, ["--help"] if args == ["help"] else args)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - typer's
         """The command that `args` begin with."""
         if not ctx.resilient_parsing:  # which Tab does
