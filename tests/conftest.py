@@ -12,6 +12,17 @@ from tests.lab.needs import need
 from tests.lab.reflink import missing, reflink_file_system
 from tests.lab.volumes import Mounts
 
+# The suites are no test modules by name, and yet their assertions should say what they compared.
+# They have to be named before anybody imports one.
+pytest.register_assert_rewrite(
+    "tests.conformance.codec",
+    "tests.conformance.image",
+    "tests.conformance.origin",
+    "tests.conformance.source",
+    "tests.conformance.store",
+    "tests.conformance.target",
+)
+
 pytest_plugins = ["tests.no_skip", "tests.lab.ceph"]
 
 # Every setting that matters is named, since Hypothesis has defaults of its own for a CI machine.

@@ -7,16 +7,6 @@ import pytest
 
 from tests.lab.volumes import Mounts
 
-# The suites are no test modules by name, and yet their assertions should say what they compared.
-pytest.register_assert_rewrite(
-    "tests.conformance.codec",
-    "tests.conformance.image",
-    "tests.conformance.origin",
-    "tests.conformance.source",
-    "tests.conformance.store",
-    "tests.conformance.target",
-)
-
 
 @pytest.fixture
 def xfs(mounts: Mounts) -> Iterator[Path]:
