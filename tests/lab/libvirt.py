@@ -165,9 +165,9 @@ def disk_xml(image: Path, more: str = "") -> str:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def libvirtd() -> Iterator[Libvirt]:
-    """One for all tests of a module that import this."""
+    """The libvirtd of this test session; with xdist each worker has its own."""
     need(missing())
     with libvirt() as made:
         yield made

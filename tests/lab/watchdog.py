@@ -8,15 +8,16 @@ from types import FrameType
 
 @contextmanager
 def ends(seconds: float = 5) -> Iterator[None]:
-    """Fail where the body, in the main thread, is still running after so long."""
+    """Fail where the body, in the main thread, is still running after so long; may be nested."""
 
     def fail(_number: int, _frame: FrameType | None) -> None:
         raise AssertionError(f"still running after {seconds} seconds")
 
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    handler = signal.signal(signal.SIGALRM, fail)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)

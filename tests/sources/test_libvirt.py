@@ -18,7 +18,7 @@ from backy.sources import Request
 from backy.sources.libvirt import LibvirtSource
 from tests.cli.runner import wait_for
 from tests.conformance.image import read
-from tests.lab.libvirt import MIB, Libvirt, Machine, disk_xml, libvirtd
+from tests.lab.libvirt import MIB, Libvirt, Machine, disk_xml
 from tests.lab.repositories import Made
 from tests.lab.volumes import file_system
 from tests.snapshots import opened, pulled
@@ -35,7 +35,6 @@ from tests.sources.libvirt_machine import (
     source,
 )
 
-__all__ = ["libvirtd"]
 CLUSTER = 65536  # bytes; what qcow2 and its bitmaps count in
 SIZE = 4 * MIB
 

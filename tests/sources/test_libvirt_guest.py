@@ -15,7 +15,7 @@ from backy.errors import SourceError
 from backy.model.revision import Consistency
 from backy.sources import Request
 from tests.cli.runner import environment, wait_for
-from tests.lab.libvirt import MIB, Libvirt, Machine, libvirtd
+from tests.lab.libvirt import MIB, Libvirt, Machine
 from tests.snapshots import opened, pulled
 from tests.sources.libvirt_machine import (
     IDS,
@@ -28,7 +28,6 @@ from tests.sources.libvirt_machine import (
     source,
 )
 
-__all__ = ["libvirtd"]
 DELTAS = 3 * int(os.environ.get("BACKY_ROUNDS", "1"))
 SIZE = 48 * MIB
 

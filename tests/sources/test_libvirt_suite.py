@@ -11,10 +11,8 @@ import pytest
 from backy.model.revision import Consistency
 from backy.sources import Source
 from tests.conformance.source import SourceSuite
-from tests.lab.libvirt import Libvirt, Machine, libvirtd
+from tests.lab.libvirt import Libvirt, Machine
 from tests.sources.libvirt_machine import source
-
-__all__ = ["libvirtd"]
 
 
 class TestOff(SourceSuite):
