@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGKILL at any moment: the history is as it was, and the next run works."""
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from tests.cli.machine import used
 from tests.cli.runner import (
     MIB,
+    PROGRAM,
     SMALL,
+    Argument,
     Backy,
     Result,
     data,
@@ -76,6 +79,21 @@ def test_a_backup_that_reads_can_be_stopped(
     assert backy.chunks_of("vm1") == backy.chunks_named("vm1")
 
 
+class Patient(Backy):
+    """Waits for the lock of the history until it is killed, and not for half a minute."""
+
+    PROGRAM = """if True:
+        import sys
+        from backy.cli import main
+        from backy.repository import repository
+        repository._PATIENCE = 10**9
+        sys.exit(main())
+    """
+
+    def command(self, *arguments: Argument) -> list[str]:
+        return [sys.executable, "-c", self.PROGRAM, *super().command(*arguments)[len(PROGRAM) :]]
+
+
 @TWO
 def test_a_backup_that_is_about_to_be_published_can_be_stopped(
     either: Backy, tmp_path: Path, number: signal.Signals
@@ -83,7 +101,8 @@ def test_a_backup_that_is_about_to_be_published_can_be_stopped(
     source = image(tmp_path / "vm1.img", DISK)
     old = either.backup("vm1", source)
     source.write_bytes(DISK[::-1])
-    with unpublishable(either, "vm1"), either.started("backup", "vm1") as running:
+    patient = Patient(either.base, either.store)
+    with unpublishable(either, "vm1"), patient.started("backup", "vm1") as running:
         wait_for_its_record(either)
         running.signal(number)
         stopped(running.end(), number)

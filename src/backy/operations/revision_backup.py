@@ -123,11 +123,10 @@ class RevisionBackup:
             tags=self.tags,
             warnings=tuple(self.warnings),
         )
-        draft.settle()  # may take long, so a signal may interrupt it
-        with shielded():
-            self.published = revision = draft.publish(revision)
-            self._record_success(revision)
-        return revision
+        with draft.published(revision) as published:
+            self.published = published
+            self._record_success(published)
+        return published
 
     def _record_success(self, revision: Revision) -> None:
         doubt = suspicion(self.repository, revision)

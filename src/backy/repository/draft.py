@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 import string
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from backy.errors import StoreError, translated
 from backy.model.revision import Revision, id_for, time_for, time_of
 from backy.repository.manifest import encode_revision
 from backy.system import files, folders
+from backy.system.signals import shielded
 
 if TYPE_CHECKING:
     from backy.repository.repository import Repository
@@ -32,35 +35,28 @@ class RevisionDraft:
         self.id = id_for(self.time, "".join(secrets.choice(_SUFFIX) for _ in range(4)))
         self.folder = repository.root / "revisions" / f".{self.id}"
         self._started = time.monotonic()
-        self._is_settled = False
         folders.make_folder(self.folder)
         # Opened before the first write, so that the barrier reports every failed write-back.
         self.anchor = files.open_to_read(repository.root / "lock")
 
-    def settle(self) -> None:
-        """Return when everything written so far is durable. Nothing may be written afterwards.
-
-        May take long: the file system writes all its dirty pages. Raises StoreError if some of
-        the data may be lost.
-        """
-        with translated(StoreError, f"{self.repository.name}: publishing {self.id}"):
-            self.anchor.barrier()
-        self._is_settled = True
-
-    def publish(self, revision: Revision) -> Revision:
+    @contextmanager
+    def published(self, revision: Revision) -> Iterator[Revision]:
         """Make the revision exist, durably: barrier, revision.json, rename, fsync of the parent.
 
-        Returns `revision`, which has this draft's id, with the draft's age as its `seconds`.
-        Raises StoreError if a step fails. The revision is then not published, unless only the
-        last fsync failed.
+        Gives `revision`, which has this draft's id, with the draft's age as its `seconds`. Signals
+        can interrupt what may take long, the barrier and the wait for the history; not the body.
+
+        Raises StoreError if a step fails, and BusyError if another process holds the history for
+        too long. The revision is then not published, unless only the last fsync failed.
         """
-        revisions = self.folder.parent
-        if not self._is_settled:
-            self.settle()
-        with translated(StoreError, f"{self.repository.name}: publishing {self.id}"):
+        publishing = f"{self.repository.name}: publishing {self.id}"
+        with translated(StoreError, publishing):
+            self.anchor.barrier()  # the file system writes all its dirty pages
             revision = replace(revision, seconds=round(time.monotonic() - self._started, 3))
             folders.write_file(self.folder / "revision.json", encode_revision(revision))
-            with self.repository.history_lock():
-                folders.rename(self.folder, revisions / self.id)
-                folders.sync_folder(revisions)
-        return revision
+        with self.repository.history_lock() as history, shielded():
+            with translated(StoreError, publishing):
+                folders.rename(self.folder, self.folder.parent / self.id)
+                folders.sync_folder(self.folder.parent)
+            history.close()
+            yield revision
