@@ -23,7 +23,7 @@ pytest.register_assert_rewrite(
     "tests.conformance.target",
 )
 
-pytest_plugins = ["tests.no_skip", "tests.lab.ceph", "tests.lab.libvirt"]
+pytest_plugins = ["tests.no_skip", "tests.lab.ceph", "tests.lab.libvirt", "tests.lab.memory"]
 
 # Every setting that matters is named, since Hypothesis has defaults of its own for a CI machine.
 # A failure prints a line that repeats it, here and elsewhere.  No deadline and no limit on slow
