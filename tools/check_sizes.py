@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grimp
+
 from tools.measure_style import (
     HEADINGS,
     Codebase,
@@ -54,28 +56,33 @@ _NEW_OPERATIONS = ("boot", "browse", "drill", "mount", "plan", "replicate", "res
 # Argued for in docs/decisions/0011-size.md, which has the same table.
 BUDGETS = (
     Budget(
-        "core path",
-        4800,
+        "core",
+        5350,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
             "model/", "system/", "image/", "stores/", "repository/", "operations/",
         ),
     ),
     Budget("config, policy, monitoring", 1250, ("config/", "policy/", "monitoring/")),
-    Budget("daemon", 900, ("daemon/",)),
-    Budget("cluster", 450, ("cluster/",)),
-    Budget("cli", 1900, ("cli/", "model/answers.py", "model/messages.py")),
-    Budget("api", 700, ("api/",)),
-    Budget("access", 350, ("access/",)),
-    Budget("web", 350, ("web/",)),
-    Budget("nbd", 750, ("nbd/",)),
-    Budget("clients", 650, ("clients/",)),
+    Budget("daemon", 1050, ("daemon/",)),
+    Budget("cluster", 400, ("cluster/",)),
+    Budget("cli", 1950, ("cli/", "model/answers.py", "model/messages.py")),
+    Budget("api", 600, ("api/",)),
+    Budget("access", 300, ("access/",)),
+    Budget("web", 300, ("web/",)),
+    Budget("nbd", 650, ("nbd/",)),
+    Budget("clients", 750, ("clients/",)),
     Budget("sources", 1300, ("sources/",)),
-    Budget("targets", 550, ("targets/",)),
-    Budget("objects", 350, ("stores/objects/",)),
-    Budget("new operations", 1200, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
+    Budget("targets", 450, ("targets/",)),
+    Budget("objects", 300, ("stores/objects/",)),
+    Budget("new operations", 850, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
 MAX_SOURCE = 15_500
+
+# What a restore depends on: this module, every module that it imports, and the plug-ins it chooses.
+RESTORE = "backy.operations.restore"
+RESTORE_PLUGINS = ("backy.stores", "backy.targets")
+MAX_RESTORE = 4800
 
 
 def main() -> int:
@@ -84,8 +91,12 @@ def main() -> int:
     codebase = measure_codebase(root)
     print_table(HEADINGS, [row(codebase)])
     print()
-    print_table(("budget", "SLOC", "at most"), budget_rows(codebase.source))
+    needed = needed_by_restore(codebase.source)
+    restore = ("what a restore depends on", f"{needed:,}", f"{MAX_RESTORE:,}")
+    print_table(("budget", "SLOC", "at most"), [restore, *budget_rows(codebase.source)])
     found = list(findings(codebase, root))
+    if needed > MAX_RESTORE:
+        found.append(f"what a restore depends on: {needed} SLOC, at most {MAX_RESTORE}")
     for line in (*found, *warnings(codebase)):
         print(line)
     return 1 if found else 0
@@ -153,6 +164,19 @@ def budget_rows(source: list[Module]) -> Iterator[tuple[str, str, str]]:
     for budget in BUDGETS:
         yield budget.name, f"{spent[budget]:,}", f"{budget.at_most:,}"
     yield "together", f"{sum(spent.values()):,}", f"{MAX_SOURCE:,}"
+
+
+def needed_by_restore(source: list[Module]) -> int:
+    """The SLOC of all modules that a restore may import, those of the installed package's graph."""
+    graph = grimp.build_graph("backy", exclude_type_checking_imports=True)
+    plugins = {name for folder in RESTORE_PLUGINS for name in graph.find_descendants(folder)}
+    needed = {RESTORE, *plugins}.union(*map(graph.find_upstream_modules, (RESTORE, *plugins)))
+    return sum(module.sloc for module in source if _imported_as(module.path) in needed)
+
+
+def _imported_as(path: str) -> str:
+    """The name by which the file of the checkout is imported: backy.units of src/backy/units.py."""
+    return path.removeprefix("src/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def spent_by_budget(source: list[Module]) -> dict[Budget, int]:

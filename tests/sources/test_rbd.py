@@ -68,7 +68,7 @@ def test_a_backup_that_failed_leaves_the_parents_snapshot_for_the_next_delta(
     before = machine.points()
     machine.write("write -P 3 0 64k")
     with monkeypatch.context() as patch:
-        patch.setattr(RevisionDraft, "publish", refuse)
+        patch.setattr(RevisionDraft, "published", refuse)
         with pytest.raises(StoreError):
             machine.run()
     assert machine.points() == before

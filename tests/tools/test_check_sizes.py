@@ -97,10 +97,10 @@ def source_of(**sizes: int) -> Codebase:
 
 BUDGETS = {budget.name: budget.at_most for budget in check_sizes.BUDGETS}
 IN_BUDGET = {
-    "model__new": "core path",
-    "stores__new": "core path",
+    "model__new": "core",
+    "stores__new": "core",
     "stores__objects__new": "objects",
-    "operations__heal": "core path",
+    "operations__heal": "core",
     "operations__drill": "new operations",
     "policy__new": "config, policy, monitoring",
     "sources__new": "sources",
@@ -139,7 +139,7 @@ def number(text: str) -> int:
 def test_what_is_spent_of_each_budget_is_told() -> None:
     rows = check_sizes.budget_rows(source_of(units=1000, model__names=200, web__page=34).source)
     spent = {name: (number(sloc), number(most)) for name, sloc, most in rows}
-    assert spent.pop("core path") == (1200, BUDGETS["core path"])
+    assert spent.pop("core") == (1200, BUDGETS["core"])
     assert spent.pop("web") == (34, BUDGETS["web"])
     assert spent.pop("together") == (1234, sum(BUDGETS.values()))
     assert {sloc for sloc, _ in spent.values()} == {0}
@@ -189,3 +189,10 @@ def test_the_row_is_printed_and_the_status_tells(
     printed = capsys.readouterr().out
     assert "| codebase | files | SLOC |" in printed
     assert ("warning: " in printed) == (source == LINE * 300)
+
+
+def test_what_a_restore_depends_on_is_counted_by_its_imports() -> None:
+    needed = ["stores__blocks", "targets__device", "repository__repository", "system__files"]
+    others = ["operations__backup", "operations__scrub", "daemon__daemon", "sources__rbd"]
+    sizes = {name: 10**number for number, name in enumerate(needed)} | dict.fromkeys(others, 10**5)
+    assert check_sizes.needed_by_restore(source_of(**sizes).source) == 1111
