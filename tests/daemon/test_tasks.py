@@ -79,7 +79,8 @@ def test_it_is_due_when_its_row_says_so(tmp_path: Path) -> None:
     before, _ = observe(server.base, "vm1", job(), TAGS, NOW, verbs=verbs)
     assert dict(before.due) == {}
     server.ok("backup", "vm1")
-    after, summary = observe(server.base, "vm1", job(), TAGS, NOW, verbs=verbs)
+    now = datetime.now(UTC)
+    after, summary = observe(server.base, "vm1", job(), TAGS, now, verbs=verbs)
     assert summary.newest
     assert after.due["drill"] == summary.newest.time + DAY
 

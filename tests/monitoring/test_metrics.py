@@ -60,6 +60,7 @@ def test_all_that_is_known_of_a_job_is_told() -> None:
         "backy_job_stored_bytes": 240.0,
         "backy_job_size_bytes": 75000.0,
         "backy_job_revisions": 3.0,
+        "backy_job_future_revisions": 0.0,
         "backy_job_failures_total": 7.0,
         "backy_job_source_lies_total": 0.0,
         "backy_job_whole_reads_total": 0.0,
@@ -78,6 +79,7 @@ def test_a_job_that_never_succeeded_has_no_success_but_is_told_of() -> None:
     job = replace(views.failing(views.new_job("vm2"), 5), overdue_seconds=90)
     assert views.of_job(told(views.busy_job(), job), "vm2") == {
         "backy_job_revisions": 0.0,
+        "backy_job_future_revisions": 0.0,
         "backy_job_failures_total": 0.0,
         "backy_job_source_lies_total": 0.0,
         "backy_job_whole_reads_total": 0.0,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.errors import BusyError
-from backy.model.revision import Trust, id_for
+from backy.model.revision import Trust, id_for, time_of
 from backy.operations import scrub_plan
 from backy.operations.heal import Damage
 from backy.operations.origin import LiveSource
@@ -107,7 +107,7 @@ class TestCoverage:
     def of(self, *slices: Slice, unread: int = 100) -> Coverage:
         class Revision:
             def __init__(self, revision_id: str) -> None:
-                self.id = revision_id
+                self.id, self.time = revision_id, time_of(revision_id)
                 self.disks = ["vda"]
 
         revisions = [Revision(OLD), Revision(NEW)]

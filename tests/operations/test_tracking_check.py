@@ -178,9 +178,8 @@ def test_a_tracking_error_in_one_block_of_a_hundred_is_found_within_thirty_days(
     assert made.again(before).trust is Trust.DISTRUSTED
     assert "reported changed blocks of disk vda as unchanged" in " ".join(newest.warnings)
     assert newest.trust is Trust.TRUSTED
-    found = Judge(now + timedelta(minutes=1)).job(
-        summarize(made.base, "vm1"), Promise(hours * 3600)
-    )
+    later = now + timedelta(minutes=1)
+    found = Judge(later).job(summarize(made.base, "vm1", later), Promise(hours * 3600))
     assert any("changed blocks as unchanged" in each.text for each in found)
 
 

@@ -53,7 +53,7 @@ def check(
     judge = Judge(now, sla, failed, free_warning, free_critical, days_warning, days_critical)
     promises, server, base = _ask(context.obj)
     wanted = {name: promise for name, promise in promises.items() if pattern.search(name)}
-    code, text = judge.report((summarize(base, name) for name in wanted), wanted, server)
+    code, text = judge.report((summarize(base, name, now) for name in wanted), wanted, server)
     typer.echo(text, nl=False)
     raise typer.Exit(code)
 

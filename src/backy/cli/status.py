@@ -80,7 +80,7 @@ def _overviews(site: Site) -> Iterable[JobOverview]:
     now = datetime.now(UTC)
     for job in config.jobs if config else jobs(site.base):
         schedule = config.intervals(job) if config else None
-        yield overview(summarize(site.base, job), schedule, now)
+        yield overview(summarize(site.base, job, now), schedule, now)
 
 
 def _lines(state: StatusAnswer) -> Iterator[str]:

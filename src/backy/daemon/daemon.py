@@ -134,6 +134,7 @@ class Daemon:
                 self._log.warning("the clock was set", seconds=round(set_by))
                 clock += set_by
                 planner.replan(now)
+                self._spawn(self._observe(list(self._state.setup.config.jobs)))
             for task in [] if self._state.is_stopping else list(planner.take(now)):
                 self._start(task)
             wake = planner.wake()

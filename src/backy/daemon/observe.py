@@ -11,7 +11,7 @@ from backy.config.settings import Job, Schedule
 from backy.daemon.planner import Observation
 from backy.daemon.tasks import VERBS, Situation, Verb
 from backy.errors import BackyError, NotFoundError
-from backy.model.revision import Revision
+from backy.model.revision import Revision, dated_by
 from backy.policy.schedule import last_by_tag
 from backy.repository import trash
 from backy.repository.repository import Repository
@@ -32,7 +32,7 @@ def observe(
     Never raises BackyError: if something cannot be read, `Summary.problem` says so, and nothing
     is due because of it.
     """
-    summary = summarize(base, job)
+    summary = summarize(base, job, now)
     history: Sequence[Revision] = ()
     due: dict[str, datetime] = {}
     try:
@@ -46,5 +46,6 @@ def observe(
         pass  # never backed up
     except BackyError as error:
         summary = replace(summary, problem=error.message)
+    history = dated_by(history, now)
     newest = history[-1].time if history else None
     return Observation(last_by_tag(history), newest, summary.status, due), summary

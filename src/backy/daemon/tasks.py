@@ -13,7 +13,7 @@ from typing import Final
 
 from backy.config.settings import Job, Schedule, Scrub
 from backy.model.answers import PoolName
-from backy.model.revision import Revision
+from backy.model.revision import Revision, is_ahead
 from backy.policy.retention import expiries
 from backy.repository.status import Status
 
@@ -101,7 +101,9 @@ def _expire_due(situation: Situation) -> datetime | None:
 
 
 def _purge_due(situation: Situation) -> datetime | None:
-    removed = situation.oldest_removed
+    removed, now = situation.oldest_removed, situation.now
+    if removed and is_ahead(removed, now):
+        return now  # a purge dates it right, and keeps it
     return removed and removed + timedelta(seconds=situation.settings.trash)
 
 

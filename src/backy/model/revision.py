@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -12,6 +12,7 @@ from backy.errors import ConfigError, NotFoundError
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}")
 ID_TIME = "%Y%m%dT%H%M%SZ"
+_TOLERANCE = timedelta(minutes=1)  # clocks are set by less than this all the time
 
 
 class Trust(Enum):
@@ -63,6 +64,7 @@ class Disk:
 class Revision:
     """The content of revision.json (docs/formats.md). Times are aware, in UTC, in whole seconds.
 
+    `time` is what the clock said. The time in `id` may be later, because ids ascend.
     `damaged` has, by disk, the ranges that were found damaged and could not be healed, as
     (start, length) in bytes.
     """
@@ -94,13 +96,31 @@ def time_of(revision_id: str) -> datetime:
     return datetime.fromisoformat(revision_id.partition("-")[0])
 
 
+def is_ahead(time: datetime, now: datetime) -> bool:
+    """Whether a recorded time comes from a clock that was wrong: it is over a minute after `now`.
+
+    Such a time says nothing, so nothing is planned, kept or promised because of it.
+    """
+    return time - now > _TOLERANCE
+
+
+def dated_by(revisions: Iterable[Revision], now: datetime) -> list[Revision]:
+    """Those of `revisions` that are not ahead of `now`, in their order."""
+    return [revision for revision in revisions if not is_ahead(revision.time, now)]
+
+
+def whole_seconds(now: datetime) -> datetime:
+    """A time as it is stored: in UTC, in whole seconds."""
+    return now.astimezone(UTC).replace(microsecond=0)
+
+
 def time_for(now: datetime, newest: datetime | None) -> datetime:
-    """The time of a new revision: `now` in whole seconds, or a second after `newest` if later.
+    """The time in a new id: `now` in whole seconds, or a second after `newest` if later.
 
     So ids sort in the order of the backups for `ls`, restore.sh and the history, even if two
     backups end in the same second or the clock was set back.
     """
-    time = now.astimezone(UTC).replace(microsecond=0)
+    time = whole_seconds(now)
     if not newest:
         return time
     try:

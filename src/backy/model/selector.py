@@ -2,7 +2,8 @@
 
     words      = list of sets, joined by ","     a list keeps its order and drops duplicates
     set        = ranges joined by "&"            revisions in all of them, in the order of the first
-    range      = word | [word] ".." [word]       from the older to the newer, both included
+    range      = word | [word] ".." [word]       from the older to the newer, both included; by
+                                                 time if one is a date, else in the history's order
     word       = "all" | "clean" | "local" | "latest" | "last" | "first"
                | number                          0 is the newest, 1 the one before
                | "tag:" name | "trust:" state
@@ -47,13 +48,14 @@ _FUNCTIONS: dict[str, Callable[[_Revisions, _Revisions], _Revisions]] = {
     "(": lambda _, revisions: revisions,
 }
 _ENDS = {"", ")", ",", "&"}  # no word begins with these; a range may end before them
-_ALWAYS = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-# The times of a word, and its revisions. A date has times even if it has no revisions.
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+# The first and last moment of a date, one of the above for an open end, nothing for other words;
+# and the revisions.
 _Word = tuple[Sequence[datetime], _Revisions]
 
 
 def select(spec: str, history: Sequence[Revision]) -> list[Revision]:
-    """The revisions that `spec` names. `history` must be sorted by time, oldest first.
+    """The revisions that `spec` names. `history` must be sorted by id, oldest first.
 
     Raises NotFoundError if `spec` is malformed or a word names no revision; the error quotes the
     word and lists the revisions. Sets ("all", "tag:x", a date, a range) may be empty.
@@ -132,11 +134,19 @@ class _Parser:
         return selected
 
     def _range(self) -> _Revisions:
-        left, selected = (_ALWAYS[:1], []) if self._peek() == ".." else self._word()
+        left = ((_FIRST,), []) if self._peek() == ".." else self._word()
         if not self._take(".."):
-            return selected
-        right, _ = (_ALWAYS[1:], []) if self._peek() in _ENDS else self._word()
-        return self._between([*left, *right]) if left and right else []
+            return left[1]
+        right = ((_LAST,), []) if self._peek() in _ENDS else self._word()
+        if not any(left) or not any(right):
+            return []
+        revisions = left[1] + right[1]
+        if len(left[0]) == 2 or len(right[0]) == 2:  # noqa: PLR2004 - the moments of a date
+            times = (revision.time for revision in revisions)
+            return self._between([*left[0], *right[0], *times])
+        ids = ["" for _ in left[0]] + [revision.id for revision in revisions]
+        low, high = min(ids, default=""), "~" if right[0] else max(ids)
+        return [revision for revision in self._history if low <= revision.id <= high]
 
     def _between(self, moments: Sequence[datetime]) -> _Revisions:
         low, high = min(moments), max(moments)
@@ -153,7 +163,7 @@ class _Parser:
             return span, self._between(span)
         else:
             selected = self._named(word)
-        return [revision.time for revision in selected], selected
+        return (), selected
 
     def _call(self, name: str) -> _Revisions:
         self._depth += 1

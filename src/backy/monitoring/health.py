@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from statistics import linear_regression
 
-from backy.model.revision import time_of
+from backy.model.revision import is_ahead
 from backy.monitoring.space import Space
 from backy.repository.summary import Summary
 from backy.units import counted, format_duration, format_size
@@ -97,7 +97,6 @@ class Judge:
     free_critical: float = 3
     days_warning: float = 14
     days_critical: float = 3
-    skew_seconds: float = 60
 
     def job(self, summary: Summary, promise: Promise) -> list[Finding]:
         """All problems of a job, worst first; empty if everything is known to be good."""
@@ -120,11 +119,10 @@ class Judge:
 
     def _recency(self, summary: Summary, age: float, allowed: float) -> tuple[State, str]:
         if not summary.newest:
-            if summary.revisions:
+            if len(summary.revisions) > summary.ahead:
                 return State.UNKNOWN, f"newest revision {_UNCHECKED}"
-            return State.CRITICAL, "never backed up"
-        if not age >= -self.skew_seconds:
-            return State.CRITICAL, f"newest revision is {format_duration(-age)} in the future"
+            never = "never backed up" if not summary.ahead else "no revision has a credible time"
+            return State.CRITICAL, never
         ago = f"last backup {format_duration(max(age, 0))} ago"
         if paused := summary.status.paused:
             return State.WARNING, f"paused since {paused:%Y-%m-%d %H:%M %Z}, {ago}"
@@ -137,10 +135,10 @@ class Judge:
         Only a scrub can tell: a verify may have read one revision only. Before the first scrub,
         and if the last one is in the future, the age of the oldest revision counts.
         """
-        made = time_of(summary.revisions[0])
-        age = self._age(summary.unread_since or made)
-        if not age >= -self.skew_seconds:
-            age = self._age(made)
+        since = summary.unread_since
+        if not since or is_ahead(since, self.now):
+            since = summary.oldest or self.now
+        age = self._age(since)
         if not age <= within:
             text = f"not read for {format_duration(age)}, {format_duration(within)} promised"
             yield State.WARNING, text
@@ -227,6 +225,8 @@ def _below(value: float, warning: float, critical: float) -> State:
 def _troubles(summary: Summary, failed: int, now: datetime) -> Iterator[tuple[State, str]]:
     """The problems in its status and quarantine; `failed` failures in a row are too many."""
     status = summary.status
+    if summary.ahead and summary.newest:
+        yield State.WARNING, f"newest revisions are from the future: {summary.ahead}"
     if bad := summary.distrusted:
         state = State.WARNING if len(bad) < len(summary.revisions) else State.CRITICAL
         yield state, f"distrusted revisions: {len(bad)} of {len(summary.revisions)}"

@@ -45,6 +45,7 @@ def of_job(
     status, newest = summary.status, summary.newest
     values: Values = {
         "backy_job_revisions": len(summary.revisions),
+        "backy_job_future_revisions": summary.ahead,
         "backy_job_failures_total": status.failures,
         "backy_job_source_lies_total": status.tracking_errors,
         "backy_job_whole_reads_total": status.full_reads,

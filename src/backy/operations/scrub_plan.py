@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from backy.model.revision import Revision, time_of
+from backy.model.revision import Revision
 from backy.units import GiB
 
 
@@ -104,11 +104,11 @@ def coverage(
     total = covered = 0
     ages = []
     for disk, slices in slices_of.items():
-        ids = [revision.id for revision in revisions if disk in revision.disks]
+        having = [revision for revision in revisions if disk in revision.disks]
         for last, estimate in zip(slices, unread[disk], strict=True):
             size = last.bytes if last.read else estimate
-            later = [revision_id for revision_id in ids if revision_id > last.upto]
-            since = min([last.read or now, *(time_of(revision_id) for revision_id in later[:1])])
+            later = [revision.time for revision in having if revision.id > last.upto]
+            since = min([last.read or now, *later[:1]])
             total += size
             if last.read and since >= now - within:
                 covered += size

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backy.errors import ConfigError, NotFoundError
 from backy.model.names import check_job
-from backy.model.revision import Revision
+from backy.model.revision import Revision, dated_by
 from backy.repository.repository import Repository, is_repository
 
 if TYPE_CHECKING:
@@ -169,5 +169,6 @@ class Site:
         if not config:
             return ()
         schedule = config.intervals(job)
+        revisions = dated_by(revisions, now)
         last, has_history = last_by_tag(revisions), bool(revisions)
         return tuple(sorted(next_run(schedule, spread(job, schedule), last, has_history, now).tags))

@@ -11,6 +11,8 @@ Exceptions: the newest `minimum` revisions, and the newest one that is not distr
 are. They keep their tags because those tell when the job last ran. If a schedule that is wrong for
 an hour could drop them, all jobs would run at once afterwards.
 
+Revisions from the future, which a clock made that was ahead, are neither counted nor changed.
+
 The rules are those of backy 2, which does not have these exceptions.
 """
 
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from backy.config.settings import Schedule
-from backy.model.revision import Revision, Trust
+from backy.model.revision import Revision, Trust, dated_by
 from backy.units import format_duration
 
 
@@ -48,6 +50,7 @@ def expiries(
 
     After it was done, the same call returns nothing.
     """
+    history = dated_by(history, now)
     trusted = [revision for revision in history if revision.trust is not Trust.DISTRUSTED]
     protected = {revision.id for revision in (*trusted[-1:], *history[-minimum:])}
     newer = Counter[str]()  # by tag, how many revisions after this one have it

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from backy.errors import StoreError, translated
-from backy.model.revision import Revision, id_for, time_for, time_of
+from backy.model.revision import Revision, id_for, time_for, time_of, whole_seconds
 from backy.repository.manifest import encode_revision
 from backy.system import files, folders
 from backy.system.signals import shielded
@@ -31,8 +31,9 @@ class RevisionDraft:
 
     def __init__(self, repository: Repository, newest: str | None, now: datetime) -> None:
         self.repository = repository
-        self.time = time_for(now, time_of(newest) if newest else None)
-        self.id = id_for(self.time, "".join(secrets.choice(_SUFFIX) for _ in range(4)))
+        self.time = whole_seconds(now)
+        ascending = time_for(now, time_of(newest) if newest else None)
+        self.id = id_for(ascending, "".join(secrets.choice(_SUFFIX) for _ in range(4)))
         self.folder = repository.root / "revisions" / f".{self.id}"
         self._started = time.monotonic()
         folders.make_folder(self.folder)

@@ -77,8 +77,8 @@ def read_revision(path: AnyPath, block_size: int | None = None) -> Revision:
 def _check_revision(revision: Revision, folder: str, block_size: int | None) -> None:
     if revision.id != folder.lstrip(".") or not is_id(revision.id):
         raise ValueError(f"it says that it is revision {revision.id!r}")
-    if _is_not_utc(revision.time) or revision.time != time_of(revision.id) or not revision.disks:
-        raise ValueError("it has no disks, or its time is not the time in its id")
+    if _is_not_utc(revision.time) or revision.time > time_of(revision.id) or not revision.disks:
+        raise ValueError("it has no disks, or its time is later than the time in its id")
     if revision.verified and _is_not_utc(revision.verified):
         raise ValueError("it was verified at a time that is not UTC")
     if not 0 <= revision.seconds <= LARGEST_DISK:

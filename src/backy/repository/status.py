@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from backy.errors import DamagedError, StoreError, translated
-from backy.model.revision import Revision, Trust
+from backy.model.revision import Revision, Trust, is_ahead, whole_seconds
 from backy.repository.records import AwareTime, encode_record, read_record
 from backy.system import folders
 from backy.system.files import AnyPath
@@ -82,7 +83,8 @@ def read_status(root: AnyPath) -> Status:
 def update(root: Path, change: Callable[[Status], Status]) -> Status:
     """Replace status.json atomically by what `change` makes of it, and return that.
 
-    A damaged file counts as an empty one. Makes the folder of a job that never succeeded.
+    A damaged file counts as an empty one, a time from the future as now, and a scrub in the future
+    as none. Makes the folder of a job that never succeeded.
     Raises StoreError if the file cannot be written.
     """
     with (
@@ -93,10 +95,24 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
             old = read_status(root)
         except DamagedError:
             old = Status()
-        new = change(old)
+        new = change(_dated(old, whole_seconds(datetime.now(UTC))))
         if new != old:
             folders.write_file(place / "status.json", encode_record(new))
     return new
+
+
+def _dated(status: Status, now: datetime) -> Status:
+    """The status without times that come from a clock that was ahead."""
+    times = {each.name: getattr(status, each.name) for each in fields(status)}
+    ahead: dict[str, Any] = {
+        name: now
+        for name, time in times.items()
+        if isinstance(time, datetime) and is_ahead(time, now)
+    }
+    scrubbed = status.scrubbed
+    if scrubbed and is_ahead(scrubbed.time, now):
+        scrubbed = None
+    return replace(status, scrubbed=scrubbed, **ahead)
 
 
 @contextmanager

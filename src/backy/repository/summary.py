@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from backy.errors import BackyError, StoreError, translated
-from backy.model.revision import Revision, Trust, is_id, time_of
+from backy.model.revision import Revision, Trust, is_ahead, is_id, time_of
 from backy.repository.manifest import read_revision
 from backy.repository.status import Status, read_status
 from backy.system import folders
@@ -18,9 +19,10 @@ from backy.system.place import Place
 class Summary:
     """What a job's repository holds.
 
-    `revisions` are the ids of all revisions, oldest first; `newest` is the last of them, as its
-    revision.json describes it. `reports` is the number of reports in quarantine. `problem` says
-    why some of this could not be read; it is empty if all of it was.
+    `revisions` are the ids of all revisions, oldest first; `newest` is the last of them that is not
+    from the future, as its revision.json describes it, `ahead` how many after it are; `oldest` is
+    the time of the first that is not. `reports` is the number of reports in quarantine. `problem`
+    says why some of this could not be read; it is empty if all of it was.
     """
 
     job: str
@@ -29,6 +31,8 @@ class Summary:
     status: Status = field(default_factory=Status)
     reports: int = 0
     problem: str = ""
+    ahead: int = 0
+    oldest: datetime | None = None
 
     @property
     def distrusted(self) -> set[str]:
@@ -41,16 +45,14 @@ class Summary:
     def unread_since(self) -> datetime | None:
         """Since when some stored byte was not read by a scrub; None if nothing is stored."""
         scrubbed = self.status.scrubbed
-        if scrubbed and scrubbed.oldest:
-            return scrubbed.oldest
-        return time_of(self.revisions[0]) if self.revisions else None
+        return scrubbed.oldest if scrubbed and scrubbed.oldest else self.oldest
 
 
-def summarize(base: Path, job: str) -> Summary:
+def summarize(base: Path, job: str, now: datetime) -> Summary:
     """The summary of the repository of `job`, which need not exist. Never raises BackyError."""
     root = Place.at(base / job)
     ids: tuple[str, ...] = ()
-    reports, status, newest, problem = 0, Status(), None, ""
+    reports, status, newest, ahead, oldest, problem = 0, Status(), None, 0, None, ""
     try:
         with translated(StoreError, f"listing {root}"):
             names = folders.list_folder(root)  # one listing is faster than a stat for each name
@@ -60,10 +62,25 @@ def summarize(base: Path, job: str) -> Summary:
         if "status.json" in names:
             status = read_status(root)
         if ids:
-            newest = read_revision(root / "revisions" / ids[-1] / "revision.json")
+            newest, ahead = _first_dated(root, reversed(ids), now)
+            oldest = time_of(ids[0])
+            if is_ahead(oldest, now):
+                first, _ = _first_dated(root, ids, now)
+                oldest = first.time if first else None
     except BackyError as error:
         problem = error.message
-    return Summary(job, ids, newest, status, reports, problem)
+    return Summary(job, ids, newest, status, reports, problem, ahead, oldest)
+
+
+def _first_dated(root: Place, ids: Iterable[str], now: datetime) -> tuple[Revision | None, int]:
+    """The first of `ids` that is not from the future, and how many before it are."""
+    ahead = 0
+    for revision_id in ids:
+        revision = read_revision(root / "revisions" / revision_id / "revision.json")
+        if not is_ahead(revision.time, now):
+            return revision, ahead
+        ahead += 1
+    return None, ahead
 
 
 def fingerprint(base: Path, job: str) -> tuple[int, ...]:

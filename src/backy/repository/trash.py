@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from backy.errors import BusyError, NotFoundError, StoreError, translated
-from backy.model.revision import ID_TIME, Revision, id_for, is_id, time_for, time_of
+from backy.model.revision import (
+    ID_TIME,
+    Revision,
+    id_for,
+    is_ahead,
+    is_id,
+    time_for,
+    time_of,
+)
 from backy.repository.manifest import read_revision
 from backy.repository.repository import Repository
 from backy.stores.index import Index
@@ -39,21 +47,37 @@ def remove(repository: Repository, revisions: list[Revision]) -> None:
     """Move revisions to the trash, as one batch. Raises NotFoundError if one is not published."""
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: removing"):
-        batches = [name for name in folders.list_folder(trash) if is_id(name)]
+        batches = _batches(trash)
         for revision in revisions:
             if not repository.folder_of(revision).exists():
                 why = f"{repository.name}: revision {revision.id} was removed already"
                 raise NotFoundError(why)
-        batch = trash / _new_batch(batches)
+        batch = trash / _new_batch(batches, secrets.token_hex(2))
         folders.make_folder(batch)
         for revision in revisions:
             folders.rename(repository.folder_of(revision), batch / revision.id)
         _sync(repository, batch)
 
 
-def _new_batch(batches: list[str]) -> str:
+def _batches(trash: Place) -> list[str]:
+    """The batches, oldest first. The caller holds the history lock.
+
+    Those from the future, which a clock made that was ahead, are renamed to now: their age is
+    unknown, they would never be purged, and neither would those after them.
+    """
+    batches: list[str] = []
+    for name in filter(is_id, folders.list_folder(trash)):
+        batch = name
+        if is_ahead(time_of(name), datetime.now(UTC)):
+            batch = _new_batch(batches, name[-4:])
+            folders.rename(trash / name, trash / batch)
+        batches.append(batch)
+    return batches
+
+
+def _new_batch(batches: list[str], suffix: str) -> str:
     newest = time_of(batches[-1]) if batches else None
-    return id_for(time_for(datetime.now(UTC), newest), secrets.token_hex(2))
+    return id_for(time_for(datetime.now(UTC), newest), suffix)
 
 
 def _sync(repository: Repository, batch: Place) -> None:
@@ -137,7 +161,7 @@ def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str
     newest = f"{before:{ID_TIME}}" if older_than_seconds else "a"
     purged: list[str] = []
     kept: list[str] = []
-    for name in filter(is_id, folders.list_folder(trash)):
+    for name in _batches(trash):
         for revision in filter(is_id, folders.list_folder(trash / name)):
             is_hidden = name < newest and _hide(trash / name / revision, trash / f".{revision}")
             (purged if is_hidden else kept).append(revision)
