@@ -4,7 +4,7 @@ It is what each real store is compared with, so it is as plain as can be: no thr
 nothing clever, nothing on disk but the indexes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from backy.errors import DamagedError
@@ -36,7 +36,9 @@ class MemoryStore(BlockStore):
     ) -> "AbstractContextManager[MemoryBlocks]":
         return nullcontext(self.blocks)
 
-    def collect(self, indexes: Iterable[Index]) -> int:
+    def collect(
+        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
+    ) -> int:
         named = {index.digest(number) for index in indexes for number in range(index.blocks)}
         unnamed = self.blocks.plain.keys() - named
         return sum(len(self.blocks.plain.pop(digest)) for digest in unnamed)

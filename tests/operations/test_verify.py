@@ -61,8 +61,10 @@ class CountingStore:
     def plain_path(self, revision: Revision, disk: str) -> Place:
         return self._store.plain_path(revision, disk)
 
-    def collect(self, indexes: Iterable[Index]) -> int:
-        return self._store.collect(indexes)
+    def collect(
+        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
+    ) -> int:
+        return self._store.collect(indexes, leave)
 
 
 class CountingBlocks:

@@ -111,7 +111,7 @@ def test_purge_drops_what_failed_and_killed_backups_left(made: Made) -> None:
     revision = made.backup(sample(3 * BLOCK))
     named = made.chunks()
     folder = made.chunk(revision, 0).parent
-    for name in ("0" * 64 + ".zst", f".{'1' * 64}.4711", "notes.txt"):
+    for name in ("0" * 64 + ".zst", f".{'1' * 64}.zst.4711", f".{'1' * 64}.4711"):
         (folder / name).write_bytes(b"torn")
     purged = trash.purge(made.repository)
     assert purged.freed == 12

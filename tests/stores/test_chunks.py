@@ -198,12 +198,14 @@ def test_collect_deletes_exactly_the_unused_chunks(shelf: Shelf) -> None:
     assert shelf.read(third) == changed(DISK, BLOCK)
 
 
-def test_collect_deletes_stray_files_and_all_chunks_if_none_is_used(shelf: Shelf) -> None:
+def test_collect_deletes_what_killed_drafts_left_and_all_chunks_if_none_is_used(
+    shelf: Shelf,
+) -> None:
     revision = shelf.publish(DISK)
     folder = chunk(shelf, revision, 0).parent
-    for name in (f".{'0' * 64}.4711", "0" * 64, f"{'G' * 64}.zst", "x"):
+    for name in (f".{'0' * 64}.zst.4711", f".{'0' * 64}.4711", f"{'1' * 64}.zst"):
         (folder / name).write_bytes(b"stray")
-    assert shelf.collect(revision) == 20
+    assert shelf.collect(revision) == 15
     assert len(chunks(shelf)) == 4
     shelf.collect()
     assert chunks(shelf) == {}

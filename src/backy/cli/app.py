@@ -82,6 +82,18 @@ def whole_program() -> Program:
     return made
 
 
+def all_jobs(context: Context) -> list[str]:
+    """The jobs that have a repository; warns of folders that look like one. Raises StoreError."""
+    from backy.cli.output import some, warn
+    from backy.repository.repository import jobs
+
+    misnamed: list[str] = []
+    names = jobs(context.obj.base, misnamed.append)
+    if misnamed:
+        warn(f"{context.obj.base}: no job can be called {some(misnamed)}: left alone")
+    return names
+
+
 def each_job(
     context: Context, jobs: Iterable[str], do: Callable[[Repository], Value]
 ) -> tuple[list[Value], list[tuple[str, BackyError]]]:

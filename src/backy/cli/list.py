@@ -7,11 +7,11 @@ from typing import Annotated
 from typer import Argument
 
 from backy.cli import values
-from backy.cli.app import AsJson, Context, app, each_job
+from backy.cli.app import AsJson, Context, all_jobs, app, each_job
 from backy.cli.output import print_json, print_lines, revision_table, table, total, warn
 from backy.model.answers import ListAnswer, ListedJob, UnusableJob
 from backy.repository.manifest import revision_record
-from backy.repository.repository import History, Repository, jobs
+from backy.repository.repository import History, Repository
 from backy.units import format_size
 
 Listed = Annotated[
@@ -23,7 +23,7 @@ Listed = Annotated[
 @app.command("list", epilog="Example: backy list vm1")
 def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None:
     """Show the revisions of a job, or all jobs."""
-    names = [job] if job else jobs(context.obj.base)
+    names = [job] if job else all_jobs(context)
     repositories, unusable = each_job(context, names, lambda repository: repository)
     if job and unusable:
         raise unusable[0][1]

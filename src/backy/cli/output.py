@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from backy.model.answers import Message
 
 
+_MOST_NAMES = 5  # in a message
+
+
 def answer(as_json: bool, record: Message, text: str | Iterable[str]) -> None:
     """Print the result of a command: `record` for programs, or else `text`, a line or several."""
     if as_json:
@@ -44,6 +47,12 @@ def printable(text: str) -> str:
 def warn(text: str) -> None:
     """Print a line on standard error; the command continues."""
     sys.stderr.write(f"{printable(text)}\n")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(map(ascii, names[:_MOST_NAMES])) + more
 
 
 def report(error: BackyError, *, as_json: bool) -> None:

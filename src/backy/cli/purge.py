@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
-from backy.cli.output import answer
+from backy.cli.output import answer, some, warn
 from backy.errors import UsageError
 from backy.model.answers import EraseAnswer, PurgeAnswer
 from backy.units import counted, format_size
@@ -46,6 +46,8 @@ def purge(
         answer(as_json, EraseAnswer(job=whole, erased=True), text)
         return
     purged = purge_job(context.obj, str(job), older_than)
+    if purged.foreign:
+        warn(f"{job}: not made by backy, and left alone: {some(purged.foreign)}")
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
     freed = f"freed {format_size(purged.freed)} of chunks"
     text = f"{job}: purged {counted(len(purged.revisions), 'revision')}, {freed}{kept_note}"

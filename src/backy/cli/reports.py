@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from backy.cli import values
-from backy.cli.app import AsJson, Context, Job, app, each_job
+from backy.cli.app import AsJson, Context, Job, all_jobs, app, each_job
 from backy.cli.command import Application
 from backy.cli.output import answer, table
 from backy.cli.program import CommandGroup
@@ -15,7 +15,7 @@ from backy.errors import UsageError
 from backy.model.answers import ReportsAnswer, ReportsDeleteAnswer
 from backy.model.messages import OccurrenceRecord, ReportRecord, time_text
 from backy.repository import quarantine
-from backy.repository.repository import Repository, jobs
+from backy.repository.repository import Repository
 
 if TYPE_CHECKING:
     from backy.repository.quarantine import Report
@@ -57,7 +57,7 @@ def _all(context: Context, as_json: AsJson = False) -> None:
 @reports.command("list", hidden=True, epilog="Example: backy reports list vm1")
 def list_reports(context: Context, job: OneJob = None, as_json: AsJson = False) -> None:
     """Show the damage that was found. Alone, it lists the reports of all jobs, or of one."""
-    listed, unusable = each_job(context, [job] if job else jobs(context.obj.base), _reports)
+    listed, unusable = each_job(context, [job] if job else all_jobs(context), _reports)
     if unusable and job:
         raise unusable[0][1]
     pairs = [pair for of_job in listed for pair in of_job]

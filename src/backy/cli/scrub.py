@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from backy.cli import values
-from backy.cli.app import AsJson, Context, app
+from backy.cli.app import AsJson, Context, all_jobs, app
 from backy.cli.damage import damage_shown, ending, raise_damaged
 from backy.cli.output import answer, report
 from backy.cli.progress import meter
 from backy.errors import BackyError, CancelledError
 from backy.model.messages import ScrubFinished
-from backy.repository.repository import jobs
 from backy.system import process
 from backy.units import format_duration, format_size, parse_duration
 
@@ -56,7 +55,7 @@ def scrub(
     process.be_idle()
     span = timedelta(seconds=parse_duration(within))
     failed: list[BackyError] = []
-    for job in longest_ago(context.obj.base, names or jobs(context.obj.base)):
+    for job in longest_ago(context.obj.base, names or all_jobs(context)):
         try:
             with meter(job, as_json=as_json) as shown:
                 tell = damage_shown(job, shown)

@@ -33,10 +33,15 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+def is_job(name: str) -> bool:
+    """Whether a job may have this name."""
+    is_valid = _NAME.fullmatch(name) and unicodedata.is_normalized("NFC", name)
+    return bool(is_valid) and len(name.encode(errors="replace")) <= _LONGEST_NAME
+
+
 def check_job(name: str) -> str:
     """Return `name`. Raises ConfigError if it cannot safely be the name of a folder."""
-    is_valid = _NAME.fullmatch(name) and unicodedata.is_normalized("NFC", name)
-    if not is_valid or len(name.encode(errors="replace")) > _LONGEST_NAME:
+    if not is_job(name):
         hint = "Use letters, digits and . _ @ + -; a letter or digit first; at most 128 bytes."
         raise ConfigError(f"{name!r} cannot be the name of a job", hint)
     return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ from backy.targets import is_folder, open_target
 from backy.units import MiB
 
 _OWN_KINDS = (".blocks", ".img")
+_NO_SAVED_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EFBIG}  # a link, folder, FIFO …
 Ranges = tuple[tuple[int, int], ...]
 
 
@@ -135,7 +137,7 @@ def restore_job(
         on_disk(done)
     files: list[Path] = []
     if isinstance(target, str) and is_folder(target):
-        files = restore_files(repository, revision, Path(target))
+        files = restore_files(repository, revision, Path(target), watcher)
     return RestoreResult(revision, disks, files, failures(origins))
 
 
@@ -247,19 +249,29 @@ def _warn_of_damage(disk: str, lost: Ranges, healed: Ranges, watcher: Watcher) -
         watcher.warn(f"{which} are lost; the target has zeroes there")
 
 
-def restore_files(repository: Repository, revision: Revision, folder: Path) -> list[Path]:
+def restore_files(
+    repository: Repository, revision: Revision, folder: Path, watcher: Watcher = SILENCE
+) -> list[Path]:
     """Copy the files that the source saved beside the disks, such as a domain's XML, to `folder`.
 
     Returns the paths of the copies. Replaces files of the same name. The repository may have files
     that no source saved, so this writes no hidden file, no file named like an image or an index,
-    and nothing through a link. Raises StoreError if reading fails, TargetError if writing fails.
+    and nothing through a link; what cannot be a saved file is named in a warning. Raises
+    StoreError if reading fails, TargetError if writing fails.
     """
     stored, target = repository.folder_of(revision), Place.at(folder)
     written = []
     with repository.reading(revision):
         for name in filter(_may_be_saved, folders.list_folder(stored)):
             with translated(StoreError, f"reading {stored / name}"):
-                content = folders.read_file(stored / name, MiB)
+                try:
+                    content = folders.read_file(stored / name, MiB)
+                except OSError as error:
+                    if error.errno not in _NO_SAVED_FILE:
+                        raise
+                    why = error.strerror
+                    watcher.warn(f"{stored / name} was not saved by a source, left alone: {why}")
+                    continue
             with translated(TargetError, f"writing {folder / name}"):
                 folders.write_file(target / name, content)
             written.append(folder / name)

@@ -169,4 +169,4 @@ def _delete(folder: Place, unwanted: Sequence[Report]) -> None:
         folders.rename(folder / report.id, folder / f".{report.id}")
     if unwanted:
         folders.sync_folder(folder)
-    folders.remove_hidden(folder)
+    folders.remove_hidden(folder, is_id)

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
-from backy.model.names import check_job, check_tag
+from backy.model.names import check_job, check_tag, is_job
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
@@ -39,11 +39,25 @@ DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
 _PATIENCE = 30  # seconds to wait for the history lock, which is only held for moments
 
 
-def jobs(base: Path) -> list[str]:
-    """The jobs that have a repository in a base directory, sorted. Raises StoreError."""
+def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]:
+    """The jobs that have a repository in a base directory, sorted. Raises StoreError.
+
+    A folder that we may not look into counts: a job must not be missing without a word. `leave`
+    gets the folders with a repository.json that no job can be called: somebody's copies.
+    """
+
+    def is_repository(name: str) -> bool:
+        try:
+            return (base / name / "repository.json").exists()
+        except PermissionError:
+            return name != "lost+found"  # which mkfs makes
+
     with translated(StoreError, f"listing {base}"):
-        names = folders.list_folder(base)
-        return [name for name in names if (base / name / "repository.json").exists()]
+        names = [name for name in folders.list_folder(base) if is_repository(name)]
+    for name in names:
+        if not is_job(name) and not name.startswith("."):
+            leave(name)
+    return list(filter(is_job, names))
 
 
 def is_repository(root: Path) -> bool:
@@ -296,9 +310,7 @@ class Repository:
         revisions = self.root / "revisions"
         with translated(StoreError, f"{self.name}: making a draft"):
             newest = max((folder.name for folder in self.folders()), default=None)
-            for name in folders.list_folder(revisions):
-                if name.startswith(".") and (revisions / name).is_folder():
-                    folders.remove_tree(revisions / name)
+            folders.remove_hidden(revisions, is_id)
             draft = RevisionDraft(self, newest, now or datetime.now(UTC))
         try:
             with draft.anchor:

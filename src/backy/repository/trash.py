@@ -8,7 +8,8 @@ purge   renames trash/BATCH/REV to trash/.REV, deletes that, then deletes unused
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -29,18 +30,24 @@ from backy.system import folders
 from backy.system.place import Place
 
 _GONE = ".gone"  # the end of the hidden name of a repository that is being deleted
+_OWN = {
+    "repository.json", "restore.sh", "status.json", "status.lock", "scrub.json", "lock",
+    "revisions", "trash", "quarantine", "chunks",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Purged:
     """The result of a purge, in ids of revisions; `freed` is in bytes.
 
-    `kept` stay in the trash: they were removed too recently, or are being read.
+    `kept` stay in the trash: they were removed too recently, or are being read. `foreign` are
+    paths in the repository that backy did not make; they were left alone.
     """
 
     revisions: tuple[str, ...]
     kept: tuple[str, ...]
     freed: int
+    foreign: tuple[str, ...] = ()
 
 
 def remove(repository: Repository, revisions: list[Revision]) -> None:
@@ -109,9 +116,11 @@ def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
         with translated(StoreError, f"{repository.name}: emptying the trash"):
             with repository.history_lock():
                 purged, kept = _hide_old(repository, older_than_seconds)
-            folders.remove_hidden(repository.root / "trash")
-        freed = sweep(repository)
-    return Purged(tuple(purged), tuple(kept), freed)
+            folders.remove_hidden(repository.root / "trash", is_id)
+            foreign = list(_foreign(repository.root))
+        freed = sweep(repository, foreign.append)
+    shown = [path.path.relative_to(repository.folder) for path in foreign]
+    return Purged(tuple(purged), tuple(kept), freed, tuple(map(str, shown)))
 
 
 def oldest(repository: Repository) -> datetime | None:
@@ -119,9 +128,12 @@ def oldest(repository: Repository) -> datetime | None:
 
     Raises StoreError if the trash cannot be listed.
     """
+    trash = repository.root / "trash"
     with translated(StoreError, f"{repository.name}: listing the trash"):
-        names = folders.list_folder(repository.root / "trash")
-    return min((time_of(name) for name in names if is_id(name)), default=None)
+        for name in filter(is_id, folders.list_folder(trash)):
+            if any(map(is_id, folders.list_folder(trash / name))):
+                return time_of(name)
+    return None
 
 
 def erase(repository: Repository) -> None:
@@ -138,20 +150,35 @@ def erase(repository: Repository) -> None:
                 folders.locked(revisions / name).close()
             except BlockingIOError:
                 raise BusyError(f"{action}: {name} is being read", "Try again later.") from None
-        folders.rename(repository.folder, base / f".{repository.name}{_GONE}")
+        hidden = base / f".{repository.name}{_GONE}"
+        folders.rename(repository.folder, hidden)
         folders.sync_folder(base)
     with translated(StoreError, action):
-        folders.remove_hidden(base, _GONE)
+        folders.remove_tree(hidden)
+    with suppress(OSError):  # what is left of another job is not this one's trouble
+        folders.remove_hidden(base, lambda name: name.endswith(_GONE))
 
 
-def sweep(repository: Repository) -> int:
+def sweep(repository: Repository, leave: Callable[[Place], None] = lambda _: None) -> int:
     """Delete all chunks that no revision in the history or the trash uses; return the bytes freed.
 
-    The caller holds `exclusive`, so that no revision is published meanwhile. The history lock
-    keeps revisions from moving between history and trash while their chunks are collected.
+    `leave` gets what is no chunk. The caller holds `exclusive`, so that no revision is published
+    meanwhile. The history lock keeps revisions from moving between history and trash while their
+    chunks are collected.
     """
     with translated(StoreError, f"{repository.name}: deleting unused chunks"):
-        return repository.store.collect(_indexes(repository))
+        return repository.store.collect(_indexes(repository), leave)
+
+
+def _foreign(root: Place) -> Iterator[Place]:
+    """What backy did not make in the folders of a repository; the store knows those of chunks."""
+    trash = root / "trash"
+    batches = (trash / name for name in filter(is_id, folders.list_folder(trash)))
+    for folder in (root, root / "revisions", root / "quarantine", trash, *batches):
+        for name in folders.list_folder(folder):
+            plain = name.removeprefix(".")
+            if not (plain.removesuffix(".new") in _OWN if folder == root else is_id(plain)):
+                yield folder / name
 
 
 def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -53,10 +53,13 @@ class Store(Protocol):
     def plain_path(self, revision: Revision, disk: str) -> Place:
         """The file that a script needs for this disk: the raw image, or the index."""
 
-    def collect(self, indexes: Iterable[Index]) -> int:
+    def collect(
+        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
+    ) -> int:
         """Delete the blocks that no index in `indexes` uses; return how many bytes that freed.
 
-        The caller holds the repository's lock, so no draft is being written.
+        What no store made stays, and `leave` gets it. The caller holds the lock of the
+        repository, so no draft is being written.
         """
 
 

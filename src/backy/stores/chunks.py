@@ -8,9 +8,10 @@ same place, if the draft wrote the chunk itself, or if it read the chunk and the
 from __future__ import annotations
 
 import errno
+import re
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
@@ -27,6 +28,7 @@ from backy.system.place import Place
 # How many digests a draft remembers as stored, in 20 MiB. The chunks of others are read again.
 _REMEMBERED = 1 << 17
 _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2), O_TMPFILE
+_PREFIX = re.compile("[0-9a-f]{2}")  # of digests, the name of a folder
 _DIGEST_BITS = 28  # of each digest, which UsedDigests looks at; it takes 2**28 bits: 32 MiB
 
 
@@ -53,20 +55,27 @@ class ChunkStore(BlockStore):
     def _blocks(self, cache: Cache) -> ChunkBlocks:
         return ChunkBlocks(self._folder, self._block_size, self._codec, self._buffers, cache)
 
-    def collect(self, indexes: Iterable[Index]) -> int:
+    def collect(
+        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
+    ) -> int:
         """See Store. Takes 32 MiB of memory; may keep a few unused chunks, see UsedDigests."""
         used = UsedDigests()
         for index in indexes:
             used.add_all(index)
-        freed, suffix = 0, self._codec.suffix
-        for name in folders.list_folder(self._folder):
-            folder = self._folder / name
-            for chunk in folders.list_folder(folder):
-                digest = chunk.removesuffix(suffix)
-                is_chunk = chunk.endswith(suffix) and is_digest(digest)
-                if not (is_chunk and digest in used):
-                    with translated(StoreError, f"removing {folder / chunk}"):
-                        freed += folders.remove_file(folder / chunk)
+        freed = 0
+        for folder in (self._folder / name for name in folders.list_folder(self._folder)):
+            if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
+                leave(folder)
+                continue
+            for chunk in (folder / name for name in folders.list_folder(folder)):
+                is_draft = chunk.name.startswith(".")
+                digest = chunk.name.lstrip(".").partition(".")[0]
+                is_chunk = chunk.name == digest + self._codec.suffix
+                if not (is_digest(digest) and (is_chunk or is_draft)):
+                    leave(chunk)
+                elif is_draft or digest not in used:
+                    with translated(StoreError, f"removing {chunk}"):
+                        freed += folders.remove_file(chunk)
         return freed
 
 

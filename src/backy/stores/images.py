@@ -8,7 +8,7 @@ as much space as changed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from backy.errors import DamagedError, StoreError, translated
@@ -71,7 +71,9 @@ class ImageStore(BlockStore):
         """The raw image."""
         return self._folder_of(revision) / f"{disk}.img"
 
-    def collect(self, indexes: Iterable[Index]) -> int:
+    def collect(
+        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
+    ) -> int:
         """Nothing to do: the file system frees an extent with the last file that shares it."""
         return 0
 

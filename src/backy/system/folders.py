@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -153,10 +153,13 @@ def _unlink_files(folder: int) -> list[str]:
     return [name for name, is_one in is_folder.items() if is_one]
 
 
-def remove_hidden(folder: AnyPath, end: str = "") -> None:
-    """Delete everything in `folder` whose name starts with a dot and ends with `end`."""
+def remove_hidden(folder: AnyPath, is_ours: Callable[[str], bool]) -> None:
+    """Delete everything in `folder` whose name is a dot and a name that `is_ours`.
+
+    Others may have hidden files, too: NFS has `.nfs…` for a deleted file that is still open.
+    """
     for name in list_folder(folder):
-        if name.startswith(".") and name.endswith(end):
+        if name.startswith(".") and is_ours(name[1:]):
             remove_tree(folder / name)
 
 
