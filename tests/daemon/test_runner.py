@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,22 @@ class Broken(ChildCommand):
         raise self._error
 
 
+@dataclass(frozen=True)
+class BrokenRunner(TaskRunner):
+    error: Exception
+
+    def start(self, task: Task) -> ChildCommand:
+        self.state.children[task.job] = child = Broken(self.error)
+        return child
+
+
 @pytest.mark.parametrize("error", [OSError("no memory"), ValueError("ours"), RuntimeError("ours")])
 def test_what_cannot_be_run_is_tried_again_later_and_a_bug_is_raised(
     state: DaemonState, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
-    runner = TaskRunner(state, open_log(as_json=True))
+    runner = BrokenRunner(state, open_log(as_json=True), error)
     now = datetime.now(UTC)
-    child = state.children["vm1"] = Broken(error)
-    run = runner.run(Task("vm1", "backup", now, FAST), child)
+    run = runner.run(Task("vm1", "backup", now, FAST))
     if isinstance(error, OSError):
         asyncio.run(run)
         assert json.loads(capsys.readouterr().err.splitlines()[-1])["error"] == "no memory"

@@ -78,7 +78,8 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     with suppress(StoreError):
         left = space(base)
     unknown = sorted(set(jobs(base)) - promises.keys())
-    return promises, Server(is_running, left, reply["problem"], unknown), base
+    told = (reply.get("broken", {}), reply.get("slow", {}))
+    return promises, Server(is_running, left, reply["problem"], unknown, *told), base
 
 
 def _configured(site: Site, problem: str) -> PromisesReply:

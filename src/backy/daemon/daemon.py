@@ -18,8 +18,10 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from backy.config.loader import load
+from backy.config.settings import Job
 from backy.daemon import control
 from backy.daemon.child import ChildCommand
+from backy.daemon.fence import Fence
 from backy.daemon.observe import observe
 from backy.daemon.requests import Requests
 from backy.daemon.runner import TaskRunner
@@ -29,7 +31,7 @@ from backy.daemon.tasks import Task
 from backy.errors import BackyError, BusyError, ConfigError, StoreError, translated
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import record_space
-from backy.repository.summary import fingerprint
+from backy.repository.summary import Summary, fingerprint
 from backy.sources import open_source
 from backy.system import folders, signals
 
@@ -50,7 +52,7 @@ class Daemon:
         self._path = path
         self._base = base
         self._log = log
-        self._state = DaemonState(self._load())
+        self._state = DaemonState(self._load(), fence=Fence(log))
         self._runner = TaskRunner(self._state, log)
         self._metrics = Metrics(partial(samples, self._state))
         self._others: set[asyncio.Task[None]] = set()
@@ -100,25 +102,41 @@ class Daemon:
         planner = self._state.planner
         planner.slots, planner.limits = config.global_.worker_limit, config.limits
         for job in self._state.summaries.keys() - config.jobs.keys():
-            del self._state.summaries[job], self._state.fingerprints[job]
+            del self._state.summaries[job]
+            self._state.fingerprints.pop(job, None)
+            self._state.fence.forget(job)
         jobs = {job: (settings, config.intervals(job)) for job, settings in config.jobs.items()}
         return planner.configure(jobs, datetime.now(UTC))
 
     async def _observe(self, jobs: Iterable[str]) -> None:
-        """Look into repositories, and plan their jobs again."""
+        """Look into repositories, and plan their jobs again; a bug stops only that job's part.
+
+        What cannot be looked at is planned as if it had no history, so that it is backed up.
+        """
+        fence = self._state.fence
         for job in jobs:
-            setup = self._state.setup
-            if settings := setup.config.jobs.get(job):
-                schedule = setup.config.intervals(job)
-                before = fingerprint(setup.base, job)
-                observation, summary = await asyncio.to_thread(
-                    observe, setup.base, job, settings, schedule, datetime.now(UTC)
-                )
-                if job in self._state.setup.config.jobs:  # still
-                    self._state.summaries[job] = summary
-                    self._state.fingerprints[job] = before
-                self._state.planner.update(job, observation, datetime.now(UTC))
+            if settings := self._state.setup.config.jobs.get(job):
+                with fence.around(job, "look"):
+                    await self._look(job, settings)
+                with fence.around(job, "plan"):
+                    if fence.has(job, "look"):
+                        self._state.summaries.setdefault(job, Summary(job))
+                        self._state.planner.update(job, None, datetime.now(UTC))
                 self._news.set()
+
+    async def _look(self, job: str, settings: Job) -> None:
+        """Look into a repository, and plan its job again."""
+        setup = self._state.setup
+        schedule = setup.config.intervals(job)
+        before = fingerprint(setup.base, job)
+        now, verbs = datetime.now(UTC), self._state.planner.verbs
+        observation, summary = await asyncio.to_thread(
+            observe, setup.base, job, settings, schedule, now, verbs=verbs
+        )
+        if job in self._state.setup.config.jobs:  # still
+            self._state.summaries[job] = summary
+            self._state.fingerprints[job] = before
+        self._state.planner.update(job, observation, datetime.now(UTC))
 
     async def _loop(self) -> None:
         """Start what is due; wait for news, for the next due time, or to show systemd life."""
@@ -133,30 +151,23 @@ class Daemon:
             if abs(set_by) > _CLOCK_STEP:
                 self._log.warning("the clock was set", seconds=round(set_by))
                 clock += set_by
-                planner.replan(now)
+                planner.replan(now, self._state.fence.around)
                 self._spawn(self._observe(list(self._state.setup.config.jobs)))
             for task in [] if self._state.is_stopping else list(planner.take(now)):
-                self._start(task)
+                self._metrics.observe_wait((now - task.due).total_seconds())
+                self._spawn(self._run(task))
             wake = planner.wake()
             wait = (wake - now).total_seconds() if wake and not self._state.is_stopping else longest
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), min(max(wait, 0), longest))
 
-    def _start(self, task: Task) -> None:
-        child = self._runner.start(task)
-        self._metrics.observe_wait((datetime.now(UTC) - task.due).total_seconds())
-        self._spawn(self._run(task, child))
-
-    async def _run(self, task: Task, child: ChildCommand) -> None:
+    async def _run(self, task: Task) -> None:
         """See a command through to its end, and plan the next task of its job."""
-        try:
-            await self._runner.run(task, child)
-        finally:
-            try:
-                await self._observe([task.job])
-            finally:
-                self._state.planner.finish(task.job)
-                self._news.set()
+        with self._state.fence.around(task.job, task.verb):
+            await self._runner.run(task)
+        await self._observe([task.job])
+        self._state.planner.finish(task.job)
+        self._news.set()
 
     def _stop(self) -> None:
         """Start nothing more and wait for what runs; if asked again, do not wait."""
@@ -204,19 +215,26 @@ class Daemon:
         """
         while True:
             await self._observe(jobs)
-            try:
-                await asyncio.to_thread(record_space, self._state.setup.base, datetime.now(UTC))
-                if path := self._state.setup.config.global_.metrics_file:
-                    await asyncio.to_thread(self._metrics.write, path)
-            except BackyError as error:
-                self._log.error("not written", error=error.message)
+            await _logged(asyncio.to_thread(self._write), self._log)
             await asyncio.sleep(_HOUSEKEEPING)
             jobs = await asyncio.to_thread(self._changed)
 
+    def _write(self) -> None:
+        try:
+            record_space(self._state.setup.base, datetime.now(UTC))
+            if path := self._state.setup.config.global_.metrics_file:
+                self._metrics.write(path)
+        except BackyError as error:
+            self._log.error("not written", error=error.message)
+
     def _changed(self) -> list[str]:
-        """The jobs whose repositories changed since they were observed."""
-        base, observed = self._state.setup.base, list(self._state.fingerprints.items())
-        return [job for job, before in observed if before != fingerprint(base, job)]
+        """The jobs whose repositories changed since they were observed, or could not be."""
+        base, fence = self._state.setup.base, self._state.fence
+        return [
+            job
+            for job in list(self._state.setup.config.jobs)
+            if self._state.fingerprints.get(job) != fingerprint(base, job) or fence.has(job, "look")
+        ]
 
 
 def _lock(base: Path, stack: AsyncExitStack) -> None:

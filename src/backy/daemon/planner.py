@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -22,6 +23,11 @@ from backy.repository.status import Status
 # Compact the heap beyond this many entries for each job: stale ones stay until they are due.
 _LARGEST_HEAP = 16
 _Entry = tuple[datetime, int, str, str]  # due, serial of the plan, job, verb
+Around = Callable[[str, str], AbstractContextManager[None]]  # the job, the step
+
+
+def _alone(_job: str, _step: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +95,16 @@ class Planner:
         for verb in self.verbs:
             self.waiting.pop((job, verb), None)
 
-    def update(self, job: str, observation: Observation, now: datetime) -> None:
+    def update(self, job: str, observation: Observation | None, now: datetime) -> None:
         """Plan a job by what its repository says now; tasks asked for by hand stay.
 
-        While a job is paused, so is its background work.
+        None means that nobody can tell: then it is backed up at its due times, unless it was
+        paused. While a job is paused, so is its background work.
         """
         plan = self._plans.get(job)
         if not plan:
             return
+        observation = observation or Observation(status=plan.observation.status)
         plan.observation, plan.serial = observation, next(self._serial)
         plan.interval = min(rule.interval for rule in plan.tags.values())
         newest = observation.newest
@@ -149,12 +157,13 @@ class Planner:
             self.waiting[job, verb] = self._task(plan, job, verb, now, is_by_hand=True)
         return plan is not None
 
-    def replan(self, now: datetime) -> None:
-        """Plan all jobs again, because the clock was set."""
+    def replan(self, now: datetime, around: Around = _alone) -> None:
+        """Plan all jobs again, because the clock was set; the work for each is `around` it."""
         self._heap.clear()
         for job, plan in self._plans.items():
             plan.not_before.clear()
-            self.update(job, plan.observation, now)
+            with around(job, "plan"):
+                self.update(job, plan.observation, now)
 
     def wake(self) -> datetime | None:
         """When the next task is due, unless one is requested or finished before."""

@@ -28,7 +28,7 @@ class TaskRunner:
     log: FilteringBoundLogger
 
     def start(self, task: Task) -> ChildCommand:
-        """The command of a task, which `run` starts; the daemon counts it as running."""
+        """The command of a task, which is not started yet; the daemon counts it as running."""
         setup = self.state.setup
         settings = setup.config.jobs[task.job]
         only = setup.config.model_copy(update={"jobs": {task.job: settings}}).model_dump_json()
@@ -38,13 +38,14 @@ class TaskRunner:
         self.state.children[task.job] = child
         return child
 
-    async def run(self, task: Task, child: ChildCommand) -> None:
+    async def run(self, task: Task) -> None:
         """See a command through to its end. A bug in here postpones the task and is raised."""
         log = self.log.bind(job=task.job, verb=task.verb)
         log.info("started", **({"tags": ",".join(sorted(task.tags))} if task.tags else {}))
         settings = self.state.setup.config.global_
         priority = Priority(settings.nice, settings.io_class)
         try:
+            child = self.start(task)
             code = await child.run(priority, partial(_log_event, log))
             await asyncio.to_thread(self._record, task, child, code, log)
         except Exception as error:
@@ -53,7 +54,7 @@ class TaskRunner:
                 raise
             log.error("not started or not recorded", error=str(error))
         finally:
-            del self.state.children[task.job]
+            self.state.children.pop(task.job, None)
 
     def _postpone(self, task: Task, wait: timedelta) -> None:
         self.state.planner.postpone(task.job, task.verb, datetime.now(UTC) + wait)

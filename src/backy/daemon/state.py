@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from backy.config.settings import Config, Scrub
 from backy.daemon.child import ChildCommand
+from backy.daemon.fence import Fence
 from backy.daemon.planner import Planner
 from backy.daemon.tasks import FAST, SLOW, Task
 from backy.errors import StoreError
@@ -41,26 +42,41 @@ class DaemonState:
     summaries: dict[str, Summary] = field(default_factory=dict)
     fingerprints: dict[str, tuple[int, ...]] = field(default_factory=dict)
     is_stopping: bool = False
+    fence: Fence = field(default_factory=Fence)
+
+    def summary(self, job: str) -> Summary:
+        """The summary of a job; a bug that was met in the work for the job is its problem."""
+        summary = self.summaries.get(job) or Summary(job)
+        bug = self.fence.bug(job)
+        return replace(summary, problem=bug) if bug else summary
 
 
 def overviews(state: DaemonState, now: datetime) -> Iterator[JobOverview]:
     """All jobs, with what the daemon does for each and plans next."""
     waiting = {task.job: task for task in state.planner.waiting.values()}
     for job in state.setup.config.jobs:
-        shown = overview(
-            state.summaries.get(job, Summary(job)), state.setup.config.intervals(job), now
-        )
-        if run := state.planner.next_run(job):
-            shown |= {"next": time_text(run.time), "tags": sorted(run.tags)}
-        if task := state.planner.running.get(job):
-            _add_task(shown, task)
-            shown["state"] = "running"
-            if child := state.children.get(job):
-                child.describe(shown)
-        elif task := waiting.get(job):
-            _add_task(shown, task)
-            shown["state"] = "waiting"
+        shown = overview(Summary(job), None, now)
+        with state.fence.around(job, "status"):
+            shown = overview(state.summary(job), state.setup.config.intervals(job), now)
+            _add_plan(shown, state, waiting.get(job))
+        if bug := state.fence.bug(job):
+            shown |= {"state": "broken", "error": bug}
         yield shown
+
+
+def _add_plan(shown: JobOverview, state: DaemonState, waiting: Task | None) -> None:
+    """Add what the daemon does for a job, and plans next."""
+    job = shown["job"]
+    if run := state.planner.next_run(job):
+        shown |= {"next": time_text(run.time), "tags": sorted(run.tags)}
+    if task := state.planner.running.get(job):
+        _add_task(shown, task)
+        shown["state"] = "running"
+        if child := state.children.get(job):
+            child.describe(shown)
+    elif waiting:
+        _add_task(shown, waiting)
+        shown["state"] = "waiting"
 
 
 def _add_task(shown: JobOverview, task: Task) -> None:
@@ -80,10 +96,12 @@ def _pool_use(planner: Planner, pool: str) -> PoolUse:
 def samples(state: DaemonState) -> Iterator[Sample]:
     """What the metrics show."""
     setup, now = state.setup, datetime.now(UTC)
-    for summary in list(state.summaries.values()):
-        if job := setup.config.jobs.get(summary.job):
-            overdue = overdue_seconds(summary, setup.config.intervals(summary.job), now)
-            yield of_job(summary, overdue, _scrub_overdue_seconds(summary, job.scrub, now), now)
+    for name in list(state.summaries):
+        if job := setup.config.jobs.get(name):
+            with state.fence.around(name, "metrics"):
+                summary = state.summary(name)
+                overdue = overdue_seconds(summary, setup.config.intervals(name), now)
+                yield of_job(summary, overdue, _scrub_overdue_seconds(summary, job.scrub, now), now)
     yield of_pool(FAST, _pool_use(state.planner, FAST))
     yield of_pool(SLOW, _pool_use(state.planner, SLOW))
     left = None

@@ -266,7 +266,8 @@ class ResumeAnswer(TypedDict):
 class JobOverview(TypedDict):
     """One job.
 
-    state: What it does, or how it is: new without a revision, failed if the last backup did.
+    state: What it does, or how it is: new without a revision, failed if the last backup did,
+      broken if backy has a bug that shows only with this job.
     last: When the newest revision was begun; null if there is none.
     next: When the next backup is due; null if the job is paused, and without a daemon.
     overdue_seconds: How much older the newest revision is than allowed, in seconds; without a
@@ -289,7 +290,7 @@ class JobOverview(TypedDict):
     """
 
     job: JobName
-    state: Literal["running", "waiting", "paused", "failed", "idle", "new"]
+    state: Literal["running", "waiting", "paused", "failed", "idle", "new", "broken"]
     last: Time | None
     next: Time | None
     overdue_seconds: Seconds
@@ -360,11 +361,16 @@ class DaemonRequest(TypedDict):
 
 
 class PromisesReply(TypedDict):
-    """For `backy check`: by job, the shortest interval and `scrub: within` or null, in seconds."""
+    """For `backy check`: by job, the shortest interval and `scrub: within` or null, in seconds.
+
+    `broken` has a bug by job, `slow` what takes unusually long.
+    """
 
     jobs: Mapping[str, tuple[int, int | None]]
     problem: str
     base: str
+    broken: NotRequired[Mapping[str, str]]
+    slow: NotRequired[Mapping[str, str]]
 
 
 class ReloadReply(TypedDict):

@@ -7,7 +7,7 @@ comparisons are written so that NaN fails them. docs/monitoring.md explains each
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import IntEnum
 from statistics import linear_regression
@@ -73,13 +73,16 @@ class Server:
     """The state of the server; `space` and `is_running` are None if they could not be found out.
 
     `configuration_problem` says what is wrong with the files, so that an older configuration runs
-    or jobs are left out. `unknown_jobs` have a repository, but are not configured.
+    or jobs are left out. `unknown_jobs` have a repository, but are not configured. `broken` has, by
+    job, a bug that the daemon met, `slow` that a task takes unusually long.
     """
 
     is_running: bool | None
     space: Space | None
     configuration_problem: str = ""
     unknown_jobs: Sequence[str] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
+    slow: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,16 @@ class Judge:
             Finding(state, summary.job, text, age / allowed) for state, text in results if state
         ]
         return sorted(problems, key=_urgency)
+
+    def _with_told(self, summary: Summary, promise: Promise, server: Server) -> list[Finding]:
+        """All problems of a job, with those that the daemon told; a bug here is one of them."""
+        job = summary.job
+        told = ((State.CRITICAL, server.broken), (State.WARNING, server.slow))
+        findings = [Finding(state, job, texts[job]) for state, texts in told if job in texts]
+        try:
+            return sorted([*findings, *self.job(summary, promise)], key=_urgency)
+        except Exception as error:  # noqa: BLE001 - the other jobs must be judged
+            return [Finding(State.CRITICAL, job, f"a bug in backy: {error!r:.200}"), *findings]
 
     def _age(self, time: datetime) -> float:
         return (self.now - time).total_seconds()
@@ -170,7 +183,7 @@ class Judge:
         """
         by_job = {summary.job: summary for summary in summaries}
         judged = [by_job.get(job) or Summary(job, problem=_UNCHECKED) for job in promises]
-        jobs = [self.job(summary, promises[summary.job]) for summary in judged]
+        jobs = [self._with_told(summary, promises[summary.job], server) for summary in judged]
         others = [[finding] for finding in self.server(server) if finding.state]
         if not jobs:
             text = "no job is configured, or no job matches"

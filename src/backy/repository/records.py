@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from backy.errors import BackyError, translated
@@ -26,6 +26,9 @@ _LARGEST_RECORD = MiB  # bytes
 _MOST_PARTS = 20_000  # lists, objects and commas; parsed, they take less than 50 MiB
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 LARGEST_DISK = 2**60  # bytes; the most that an index of 64 KiB blocks can number
+_LARGEST_NUMBER = 2**62
+# Outside of these a sum of a time and a configured duration may leave the years 1 to 9999.
+_FIRST_TIME, _LAST_TIME = datetime(1970, 1, 1, tzinfo=UTC), datetime(8000, 1, 1, tzinfo=UTC)
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -97,11 +100,33 @@ def read_record(
 
     try:
         value: Value = _adapter(value_class).validate_python(record)
+        _check_ranges(_adapter(value_class).dump_python(value, by_alias=True))
         check(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise kind(f"{path}: {where}: {first['msg']}", hint) from error
+        raise kind(f"{path}: {where:.200}: {first['msg']}", hint) from error
     except (BackyError, ValueError) as error:
         raise kind(f"{path}: {error}", hint) from error
     return value
+
+
+def _check_ranges(record: object) -> None:
+    """Raises ValueError with the name of a field whose number or time no command can have written.
+
+    So no code after this meets NaN, infinity, or a time near the year 1 or 9999, and whatever is
+    made of a record can be printed as JSON. Negative numbers are left to the settings of a source.
+    """
+    fields = [("", record)]
+    for name, value in fields:  # and their parts, which are appended meanwhile
+        if isinstance(value, dict):
+            fields += [(f"{name}.{key}", part) for key, part in value.items()]
+        elif isinstance(value, (list, tuple)):
+            fields += [(f"{name}.{number}", part) for number, part in enumerate(value)]
+        elif isinstance(value, datetime):
+            if not value.tzinfo or not _FIRST_TIME <= value < _LAST_TIME:
+                raise ValueError(f"{name[1:200]}: {value} is no time from the years 1970 to 7999")
+        elif isinstance(value, (int, float)):
+            least = -_LARGEST_NUMBER if name.startswith(".source.") else 0
+            if not least <= value <= _LARGEST_NUMBER:
+                raise ValueError(f"{name[1:200]}: {value:.5g} is not from {least} to 2^62")

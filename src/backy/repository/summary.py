@@ -49,7 +49,7 @@ class Summary:
 
 
 def summarize(base: Path, job: str, now: datetime) -> Summary:
-    """The summary of the repository of `job`, which need not exist. Never raises BackyError."""
+    """The summary of the repository of `job`, which need not exist. A bug, too, is a problem."""
     root = Place.at(base / job)
     ids: tuple[str, ...] = ()
     reports, status, newest, ahead, oldest, problem = 0, Status(), None, 0, None, ""
@@ -69,6 +69,8 @@ def summarize(base: Path, job: str, now: datetime) -> Summary:
                 oldest = first.time if first else None
     except BackyError as error:
         problem = error.message
+    except Exception as error:  # noqa: BLE001 - monitoring must go on with the other jobs
+        problem = f"a bug in backy: {error!r:.200}"
     return Summary(job, ids, newest, status, reports, problem, ahead, oldest)
 
 
