@@ -235,6 +235,21 @@ def test_a_paused_job_stays_paused_over_a_restart_and_runs_only_by_hand(server: 
         daemon.logs(2, event="finished", job="vm1")
 
 
+def test_a_configuration_of_any_size_reaches_a_command_and_not_its_hooks(server: Server) -> None:
+    """A variable of the environment takes 128 KiB."""
+    server.configure(more={"limits": {f"storage-{number}": 1 for number in range(20_000)}})
+    seen = server.folder / "seen"
+    look = f"readlink /proc/$PPID/fd/0 /proc/self/fd/0 >> {seen}; env | grep SETTINGS >> {seen}"
+    hooks = {"after-backup": {"command": ["/bin/sh", "-c", look]}}
+    server.job("vm1", limits=["storage-7"], hooks=hooks)
+    with server.daemon() as daemon:
+        server.ask(do="run", job="vm1")
+        daemon.logs(event="finished", job="vm1")
+        assert server.revisions("vm1")
+    assert seen.read_text().splitlines()[0] == "/dev/null"
+    assert "SETTINGS" not in seen.read_text()
+
+
 # What fails.
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from backy.system.standard_streams import take_input
+
 if TYPE_CHECKING:
     from backy.operations.site import Site
 
@@ -20,8 +22,8 @@ _KEY = __name__  # of context.meta: what was typed so far, by the name of the op
 def open_site(context: Any) -> None:  # noqa: ANN401 - typer's
     """Give the commands their site, for what was typed before the command or is in the environment.
 
-    What the daemon hands to a job's command is taken out of the environment, because the hooks of
-    this job may run commands for other ones.
+    What the daemon hands to a job's command is taken out of standard input and the environment,
+    because the hooks of this job may run commands for other ones.
     """
     sources = {name: context.get_parameter_source(name) for name in _NAMES}
     context.meta[_KEY] = {
@@ -29,7 +31,8 @@ def open_site(context: Any) -> None:  # noqa: ANN401 - typer's
         for name, source in sources.items()
         if source and source.name == "COMMANDLINE"
     }
-    context.obj = _site(context.params, os.environ.pop("BACKY_SETTINGS", ""))
+    handed = os.environ.pop("BACKY_SETTINGS", "")
+    context.obj = _site(context.params, take_input().decode() if handed == "stdin" else handed)
 
 
 def repeat(options: Iterable[Any], command: Any) -> None:  # noqa: ANN401 - typer's

@@ -24,10 +24,14 @@ Event = Mapping[str, Any]
 class ChildCommand:
     """One command. `error` is the message that it failed with."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str], settings: str = ""
+    ) -> None:
+        """`settings` is what it finds on standard input."""
         # -P: a folder "backy" in the daemon's current folder must not be run instead.
         self._command = [sys.executable, "-P", "-m", "backy", *arguments, "--json"]
         self._environment = environment
+        self._settings = settings.encode()
         self._process: asyncio.subprocess.Process | None = None
         self._is_cancelled = False
         self._began = time.monotonic()
@@ -41,7 +45,13 @@ class ChildCommand:
         `hear` gets each event but those of progress. If `hear` raises, it gets no more events,
         and the error is raised once the command has ended. Raises OSError if it cannot be started.
         """
-        child = await start(self._command, self._environment, priority, longest_line=_LONGEST_EVENT)
+        child = await start(
+            self._command,
+            self._environment,
+            priority,
+            content=self._settings,
+            longest_line=_LONGEST_EVENT,
+        )
         self._process = child
         if self._is_cancelled:
             self.cancel()

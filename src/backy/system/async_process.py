@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 
 from backy.system.process import set_io_class
+from backy.system.standard_streams import prepared_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +30,33 @@ async def start(
     environment: Mapping[str, str],
     priority: Priority,
     *,
+    content: bytes = b"",
     longest_line: int,
 ) -> asyncio.subprocess.Process:
     """Start a program that may outlive us, with `environment` added to ours.
 
-    Its stdout and stderr are pipes; their readers drop lines longer than `longest_line` bytes.
+    It can read `content` from stdin, which is a file without a name. Its stdout and stderr are
+    pipes; their readers drop lines longer than `longest_line` bytes.
     Raises OSError if it cannot be started.
     """
-    child = await asyncio.create_subprocess_exec(
+    with prepared_input(content) as stdin:
+        child = await _start(command, environment, stdin, longest_line)
+    with suppress(OSError):  # it may have ended already
+        os.setpriority(os.PRIO_PROCESS, child.pid, priority.nice)
+        if priority.io_class != "none":
+            set_io_class(child.pid, priority.io_class)
+    return child
+
+
+async def _start(
+    command: Sequence[str], environment: Mapping[str, str], stdin: IO[bytes], longest_line: int
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         *command,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         process_group=0,  # so that Ctrl-C reaches only us; we end it ourselves
         env=os.environ | dict(environment),
         limit=longest_line,
     )
-    with suppress(OSError):  # it may have ended already
-        os.setpriority(os.PRIO_PROCESS, child.pid, priority.nice)
-        if priority.io_class != "none":
-            set_io_class(child.pid, priority.io_class)
-    return child

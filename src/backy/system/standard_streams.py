@@ -11,8 +11,10 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from select import select
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -37,6 +39,24 @@ def protect() -> None:
     _streams.clear()  # those of an earlier call are not the standard streams any more
     sys.stdout = _protected(1, "standard output", sys.stdout)
     sys.stderr = _protected(2, "standard error", sys.stderr)
+
+
+@contextmanager
+def prepared_input(content: bytes) -> Iterator[IO[bytes]]:
+    """A file without a name, from which a program can read `content` as its standard input."""
+    with open(os.memfd_create("stdin"), "w+b") as stdin:
+        stdin.write(content)
+        stdin.seek(0)
+        yield stdin
+
+
+def take_input() -> bytes:
+    """All of standard input, which is empty from now on, also for the programs that we start."""
+    with open(0, "rb", closefd=False) as stdin:
+        content = stdin.read()
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return content
 
 
 def trouble() -> str:
