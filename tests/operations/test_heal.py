@@ -315,14 +315,14 @@ def test_what_was_healed_by_the_next_backup_is_found_whole(made: Made) -> None:
     assert made.intact()
 
 
-def test_a_report_keeps_both_sides_of_a_mismatch(made: Made, source: Path) -> None:
+def test_a_report_keeps_the_damaged_bytes_but_none_of_the_source(made: Made, source: Path) -> None:
     revision = made.backup(DISK)
     damage(made, revision)
     source.write_bytes(changed(DISK, BLOCK))
     run(made)
     [report] = quarantine.reports(made.repository)
     kept = {path.name: path.read_bytes() for path in quarantine.files(made.repository, report)}
-    assert kept["source"] == changed(DISK, BLOCK)[BLOCK : 2 * BLOCK]
+    assert kept.keys() == {"stored"}  # what a source has there now may be anybody's
     if made.store == "images":
         bad = bytearray(DISK[BLOCK : 2 * BLOCK])
         bad[200] ^= 0x10

@@ -22,6 +22,7 @@ from backy.config.settings import Config, Global, Hook, Hooks, Interval, Job, Sc
 from backy.errors import ConfigError
 from backy.model.names import check_job
 from backy.system import folders
+from backy.system.permissions import others_may_write
 from backy.units import MiB
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -180,7 +181,7 @@ class _File:
         self._until = (until,)
         text = b""
         try:
-            text = folders.read_file(path, _LARGEST_FILE)
+            text = _read(path)
             self._next: Callable[[], Any] = _LOADER(text).get_event
             self._parse()
         except (OSError, ValueError) as error:
@@ -284,6 +285,12 @@ class _File:
             if inner == self._until:
                 break
         return values
+
+
+def _read(path: Path) -> bytes:
+    if reason := others_may_write(path):
+        raise ValueError(f"{reason}. Only root may write what root obeys")
+    return folders.read_file(path, _LARGEST_FILE)
 
 
 def _plain(text: str) -> object:

@@ -7,7 +7,7 @@ Content is good if it has the hash that the index says, wherever it comes from: 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -161,11 +161,9 @@ class Healer:
             return None, []
         self._handled.add(key)
         occurrences = list(self._occurrences(bad, places))
-        evidence = {"stored": bad.stored.image.read_stored(bad.number)}
         if good is None:
-            evidence["source"] = self._at_an_origin(bad)
             self._warn_of_failures()
-        report = self._report(bad, occurrences, evidence)
+        report = self._report(bad, occurrences)
         healed = origin if good and self._repair(bad, places, memoryview(good)) else None
         if not healed:
             self.distrust(occurrences)
@@ -257,11 +255,6 @@ class Healer:
         for stored in reversed(self._opened):
             yield from ((stored, number) for number, _ in stored.image.index.find([bad.digest]))
 
-    def _at_an_origin(self, bad: BadBlock) -> bytes:
-        """What the first origin that can be read has in the block's place, for the report."""
-        place = bad.stored.revision, bad.stored.disk, bad.number, bad.digest
-        return next(filter(None, (origin.read(*place) for origin in self.origins)), b"")
-
     def _warn_of_failures(self) -> None:
         """Name the origins that could not be asked; each of them once, whatever fails later."""
         for origin in self.origins:
@@ -269,9 +262,7 @@ class Healer:
                 self._warned.add(origin.name)
                 self.watcher.warn(*failures([origin]))
 
-    def _report(
-        self, bad: BadBlock, occurrences: Sequence[Occurrence], evidence: Mapping[str, bytes]
-    ) -> Report | None:
+    def _report(self, bad: BadBlock, occurrences: Sequence[Occurrence]) -> Report | None:
         """Keep the evidence. A store that is full or read-only must not stop the repair."""
         report = Report(
             id="",
@@ -283,6 +274,7 @@ class Healer:
             occurrences=tuple(occurrences),
         )
         try:
+            evidence = {"stored": bad.stored.image.read_stored(bad.number)}
             return quarantine.add(self.repository, report, evidence)
         except StoreError as error:
             self.watcher.warn(f"no report was kept: {error.message}")

@@ -17,6 +17,7 @@ from backy.errors import HookError, translated
 from backy.model.revision import Consistency
 from backy.system import process, signals
 from backy.system.guard import guarding
+from backy.system.permissions import others_may_write_program
 from backy.system.process import Guard, Outcome, Program
 
 if TYPE_CHECKING:
@@ -85,13 +86,15 @@ class Runner:
         killed. They run once; a signal to stop waits for them. Only if this process is killed while
         they run, they all run again.
 
-        Raises HookError if a required hook fails; the body does not run then.
+        Raises HookError if a required hook fails, or if root refuses any of them because others
+        may write it: a guest must not freeze without a hook to thaw it. The body does not run then.
         """
         around = Around()
         after = self._of("after-snapshot")
         if not after and not self._of("before-snapshot"):
             yield around
             return
+        self._refuse_unsafe()
         with ExitStack() as stack:
             with translated(HookError, f"{self._job}: starting the guard of the hooks", _HINT):
                 programs = [self._program(hook, "after-snapshot", revision, {}) for hook in after]
@@ -106,6 +109,15 @@ class Runner:
                 with signals.shielded():
                     around.failures += self.run("after-snapshot", revision, guard)
                     guard.disarm()
+
+    def _refuse_unsafe(self) -> None:
+        for event in ("before-snapshot", "after-snapshot"):
+            for hook in self._of(event):
+                with translated(HookError, f"{self._job}: hook {event} {hook.command[0]}", _HINT):
+                    reason = others_may_write_program(hook.command[0])
+                if reason:
+                    why = f"{self._job}: hook {event} {hook.command[0]} is refused: {reason}"
+                    raise HookError(why, "Only root may write what root runs.")
 
     def _of(self, event: str) -> tuple[Hook, ...]:
         return self._hooks[event.replace("-", "_")]

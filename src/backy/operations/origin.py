@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
-from backy.errors import ConfigError, SourceError, StoreError
+from backy.errors import ConfigError, SourceError, StoreError, translated
 from backy.image.image import Image
 from backy.model.revision import Revision, id_for
 from backy.repository.repository import Repository
 from backy.sources import Request, open_source, reject_unsafe
+from backy.system.permissions import others_may_write
 
 
 class Origin(Protocol):
@@ -44,6 +46,22 @@ def failures(origins: Iterable[Origin]) -> list[str]:
     return [f"{text[0].upper()}{text[1:]}" for text in texts]
 
 
+def remembered_source(repository: Repository) -> Mapping[str, object]:
+    """The settings of the source that was used last; {} if there is none.
+
+    Raises ConfigError if they could do more than read (see `reject_unsafe`), or if we are root and
+    others could have written them: they would choose a file of root's, and read it in a backup.
+    """
+    settings = reject_unsafe(repository.settings.source)
+    path = repository.root.path / "repository.json"
+    with translated(ConfigError, f"{repository.name}: looking who may write {path}"):
+        reason = others_may_write(path)
+    if settings and reason:
+        why = f"{repository.name}: its remembered source is not used by root: {reason}"
+        raise ConfigError(why, "Name the source: in the configuration, or by --source.")
+    return settings
+
+
 class LiveSource:
     """The job's source as it is now, read from a snapshot.
 
@@ -62,7 +80,7 @@ class LiveSource:
         """
         self.failure = ""
         self._repository = repository
-        self._settings = settings or (lambda: reject_unsafe(repository.settings.source))
+        self._settings = settings or partial(remembered_source, repository)
         self._stack = ExitStack()
         self._disks: Mapping[str, Image] | None = None
 

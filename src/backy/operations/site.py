@@ -136,13 +136,13 @@ class Site:
 
         Raises ConfigError if the source used last must not be used without a configuration.
         """
-        from backy.sources import reject_unsafe
+        from backy.operations.origin import remembered_source
 
         root = self.root(job)
         if config := self.config_of(job):
             return config.jobs[job].source
         if is_repository(root):
-            return reject_unsafe(Repository(root).settings.source)
+            return remembered_source(Repository(root))
         return {}
 
     def source_settings(self, job: str) -> Mapping[str, object]:

@@ -2,7 +2,7 @@
 
 quarantine/ID/report.json   when, by which command, which ranges of which revisions, healed or not
 quarantine/ID/stored        the damaged bytes from the store, if they could be read
-quarantine/ID/source        the bytes in the same place of the source now, if they differ
+quarantine/ID/source        only of early builds: what the source had in the same place
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -
 
     Returns the report with its id, and with a time that no other report has.
 
-    `evidence` has the content of the files "stored" and "source". Empty files are left out, and so
-    are those for which there is no space. Raises StoreError if there are MOST reports already,
+    `evidence` has the content of the file "stored". An empty file is left out, and so is one for
+    which there is no space. Raises StoreError if there are MOST reports already,
     BusyError if another process writes a report for 30 s.
     """
     with _locked(repository) as folder:

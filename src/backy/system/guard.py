@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib import resources
 from subprocess import DEVNULL
 
+from backy.system.permissions import others_may_write_program
 from backy.system.process import GRACE_SECONDS, Guard, Program, spawn
 from backy.system.signals import shielded
 
@@ -20,13 +21,15 @@ def guarding(programs: Iterable[Program]) -> Iterator[Guard]:
     for them then. If a program runs with this guard (see `run`), its process group is killed first.
 
     The guard is in a session of its own, ignores the signals that stop us, and has none of our
-    files open. It does not outlive its container, or a systemd unit that kills all processes.
+    files open. It leaves out what root refuses to run, see `run`. It does not outlive its
+    container, or a systemd unit that kills all processes.
     """
     lines = [
         f"printf %s {shlex.quote(program.stdin.decode())} | env "
         + shlex.join(f"{name}={value}" for name, value in program.environment.items())
         + f" timeout -k {GRACE_SECONDS} {program.timeout_seconds} {shlex.join(program.command)}"
         for program in programs
+        if not others_may_write_program(program.command[0])
     ]
     script = resources.files("backy.system").joinpath("guard.sh").read_text()
     with shielded():

@@ -16,6 +16,7 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Thread
 from typing import IO
 
+from backy.system.permissions import others_may_write_program
 from backy.system.signals import shielded
 
 GRACE_SECONDS = 5  # seconds from SIGTERM to SIGKILL
@@ -93,11 +94,14 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     gets SIGTERM, and SIGKILL 5 seconds later. If the program ends by itself, processes that it
     left in the background continue; we do not wait for them, and they may write more output.
 
-    A program that cannot be started has exit code 126 or 127, as in a shell. If we are killed,
-    `guard` kills its process group.
+    A program that cannot be started has exit code 126 or 127, as in a shell; so has one that root
+    refuses because others may write it. If we are killed, `guard` kills its process group.
     """
     output, stdout = bytearray(), bytearray()
     code = None
+    with suppress(OSError, ValueError):  # starting it says what is wrong with it
+        if refusal := others_may_write_program(program.command[0]):
+            return Outcome(126, f"refused: {refusal}")
     deadline = time.monotonic() + program.timeout_seconds
     command = (*(_DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
