@@ -23,8 +23,20 @@ from backy.sources.rbd import RbdSource
         ({"pool": "rbd", "image": "vm1"}, {"vda": "rbd/vm1"}),
         ({"pool": "rbd", "image": "vm.1", "full-always": True}, {"vda": "rbd/vm.1"}),
         ({"pool": "rbd", "namespace": "n", "image": "vm1"}, {"vda": "rbd/n/vm1"}),
+        ({"disks": {"a": {"pool": "my pool", "image": "--id=x y"}}}, {"a": "my pool/--id=x y"}),
+        ({"pool": "rbd", "image": "-vm"}, {"vda": "rbd/-vm"}),
     ],
-    ids=["image", "namespace", "mapping", "two", "backy-2", "full-always", "backy-2-namespace"],
+    ids=[
+        "image",
+        "namespace",
+        "mapping",
+        "two",
+        "backy-2",
+        "full-always",
+        "backy-2-namespace",
+        "odd-names",
+        "backy-2-dash",
+    ],
 )
 @pytest.mark.parametrize("kind", ["rbd", "ceph-rbd"])
 def test_disks_are_named_in_several_ways(
@@ -52,6 +64,11 @@ def test_disks_are_named_in_several_ways(
         {"disks": {"../vda": "rbd/vm1"}},
         {"disks": {"vda": {"pool": "rbd"}}},
         {"disks": {"vda": {"pool": "rbd", "image": "vm1", "size": 3}}},
+        {"disks": {"vda": {"pool": "rbd", "image": ""}}},
+        {"disks": {"vda": {"pool": "rbd", "image": "vm1@snapshot"}}},
+        {"disks": {"vda": {"pool": "rbd", "image": "n/vm1"}}},
+        {"disks": {"vda": {"pool": "rbd", "image": "vm\n1"}}},
+        {"pool": "rbd/n", "image": "vm1"},
         {"pool": "rbd"},
         {"pool": "rbd", "image": "vm1", "disks": {"vda": "rbd/vm1"}},
         {"disks": {"vda": "rbd/vm1"}, "timeout": 0},
@@ -89,4 +106,4 @@ def test_rbd_is_told_which_cluster_and_user(
     source = RbdSource(disks={"vda": "rbd/vm1"}, **settings)
     source.remove_all_except([])
     said = (tmp_path / "said").read_text().split()
-    assert said == ["snap", "ls", "rbd/vm1", "--format", "json", *words]
+    assert said == ["snap", "ls", "--pool=rbd", "--image=vm1", "--format", "json", *words]

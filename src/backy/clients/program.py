@@ -11,6 +11,7 @@ from backy.system import process
 from backy.system.process import Program
 from backy.units import MiB
 
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 _MOST_OUTPUT = 64 * MiB
@@ -50,7 +51,7 @@ def output_of(
     return outcome.stdout
 
 
-def call_at_once(call: Callable[[str], Result], arguments: Iterable[str]) -> list[Result]:
+def call_at_once(call: Callable[[Argument], Result], arguments: Iterable[Argument]) -> list[Result]:
     """Make several calls at once, each in a thread of its own; give their results in order.
 
     Raises the first error when all calls that had begun have ended; the others are not made.

@@ -1,7 +1,7 @@
 """Images of Ceph, through the program rbd. Their content is read through qemu-nbd.
 
 An image is named as rbd names it: "pool/image" or "pool/namespace/image". A snapshot is
-"IMAGE@NAME".
+"IMAGE@NAME". Each part may have any character but "/" and "@".
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
@@ -30,10 +30,36 @@ _NOT_FOUND = re.compile(r"error opening (image|pool) .*: \(2\)|namespace .* does
 _LONGEST_LIST = 16 * MiB  # bytes of JSON; 1 TiB has that much if no two objects are joined
 _DIFF_FACTOR = 10  # a diff visits each object, so it may take ten times as long
 _HINT = "Do the monitors answer, does it exist, and may this user do it? See docs/sources/rbd.md."
+_MIGRATION_HINT = "Run it again after: rbd migration commit (or abort). Nothing was changed."
+_MIRROR_HINT = "Back it up where it is primary, or promote it. Nothing was changed."
+_MAP_HINT = "Make it again: rbd object-map rebuild {}. Then run the backup again."
+
+
+class _Mirroring(BaseModel):
+    primary: bool = True
+
+
+class _Parent(BaseModel):
+    id: str = ""
+    snapshot: str = ""
 
 
 class _Info(BaseModel):
     id: str
+    features: list[str] = []
+    flags: list[str] = []
+    mirroring: _Mirroring = _Mirroring()
+    parent: _Parent = _Parent()
+
+
+class ImageState(NamedTuple):
+    """What must not change while an image is backed up.
+
+    Another image that had the same name before has another `id`. A flattened clone has no `parent`.
+    """
+
+    id: str
+    parent: _Parent
 
 
 class ListedSnapshot(BaseModel):
@@ -66,15 +92,24 @@ class Rbd:
         self._access = {key: value for key, value in access.items() if value}
         self._timeout = timeout_seconds
 
-    def id_of(self, image: str) -> str:
-        """The id of an image. Another image that had the same name before has another id."""
-        return self._json(_Info.model_validate_json, "info", image).id
+    def state_of(self, image: str) -> ImageState:
+        """The state of an image, which may get and lose snapshots.
+
+        Raises SourceError where it must not. While it migrates, librbd 16.2 crashes in each client
+        that writes to it once a snapshot was removed.
+        """
+        info = self._info(image)
+        if "migrating" in info.features:
+            raise SourceError(f"{image} is being migrated (rbd migration)", _MIGRATION_HINT)
+        if not info.mirroring.primary:
+            raise SourceError(f"{image} is a mirror, and not primary", _MIRROR_HINT)
+        return ImageState(info.id, info.parent)
 
     def snapshots(self, image: str) -> dict[str, ListedSnapshot]:
         """The snapshots of an image by name; none where there is no such image."""
         parse = TypeAdapter(list[ListedSnapshot]).validate_json
         try:
-            listed = self._json(parse, "snap", "ls", image)
+            listed = self._json(parse, ["snap", "ls"], image)
         except SourceError as error:
             if _NOT_FOUND.search(error.message):
                 return {}
@@ -83,11 +118,15 @@ class Rbd:
 
     def create_snapshot(self, snapshot: str) -> None:
         """Create a snapshot. If that fails, it may still appear later."""
-        self._call("snap", "create", "--no-progress", snapshot)
+        self._call(["snap", "create"], snapshot, "--no-progress")
 
-    def remove_snapshot(self, snapshot: str) -> None:
-        """Remove a snapshot. If that fails, it may still vanish later."""
-        self._call("snap", "rm", "--no-progress", snapshot)
+    def remove_snapshot(self, snapshot: str, image_id: str) -> None:
+        """Remove a snapshot of the image with this id. If that fails, it may still vanish later.
+
+        If a migration has begun since `state_of`, the name leads to its destination. The id is that
+        of its source, which Ceph protects: raises SourceError then.
+        """
+        self._call(["snap", "rm"], snapshot, "--no-progress", image_id=image_id)
 
     def extents(
         self, snapshot: str, base: str | None, size: int, *, whole_object: bool = False
@@ -106,37 +145,69 @@ class Rbd:
         options = ["--from-snap", base] if base else []
         options += ["--whole-object"] if whole_object else []
         try:
-            return self._json(parse, "diff", snapshot, *options)
+            return self._json(parse, ["diff"], snapshot, *options)
         except TooMuchOutputError:
             return None
 
-    def serve(self, snapshot: str) -> AbstractContextManager[NbdImage]:
+    @contextmanager
+    def serve(self, snapshot: str) -> Iterator[NbdImage]:
         """The content of a snapshot, through a qemu-nbd of our own."""
-        place, _, name = snapshot.partition("@")
-        pool, *namespace, image = place.split("/")
-        node = {"driver": "rbd", "pool": pool, "image": image, "snapshot": name}
+        image, _, name = snapshot.partition("@")
+        node = {"driver": "rbd", **_place(image), "snapshot": name}
         node |= {"user" if key == "id" else key: value for key, value in self._access.items()}
-        if namespace:
-            node["namespace"] = namespace[0]
-        # With the driver named, QEMU does not guess a format from what a guest wrote.
-        return serve([f"json:{json.dumps(node)}"], snapshot, timeout_seconds=self._timeout)
+        with ExitStack() as stack:
+            try:
+                # With the driver named, QEMU does not guess a format from what a guest wrote.
+                opening = serve(
+                    [f"json:{json.dumps(node)}"], snapshot, timeout_seconds=self._timeout
+                )
+                content = stack.enter_context(opening)
+            except SourceError as error:
+                is_absent = "No such file" in error.message
+                if is_absent and "object map invalid" in self._info(snapshot).flags:
+                    why = f"{image} has lost its object map: {error.message}"
+                    raise SourceError(why, _MAP_HINT.format(shlex.quote(image))) from error
+                raise
+            yield content
 
-    def _json(self, parse: Callable[[bytes], Value], *arguments: str) -> Value:
-        output = self._call(*arguments, "--format", "json")
+    def _info(self, spec: str) -> _Info:
+        return self._json(_Info.model_validate_json, ["info"], spec)
+
+    def _json(
+        self, parse: Callable[[bytes], Value], command: list[str], spec: str, *options: str
+    ) -> Value:
+        options = (*options, "--format", "json")
+        output = self._call(command, spec, *options)
         try:
             return parse(output)
         except ValueError as error:
-            why = f"rbd {shlex.join(arguments)} printed something unexpected: {error!s:.200}"
-            raise SourceError(why, _HINT) from error
+            what = shlex.join(["rbd", *command, spec, *options])
+            raise SourceError(
+                f"{what} printed something unexpected: {error!s:.200}", _HINT
+            ) from error
 
-    def _call(self, *arguments: str) -> bytes:
-        seconds = self._timeout * (_DIFF_FACTOR if arguments[0] == "diff" else 1)
-        access = (f"--{key}={value}" for key, value in self._access.items())
-        command = ["rbd", *arguments, *access]
-        title = shlex.join(command)
+    def _call(self, command: list[str], spec: str, *options: str, image_id: str = "") -> bytes:
+        """Run rbd. Names are passed as values, so that none is taken for an option."""
+        image, _, snapshot = spec.partition("@")
+        names = _place(image) | ({"snap": snapshot} if snapshot else {})
+        if image_id:
+            del names["image"]
+            names["image-id"] = image_id
+        seconds = self._timeout * (_DIFF_FACTOR if command == ["diff"] else 1)
+        access = [f"--{key}={value}" for key, value in self._access.items()]
+        words = ["rbd", *command, *(f"--{key}={value}" for key, value in names.items())]
+        title = shlex.join(["rbd", *command, spec, *options, *access])
         try:
-            return output_of(command, title, timeout_seconds=seconds, limit=_LONGEST_LIST)
+            return output_of(
+                [*words, *options, *access], title, timeout_seconds=seconds, limit=_LONGEST_LIST
+            )
         except TooMuchOutputError:
             raise
         except SourceError as error:
             raise SourceError(error.message, f"{_HINT} {error.hint}") from error
+
+
+def _place(image: str) -> dict[str, str]:
+    """The parts of an image's name, as rbd and QEMU call them."""
+    pool, *namespace, name = image.split("/")
+    return {"pool": pool} | ({"namespace": namespace[0]} if namespace else {}) | {"image": name}

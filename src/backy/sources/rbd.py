@@ -7,6 +7,7 @@ parent, and never against a snapshot of a copy, or of another image with the sam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from backy.clients.program import call_at_once
-from backy.clients.rbd import ListedSnapshot, Rbd
+from backy.clients.rbd import ImageState, ListedSnapshot, Rbd
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError
 from backy.image.image import Image
@@ -28,18 +29,31 @@ from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, 
 from backy.sources.checkpoint import CheckpointNames
 
 _PLACE = ("pool", "namespace", "image")
+_AGAIN_HINT = "Run it again when that has ended."
 _GONE_HINT = "Run it again. Jobs that read the same image each need a `server` of their own."
-
-
-def _joined(value: object) -> object:
-    if isinstance(value, dict) and {"pool", "image"} <= value.keys() <= set(_PLACE):
-        return "/".join(str(value[key]) for key in _PLACE if key in value)
-    return value
 
 
 _WORD = r"[^-/@\s][^/@\s]*"
 _Word = Annotated[str, Field(pattern=f"^{_WORD}$")]
-_Image = Annotated[str, BeforeValidator(_joined), Field(pattern=f"^{_WORD}(/{_WORD}){{1,2}}$")]
+_JOINED = re.compile(f"{_WORD}(/{_WORD}){{1,2}}")
+_NAME = re.compile("[^/@]+")  # what Ceph allows for the name of a pool, namespace or image
+
+
+def _image(value: object) -> str:
+    """The name of an image as the client takes it. A mapping may have any name that Ceph allows."""
+    if isinstance(value, str) and _JOINED.fullmatch(value):
+        return value
+    if not isinstance(value, dict) or not {"pool", "image"} <= value.keys() <= set(_PLACE):
+        forms = "POOL/IMAGE, POOL/NAMESPACE/IMAGE, or a mapping with pool, namespace and image"
+        raise ValueError(f"{value!a:.200} names no image; write {forms}")
+    names = [str(value[key]) for key in _PLACE if key in value]
+    for name in names:
+        if not _NAME.fullmatch(name) or not name.isprintable():
+            raise ValueError(f"{name!a:.200} cannot be the name of an image, a pool or a namespace")
+    return "/".join(names)
+
+
+_Image = Annotated[str, BeforeValidator(_image)]
 
 
 class RbdSettings(SourceSettings):
@@ -57,14 +71,20 @@ class RbdSettings(SourceSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Disk:
-    """A disk to back up: its image and the name of its new snapshot.
+    """A disk to back up: its image, as it was before, and the name of its new snapshot.
 
     `base` is the name of the parent's snapshot; "" where the parent has no such disk.
     """
 
     image: str
+    state: ImageState
     snapshot: str
     base: str
+
+    @property
+    def point(self) -> str:
+        """The new snapshot, as the client takes it."""
+        return f"{self.image}@{self.snapshot}"
 
 
 class RbdSource:
@@ -91,36 +111,40 @@ class RbdSource:
         images = self.settings.disks
         is_one_moment = len(images) == 1 or request.is_frozen
         data = SnapshotData(Consistency.CRASH if is_one_moment else Consistency.NONE)
-        ids = call_at_once(self._rbd.id_of, images.values())
+        states = call_at_once(self._rbd.state_of, images.values())
         disks = {
-            name: self._disk(name, image, image_id, request)
-            for (name, image), image_id in zip(images.items(), ids, strict=True)
+            name: self._disk(name, image, state, request)
+            for (name, image), state in zip(images.items(), states, strict=True)
         }
-        taken = [f"{disk.image}@{disk.snapshot}" for disk in disks.values()]
         try:
             # The monitors take a second for one, and the same second for all.
-            call_at_once(self._rbd.create_snapshot, taken)
+            call_at_once(self._rbd.create_snapshot, [disk.point for disk in disks.values()])
             yield TakenSnapshot(partial(self._open, request, data, disks))
         finally:
             if not data.keeps_checkpoint:
-                call_at_once(self._try_to_remove, taken)
+                call_at_once(self._try_to_remove, disks.values())
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. A snapshot that somebody protected stays."""
-        unwanted: list[str] = []
+        unwanted: list[tuple[str, str]] = []
         for image in self.settings.disks.values():
-            for name, snapshot in self._rbd.snapshots(image).items():
-                revision = self._revision_of(name)
-                if revision and revision not in revisions and not snapshot.protected:
-                    unwanted.append(f"{image}@{name}")
-        call_at_once(self._rbd.remove_snapshot, unwanted)
+            names = [
+                name
+                for name, snapshot in self._rbd.snapshots(image).items()
+                if (revision := self._revision_of(name))
+                and revision not in revisions
+                and not snapshot.protected
+            ]
+            image_id = self._rbd.state_of(image).id if names else ""
+            unwanted += [(f"{image}@{name}", image_id) for name in names]
+        call_at_once(lambda each: self._rbd.remove_snapshot(*each), unwanted)
 
-    def _disk(self, name: str, image: str, image_id: str, request: Request) -> _Disk:
-        suffix = f"{name}-{image_id}"
+    def _disk(self, name: str, image: str, state: ImageState, request: Request) -> _Disk:
+        suffix = f"{name}-{state.id}"
         base = ""
         if request.parent and name in request.parent.disks and not self.settings.full_always:
             base = f"{self._names.name(request.parent.id)}-{suffix}"
-        return _Disk(image, f"{self._names.name(request.revision)}-{suffix}", base)
+        return _Disk(image, state, f"{self._names.name(request.revision)}-{suffix}", base)
 
     def _revision_of(self, snapshot: str) -> str | None:
         """The revision for which this server took a snapshot; None for all other snapshots."""
@@ -145,7 +169,8 @@ class RbdSource:
             for other, snapshot in snapshots.items()
             if snapshot.protected and self._revision_of(other)
         ]
-        content = stack.enter_context(self._rbd.serve(f"{disk.image}@{disk.snapshot}"))
+        content = stack.enter_context(self._rbd.serve(disk.point))
+        self._check_state(disk)  # no migration can begin while it is open, but one may have
         # QEMU rounds the size up to a whole sector.
         size = snapshots[disk.snapshot].size if disk.snapshot in snapshots else content.size
         base = disk.base
@@ -154,7 +179,7 @@ class RbdSource:
             data.full_read_reasons[name] = f"{disk.image}@{base} {why}"
             base = ""
         used = {snapshots[each].id for each in (disk.snapshot, base) if each in snapshots}
-        data.final_checks.append(partial(self._check_present, disk.image, used))
+        data.final_checks.append(partial(self._check_present, disk, used))
         extents = self._extents(disk, base, size)
         if base and extents is None:
             data.full_read_reasons[name] = "the list of its changes is too long"
@@ -164,21 +189,31 @@ class RbdSource:
 
     def _extents(self, disk: _Disk, base: str, size: int) -> list[Extent] | None:
         whole_object = self.settings.whole_object
-        snapshot = f"{disk.image}@{disk.snapshot}"
-        return self._rbd.extents(snapshot, base or None, size, whole_object=whole_object)
+        return self._rbd.extents(disk.point, base or None, size, whole_object=whole_object)
 
-    def _check_present(self, image: str, used: Collection[int]) -> list[str]:
+    def _check_state(self, disk: _Disk) -> None:
+        """Raise SourceError where the image is another one now, or has lost its parent.
+
+        Of a snapshot that is taken while librbd 16.2 flattens the image, the blocks that were just
+        copied become zeroes when the parent goes.
+        """
+        if self._rbd.state_of(disk.image) != disk.state:
+            raise SourceError(f"{disk.image} was flattened or replaced while we read", _AGAIN_HINT)
+
+    def _check_present(self, disk: _Disk, used: Collection[int]) -> list[str]:
         """Raise SourceError where a snapshot that was used has been removed.
 
         After that, librbd still answers a read or two, with newer content of the image.
         """
-        if not {snapshot.id for snapshot in self._rbd.snapshots(image).values()} >= set(used):
-            raise SourceError(f"a snapshot of {image} was removed while we read", _GONE_HINT)
+        snapshots = self._rbd.snapshots(disk.image).values()
+        if not {snapshot.id for snapshot in snapshots} >= set(used):
+            raise SourceError(f"a snapshot of {disk.image} was removed while we read", _GONE_HINT)
+        self._check_state(disk)
         return []
 
-    def _try_to_remove(self, snapshot: str) -> None:
+    def _try_to_remove(self, disk: _Disk) -> None:
         with suppress(SourceError):  # best effort: the next `remove_all_except` retries
-            self._rbd.remove_snapshot(snapshot)
+            self._rbd.remove_snapshot(disk.point, disk.state.id)
 
 
 class RbdImage:
