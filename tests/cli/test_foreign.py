@@ -14,6 +14,7 @@ from tests.cli.commands import COMMANDS
 from tests.cli.machine import without_rights
 from tests.cli.runner import SMALL, Backy, Result, image
 from tests.lab.needs import need, no_mounts
+from tests.lab.nested import nested
 
 CONFIGURATION = """
 global: {{socket: {folder}/socket}}
@@ -161,6 +162,29 @@ def test_a_folder_of_the_file_system_that_we_may_not_look_into_is_no_job(aged: B
     assert "vm1" in result.out
     assert result.code == 5, "a job that we may not look into is not missing without a word"
     (aged.base / "vm9").chmod(0o700)
+
+
+def test_folders_in_folders_of_any_depth_stop_no_command_and_are_deleted_where_they_are_ours(
+    used: Backy,
+) -> None:
+    root, revision = used.base / "vm1", used.revisions("vm1")[0]
+    (batch,) = (root / "trash").iterdir()
+    (removed,) = batch.iterdir()
+    ours = [root / place / ".20260101T000000Z-aaaa" for place in ("revisions", "trash")]
+    ours += [removed, root / "revisions" / revision]
+    theirs = [root / "deep", root / "chunks" / "deep", batch / "deep", used.base / ".vm1 copy"]
+    try:
+        for place in (*ours, *theirs, used.base / ".vm8.gone"):
+            place.mkdir(exist_ok=True, parents=True)
+            nested(place, 1100)  # more than Python recurses; overlayfs is slow with more
+        for use in USES:
+            result = run(used, use)
+            assert result.code == NO_DAEMON.get(use, 0), (use, result)
+        assert [path for path in (*ours[:3], used.base / ".vm8.gone") if path.exists()] == []
+        assert all(path.exists() for path in theirs)
+    finally:
+        # pytest's own way to clean up is recursive.
+        subprocess.run(["rm", "-rf", used.base], check=True)
 
 
 def test_what_is_left_of_another_job_does_not_stop_the_deletion_of_a_job(

@@ -39,6 +39,24 @@ systemctl stop backy.service
 say stopped "$(systemctl show backy.service -p Result --value)"
 systemctl start backy.service
 
+# A QEMU outside of the unit, of another user; it may not enter what only root may.
+mkdir /run/vm3
+truncate -s 1M /run/vm3/disk
+chown nobody /run/vm3 /run/vm3/disk
+systemd-run --quiet --unit=vm3 --uid=nobody qemu-storage-daemon \
+    --blockdev driver=file,node-name=vda,filename=/run/vm3/disk \
+    --chardev socket,path=/run/vm3/qmp,server=on,wait=off,id=monitor --monitor chardev=monitor
+until_true '[ -S /run/vm3/qmp ]'
+cp /vm3.yaml /etc/backy/jobs.d/vm3.yaml
+systemctl reload backy.service
+until_true 'backy run vm3'
+until_true '[ -d /srv/backy/vm3/revisions/2* ]'
+say qemu_outside "$(backy list vm3 --json | grep -o '"id"' | wc -l)"
+say scratch "$(stat -c %a /var/lib/backy /var/lib/backy/scratch | tr '\n' ' ')"
+say scratch_left "$(ls /var/lib/backy/scratch)"
+rm /etc/backy/jobs.d/vm3.yaml
+systemctl reload backy.service
+
 touch /wait
 backy run vm1
 until_true '[ -s /waiting ]'

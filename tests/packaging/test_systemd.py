@@ -23,6 +23,11 @@ vm1:
   schedule: default
   hooks: {before-snapshot: /hook.sh, after-snapshot: /hook.sh}
 """
+QEMU_JOB = """
+vm3:
+  source: {type: qemu, qmp: /run/vm3/qmp, disks: {vda: vda}}
+  schedule: default
+"""
 PROBE = """
 [Unit]
 Requires=multi-user.target
@@ -88,11 +93,22 @@ def test_a_folder_for_backups_that_is_there_keeps_its_mode(
 @pytest.fixture(scope="session")
 def facts(once: Once, systemd_root: Root, deb: Path) -> dict[str, str]:
     """What a machine said that booted, had the package installed, and did a day's work."""
-    need(absent("systemd-nspawn"))
+    need(absent("systemd-nspawn", "qemu-img", "qemu-storage-daemon"))
     folder = once("machine", lambda new: boot(systemd_root.copy(new), deb))
     said = (folder / "said").read_text()
     assert "done=yes" in said, (folder / "trace").read_text()
     return dict(line.split("=", 1) for line in said.splitlines())
+
+
+def add_program(root: Root, name: str) -> None:
+    """Copy a program of this machine and the libraries that the root lacks."""
+    program = shutil.which(name)
+    assert program
+    said = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+    for path in [program, *re.findall(r"=> (/\S+)", said)]:
+        there = root.path / path.lstrip("/")
+        if not there.exists():
+            shutil.copy(path, there)
 
 
 def boot(root: Root, deb: Path) -> None:
@@ -101,6 +117,9 @@ def boot(root: Root, deb: Path) -> None:
     for script in ("machine.sh", "hook.sh"):
         shutil.copy(HERE / script, root.path)
     (root.path / "vm1.yaml").write_text(JOB)
+    (root.path / "vm3.yaml").write_text(QEMU_JOB)
+    for program in ("qemu-img", "qemu-storage-daemon"):
+        add_program(root, program)
     for name in ("images", "etc/lvm", "opt", "mnt"):
         (root.path / name).mkdir(parents=True, exist_ok=True)
     (root.path / "images/vm1.img").write_bytes(os.urandom(3 * 1024**2))
@@ -132,6 +151,9 @@ def boot(root: Root, deb: Path) -> None:
         pytest.param("upgraded", "active", id="is-restarted-by-an-upgrade"),
         pytest.param("reloaded", "active", id="reloads"),
         pytest.param("stopped", "success", id="stops"),
+        pytest.param("qemu_outside", "1", id="backs-up-a-qemu-outside-of-it-by-default"),
+        pytest.param("scratch", "711 711 ", id="whose-user-may-pass-to-its-scratch-images"),
+        pytest.param("scratch_left", "", id="of-which-nothing-is-left"),
         pytest.param("killed", "activating", id="is-to-start-again-when-it-was-killed"),
         pytest.param("hook_of_the_killed", "lives", id="which-leaves-what-ran-alone"),
         pytest.param("backed_up_without_the_daemon", "2", id="so-that-it-makes-its-revision"),

@@ -25,6 +25,7 @@ from backy.sources.qemu import QemuSource
 from backy.system.signals import cancellable
 from tests.cli.runner import environment
 from tests.conformance.source import SourceSuite
+from tests.lab.nested import nested
 from tests.lab.storage_daemon import StorageDaemon, needs_storage_daemon, storage_daemon
 from tests.memory_source import sample
 from tests.snapshots import opened, pulled
@@ -463,6 +464,39 @@ def test_a_scratch_folder_that_is_none_is_told(daemon: StorageDaemon, kind: str)
     ):
         pytest.fail("there is nowhere to save anything")
     assert ours(daemon) == set()
+
+
+def test_what_somebody_else_put_into_the_scratch_folder_is_left_alone_however_deep(
+    daemon: StorageDaemon, folder: Path
+) -> None:
+    """Its name is no secret before the backup; the rest of the name of a real one is random."""
+    qemu = source(daemon)
+    theirs = folder / "scratch" / f"{qemu._objects.prefix}theirs"
+    theirs.mkdir()
+    nested(theirs, 3000)
+    os.chown(theirs, 65534, 65534)
+    try:
+        (folder / "scratch").chmod(0o1777)
+        assert backed_up(qemu, 0) == content_of(daemon)
+        assert theirs.exists()
+        os.chown(theirs, 0, 0)
+        qemu.remove_all_except([])
+        assert not theirs.exists()
+    finally:
+        subprocess.run(["rm", "-rf", theirs], check=True)
+
+
+def test_the_folder_of_a_backup_can_be_passed_but_not_read_or_changed_by_others(
+    daemon: StorageDaemon, folder: Path
+) -> None:
+    before = os.umask(0)
+    try:
+        with opened(source(daemon), Request(name(0))):
+            [ours_alone] = (folder / "scratch").iterdir()
+            assert ours_alone.stat().st_mode & 0o777 == 0o711
+            assert [path.stat().st_mode & 0o777 for path in ours_alone.iterdir()] == [0o700]
+    finally:
+        os.umask(before)
 
 
 def test_room_that_runs_out_fails_writes_but_never_the_snapshot(

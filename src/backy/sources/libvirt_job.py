@@ -17,6 +17,7 @@ from backy.clients.virsh import Domain, Virsh, attribute
 from backy.errors import SourceError, translated
 from backy.nbd.uri import Address, parse_uri
 from backy.sources import SnapshotData
+from backy.sources.scratch import make_private
 from backy.system import folders
 
 BITMAP = "changes"  # the name of the bitmap in the exports of a job
@@ -45,10 +46,7 @@ class BackupJob:
         QEMU's user. QEMU itself can make files only in the subfolder, where its socket is.
         """
         with translated(SourceError, f"making {self._folder}", "May you write there?"):
-            for folder in (self._folder.parent, self._folder):
-                if not folder.exists():
-                    folders.make_folder(folder)
-                    folders.allow(folder, 0o711)
+            make_private(self._folder)
             folders.make_folder(self._folder / "nbd")
             label = self._domain.xml.findtext("seclabel[@model='dac']/label", "")
             if owner := re.match(r"\+(\d+)", label):

@@ -34,7 +34,7 @@ from backy.nbd.uri import parse_uri
 from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
 from backy.sources.qemu_objects import CHANGES, QemuObjects
-from backy.sources.scratch import SCRATCH_HINT, check_space
+from backy.sources.scratch import SCRATCH_HINT, check_space, default_scratch, make_private
 from backy.system import folders
 
 Answer = dict[str, Any]  # one JSON object of QEMU's
@@ -50,7 +50,7 @@ class QemuSettings(SourceSettings):
     disks: tuple[DiskName, ...] | dict[DiskName, str] = ()
     exclude: tuple[DiskName, ...] = ()
     images: dict[DiskName, ImageFileOrPath] = Field(default={})
-    scratch: AbsolutePath = Path("/var/tmp")  # noqa: S108 - the folder in it has a secret name
+    scratch: AbsolutePath = Field(default_factory=default_scratch)
     freeze: bool = True
     freeze_timeout: Seconds = Field(default=10, ge=1)
     timeout: Seconds = Field(default=60, ge=1)
@@ -132,7 +132,11 @@ class QemuSource:
 
     def _take(self, request: Request, data: SnapshotData, stack: ExitStack) -> TakenSnapshot:
         """Start the jobs, which `stack` ends. Others can use the monitor meanwhile."""
+        scratch = self.settings.scratch
         with self._connected() as monitor:
+            if scratch == default_scratch():  # another one must exist: it may not be mounted
+                with translated(SourceError, f"making {scratch}", SCRATCH_HINT):
+                    make_private(scratch)
             stack.callback(self._end, request, data)
             disks = self._disks(monitor, request, data.full_read_reasons)
             options = self._options(monitor, disks)
@@ -241,9 +245,14 @@ class QemuSource:
         return {}
 
     def _make_scratch(self, disks: Mapping[str, _Disk]) -> Path:
-        """Make a folder with a scratch image for each disk, which QEMU's user owns."""
-        folder = self.settings.scratch / f"{self._objects.prefix}{secrets.token_hex(8)}"
-        with translated(SourceError, f"making {folder}", SCRATCH_HINT):
+        """Make a folder with a scratch image for each disk, which QEMU's user owns.
+
+        The folder around it stays ours, so that nobody else can make one that looks like it.
+        """
+        ours = self.settings.scratch / f"{self._objects.prefix}{secrets.token_hex(8)}"
+        folder = ours / "qemu"
+        with translated(SourceError, f"making {ours}", SCRATCH_HINT):
+            make_private(ours)
             folders.make_folder(folder)
             for disk in disks.values():
                 image, size = str(folder / disk.id), str(disk.node["image"]["virtual-size"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from backy.clients.qmp import Monitor
 from backy.errors import SourceError, translated
 from backy.sources.checkpoint import CheckpointNames
-from backy.sources.scratch import SCRATCH_HINT
+from backy.sources.scratch import SCRATCH_HINT, is_ours
 from backy.system import folders
 
 CHANGES = "-changes"  # suffix of a bitmap with the changes since the parent, for one backup
@@ -33,7 +33,8 @@ class QemuObjects:
         """The folders with scratch images."""
         with translated(SourceError, f"looking into {self._scratch}", SCRATCH_HINT):
             names = folders.list_folder(self._scratch)
-        return [self._scratch / name for name in names if name.startswith(self.prefix)]
+            named = [self._scratch / name for name in names if name.startswith(self.prefix)]
+            return [folder for folder in named if is_ours(folder)]
 
     def jobs(self, monitor: Monitor) -> list[str]:
         """The backup jobs."""

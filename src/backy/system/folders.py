@@ -47,7 +47,7 @@ def make_folder(path: AnyPath) -> None:
 
 def give(path: Path, owner: int) -> None:
     """Give a file or folder to the user with this number."""
-    os.chown(path, owner, -1)
+    os.chown(path, owner, -1, follow_symlinks=False)
 
 
 def list_folder(path: AnyPath) -> list[str]:
