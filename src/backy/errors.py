@@ -68,6 +68,7 @@ class StoreError(BackyError):
         return getattr(self.__cause__, "errno", None) not in _NO_DAMAGE
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT}  # no space, no inodes, or no quota left
 _NO_DAMAGE = {
     errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE,
     errno.ETIMEDOUT,
@@ -132,7 +133,12 @@ def translated(kind: type[BackyError], what: str, hint: str = "") -> Iterator[No
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        if error.errno in {errno.ENOSPC, errno.EDQUOT} and issubclass(kind, StoreError):
-            full_hint = "Free some space (backy purge JOB empties the trash), then run it again."
+        if error.errno in FULL and issubclass(kind, StoreError):
+            full_hint = (
+                "Free some space, then run it again: backy purge JOB empties the trash, "
+                "backy purge JOB -r REV deletes a revision at once."
+            )
             raise FullError(f"{what}: {reason}", full_hint) from error
+        if error.errno == errno.EROFS:
+            hint = hint or "Mount it for writing; what only reads works without that."
         raise kind(f"{what}: {reason}", hint) from error

@@ -3,8 +3,8 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tests.lab.needs import absent, need, no_mounts
@@ -14,14 +14,14 @@ MIB = 1024**2
 
 
 @contextmanager
-def ext4(folder: Path, size: int) -> Iterator[Path]:
-    """A new file system of that size; its files cannot share extents."""
+def ext4(folder: Path, size: int, *options: str) -> Iterator[Path]:
+    """A new file system of that size; its files cannot share extents. `options` are for mkfs."""
     need(no_mounts())
     device, mounted = folder / "ext4.device", folder / "ext4"
     device.touch()
     os.truncate(device, size)
     mounted.mkdir()
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", device], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", *options, device], check=True)
     subprocess.run(["mount", "-o", "loop", device, mounted], check=True)
     try:
         shutil.rmtree(mounted / "lost+found")
@@ -50,6 +50,40 @@ def ballast(folder: Path, leave: int) -> Iterator[None]:
     finally:
         path.unlink()
         os.sync()
+
+
+@contextmanager
+def exhausted(folder: Path, what: str) -> Iterator[None]:
+    """Take all "blocks" or "inodes" of a file system, so that it refuses a new folder."""
+    crumbs = folder / "crumbs"
+    crumbs.mkdir()
+    with ballast(folder, MIB) if what == "blocks" else nullcontext():
+        if what == "blocks":
+            _take(lambda number: (crumbs / f"{number}.folder").mkdir())
+        _take(lambda number: _durable(crumbs / str(number), bytes(4096 * (what == "blocks"))))
+        yield
+        shutil.rmtree(crumbs)
+
+
+def _take(make: Callable[[int], object]) -> None:
+    """Make what takes space until even a sync frees none."""
+    number = failures = 0
+    while failures < 3:
+        number += 1
+        try:
+            make(number)
+            failures = 0
+        except OSError:
+            failures += 1
+            os.sync()
+
+
+def _durable(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        if content:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def without_rights() -> list[str]:

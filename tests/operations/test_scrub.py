@@ -158,7 +158,7 @@ def test_memory_of_many_large_disks_can_be_read_again(tmp_path: Path) -> None:
     one._lengths = {name: scrub_plan.slice_length(2**60, 4096 // 60) for name in one._sizes}
     known = Slice(NOW - MONTH, NEW, 2**59)
     one._slices = {name: [known] * (2**60 // one._lengths[name]) for name in one._sizes}
-    one._save()
+    one._save(_Strict())
     again = Scrub(repository, MONTH)
     again._sizes, again._lengths = one._sizes, one._lengths
     again._recall(_Strict())

@@ -17,6 +17,8 @@ _EMPTIED = "The job whose trash is emptied."
 Emptied = Annotated[str | None, Argument(parser=values.job, metavar="JOB", help=_EMPTIED)]
 _OLDER = "Keep what was removed more recently: 30m, 4h, 7d."
 OlderThan = Annotated[int, Option(parser=values.duration, metavar="DURATION", help=_OLDER)]
+_THESE = "Delete these revisions at once, without the trash; there is no undo."
+These = Annotated[str | None, Option("-r", "--revision", metavar="SPEC", help=_THESE)]
 _WHOLE = "Delete the whole repository of a job that is not configured."
 Whole = Annotated[str | None, Option("--job", parser=values.job, metavar="JOB", help=_WHOLE)]
 
@@ -25,19 +27,24 @@ Whole = Annotated[str | None, Option("--job", parser=values.job, metavar="JOB", 
 def purge(
     context: Context,
     job: Emptied = None,
+    these: These = None,
     older_than: OlderThan = 0,
     whole: Whole = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete removed revisions for good, and free their space.
 
-    Also deletes every stored block that no revision uses.
+    Also deletes every stored block that no revision uses. Needs no space, so it works on a full
+    disk.
 
     With --job it deletes a whole repository. The job must have been taken out of the configuration
     before.
     """
     if (job is None) == (whole is None):
         raise UsageError("one job is needed", "Write backy purge JOB, or backy purge --job JOB.")
+    if these is not None and (whole or older_than):
+        hint = "Use -r with neither --older-than nor --job."
+        raise UsageError("-r names revisions of the history", hint)
     from backy.operations.history import erase_job, purge_job
 
     if whole:
@@ -45,7 +52,7 @@ def purge(
         text = f"{whole}: deleted with all its revisions"
         answer(as_json, EraseAnswer(job=whole, erased=True), text)
         return
-    purged = purge_job(context.obj, str(job), older_than)
+    purged = purge_job(context.obj, str(job), older_than, these)
     if purged.foreign:
         warn(f"{job}: not made by backy, and left alone: {some(purged.foreign)}")
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 
 from backy.config.settings import Schedule
-from backy.errors import ConfigError
+from backy.errors import ConfigError, StoreError, translated
+from backy.model.revision import Revision
 from backy.operations.site import Site
 from backy.policy.retention import Expiry, expiries
 from backy.repository import trash
 from backy.repository.repository import Repository
+from backy.units import MiB
+
+_FILES = 64  # inodes that a revision needs beside its chunks, at most
 
 
 def expire_job(site: Site, job: str, *, is_dry: bool = False) -> list[Expiry]:
@@ -30,14 +35,29 @@ def expire(
 ) -> list[Expiry]:
     """Apply the retention rules; return what was done, or with `is_dry` what would be done.
 
-    Revisions go to the trash as one batch, so one `undo` brings them back. Raises StoreError.
+    Revisions go to the trash as one batch, so one `undo` brings them back. If there is no space for
+    another revision, they are deleted at once. Raises StoreError.
     """
-    expired = expiries(repository.history().revisions, schedule, now, minimum)
+    history = repository.history().revisions
+    expired = expiries(history, schedule, now, minimum)
     if is_dry:
         return expired
-    for expiry in expired:
+    if removed := [expiry.revision for expiry in expired if expiry.is_removed]:
+        if _is_full(repository, history[-1]):
+            trash.purge(repository, only=removed)
+        else:
+            trash.remove(repository, removed)
+    for expiry in expired:  # last, because it needs space
         if not expiry.is_removed:
             repository.retag([expiry.revision], add=set(), drop=set(expiry.drop))
-    if removed := [expiry.revision for expiry in expired if expiry.is_removed]:
-        trash.remove(repository, removed)
     return expired
+
+
+def _is_full(repository: Repository, newest: Revision) -> bool:
+    """Whether another revision like the newest one would not fit."""
+    stored = sum(disk.stored for disk in newest.disks.values())
+    files = stored // repository.settings.block_size + _FILES
+    with translated(StoreError, f"{repository.name}: asking for the free space"):
+        now = os.statvfs(repository.folder)
+    is_short_of_files = now.f_files > 0 and now.f_favail < files
+    return now.f_bavail * now.f_frsize < stored + MiB or is_short_of_files

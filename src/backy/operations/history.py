@@ -30,9 +30,14 @@ def undo_job(site: Site, job: str) -> list[str]:
     return trash.undo(site.repository(job))
 
 
-def purge_job(site: Site, job: str, older_than_seconds: int = 0) -> Purged:
-    """Delete for good the revisions removed at least so many seconds ago, and free their space."""
-    return trash.purge(site.repository(job), older_than_seconds)
+def purge_job(site: Site, job: str, older_than_seconds: int = 0, spec: str | None = None) -> Purged:
+    """Delete for good the revisions removed at least so many seconds ago, and free their space.
+
+    With `spec` it deletes those that this names, which were not removed before.
+    """
+    repository = site.repository(job)
+    only = _selected(repository, spec) if spec is not None else None
+    return trash.purge(repository, older_than_seconds, only)
 
 
 def erase_job(site: Site, job: str) -> None:

@@ -137,6 +137,7 @@ class RevisionBackup:
             status.update(folder, lambda old: status.succeeded(old, revision, doubt))
             if self.remember:
                 self.repository.remember_source(self.remember)
+            trash.keep_reserve(self.repository)
         except StoreError as error:  # the revision is published anyway
             self.watcher.warn(f"{revision.id} is published, but not recorded: {error.message}")
 

@@ -95,7 +95,8 @@ def scrub_job(
     """Scrub a job's repository and record the result in status.json.
 
     The promise is to read every byte within `within`. `on_damage` is called at once for each
-    damaged range. Raises what Scrub.run raises.
+    damaged range. `watcher` is warned if the result cannot be recorded. Raises what Scrub.run
+    raises.
     """
     repository = site.repository(job)
     scrub = Scrub(repository, within)
@@ -109,7 +110,12 @@ def scrub_job(
     result.unasked = failures(origins)
     result.read, result.coverage = scrub.bytes, scrub.coverage()
     result.revisions = len(scrub.history.revisions)
-    _record(repository, result.coverage)
+    try:
+        _record(repository, result.coverage)
+    except StoreError as error:
+        if site.handed:  # the daemon would start it again at once
+            raise
+        watcher.warn(f"the result is not recorded: {error.message}")
     return result
 
 
@@ -178,7 +184,7 @@ class Scrub:
                     yield from self._read(name, batch, limits, healer)
             finally:
                 if self._has_news:
-                    self._save()
+                    self._save(watcher)
 
     def _alone(self) -> files.File:
         name = self._repository.name
@@ -203,11 +209,13 @@ class Scrub:
             count = block_count(size, length)
             self._slices[name] = [*map(_believable, (*old, *[Slice()] * count))][:count]
 
-    def _save(self) -> None:
+    def _save(self, watcher: Watcher) -> None:
         slices_of = {name: tuple(slices) for name, slices in self._slices.items()}
         memory = Memory(self._lengths, slices_of)
-        with translated(StoreError, f"{self._repository.name}: writing {self._path}"):
+        try:
             folders.write_file(self._path, encode_record(memory))
+        except OSError as error:
+            watcher.warn(f"{self._path} cannot be written: {error.strerror}")
         self._saved = time.monotonic()
 
     def _read(
@@ -230,7 +238,7 @@ class Scrub:
                     yield from healer.heal(survey.read(healer.watcher, limits.spend))
                     self.bytes += survey.bytes
                 if not healer.is_unrecorded:
-                    self._remember(task, began, self.bytes - before)
+                    self._remember(task, began, self.bytes - before, healer.watcher)
 
     def _range_of(self, task: SliceRead, size: int) -> Range:
         length = self._lengths[task.disk]
@@ -245,14 +253,14 @@ class Scrub:
         sizes = (disk.size for disk in disks if disk)
         return sum(max(0, min(where.end, size) - where.start) for size in sizes)
 
-    def _remember(self, task: SliceRead, began: datetime, size: int) -> None:
+    def _remember(self, task: SliceRead, began: datetime, size: int, watcher: Watcher) -> None:
         """Note that a task is done. Saves scrub.json at most every 10 s."""
         self._has_news = True
         slices = self._slices[task.disk]
         old = slices[task.number] if task.since else Slice(began)
         slices[task.number] = Slice(old.read, self._newest[task.disk], old.bytes + size)
         if time.monotonic() - self._saved >= _SAVE_SECONDS:
-            self._save()
+            self._save(watcher)
 
     def coverage(self) -> Coverage:
         """How well the promise is kept, after a run."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from backy.errors import DamagedError, NotFoundError, StoreError
+from backy.errors import BusyError, DamagedError, NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.revision import Revision, Trust
 from backy.model.selector import select
@@ -104,7 +104,8 @@ def verify(
 
     Good bytes come from other revisions and `origins`. Damage is reported for every revision that
     has it, also for those not in `revisions`. At the end each of `revisions` becomes verified or
-    distrusted; none becomes verified if some damage could not be recorded.
+    distrusted; none becomes verified if some damage could not be recorded. `watcher` is warned if
+    that cannot be recorded, as in a repository that is read-only or full.
     """
     watcher.begin(_size(revisions))
     lost: dict[str, list[Damage]] = {}
@@ -116,9 +117,14 @@ def verify(
                 if not damage.healed:
                     lost.setdefault(damage.revision, []).append(damage)
                 yield damage
-    for revision in revisions:
-        if revision.id in lost or not healer.is_unrecorded:
-            _record(repository, revision, lost.get(revision.id, ()))
+    try:
+        for revision in revisions:
+            if revision.id in lost or not healer.is_unrecorded:
+                _record(repository, revision, lost.get(revision.id, ()))
+    except (BusyError, DamagedError):  # it can be recorded later, or is revision.json's own
+        raise
+    except StoreError as error:
+        watcher.warn(f"the result is not recorded: {error.message}")
 
 
 def check_script(repository: Repository, watcher: Watcher) -> None:

@@ -273,9 +273,8 @@ class Repository:
                 hint = "Wait for it to end; the lock ends with that process at the latest."
                 raise BusyError(f"{self.name}: {verb} skipped, held by {holder}", hint) from None
         with lock:
-            with translated(StoreError, f"{self.name}: writing {path}"):
-                now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-                lock.note(f"{process.identity()} ({verb}) since {now}\n")
+            now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            lock.note(f"{process.identity()} ({verb}) since {now}\n")
             yield
 
     def history_lock(self) -> files.File:

@@ -3,17 +3,22 @@
 remove  renames revisions/REV to trash/BATCH/REV, with one batch for each command
 undo    renames the newest batch back
 purge   renames trash/BATCH/REV to trash/.REV, deletes that, then deletes unused chunks
+
+A removal needs a new folder, which a full file system refuses. So each repository keeps a folder
+`reserve` with some space, which becomes a batch then; the next removal takes over the newest batch.
+A purge needs no space, not even one of revisions in the history: it renames revisions/REV to
+revisions/.REV.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from backy.errors import BusyError, NotFoundError, StoreError, translated
+from backy.errors import FULL, BusyError, NotFoundError, StoreError, translated
 from backy.model.revision import (
     ID_TIME,
     Revision,
@@ -28,12 +33,14 @@ from backy.repository.repository import Repository
 from backy.stores.index import Index
 from backy.system import folders
 from backy.system.place import Place
+from backy.units import KiB
 
 _GONE = ".gone"  # the end of the hidden name of a repository that is being deleted
 _OWN = {
     "repository.json", "restore.sh", "status.json", "status.lock", "scrub.json", "lock",
-    "revisions", "trash", "quarantine", "chunks",
+    "revisions", "trash", "quarantine", "chunks", "reserve",
 }  # fmt: skip
+_RESERVE = 256 * KiB  # XFS wants that much for a new folder, ext4 and btrfs want less
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +67,43 @@ def remove(repository: Repository, revisions: list[Revision]) -> None:
                 why = f"{repository.name}: revision {revision.id} was removed already"
                 raise NotFoundError(why)
         batch = trash / _new_batch(batches, secrets.token_hex(2))
-        folders.make_folder(batch)
-        for revision in revisions:
-            folders.rename(repository.folder_of(revision), batch / revision.id)
-        _sync(repository, batch)
+        try:
+            _move(repository, revisions, batch)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            _make_room(repository, batches, batch)
+            _move(repository, revisions, batch)
+
+
+def keep_reserve(repository: Repository) -> None:
+    """Set a folder and some space aside for a removal on a full disk, if there is room for it."""
+    path = repository.root / "reserve" / "space"
+    with suppress(OSError):
+        if not path.exists():
+            folders.make_folder(repository.root / "trash")
+            folders.make_folder(path.parent)
+            folders.write_file(path, bytes(_RESERVE))
+
+
+def _make_room(repository: Repository, batches: list[str], batch: Place) -> None:
+    """Use up the reserve. If there is none, the newest batch becomes `batch`: undo undoes both."""
+    reserve = repository.root / "reserve"
+    is_kept = reserve.is_folder()
+    if is_kept:
+        folders.remove_file(reserve / "space")
+        folders.sync_folder(reserve)  # some file systems free the space only now
+    if not batch.exists() and (is_kept or batches):
+        folders.rename(reserve if is_kept else batch.with_name(batches[-1]), batch)
+
+
+def _move(repository: Repository, revisions: list[Revision], batch: Place) -> None:
+    """Move those revisions to a batch that are not there yet; durable on return."""
+    folders.make_folder(batch)
+    for folder in map(repository.folder_of, revisions):
+        if folder.exists():
+            folders.rename(folder, batch / folder.name)
+    _sync(repository, batch)
 
 
 def _batches(trash: Place) -> list[str]:
@@ -106,19 +146,27 @@ def undo(repository: Repository) -> list[str]:
     raise NotFoundError(f"{repository.name}: the trash is empty", "A purge cannot be undone.")
 
 
-def purge(repository: Repository, older_than_seconds: int = 0) -> Purged:
+def purge(
+    repository: Repository, older_than_seconds: int = 0, only: Iterable[Revision] | None = None
+) -> Purged:
     """Delete revisions removed at least so many seconds ago, then all chunks that are not in use.
 
-    That includes chunks left over by failed backups. Raises BusyError while a backup or another
+    With `only` it deletes these revisions of the history instead, those that nobody reads. It also
+    deletes what failed backups left, and needs no space. Raises BusyError while a backup or another
     purge runs, and DamagedError, before it deletes a chunk, if it cannot tell which are in use.
     """
     with repository.exclusive("purge"):
-        with translated(StoreError, f"{repository.name}: emptying the trash"):
+        with translated(StoreError, f"{repository.name}: deleting revisions"):
             with repository.history_lock():
-                purged, kept = _hide_old(repository, older_than_seconds)
-            folders.remove_hidden(repository.root / "trash", is_id)
+                if only is None:
+                    purged, kept = _hide_old(repository, older_than_seconds)
+                else:
+                    purged, kept = _hide_published(repository, only)
+            for name in ("trash", "revisions"):
+                folders.remove_hidden(repository.root / name, is_id)
             foreign = list(_foreign(repository.root))
         freed = sweep(repository, foreign.append)
+        keep_reserve(repository)
     shown = [path.path.relative_to(repository.folder) for path in foreign]
     return Purged(tuple(purged), tuple(kept), freed, tuple(map(str, shown)))
 
@@ -197,11 +245,31 @@ def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str
     return purged, kept
 
 
+def _hide_published(
+    repository: Repository, revisions: Iterable[Revision]
+) -> tuple[list[str], list[str]]:
+    """As `_hide_old`, but in the same folder, which needs no space for another name."""
+    purged: list[str] = []
+    kept: list[str] = []
+    for folder in map(repository.folder_of, revisions):
+        if folder.exists():
+            is_hidden = _hide(folder, folder.with_name(f".{folder.name}"))
+            (purged if is_hidden else kept).append(folder.name)
+    return purged, kept
+
+
 def _hide(folder: Place, hidden: Place) -> bool:
-    """Rename a removed revision, so that undo cannot find it. False if it is still being read."""
+    """Rename a revision, so that nobody can find it any more. False if it is still being read."""
     try:
         with folders.locked(folder):
-            folders.rename(folder, hidden)
+            try:
+                folders.rename(folder, hidden)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                # A full btrfs renames nothing, but deletes. revision.json makes it a revision.
+                folders.remove_file(folder / "revision.json")
+                folders.remove_tree(folder)
             folders.sync_folder(hidden.parent)
             folders.sync_folder(folder.parent)
     except BlockingIOError:

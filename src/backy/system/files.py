@@ -15,7 +15,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import Enum
 from itertools import islice
 from pathlib import Path
@@ -306,8 +306,9 @@ class File:
 
     def note(self, text: str) -> None:
         """Replace the content of a lock file. For people only, so losing it is not an error."""
-        self.resize(0)
-        self.write(0, text.encode())
+        with suppress(OSError):  # a purge must work on a full disk
+            self.write(0, text.encode())
+            self.resize(len(text.encode()))
         self._is_written = False
 
     def protect(self) -> None:
@@ -335,9 +336,28 @@ def buffer(length: int) -> memoryview:
 
 def opened_by(path: AnyPath, flags: int, mode: int = 0o600) -> int:
     """A descriptor of what is at a path, by open(2); of a Place without following links."""
-    if isinstance(path, Place):
-        return path.open(flags, mode)
-    return os.open(path, flags, mode)
+    with inodes_named(path):
+        if isinstance(path, Place):
+            return path.open(flags, mode)
+        return os.open(path, flags, mode)
+
+
+@contextmanager
+def inodes_named(path: AnyPath) -> Iterator[None]:
+    """Have an OSError in the body say so if `path` cannot be made for lack of inodes.
+
+    The kernel's text, "No space left on device", is no help where `df` shows a lot of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            with suppress(OSError):
+                near = path.root.descriptor if isinstance(path, Place) else path.parent
+                now = os.statvfs(near)
+                if now.f_files and not now.f_favail and now.f_bavail:
+                    error.strerror = "no inodes left (df -i shows them)"
+        raise
 
 
 def _opened(path: AnyPath, flags: int, mode: int) -> int:

@@ -39,7 +39,11 @@ def make_folder(path: AnyPath) -> None:
     else:
         above = [each for each in reversed(path.parents) if not each.is_dir()]
     for each in (*above, path):
-        with _named(each) as (folder, name), suppress(FileExistsError):
+        with (
+            _named(each) as (folder, name),
+            suppress(FileExistsError),
+            files.inodes_named(each),
+        ):
             os.mkdir(name, 0o700 if each == path else 0o755, dir_fd=folder)
     if not (path.is_folder() if isinstance(path, Place) else path.is_dir()):
         raise FileExistsError(errno.EEXIST, "it is no folder")
