@@ -4,7 +4,6 @@ What is checked and then used is checked in vain where it can be exchanged in be
 with RENAME_EXCHANGE is as quick as that can be done.
 """
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runner import Backy, data, image, tree
+from tests.lab.exchange import exchange
 
-_RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
-_AT_FDCWD, _EXCHANGE = -100, 2
 MIB = 1024**2
 VERBS = {
     "backup": ["backup", "vm1"],
@@ -28,14 +26,6 @@ VERBS = {
     "purge": ["purge", "vm1"],
 }
 ENDINGS = {0, 4, 5, 6, 7, 9, 10}  # done, or an error that says what is in the way
-
-
-def exchange(first: Path, second: Path) -> None:
-    """Give each the name of the other, in one step."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    number = ctypes.c_long(_RENAMEAT2[os.uname().machine])
-    arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _EXCHANGE)
-    libc.syscall(number, *arguments)  # where one is gone for a moment, the next turn finds it
 
 
 @contextmanager
@@ -96,7 +86,7 @@ def test_folders_of_chunks_that_are_exchanged_with_links_lead_nowhere(
     before = tree(outside)
     command = [word.replace("@target", str(tmp_path / "target")) for word in VERBS[verb]]
     with exchanged(*links(made.base / "vm1" / "chunks", outside)):
-        for _ in range(3):
+        for _ in range(1 if verb == "scrub" else 3):  # which is a program of its own each time
             assert made.run(*command).code in ENDINGS
     assert tree(outside) == before
 
@@ -138,5 +128,5 @@ def test_a_file_that_is_exchanged_with_a_fifo_hangs_nothing(
     os.mkfifo(file.with_name("fifo"))
     command = [word.replace("@target", str(tmp_path / "target")) for word in VERBS[verb]]
     with exchanged((file, file.with_name("fifo"))):
-        for _ in range(3):
+        for _ in range(1 if verb == "scrub" else 3):
             assert made.run(*command).code in ENDINGS

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -33,10 +34,14 @@ from backy.sources import file
 from backy.stores import chunks, images
 from backy.stores.blocks import checked_index
 from backy.stores.zstd import ZstdCodec
+from backy.system import place as places
 from backy.system.files import Cache
 from backy.system.place import Place
+from tests.lab.exchange import exchange
 
 CODEC = ZstdCodec(1)
+MOMENTS = [0]
+NEW = "20260101T000000Z-zzzz"
 LOADED = [backup, diff, file, heal, images, restore, trash, verify]  # what commands import late
 _SECONDS = 20  # matters only where something hangs
 _POPULATE_READ = 22  # MADV_POPULATE_READ, madvise(2)
@@ -81,7 +86,39 @@ def report(root: str, report_id: str) -> None:
     quarantine.find(repository, report_id)
 
 
+def exchanging(place: str, twin: str, moment: int, when: str, *words: str) -> object:
+    """A command, while `place` and `twin` change places at the n-th moment that `place` is used.
+
+    `when` is "before" the folder of what is used is opened, "after" that, or "both": and back.
+    NEW in `place` stands for an id that the command makes.
+    """
+    original = places._opened  # whatever is done below a root goes through it
+    pattern = re.compile(re.escape(place).replace(re.escape(NEW), r"\d{8}T\d{6}Z-[0-9a-z]{4}"))
+
+    def victim(used: Path) -> Path | None:
+        for path in (used, *used.parents):
+            if pattern.fullmatch(str(path)):
+                return path
+        return Path(place) if used == Path(place).parent and NEW not in place else None
+
+    def opened(root: places.Root, parts: tuple[str, ...], flags: int, mode: int) -> int:
+        path = victim(Path(root.path, *parts))
+        MOMENTS[0] += path is not None
+        is_now = path is not None and MOMENTS[0] == moment
+        if path and is_now and when != "after":
+            exchange(path, Path(twin))
+        try:
+            return original(root, parts, flags, mode)
+        finally:
+            if path and is_now and when != "before":
+                exchange(path, Path(twin))
+
+    places._opened = opened
+    return run(list(words))
+
+
 WORK: dict[str, Callable[..., object]] = {
+    "exchanging": exchanging,
     "backy": lambda *arguments: run(list(arguments)),
     "chunk": chunk,
     "index": index,
@@ -113,7 +150,7 @@ class Witness:
             follow = event in {"os.chmod", "os.chown", "os.truncate", "os.utime"}
             self._note(arguments[0], is_writing=True, follow=follow)
         elif event in _PAIRS:
-            for path in arguments[:2]:
+            for path in arguments[event == "os.link" : 2]:  # what gets a name is not written
                 self._note(path, is_writing=True, follow=False)
 
     def _note(self, path: object, *, is_writing: bool, follow: bool) -> None:
@@ -155,7 +192,8 @@ def in_fork(request: dict[str, Any], files: dict[str, int]) -> None:
     witness = Witness()
     answer: dict[str, Any] = {"code": None, "error": "", "message": "", "bug": ""}
     before = memory("VmRSS")
-    sys.addaudithook(witness)
+    if not sys.argv[1:]:  # under strace its own look-ups would be in the way
+        sys.addaudithook(witness)
     try:
         answer["code"] = WORK[request["what"]](*request["arguments"])
     except BackyError as error:
@@ -166,6 +204,7 @@ def in_fork(request: dict[str, Any], files: dict[str, int]) -> None:
         answer["code"] = None
     answer["peak"] = memory("VmHWM") - before
     answer["touched"] = sorted(witness.touched)
+    answer["moments"] = MOMENTS[0]
     sys.stdout.flush()
     sys.stderr.flush()
     os.write(files["answer"], json.dumps(answer).encode())

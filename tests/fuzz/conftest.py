@@ -16,6 +16,7 @@ from backy.repository.trash import remove
 from backy.sources.file import FileSource
 from tests.fuzz import sandbox
 from tests.fuzz.sandbox import Child, Sandbox
+from tests.fuzz.verbs import prepare
 from tests.lab.volumes import Mounts
 
 BLOCK = 65536
@@ -91,7 +92,9 @@ def copied(first: Path, folder: Path, child: Child) -> Sandbox:
     content = encode_settings(Settings(repository.settings.store, BLOCK, 1, settings))
     for root in (repository.folder, folder / "neighbour"):
         (root / "repository.json").write_bytes(content)
-    return Sandbox(child, folder)
+    made = Sandbox(child, folder)
+    prepare(made)
+    return made
 
 
 @pytest.fixture

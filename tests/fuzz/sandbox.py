@@ -8,13 +8,14 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.cli.runner import environment
+from tests.lab.inotify import watched
 
 MIB = 1024**2
 MOST = 50 * MIB  # bytes that a hostile file may cost
@@ -34,6 +35,7 @@ class Outcome:
     message: str = ""
     bug: str = ""
     peak: int = 0
+    moments: int = 0  # how often the path was used that was exchanged
     touched: list[tuple[str, bool]] = field(default_factory=list)
 
 
@@ -62,14 +64,14 @@ class Child:
 
 
 @contextmanager
-def child() -> Iterator[Child]:
-    """Start it; it ends with the context."""
+def child(under: Sequence[str] = ()) -> Iterator[Child]:
+    """Start it, `under` another program where there is one; it ends with the context."""
     path = f"{environment()['PYTHONPATH']}{os.pathsep}{ROOT}"
     # Strict, since a user's terminal is: only C locales let any bytes pass.
     settings = environment(
         PYTHONPATH=path, PYTHONIOENCODING="utf-8:strict", PYTHONDONTWRITEBYTECODE="1"
     )
-    command = [sys.executable, "-m", "tests.fuzz.child"]
+    command = [*under, sys.executable, "-m", "tests.fuzz.child", *under[:1]]
     with subprocess.Popen(
         command, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -103,33 +105,42 @@ class Sandbox:
         made = sorted((self.neighbour / "revisions").iterdir())
         return [self.root / "revisions" / path.name for path in made]
 
-    def backy(self, *arguments: str | Path, is_measured: bool = False) -> Outcome:
-        """Run a command; it has to end as a command may, and to leave all else alone."""
+    def backy(
+        self,
+        *arguments: str | Path,
+        is_measured: bool = False,
+        meanwhile: Sequence[str | int | Path] = ("backy",),
+    ) -> Outcome:
+        """Run a command; it has to end as a command may, and to leave all else alone.
+
+        `meanwhile` is what the child is to do beside, with its arguments.
+        """
         before = fingerprint(self.neighbour)
-        outcome = self.child.do(
-            "backy", "--base-dir", self.base, *arguments, is_measured=is_measured
-        )
+        what, *more = meanwhile
+        words = (*more, "--base-dir", self.base, *arguments)
+        with watched(self.neighbour) as watch:
+            outcome = self.child.do(str(what), *words, is_measured=is_measured)
+            touched = watch.events()
         said = f"{arguments}: {outcome.code} {outcome.out}{outcome.err}"
+        assert not touched, f"the neighbour's {touched} were opened: {said}"
         assert outcome.signal == 0, f"killed by {outcome.signal}: {said}"
         assert not outcome.bug, outcome.bug
-        assert outcome.code in CODES, said
+        assert outcome.code in CODES | ({1, 2} if "check" in arguments else set()), said
         assert "Traceback" not in outcome.err, said
         assert fingerprint(self.neighbour) == before, f"the neighbour was changed: {said}"
-        assert [path for path, writes in outcome.touched if writes and not self._ours(path)] == []
+        written = [path for path, writes in outcome.touched if writes and not self._ours(path)]
+        assert not written, f"{written} were written: {said}"
         assert not is_measured or outcome.peak <= MOST, f"{outcome.peak / MIB:.1f} MiB: {said}"
         if "--json" not in arguments:
             odd = {each for each in outcome.out + outcome.err if not each.isprintable()} - {"\n"}
             assert not odd, f"{odd} could steer a terminal: {said}"
         return outcome
 
-    def reads_nothing_else(self, outcome: Outcome) -> bool:
-        """Whether nothing of the neighbour's was even opened."""
-        return not any(path.startswith(f"{self.neighbour}") for path, _ in outcome.touched)
-
     def _ours(self, path: str) -> bool:
         """Whether it may be written: the repository, the target, a nameless clone of the source."""
-        own = (f"{self.root}/", f"{self.folder}/target", f"{self.folder}/.target.")
-        return path.startswith((*own, f"{self.folder}/#")) or path in {
+        beside = ("target", ".target.", "twin", "#")
+        own = (f"{self.root}/", f"{self.base}/.vm1.", *(f"{self.folder}/{each}" for each in beside))
+        return path.startswith(own) or path in {
             str(self.root),
             str(self.folder),
         }

@@ -20,8 +20,9 @@ def find(
     repository = context.obj.repository(job)
     revision = repository.find(spec)
     name = disk_of(revision, disk)
-    path = repository.store.plain_path(revision, name).path.absolute()
-    if not path.exists():
+    place = repository.store.plain_path(revision, name)
+    path = place.path.absolute()
+    if not place.exists():
         raise NotFoundError(f"{job}: {path} is missing", f"Run backy verify {job}.")
     record = FindAnswer(
         job=job,

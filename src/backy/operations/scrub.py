@@ -38,6 +38,7 @@ from backy.repository.records import LARGEST_DISK, encode_record, read_record
 from backy.repository.repository import Repository
 from backy.stores.index import Index, block_count
 from backy.system import files, folders, signals
+from backy.system.place import Place
 
 _MOST_SLICES = 4096  # in all disks, so that scrub.json stays under 1 MiB
 _SAVE_SECONDS = 10  # a killed scrub repeats at most the work of this time
@@ -132,7 +133,7 @@ def longest_ago(base: Path, names: Iterable[str]) -> list[str]:
 
     def last(name: str) -> float:
         try:
-            read = (base / name / "scrub.json").stat().st_mtime
+            read = (Place.at(base / name) / "scrub.json").status().st_mtime
         except OSError:
             return 0
         return read if read <= time.time() else 0  # the clock was ahead: nobody knows

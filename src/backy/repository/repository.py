@@ -48,7 +48,7 @@ def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]
 
     def is_repository(name: str) -> bool:
         try:
-            return (base / name / "repository.json").exists()
+            return (Place.at(base / name) / "repository.json").exists()
         except PermissionError:
             return name != "lost+found"  # which mkfs makes
 
@@ -62,7 +62,7 @@ def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]
 
 def is_repository(root: Path) -> bool:
     """Whether there is a repository in the folder `root`. Raises StoreError if that is unknown."""
-    path = root / "repository.json"
+    path = Place.at(root) / "repository.json"
     with translated(StoreError, f"looking for {path}", "Check its permissions."):
         return path.exists()
 

@@ -92,7 +92,7 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
         _locked(root) as place,
     ):
         try:
-            old = read_status(root)
+            old = read_status(place)
         except DamagedError:
             old = Status()
         new = change(_dated(old, whole_seconds(datetime.now(UTC))))

@@ -90,8 +90,8 @@ def fingerprint(base: Path, job: str) -> tuple[int, ...]:
 
     Empty if the repository does not exist or cannot be read.
     """
-    root = base / job
+    root = Place.at(base / job)
     try:
-        return root.stat().st_mtime_ns, (root / "revisions").stat().st_mtime_ns
+        return root.status().st_mtime_ns, (root / "revisions").status().st_mtime_ns
     except OSError:
         return ()

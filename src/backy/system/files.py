@@ -363,6 +363,8 @@ def inodes_named(path: AnyPath) -> Iterator[None]:
 def _opened(path: AnyPath, flags: int, mode: int) -> int:
     """A descriptor of a file, folder or block device. Anything else is refused: a FIFO would block.
 
+    A device in a Place is refused, too: its content belongs to somebody else.
+
     An existing file is examined by a descriptor before it is opened by that same descriptor, so
     nobody can replace it in between.
     """
@@ -373,6 +375,8 @@ def _opened(path: AnyPath, flags: int, mode: int) -> int:
         kind = os.fstat(handle).st_mode
         if stat.S_ISLNK(kind):
             raise OSError(errno.ELOOP, "it is a link")
+        if isinstance(path, Place) and not stat.S_ISREG(kind):
+            raise OSError(errno.EINVAL, "not a regular file")
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
             raise OSError(errno.EINVAL, "neither a file nor a block device")
         if stat.S_ISBLK(kind) and flags & os.O_ACCMODE != os.O_RDONLY:

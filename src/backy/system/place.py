@@ -39,7 +39,13 @@ class Root:
         """A descriptor for looking up names in it. Raises OSError if it cannot be opened."""
         if self._descriptor < 0:
             # The root itself may be reached through links: the administrator chose its path.
-            self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            try:
+                self._descriptor = os.open(self.path, flags)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                raise FileNotFoundError(errno.ENOENT, "its links lead in a circle") from error
         return self._descriptor
 
     def close(self) -> None:
