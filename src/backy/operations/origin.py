@@ -53,7 +53,7 @@ def remembered_source(repository: Repository) -> Mapping[str, object]:
     others could have written them: they would choose a file of root's, and read it in a backup.
     """
     settings = reject_unsafe(repository.settings.source)
-    path = repository.root.path / "repository.json"
+    path = repository.root / "repository.json"
     with translated(ConfigError, f"{repository.name}: looking who may write {path}"):
         reason = others_may_write(path)
     if settings and reason:

@@ -8,10 +8,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from backy.system.place import Place
+
 _MOST_LINKS = 40  # as the kernel
 
 
-def others_may_write(path: Path) -> str:
+def others_may_write(path: Path | Place) -> str:
     """Who but root may change what is at `path`: "group 1000 may write /etc/backy"; "" if nobody.
 
     Looks at the file, at each link on the way and at every folder above, as sshd and sudo do: who
@@ -22,7 +24,8 @@ def others_may_write(path: Path) -> str:
     """
     if os.geteuid() != 0:
         return ""
-    reasons = (_reason(step, status) for step, status in _steps(path))
+    steps = _steps_below(path) if isinstance(path, Place) else _steps(path)
+    reasons = (_reason(step, status) for step, status in steps)
     return next(filter(None, reasons), "")
 
 
@@ -48,6 +51,13 @@ def _steps(path: Path) -> Iterator[tuple[str, os.stat_result]]:
         if links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         left += reversed(Path(os.readlink(step)).parts)
+
+
+def _steps_below(place: Place) -> Iterator[tuple[str, os.stat_result]]:
+    yield from _steps(place.root.path)
+    for end in range(1, len(place.parts) + 1):
+        step = Place(place.root, place.parts[:end])
+        yield str(step), step.status()
 
 
 def _reason(path: str, status: os.stat_result) -> str:
