@@ -250,6 +250,26 @@ def test_a_configuration_of_any_size_reaches_a_command_and_not_its_hooks(server:
     assert "SETTINGS" not in seen.read_text()
 
 
+def test_a_backup_that_takes_too_long_is_stopped_and_named_and_others_get_its_slot(
+    server: Server,
+) -> None:
+    gate = server.gated("stuck", max_duration="1s")
+    server.job("vm2")
+    with server.daemon() as daemon:
+        server.ask(do="run", job="stuck")
+        server.ask(do="run", job="vm2")
+        failed = daemon.logs(event="failed", job="stuck")
+        daemon.logs(event="finished", job="vm2")
+        row = server.waits_for("stuck", state="failed", errors=1)
+        checked = server.run("check").out
+    assert "the backup was stopped after " in failed["error"]
+    assert row["error"] == failed["error"]
+    assert f"last backup failed: {failed['error']}" in checked
+    assert started(daemon) == ["stuck", "vm2"]
+    assert gate.passed("end") == gate.passed("begin")  # its guest was thawed
+    assert (server.revisions("stuck"), server.drafts("stuck")) == ([], [])
+
+
 # What fails.
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,6 +21,8 @@ from backy.daemon.runner import TaskRunner
 from backy.daemon.state import DaemonState, Setup
 from backy.daemon.tasks import FAST, Task
 from backy.errors import BackyError
+from backy.monitoring.health import Judge, Promise, Server
+from backy.monitoring.space import Space
 from backy.system.async_process import Priority
 
 CONFIG = Config.model_validate(
@@ -79,6 +81,31 @@ def test_what_cannot_be_run_is_tried_again_later_and_a_bug_is_raised(
     wake = state.planner.wake()
     assert wake
     assert wake >= now + timedelta(minutes=2)
+
+
+def test_what_has_taken_half_of_its_time_is_told_to_the_check(state: DaemonState) -> None:
+    """With what a backup has dealt with, its time grows."""
+    child = state.children["vm1"] = ChildCommand([], {})
+    state.planner.running["vm1"] = Task("vm1", "backup", datetime.now(UTC), FAST)
+    requests = Requests(state, open_log(as_json=True), no_reload, no_observation, lambda: None)
+
+    def told() -> Mapping[str, str]:
+        reply = asyncio.run(requests.answer({"do": "promises"}))
+        return cast("Mapping[str, str]", reply["slow"])
+
+    assert told() == {}
+    child._began -= 3000
+    assert told() == {"vm1": "backup has been running for 50 min 0 s, 1 h 0 min allowed"}
+    server = Server(is_running=True, space=Space(100, 50), slow=told())
+    _, text = Judge(datetime.now(UTC)).report([], {"vm1": Promise(60)}, server)
+    assert "vm1: " in text
+    assert "backup has been running for 50 min 0 s" in text
+    child._progress = {"done": 3 * 3600 * 128 * 1024}  # type: ignore[assignment]
+    assert told() == {}
+    state.planner.running["vm1"] = Task("vm1", "purge", datetime.now(UTC), FAST)
+    assert told() == {}
+    child._began -= 50_000
+    assert list(told()) == ["vm1"]
 
 
 async def no_reload() -> str:

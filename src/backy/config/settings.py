@@ -182,6 +182,7 @@ class Defaults(Values):
     expire: bool = True
     minimum: Whole = Field(default=1, ge=1)
     trash: Seconds = 7 * _DAY
+    max_duration: Seconds | None = Field(default=None, ge=1)
     scrub: Annotated[
         Scrub | None,
         BeforeValidator(_switch, json_schema_input_type=Scrub | bool),
@@ -193,8 +194,9 @@ class Job(Defaults):
     """What is backed up, when, how it is stored, and how long it is kept.
 
     `limits` are names in Config.limits. The newest `minimum` revisions never expire. Removed
-    revisions can be brought back for `trash` seconds. If `scrub` is None, the daemon does not
-    scrub the job.
+    revisions can be brought back for `trash` seconds. The daemon stops a backup that takes longer
+    than `max_duration` seconds; without it see policy.deadline. If `scrub` is None, the daemon does
+    not scrub the job.
     """
 
     schedule: Named

@@ -17,6 +17,7 @@ from backy.system.async_process import Priority, start
 from backy.units import MiB
 
 _LONGEST_EVENT = 4 * MiB  # a revision.json has 1 MiB at most
+CANCEL_SECONDS = 60  # for a command to clean up before it is killed
 _LAST_LINES = 20  # of standard error, for the log of a command that failed
 Event = Mapping[str, Any]
 
@@ -38,6 +39,7 @@ class ChildCommand:
         self._progress: ProgressEvent | None = None
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self.error = ""
+        self.is_too_slow = False
 
     async def run(self, priority: Priority, hear: Callable[[Event], None]) -> int:
         """Start it and wait for its end; the exit code, or minus the signal that ended it.
@@ -87,6 +89,16 @@ class ChildCommand:
                 self._last_lines.append(line.decode(errors="replace").rstrip())
 
     @property
+    def seconds(self) -> float:
+        """For how long it has been running."""
+        return time.monotonic() - self._began
+
+    @property
+    def done(self) -> int:
+        """How many bytes of the disks it has dealt with, as far as it said."""
+        return self._progress["done"] if self._progress else 0
+
+    @property
     def last_lines(self) -> str:
         """The end of what it wrote to standard error: a traceback, if it had a bug."""
         return "\n".join(self._last_lines)
@@ -94,7 +106,7 @@ class ChildCommand:
     def describe(self, shown: JobOverview) -> None:
         """Add what is known of it only while it runs."""
         shown["pid"] = self._process.pid if self._process else None
-        shown["running_seconds"] = time.monotonic() - self._began
+        shown["running_seconds"] = self.seconds
         if progress := self._progress:
             shown["done"], shown["total"] = progress["done"], progress["total"]
             shown["rate"], shown["eta_seconds"] = progress["rate"], progress["eta_seconds"]

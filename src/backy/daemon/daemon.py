@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from backy.config.loader import load
 from backy.config.settings import Job
 from backy.daemon import control
-from backy.daemon.child import ChildCommand
+from backy.daemon.child import CANCEL_SECONDS, ChildCommand
 from backy.daemon.fence import Fence
 from backy.daemon.observe import observe
 from backy.daemon.requests import Requests
@@ -38,7 +38,6 @@ from backy.system import folders, signals
 _LONGEST_SLEEP = 30.0  # seconds: how late it may notice that the clock was set
 _CLOCK_STEP = 60  # seconds by which the clock must have been set to plan all jobs again
 _HOUSEKEEPING = 60  # seconds
-_CANCEL_SECONDS = 60  # for a command to clean up before it is killed
 
 
 class Daemon:
@@ -183,8 +182,8 @@ class Daemon:
     async def _wind_down(self) -> None:
         """Give what runs its time; then cancel it, and kill it in the end."""
         limit = self._state.setup.config.global_.stop_timeout
-        notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={(limit + 2 * _CANCEL_SECONDS) * 10**6}")
-        for seconds, end in ((limit, ChildCommand.cancel), (_CANCEL_SECONDS, ChildCommand.kill)):
+        notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={(limit + 2 * CANCEL_SECONDS) * 10**6}")
+        for seconds, end in ((limit, ChildCommand.cancel), (CANCEL_SECONDS, ChildCommand.kill)):
             await asyncio.sleep(seconds)
             for child in self._state.children.values():
                 end(child)

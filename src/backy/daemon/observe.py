@@ -48,4 +48,5 @@ def observe(
         summary = replace(summary, problem=error.message)
     history = dated_by(history, now)
     newest = history[-1].time if history else None
-    return Observation(last_by_tag(history), newest, summary.status, due), summary
+    slowest = max((revision.seconds for revision in history), default=0)
+    return Observation(last_by_tag(history), newest, summary.status, due, slowest), summary

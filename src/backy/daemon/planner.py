@@ -32,12 +32,16 @@ def _alone(_job: str, _step: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the repository of a job says. `due` has the due times of its background tasks."""
+    """What the repository of a job says. `due` has the due times of its background tasks.
+
+    `slowest` is how long the longest of the kept backups took, in seconds.
+    """
 
     last_by_tag: Mapping[str, datetime] = field(default_factory=dict)
     newest: datetime | None = None
     status: Status = field(default_factory=Status)
     due: Mapping[str, datetime] = field(default_factory=dict)
+    slowest: float = 0
 
 
 @dataclass(slots=True)
@@ -223,6 +227,10 @@ class Planner:
     def finish(self, job: str) -> None:
         """The task of a job has ended and gives its slot back; `update` the job before."""
         self.running.pop(job, None)
+
+    def slowest(self, job: str) -> float:
+        """How long the longest of the kept backups of a job took, in seconds."""
+        return plan.observation.slowest if (plan := self._plans.get(job)) else 0
 
     def in_use(self, pool: str) -> int:
         """How many slots of a pool are in use."""

@@ -82,6 +82,7 @@ class Requests:
             problem=setup.problem,
             base=str(setup.base),
             broken={job: bug for job, bug in bugs.items() if bug},
+            slow=dict(self.state.slow()),
         )
 
     def _run(self, job: str) -> JobReply:

@@ -9,12 +9,13 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from backy.daemon.child import ChildCommand, Event
+from backy.daemon.child import CANCEL_SECONDS, ChildCommand, Event
 from backy.daemon.state import DaemonState
 from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
 from backy.repository import status
 from backy.system.async_process import Priority
+from backy.units import format_duration
 
 _BUSY = timedelta(minutes=2)  # until a task is tried again whose repository was locked
 _SUMMED = ("read", "changed", "stored")  # bytes, of the disks of a revision
@@ -48,7 +49,11 @@ class TaskRunner:
         priority = Priority(settings.nice, settings.io_class)
         try:
             child = self.start(task)
-            code = await child.run(priority, partial(_log_event, log))
+            limit = asyncio.create_task(self._limit(task, child))
+            try:
+                code = await child.run(priority, partial(_log_event, log))
+            finally:
+                limit.cancel()
             await asyncio.to_thread(self._record, task, child, code, log)
         except Exception as error:
             self._postpone(task, _BUSY)
@@ -57,6 +62,17 @@ class TaskRunner:
             log.error("not started or not recorded", error=str(error))
         finally:
             self.state.children.pop(task.job, None)
+
+    async def _limit(self, task: Task, child: ChildCommand) -> None:
+        """Cancel a command when its time is over, and kill it if that does not end it."""
+        left = self.state.allowed_seconds(task, child)
+        while left > 0:
+            await asyncio.sleep(left)
+            left = self.state.allowed_seconds(task, child) - child.seconds
+        child.is_too_slow = True
+        child.cancel()
+        await asyncio.sleep(CANCEL_SECONDS)
+        child.kill()
 
     def _postpone(self, task: Task, wait: timedelta) -> None:
         self.state.planner.postpone(task.job, task.verb, datetime.now(UTC) + wait)
@@ -73,9 +89,13 @@ class TaskRunner:
             log.info("postponed", reason=child.error)
         else:
             self._postpone(task, verb.retry)
-            log.error("failed", code=code, error=child.error, said=child.last_lines)
-            if verb.is_counted and code < 0 and not self.state.is_stopping:
+            why = child.error
+            if child.is_too_slow:
+                why = f"the {task.verb} was stopped after {format_duration(child.seconds)}"
+            elif code < 0 and not self.state.is_stopping:
                 why = f"the {task.verb} was ended by signal {-code}"
+            log.error("failed", code=code, error=why, said=child.last_lines)
+            if verb.is_counted and why != child.error:
                 change = partial(status.failed, error=why, now=datetime.now(UTC))
                 status.update(self.state.setup.base / task.job, change)
 

@@ -12,14 +12,18 @@ from backy.config.settings import Config, Scrub
 from backy.daemon.child import ChildCommand
 from backy.daemon.fence import Fence
 from backy.daemon.planner import Planner
-from backy.daemon.tasks import FAST, SLOW, Task
+from backy.daemon.tasks import BACKUP, FAST, SLOW, Task
 from backy.errors import StoreError
 from backy.model.answers import JobOverview, Pools, PoolUse
 from backy.model.messages import time_text
 from backy.monitoring.metrics import Sample, of_job, of_pool, of_server
 from backy.monitoring.overview import overdue_seconds, overview
 from backy.monitoring.space import space
+from backy.policy.deadline import allowed_seconds
 from backy.repository.summary import Summary
+from backy.units import format_duration
+
+_DAY = 86400  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,27 @@ class DaemonState:
         summary = self.summaries.get(job) or Summary(job)
         bug = self.fence.bug(job)
         return replace(summary, problem=bug) if bug else summary
+
+    def allowed_seconds(self, task: Task, child: ChildCommand) -> float:
+        """How long a task may take: a backup by policy.deadline, others a day and a scrub."""
+        config, slowest = self.setup.config, self.planner.slowest(task.job)
+        settings = config.jobs.get(task.job)
+        if task.verb != BACKUP or not settings:
+            return _DAY + (settings.scrub.max_duration if settings and settings.scrub else 0)
+        return allowed_seconds(config, task.job, slowest, child.done)
+
+    def slow(self) -> Iterator[tuple[str, str]]:
+        """The jobs whose task has taken more than half of its time, and for how long it runs.
+
+        If somebody configured that time, the task may well need most of it.
+        """
+        for job, task in list(self.planner.running.items()):
+            settings, child = self.setup.config.jobs.get(job), self.children.get(job)
+            if child and settings and not settings.max_duration:
+                allowed = self.allowed_seconds(task, child)
+                if child.seconds > allowed / 2:
+                    spans = (format_duration(child.seconds), format_duration(allowed))
+                    yield job, f"{task.verb} has been running for {spans[0]}, {spans[1]} allowed"
 
 
 def overviews(state: DaemonState, now: datetime) -> Iterator[JobOverview]:
