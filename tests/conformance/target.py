@@ -85,6 +85,7 @@ class TargetSuite:
         before = trial.content()
         with calls() as called:
             trial.target.refuse({"vda": Path("/nowhere/vda.img")})
+            trial.target.refuse_format(lambda: disk[:4096])
             trial.target.check(len(disk))
             trial.target.capacity()
         assert called == []
@@ -100,6 +101,18 @@ class TargetSuite:
         restore(trial.target, bytes(len(disk)))
         if trial.allocated:
             assert trial.allocated() <= BLOCK
+
+    def test_an_image_of_a_format_is_not_destroyed_by_another_disk(
+        self, trial: Trial, disk: bytes
+    ) -> None:
+        if trial.path and trial.path.exists():
+            header = b"QFI\xfb\0\0\0\3"
+            with trial.path.open("r+b") as file:
+                file.write(header)
+            with pytest.raises(TargetError, match="is a qcow2 image") as caught:
+                trial.target.refuse_format(lambda: disk[:4096])
+            assert "qemu-img convert" in caught.value.hint
+            trial.target.refuse_format(lambda: header)
 
     def test_a_disk_that_it_cannot_hold_is_refused_before_anything_is_written(
         self, trial: Trial
@@ -198,6 +211,7 @@ class TargetSuite:
 def restore(target: Target, disk: bytes) -> None:
     """What the verb does."""
     target.refuse({})
+    target.refuse_format(lambda: disk[:4096])
     target.check(len(disk))
     with target.open(len(disk), BLOCK) as draft:
         assert draft.block_size == BLOCK

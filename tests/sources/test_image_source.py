@@ -18,6 +18,7 @@ from backy.model.extent import Kind
 from backy.model.revision import Consistency
 from backy.sources import Request, Source
 from backy.sources.image_file import ImageSource
+from backy.targets.formats import format_of
 from tests.cli.runner import wait_for
 from tests.conformance.image import read
 from tests.conformance.source import SourceSuite
@@ -308,6 +309,7 @@ def test_an_encrypted_image_is_read_with_its_key(
 ) -> None:
     path = encrypted(tmp_path, image_format)
     assert CONTENT[: 64 * 1024] not in path.read_bytes()
+    assert format_of(path.read_bytes()) == image_format  # so that no restore destroys it
     assert content_of({"path": str(path), "key-file": str(key)}) == CONTENT
 
 

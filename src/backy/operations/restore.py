@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from backy.errors import (
@@ -19,6 +20,7 @@ from backy.errors import (
     translated,
 )
 from backy.image.copy import copy
+from backy.image.image import Image
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import merge_ranges
 from backy.model.names import check_disk_name
@@ -32,7 +34,7 @@ from backy.repository.repository import Repository
 from backy.system import folders
 from backy.system.place import Place
 from backy.targets import is_folder, open_target
-from backy.units import MiB
+from backy.units import KiB, MiB
 
 _OWN_KINDS = (".blocks", ".img")
 _NO_SAVED_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EFBIG}  # a link, folder, FIFO …
@@ -205,9 +207,9 @@ def restore(
     Zeroes become holes if the target can have them. Damaged blocks are healed from other revisions
     and `origins`; `watcher` is warned of each damaged range.
 
-    Raises TargetError, before anything is written, if the target is a path in `spared` or cannot
-    take the disk; and if writing fails. Raises DamagedError if a block is lost and `keep_going` is
-    False.
+    Raises TargetError, before anything is written, if the target is a path in `spared`, holds an
+    image of a format, or cannot take the disk; and if writing fails. Raises DamagedError if a block
+    is lost and `keep_going` is False.
     """
     began = time.monotonic()
     opened = open_target(target)
@@ -223,6 +225,7 @@ def restore(
                 stack.enter_context(repository.store.open(revision, disk, may_be_cut=keep_going)),
             )
             image = HealingImage(stored, healer, keep_going=keep_going)
+            opened.refuse_format(partial(_start_of, image))
             # Read whole stored blocks, so that each is decompressed only once.
             block_size = max(MiB // stored.image.block_size, 1) * stored.image.block_size
             workers = 1 if opened.is_sequential else None
@@ -238,6 +241,12 @@ def restore(
     _warn_of_damage(disk, lost, healed, watcher)
     seconds = time.monotonic() - began
     return RestoredDisk(revision.id, disk, target, image.size, read, seconds, lost, healed)
+
+
+def _start_of(image: Image) -> bytes:
+    start = bytearray(min(4 * KiB, image.size))
+    image.readinto(0, memoryview(start))
+    return bytes(start)
 
 
 def _warn_of_damage(disk: str, lost: Ranges, healed: Ranges, watcher: Watcher) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +33,13 @@ class Target(Protocol):
 
         `sources` are files and devices that must not be overwritten, by disk. The target need not
         exist yet: this is asked before the first hook runs, and again after it.
+        """
+
+    def refuse_format(self, read_start: Callable[[], bytes]) -> None:
+        """Raise TargetError if it holds an image of a format, such as qcow2, that would be lost.
+
+        A disk that begins with the header of the same format is one. `read_start` gives its start,
+        and is called only where that matters.
         """
 
     def check(self, size: int) -> None:

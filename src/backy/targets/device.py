@@ -45,6 +45,7 @@ class DeviceTarget(PathTarget):
         if not file.is_device:
             file.close()
             raise TargetError(f"{self._path} is not a block device", "Name it without device:.")
+        self._check_unused(file)
         return file
 
     def read_back(self) -> AbstractContextManager[RawImage] | None:

@@ -33,7 +33,9 @@ class FileTarget(PathTarget):
             is_new = not path.exists()
         if not is_new:
             with translated(TargetError, f"opening {path}", _HINT):
-                files.open_to_write(path).close()
+                file = files.open_to_write(path)
+            self._check_unused(file)
+            file.close()
 
     def capacity(self) -> int | None:
         """None: a file grows, and holes take no space."""

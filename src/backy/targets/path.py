@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISBLK
 from typing import ClassVar
 
 from backy.errors import TargetError, UsageError, translated
+from backy.system import files
+from backy.system.files import File
+from backy.system.image_locks import is_open_in_qemu
+from backy.targets.formats import LENGTH, format_of
 
 
 class PathTarget:
@@ -36,6 +40,26 @@ class PathTarget:
                     why = f"{path} is the source of disk {name}; a restore would overwrite it"
                     hint = "If that is what you want, stop the VM and add --over-source."
                     raise TargetError(why, hint)
+
+    def refuse_format(self, read_start: Callable[[], bytes]) -> None:
+        """See Target."""
+        with suppress(OSError), files.open_to_read(self._path) as file:
+            held, is_device = format_of(file.read_bytes(0, LENGTH)), file.is_device
+            if held and format_of(read_start()) != held:
+                path = self._path
+                convert = f"qemu-img convert -f raw -O {held} NEW {path}"
+                hint = f"Restore to a new file, and convert that: {convert}."
+                erase = f"erase its header: dd if=/dev/zero of={path} bs={LENGTH} count=1"
+                erase = erase if is_device else "remove it first"
+                why = f"{path} is a {held} image; the bytes of the disk would destroy it"
+                raise TargetError(why, f"{hint} Or {erase}.")
+
+    def _check_unused(self, file: File) -> None:
+        """Raise TargetError, and close the file, if a VM may be using what is to be written."""
+        if is_open_in_qemu(file):
+            file.close()
+            why = f"{self._path} is open in QEMU: a VM or a program uses it"
+            raise TargetError(why, "Stop that first, or name another target.")
 
 
 def _is_same(path: Path, other: Path) -> bool:

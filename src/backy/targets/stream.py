@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,9 @@ class StreamTarget:
 
     def refuse(self, sources: Mapping[str, Path]) -> None:
         """Nothing can be lost."""
+
+    def refuse_format(self, read_start: Callable[[], bytes]) -> None:
+        """Nothing is there."""
 
     def check(self, size: int) -> None:
         """Any size will do."""

@@ -1,0 +1,151 @@
+"""A restore writes raw bytes: never over an image of a format, nor over one that a VM has open."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from backy.errors import TargetError
+from backy.operations.restore import RestoreOptions, restore_job
+from backy.operations.site import Site
+from backy.system import files
+from backy.system.image_locks import is_open_in_qemu
+from backy.targets import open_target
+from backy.targets.formats import format_of
+from backy.units import KiB, MiB
+from tests.conformance.target import restore
+from tests.lab.devices import loop_device, needs_loop_devices
+from tests.lab.repositories import BLOCK, Made
+from tests.memory_source import sample
+
+DISK = sample(3 * BLOCK + 100)
+# What qemu-img writes and begins with a header; but for LUKS, which takes seconds to make.
+FORMATS = ("qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels")
+
+
+def make(path: Path, *options: str) -> Path:
+    subprocess.run(["qemu-img", "create", "-q", *options, str(path), "1M"], check=True)
+    return path
+
+
+def made_of(image_format: str, path: Path) -> Path:
+    return make(path, "-f", image_format)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_an_image_of_a_format_stays_and_qemu_img_is_named(
+    tmp_path: Path, image_format: str
+) -> None:
+    path = made_of(image_format, tmp_path / "image")
+    before = path.read_bytes()
+    assert_stays(path, image_format.replace("qcow2", "qcow").replace("qcow", "qcow2"))
+    assert path.read_bytes() == before
+
+
+def test_an_image_in_several_files_stays_as_well(tmp_path: Path) -> None:
+    path = make(tmp_path / "image.vmdk", "-f", "vmdk", "-o", "subformat=monolithicFlat")
+    assert_stays(path, "vmdk")
+
+
+def assert_stays(path: Path, image_format: str) -> None:
+    target = open_target(str(path))
+    with pytest.raises(TargetError, match=f"{path} is a {image_format} image") as caught:
+        target.refuse_format(lambda: DISK[: 4 * KiB])
+    assert f"qemu-img convert -f raw -O {image_format} NEW {path}" in caught.value.hint
+    target.refuse_format(lambda: path.read_bytes()[: 4 * KiB])
+
+
+def test_over_source_does_not_allow_it_either(tmp_path: Path) -> None:
+    made = Made(tmp_path / "base")
+    made.backup(vda=DISK)
+    path = made_of("qcow2", tmp_path / "vm.qcow2")
+    made.repository.remember_source({"type": "image", "disks": {"vda": str(path)}})
+    before = path.read_bytes()
+    site = Site(made.base)
+    for place in (str(path), {"vda": str(path)}):
+        with pytest.raises(TargetError, match="is a qcow2 image"):
+            restore_job(site, "vm1", place, RestoreOptions(over_source=True))
+    assert path.read_bytes() == before
+    path.write_bytes(b"raw")
+    restore_job(site, "vm1", str(path), RestoreOptions(over_source=True))
+    assert path.read_bytes() == DISK
+
+
+def test_a_disk_that_holds_an_image_itself_is_restored_over_one(tmp_path: Path) -> None:
+    """A file source of a qcow2 stores the file as it is. So it is with LUKS on a whole disk."""
+    path = made_of("qcow2", tmp_path / "vm.qcow2")
+    made = Made(tmp_path / "base")
+    made.backup(vda=path.read_bytes())
+    before = path.read_bytes()
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", str(path)], check=True)
+    restore_job(Site(made.base), "vm1", str(path))
+    assert path.read_bytes() == before
+
+
+@needs_loop_devices
+def test_a_device_that_holds_an_image_stays_until_it_is_erased(tmp_path: Path) -> None:
+    backing = made_of("qcow2", tmp_path / "backing")
+    os.truncate(backing, MiB)
+    before = backing.read_bytes()
+    with loop_device(backing) as device:
+        target = open_target(str(device))
+        with pytest.raises(TargetError, match="is a qcow2 image") as caught:
+            target.refuse_format(lambda: b"")
+        assert device.read_bytes() == before
+        command = caught.value.hint.rpartition("erase its header: ")[2].removesuffix(".")
+        subprocess.run(command.split(), check=True, capture_output=True)
+        restore(target, DISK)
+
+
+def test_other_bytes_have_no_format() -> None:
+    for start in (b"", bytes(4096), sample(4096), b"QFI", b"\x55\xaa"):
+        assert format_of(start) == ""
+
+
+@contextmanager
+def qemu(path: Path, folder: Path, *options: str) -> Iterator[None]:
+    """A program of QEMU that has an image open."""
+    ready = folder / "ready"
+    command = ["qemu-nbd", "-t", f"--socket={folder}/socket", f"--pid-file={ready}", *options]
+    with subprocess.Popen([*command, str(path)]) as process:
+        try:
+            while not ready.exists():
+                assert process.poll() is None
+            yield
+        finally:
+            process.terminate()
+
+
+@needs_loop_devices
+@pytest.mark.parametrize("way", ["writes", "reads", "backing", "device"])
+def test_what_a_vm_has_open_is_not_overwritten(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(MiB))
+    with ExitStack() as stack:
+        if way == "device":
+            path = stack.enter_context(loop_device(path))
+        target = open_target(str(path))
+        opened, options = path, ["-f", "raw"] + ["-r"] * (way == "reads")
+        if way == "backing":
+            opened = make(tmp_path / "top", "-f", "qcow2", "-F", "raw", "-b", str(path))
+            options = ["-f", "qcow2"]
+        target.check(MiB)
+        with qemu(opened, tmp_path, *options):
+            with pytest.raises(TargetError, match=f"{path} is open in QEMU") as caught:
+                target.check(MiB)
+            assert "Stop" in caught.value.hint
+        restore(target, DISK)
+
+
+def test_looking_for_the_locks_of_qemu_does_not_take_one(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(MiB))
+    with files.open_to_read(path) as file:
+        assert not is_open_in_qemu(file)
+        with qemu(path, tmp_path, "-f", "raw"):
+            assert is_open_in_qemu(file)
