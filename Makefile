@@ -21,8 +21,9 @@ WORKERS ?= 2
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
-install: $(VENV)/.installed ## make .venv/bin/backy, and backy a command in PREFIX/bin (/usr/local or ~/.local)
+install: $(VENV)/.installed ## make .venv/bin/backy, and make backy and backy-restore commands in PREFIX/bin (/usr/local or ~/.local)
 	@tools/link-program $(BIN)/backy $(PREFIX)/bin
+	@tools/link-program $(BIN)/backy-restore $(PREFIX)/bin
 
 test: $(VENV)/.dev ## run all tests; as root on real file systems and programs
 	@tools/apt-install tests/lab/apt-packages.txt
@@ -89,7 +90,8 @@ $(VENV)/.made: tools/make-venv
 	@touch $@
 
 # The package is built with the locked hatchling of the .venv itself, so that nothing comes in unchecked.
-$(VENV)/.installed: $(VENV)/.made requirements/run.txt requirements/build.txt pyproject.toml src/backy/__init__.py
+$(VENV)/.installed: $(VENV)/.made requirements/run.txt requirements/build.txt pyproject.toml src/backy/__init__.py \
+		src/backy/repository/restore.sh
 	@echo "Installing the Python libraries of backy into $(VENV), about a minute ..."
 	@$(PIP) --require-hashes -r requirements/run.txt -r requirements/build.txt
 	@$(PIP) --no-index --no-deps --no-build-isolation --editable .

@@ -121,6 +121,21 @@ def test_what_was_backed_up_by_the_installed_program_is_restored_by_it(root: Roo
     assert (images / "restored.img").read_bytes() == (images / "vm1.img").read_bytes()
 
 
+def test_backy_restore_is_the_script_of_the_repositories_and_restores_without_backy(
+    content: Path, own_root: Root
+) -> None:
+    script = PROJECT / "src/backy/repository/restore.sh"
+    assert (content / "usr/bin/backy-restore").read_bytes() == script.read_bytes()
+    own_root.run("backy", "backup", "vm1", "--source", "/images/vm1.img")
+    images = own_root.path / "images"
+    own_root.run("rm", "-r", "/usr/lib/backy")
+    restored = "backy-restore /srv/backy/vm1 latest vda /images/by-script.img"
+    assert "vda  3.0 MiB" in own_root.run("backy-restore", "/srv/backy/vm1").stdout
+    own_root.run("sh", "-c", f"command -v zstd || exit 0; {restored}")
+    if (images / "by-script.img").exists():  # zstd is only recommended
+        assert (images / "by-script.img").read_bytes() == (images / "vm1.img").read_bytes()
+
+
 def test_the_example_configuration_is_in_place_and_valid(root: Root) -> None:
     said = json.loads(root.run("backy", "config", "check", "--json").stdout)
     assert said == {"file": f"/{CONFIGURATION}", "jobs": 0, "problems": []}

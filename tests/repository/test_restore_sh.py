@@ -4,13 +4,16 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import zstandard
 
 from tests.lab.devices import loop_device, needs_loop_devices
 from tests.lab.dispositions import WITH_DEFAULTS
@@ -23,7 +26,7 @@ OLD, REV = "20261122T004938Z-a1b2", "20261123T004938Z-x7k2"
 BLOCK = 4096
 # All that the script may use of a system with GNU tools. Busybox comes with all of its applets.
 GNU = {"sed", "xargs", "zstd"} | {"basename", "cat", "cp", "dd", "dirname", "ls", "readlink"}
-GNU |= {"sort", "stat", "tail", "wc"}
+GNU |= {"head", "sort", "stat", "tail", "wc"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,11 +491,6 @@ def test_every_block_whose_chunk_is_missing_is_named_and_the_target_is_not_touch
     assert "has not been touched" in said
 
 
-def put_a_folder_there(chunk: Path) -> None:
-    chunk.unlink()
-    chunk.mkdir()
-
-
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "flipped-bit": flip_a_bit,
     "truncated": lambda chunk: os.truncate(chunk, chunk.stat().st_size - 1),
@@ -500,7 +498,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "not-compressed": lambda chunk: chunk.write_bytes(bytes(BLOCK)),
     "too-short": lambda chunk: chunk.write_bytes(compressed(b"other")),
     "too-long": lambda chunk: chunk.write_bytes(compressed(bytes(BLOCK + 1))),
-    "a-folder": put_a_folder_there,
+    "a-bomb": lambda chunk: chunk.write_bytes(compressed(b"x" * 8 * MIB)),
+    "a-bomb-of-zeroes": lambda chunk: chunk.write_bytes(compressed(bytes(8 * MIB))),
+    "a-bomb-of-no-known-size": lambda chunk: chunk.write_bytes(
+        zstandard.ZstdCompressor(write_content_size=False).compress(b"y" * 8 * MIB)
+    ),
+    "many-frames": lambda chunk: chunk.write_bytes(chunk.read_bytes() * 1000),
 }
 
 
@@ -598,6 +601,293 @@ def test_an_image_of_the_wrong_size_is_found_before_the_target_is_touched(
     assert not (tmp_path / "new").exists()
 
 
+BOMBS = [name for name in DAMAGE if "bomb" in name or name == "many-frames"]
+
+
+@needs_loop_devices
+@pytest.mark.parametrize("damage", BOMBS)
+def test_nothing_is_written_behind_the_end_of_a_disk_whatever_a_chunk_unpacks_to(
+    machine: Machine, chunked: Handmade, tmp_path: Path, damage: str
+) -> None:
+    DAMAGE[damage](chunked.chunk(REV, "vda", 60))
+    behind = b"\xff" * (MIB - len(VDA))
+    (tmp_path / "disk").write_bytes(bytes(len(VDA)) + behind)
+    with loop_device(tmp_path / "disk") as device:
+        said = machine.refuse(chunked, device)
+        assert device.read_bytes()[len(VDA) :] == behind
+    assert "unpacks to more than 1000 bytes" in said
+    result = machine.run(chunked, REV, "vda", "-")
+    assert result.returncode == 1
+    assert len(result.stdout) == len(VDA)
+    with file_system("tmpfs", 2 * MIB) as folder:
+        said = machine.refuse(chunked, folder / "new")
+    assert "Is it full?" not in said
+    assert "unpacks to more than 1000 bytes" in said
+
+
+# A folder that somebody else has prepared.
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder_there(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def link_to_itself(path: Path) -> None:
+    """A link to the very content: it is refused for being a link."""
+    path.rename(path.with_name("aside"))
+    path.symlink_to(path.with_name("aside"))
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+KINDS = [folder_there, link_to_itself, endless]
+PLACES = ["revision.json", "vda.blocks", "vda.img", "chunk"]
+CASES = [(place, pipe) for place in PLACES]
+CASES += [(place, KINDS[number % len(KINDS)]) for number, place in enumerate(PLACES)]
+
+
+@pytest.mark.parametrize(("place", "kind"), CASES)
+def test_nothing_but_a_plain_file_is_opened_and_the_target_is_not_touched(
+    machine: Machine, tmp_path: Path, kind: Callable[[Path], None], place: str
+) -> None:
+    repository = handmade(tmp_path, "images" if place == "vda.img" else "chunks")
+    repository.add(REV, {"vda": VDA})
+    folder = repository.path / "revisions" / REV
+    kind(repository.chunk(REV, "vda", 30) if place == "chunk" else folder / place)
+    (tmp_path / "existing").write_bytes(b"precious")
+    with ends(60):
+        said = machine.refuse(repository, tmp_path / "existing")
+        listed = machine.run(repository)
+    assert (tmp_path / "existing").read_bytes() == b"precious"
+    assert all(line.startswith("restore.sh: ") for line in said.splitlines())
+    assert listed.stderr == b""
+    if place == "revision.json":
+        assert listed.stdout.decode() == f"{REV}  its revision.json cannot be read  \n"
+
+
+@pytest.mark.parametrize("place", ["revisions", "chunks", "chunks/ab", f"revisions/{REV}"])
+def test_a_folder_that_is_a_link_is_refused(
+    machine: Machine, chunked: Handmade, tmp_path: Path, place: str
+) -> None:
+    path = chunked.path / place
+    if path.exists():
+        path.rename(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    said = machine.refuse(chunked, tmp_path / "new")
+    assert "is a link" in said or f"there is no revision {REV}" in said
+    assert not (tmp_path / "new").exists()
+
+
+def change(repository: Handmade, old: str, new: str) -> None:
+    path = repository.path / "revisions" / REV / "revision.json"
+    text = path.read_text(encoding="latin-1")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="latin-1")
+
+
+def test_no_text_of_a_repository_speaks_to_the_terminal(machine: Machine, tmp_path: Path) -> None:
+    repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vda": VDB}, tags=["TAG"], trust="TRUST")
+    evil = "\x1b[2J\x9b31m\r\x07\x7f%s\\n"
+    for word in ("TAG", "TRUST", "2026-11-23T00:49:38Z"):
+        change(repository, word, f"a{evil}z")
+    change(repository, '"vda": {\n      "size": 12288', f'"vd{evil}": {{\n      "size": 12288')
+    for name in (f"20261124T004938Z-{evil}", "20261124T004938Z-a1b2\n", f"2{evil}Z-a1b2"):
+        (repository.path / "revisions" / name.encode("latin-1").decode("latin-1")).mkdir()
+    result = machine.run(repository)
+    assert result.returncode == 0
+    assert result.stderr == b""
+    assert result.stdout.replace(b"\n", b"").decode("ascii").isprintable()
+    assert result.stdout.count(b"Z-") == 1
+    said = machine.run(repository, REV, "vda", tmp_path / "new").stderr
+    assert said.replace(b"\n", b"").decode("ascii").isprintable()
+
+
+@pytest.mark.parametrize("value", ["99999999999999999999", "0", "010", "9" * 19, "abc"])
+def test_a_size_that_no_disk_has_is_refused_in_words(
+    machine: Machine, chunked: Handmade, tmp_path: Path, value: str
+) -> None:
+    for key, right in (("block_size", BLOCK), ("size", len(VDA))):
+        change(chunked, f'"{key}": {right}', f'"{key}": {value}')
+        (line,) = machine.refuse(chunked, tmp_path / "new").splitlines()
+        assert line.startswith("restore.sh: vda of ") or "there is no disk vda" in line
+        listed = machine.run(chunked)
+        assert (listed.returncode, listed.stderr) == (0, b"")
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_restored_disk_is_for_its_owner_alone(
+    machine: Machine, repository: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "existing").touch()
+    (tmp_path / "existing").chmod(0o640)
+    before = os.umask(0)
+    try:
+        machine.restore(repository, tmp_path / "new")
+        machine.restore(repository, tmp_path / "existing")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "existing").stat().st_mode & 0o777 == 0o640
+
+
+# The script of the package.
+
+
+@pytest.fixture
+def packaged(machine: Machine) -> Path:
+    shutil.copy(RESTORE_SH, machine.tools / "backy-restore")
+    (machine.tools / "backy-restore").chmod(0o755)
+    return machine.tools / "backy-restore"
+
+
+def test_backy_restore_is_the_same_script_and_takes_the_folder(
+    machine: Machine, packaged: Path, repository: Handmade, tmp_path: Path
+) -> None:
+    (repository.path / "restore.sh").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(machine.tools / "sh"), str(packaged), *arguments]
+        folder, env = repository.path.parent, machine.environment
+        return subprocess.run(
+            command, cwd=folder, env=env, capture_output=True, text=True, check=False
+        )
+
+    assert run("vm 1").stdout.splitlines()[-1] == "    vdb  12.0 KiB  12288 bytes"
+    said = run("vm 1", REV, "vda", "new")
+    assert (said.returncode, said.stdout) == (0, "")
+    assert said.stderr.splitlines()[-1].startswith(f"backy-restore: restored vda of {REV}: ")
+    assert (repository.path.parent / "new").read_bytes() == VDA
+    assert run().returncode == run("vm 1", REV).returncode == 2
+    assert run("--help").stdout.startswith("usage: backy-restore FOLDER ")
+    assert f"See: backy-restore {repository.path}" in run("vm 1", "1999", "vda", "x").stderr
+    assert "cannot enter the folder" in run("nowhere", REV, "vda", "x").stderr
+    assert not (tmp_path / "ran").exists()
+
+
+# Devices that somebody uses.
+
+
+@contextmanager
+def in_use(*words: str | Path, undo: Sequence[str | Path]) -> Iterator[None]:
+    subprocess.run(words, check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(undo, check=True)
+
+
+@contextmanager
+def second_of_a_btrfs(device: Path, folder: Path) -> Iterator[None]:
+    (folder / "first").touch()
+    os.truncate(folder / "first", 128 * MIB)
+    with loop_device(folder / "first") as first:
+        subprocess.run(["mkfs.btrfs", "-q", "-f", first, device], check=True, capture_output=True)
+        (folder / "mounted").mkdir()
+        with in_use("mount", first, folder / "mounted", undo=["umount", folder / "mounted"]):
+            yield
+
+
+@contextmanager
+def swap_space(device: Path, _: Path) -> Iterator[None]:
+    subprocess.run(["mkswap", device], check=True, capture_output=True)
+    with in_use("swapon", device, undo=["swapoff", device]):
+        yield
+
+
+@contextmanager
+def exclusive(device: Path, _: Path) -> Iterator[None]:
+    """As ZFS holds it: only the kernel knows."""
+    descriptor = os.open(device, os.O_RDWR | os.O_EXCL)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def other_node(number: int, folder: Path) -> Path:
+    """A node of a device by a name that nobody else knows."""
+    os.mknod(folder / "node", 0o600 | stat.S_IFBLK, number)
+    return folder / "node"
+
+
+@needs_loop_devices
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (second_of_a_btrfs, "is part of something else, see /sys/fs/btrfs/"),
+        (swap_space, "is mounted, or swap"),
+        (exclusive, "is in use"),
+    ],
+)
+def test_a_device_that_is_in_use_is_not_touched_by_any_name(
+    machine: Machine,
+    chunked: Handmade,
+    tmp_path: Path,
+    use: Callable[[Path, Path], AbstractContextManager[None]],
+    reason: str,
+) -> None:
+    if use is exclusive:
+        (machine.tools / "wipefs").symlink_to(str(shutil.which("wipefs")))
+    (tmp_path / "disk").touch()
+    os.truncate(tmp_path / "disk", 128 * MIB)
+    with loop_device(tmp_path / "disk") as device, use(device, tmp_path):
+        before = (tmp_path / "disk").read_bytes()
+        for target in (device, other_node(device.stat().st_rdev, tmp_path)):
+            assert reason in machine.refuse(chunked, target)
+        assert (tmp_path / "disk").read_bytes() == before
+
+
+# As LVM, LUKS, multipath and md show what they hold; the kernel of a test machine may have none.
+HELD = 'mount -t tmpfs none "$1" && : >"$1/dm-0" && shift && exec "$@"'
+
+
+@needs_loop_devices
+def test_a_device_that_another_one_holds_is_not_touched(
+    machine: Machine, chunked: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    with loop_device(tmp_path / "disk") as device:
+        holders = f"/sys/block/{device.name}/holders"
+        held = ["unshare", "--mount", "/bin/sh", "-c", HELD, "sh", holders]
+        command = [*held, "env", "-i", f"PATH={machine.tools}"]
+        command += map(str, machine.command(chunked, REV, "vda", device))
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 1, result
+        assert f"{device} is part of something else, see /sys/dev/block/" in result.stderr
+        assert result.stderr.rstrip().endswith("holders/dm-0: end that first")
+        assert device.read_bytes() == bytes(MIB)
+
+
+@needs_loop_devices
+def test_a_disk_with_a_partition_in_use_is_not_touched_nor_a_part_of_a_disk_in_use(
+    machine: Machine, chunked: Handmade, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").touch()
+    os.truncate(tmp_path / "disk", 16 * MIB)
+    with loop_device(tmp_path / "disk") as device:
+        undo: list[str | Path] = ["delpart", device, "1"]
+        with in_use("addpart", device, "1", "2048", "8192", undo=undo):
+            number = Path(f"/sys/class/block/{device.name}p1/dev").read_text().split(":")
+            part = other_node(os.makedev(*map(int, number)), tmp_path)
+            with swap_space(part, tmp_path):
+                assert "is mounted, or swap" in machine.refuse(chunked, device)
+            with swap_space(device, tmp_path):
+                assert "is mounted, or swap" in machine.refuse(chunked, part)
+            machine.restore(chunked, part)
+
+
 # Other failures.
 
 
@@ -621,7 +911,11 @@ def test_a_full_device_is_reported(machine: Machine, repository: Handmade) -> No
 def test_it_stops_at_the_first_write_that_fails(machine: Machine, tmp_path: Path) -> None:
     repository = handmade(tmp_path, "chunks")
     repository.add(REV, {"vda": bytes(20_000 * BLOCK)})
-    assert machine.refuse(repository, "/dev/full").count("zstd: error") == 1
+    (machine.tools / "zstd").rename(machine.tools / "real")
+    (machine.tools / "zstd").write_text('#!/bin/sh\necho "$1" >>"$0.runs"\nexec real "$@"\n')
+    (machine.tools / "zstd").chmod(0o755)
+    machine.refuse(repository, "/dev/full")
+    assert (machine.tools / "zstd.runs").read_text().split() == ["-dcq"]
 
 
 def test_a_reader_that_goes_away_is_a_failure(machine: Machine, repository: Handmade) -> None:

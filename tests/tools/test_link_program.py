@@ -95,7 +95,9 @@ def test_make_install_takes_a_folder_that_shells_look_into() -> None:
         check=True,
     ).stdout
     prefix = "/home/you/.local" if os.geteuid() else "/usr/local"
-    assert said.splitlines()[-1] == f"tools/link-program .venv/bin/backy {prefix}/bin"
+    assert said.splitlines()[-2:] == [
+        f"tools/link-program .venv/bin/{name} {prefix}/bin" for name in ("backy", "backy-restore")
+    ]
 
 
 def test_the_script_is_clean_shell() -> None:

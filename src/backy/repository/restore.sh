@@ -2,6 +2,9 @@
 # Gets the disks of a virtual machine back out of this folder. Needs a shell, zstd and the usual
 # Unix tools (busybox will do), neither backy nor Python. How: ./restore.sh --help
 #
+# If others can write to this folder, this may not be the script that backy wrote. Use backy-restore
+# of the package then, which is the same script: backy-restore FOLDER. It trusts nothing in FOLDER.
+#
 # The same by hand, in this folder; for REV and vda write what the first two commands show:
 #
 #   ls revisions                            # one folder a backup, named after its time in UTC
@@ -23,9 +26,15 @@
 #   done > /new/disk.img
 
 set -u
+umask 077       # A disk is nobody else's business.
+unset CDPATH    # It would lead cd elsewhere.
 export LC_ALL=C # Ids are sorted by byte, so the oldest comes first, and [a-f] means no more.
 newline='
 '
+case ${0##*/} in
+backy-restore) me=backy-restore command="backy-restore FOLDER" ;;
+*) me=restore.sh command=./restore.sh ;;
+esac
 
 # Whoever closed a standard stream must not have a file of ours in its place. Standard output can
 # only be read then, so that writing a disk to it fails.
@@ -34,7 +43,7 @@ newline='
 (: 3>&2) || exec 2>/dev/null
 
 # Goes on where nobody can hear it.
-say() { printf 'restore.sh: %s\n' "$*" >&2 || :; }
+say() { printf '%s: %s\n' "$me" "$*" >&2 || :; }
 die() {
     say "$@"
     exit 1
@@ -45,9 +54,9 @@ unless_written() { # Ends the script. A reader that has read enough is no reason
 }
 
 usage() {
-    cat <<'END'
-usage: ./restore.sh                       list the revisions and their disks
-       ./restore.sh REVISION DISK TARGET  write a disk of a revision to TARGET
+    cat <<END
+usage: $command                       list the revisions and their disks
+       $command REVISION DISK TARGET  write a disk of a revision to TARGET
 
 REVISION  an id from the list, the beginning of just one of them, or "latest"
 DISK      a name from the list, such as vda
@@ -56,26 +65,40 @@ END
 }
 
 human() { # 1610612736 -> 1.5 GiB
-    tenths=$(($1 * 10)) unit=B
+    whole=$1 tenths=0 unit=B
     for larger in KiB MiB GiB TiB; do
-        [ "$tenths" -lt 10240 ] || { tenths=$((tenths / 1024)) && unit=$larger; }
+        [ "$whole" -lt 1024 ] ||
+            { tenths=$((whole % 1024 * 10 / 1024)) && whole=$((whole / 1024)) && unit=$larger; }
     done
-    echo "$((tenths / 10)).$((tenths % 10)) $unit"
+    echo "$whole.$tenths $unit"
+}
+
+# Others may have written this folder: nothing in it is opened that is a link, a pipe or a device,
+# no number is used that a shell cannot hold, and no text is shown that could speak to a terminal.
+is_plain() { [ -f "$1" ] && [ ! -L "$1" ]; }
+is_number() { case $1 in '' | 0* | *[!0-9]*) false ;; *) [ ${#1} -le 18 ] ;; esac }
+record() { # The revision.json of a revision; nothing if it cannot be one.
+    is_plain "revisions/$1/revision.json" &&
+        [ "$(stat -c %s "revisions/$1/revision.json")" -le 1048576 ] &&
+        sed 's/[^ -~]/?/g' "revisions/$1/revision.json"
 }
 
 revisions() { # The ids, the oldest first. A dot in front marks a backup that never finished.
-    for folder in revisions/[0-9]*Z-*; do [ ! -d "$folder" ] || echo "${folder#revisions/}"; done
+    two='[0-9][0-9]' any='[a-z0-9]'
+    for folder in revisions/$two$two$two${two}T$two$two${two}Z-$any$any$any$any; do
+        { [ ! -d "$folder" ] || [ -L "$folder" ]; } || echo "${folder#revisions/}"
+    done
 }
 
 # revision.json has one key a line, and two spaces in front for each level: sed can read that.
 list() {
-    revisions | while read -r id; do
-        sed -n 's/^  "time": "\(.*\)",*$/time \1/p
+    revisions | while read -r listed; do
+        record "$listed" | sed -n 's/^  "time": "\(.*\)",*$/time \1/p
             s/^  "trust": "\(.*\)",*$/trust \1/p
             /^  "tags": \[$/,/^  \]/ s/^    "\(.*\)",*$/tag \1/p
             /^  "disks": {$/,/^  }/ s/^    "\(.*\)": {$/disk \1/p
-            /^  "disks": {$/,/^  }/ s/^      "size": \([0-9]*\),*$/size \1/p
-            ' "revisions/$id/revision.json" | {
+            /^  "disks": {$/,/^  }/ s/^      "size": \(.*[^,]\),*$/size \1/p
+            ' | {
             taken='' trust='' tags='' disks=''
             while read -r key value; do
                 case $key in
@@ -83,37 +106,58 @@ list() {
                 trust) trust=$value ;;
                 tag) tags="${tags:+$tags, }$value" ;;
                 disk) disks="$disks$newline    $value" ;;
-                size) disks="$disks  $(human "$value")  $value bytes" ;;
+                size)
+                    is_number "$value" || { disks="$disks  of no possible size" && continue; }
+                    disks="$disks  $(human "$value")  $value bytes"
+                    ;;
                 esac
             done
-            printf '%s\n' "$id  $taken  $trust${tags:+  $tags}$disks" 2>/dev/null
+            : "${taken:=its revision.json cannot be read}"
+            printf '%s\n' "$listed  $taken  $trust${tags:+  $tags}$disks" 2>/dev/null
         } || exit
     done
 }
 
 of_disk() { # The value of a key of the wanted disk, such as size.
-    sed -n '/^  "disks": {$/,/^  }/ {
+    record "$id" | sed -n '/^  "disks": {$/,/^  }/ {
         /^    "'"$(echo "$disk" | sed 's/[.]/[.]/g')"'": {$/,/^    }/ {
             s/^      "'"$1"'": "*\([0-9a-f]*\)"*,*$/\1/p
         }
-    }' "$revision/revision.json"
+    }'
 }
 
 # A pipeline reports the status of its last part only. So a part that fails says so on
 # descriptor 4, and whoever runs the pipeline listens there.
 failed() { echo failed >&4; }
 chunks() { sed 's|^..|chunks/&/&|; s|$|.zst|' "$index" || failed; }
-all_chunks_exist() {
-    [ -z "$( { chunks | xargs ls -d >/dev/null 2>&1 || failed; } 4>&1)" ]
+all_chunks_exist() { # And each is a file.
+    [ -z "$( { chunks | xargs ls -ld 2>/dev/null || failed; } 4>&1 | sed '/^-/d')" ]
 }
 
 # These two write to the target, which is open as descriptor 3, and print something only if they
 # fail. xargs starts one zstd after the other, with as many chunks as fit on a command line, and
-# 255 is the one status at which it stops early.
-write_chunks() { # write_chunks --sparse or --no-sparse
+# 255 is the one status at which it stops early. A chunk may unpack to more than a block, to
+# terabytes even: not one byte is written behind the end of the disk. For a file the kernel ends
+# zstd then, whose status is 153.
+write_chunks() {
+    if [ "$kind" = regular ]; then
+        # shellcheck disable=SC3045 # A shell that leaves no core files need not know it.
+        ulimit -c 0 2>/dev/null
+        ulimit -f $(((size + 511) / 512)) # of 512 bytes
+        { unpack_chunks --sparse >&3 || failed; } 4>&1
+    else
+        { { unpack_chunks --no-sparse || failed; } | first_bytes >&3 || echo "no write" >&4; } 4>&1
+    fi
+}
+unpack_chunks() {
     # shellcheck disable=SC2016 # The inner shell is to expand these.
-    { chunks | xargs sh -c 'zstd -dcq "$0" "$@" >&3 || { echo "zstd $?" >&4; exit 255; }' "$1" ||
-        failed; } 4>&1
+    chunks | xargs sh -c 'zstd -dcq "$0" "$@" || { echo "zstd $?" >&4; exit 255; }' "$1"
+}
+first_bytes() { # Unlike head, dd never reads more than it was told.
+    rest=$((size % 65536))
+    dd bs=65536 iflag=fullblock count=$((size / 65536)) 2>/dev/null &&
+        { [ $rest -eq 0 ] || dd bs=$rest iflag=fullblock count=1 2>/dev/null; } &&
+        { [ "$(dd bs=1 count=1 2>/dev/null | wc -c)" -eq 0 ] || echo "too much" >&4; }
 }
 write_image() {
     case $kind:$(cp --help 2>&1) in
@@ -133,11 +177,16 @@ name_bad_blocks() {
     sed '=' "$index" | sed 'N; s/\n/ /' | sort -u -k 2,2 | sort -n | while read -r _ hash; do
         chunk=chunks/${hash%"${hash#??}"}/$hash.zst
         [ "$hash" = "$last" ] && want=$last_size || want=$block_size
+        got=$(is_plain "$chunk" && zstd -dcq "$chunk" 2>/dev/null | head -c $((want + 1)) | wc -c)
         if [ ! -e "$chunk" ]; then
             problem="is missing"
+        elif ! is_plain "$chunk"; then
+            problem="is a link, or no file"
+        elif [ "$got" -gt "$want" ]; then
+            problem="unpacks to more than $want bytes"
         elif ! zstd -tq "$chunk" 2>/dev/null; then
             problem="is damaged"
-        elif [ "$(zstd -dcq "$chunk" | wc -c)" -ne "$want" ]; then
+        elif [ "$got" -lt "$want" ]; then
             problem="does not hold $want bytes"
         else
             continue
@@ -153,12 +202,37 @@ position() { # How far the target has been written. This stays 0 for a pipe, and
     echo $(($(sed -n 's/^pos:[^0-9]*//p' "/proc/$$/fdinfo/3" 2>/dev/null) + 0))
 }
 
+number_of() { # /dev/vda1 -> 254:1
+    stat -Lc '0x%t 0x%T' "$1" | { read -r major minor && printf '%d:%d' "$major" "$minor"; }
+}
+users() { # Who uses the device $system, or a partition of it, or the device that it is a part of.
+    for part in "$system" "$system"/*/ "$system"/..; do
+        [ -e "$part/dev" ] || continue
+        number=$(cat "$part/dev") name=$(basename "$(readlink -f "$part")")
+        for holder in "$part"/holders/* /sys/fs/btrfs/*/devices/"$name"; do
+            [ ! -e "$holder" ] || echo "$target is part of something else, see $holder"
+        done
+        cat /proc/mounts /proc/swaps | while read -r used _; do
+            [ ! -b "$used" ] || [ "$(number_of "$used")" != "$number" ] ||
+                echo "$used is mounted, or swap"
+        done
+    done
+    # This changes nothing, but fails where the kernel has the device open exclusively: for ZFS.
+    case $(wipefs --all --no-act "$target" 2>&1) in *" busy"*) echo "$target is in use" ;; esac
+}
+
 give_up() { # Leaves nothing that could be taken for a whole disk.
     say "$@"
     [ "$kind" != regular ] || { : >"$target" && die "FAILED, and $target is empty now"; }
     die "FAILED, and what is in $target now is not the disk: do not use it"
 }
 
+caller=$(pwd -P)
+folder=$(dirname "$(readlink -f "$0")")
+case $me:${1-} in
+backy-restore: | backy-restore:-*) [ $# -gt 0 ] || { usage >&2 && exit 2; } ;;
+backy-restore:*) folder=$1 && shift ;;
+esac
 case $#:${1-} in
 0:) ;;
 1:-h | 1:--help)
@@ -171,10 +245,13 @@ case $#:${1-} in
     exit 2
     ;;
 esac
-caller=$(pwd -P)
-cd "$(dirname "$(readlink -f "$0")")" || die "cannot enter the folder of $0"
+cd "$folder" || die "cannot enter the folder $folder"
 repository=$(pwd -P)
+[ "$me" = restore.sh ] && listing=$repository/restore.sh || listing="backy-restore $repository"
 [ -d revisions ] || die "there is no folder $repository/revisions. Is this a repository?"
+for folder in revisions chunks chunks/*; do
+    [ ! -L "$folder" ] || die "$repository/$folder is a link, and backy makes none"
+done
 if [ $# -eq 0 ]; then
     list || unless_written
     exit
@@ -187,15 +264,18 @@ else
     id=$(revisions | while read -r id; do case $id in "$1"*) echo "$id" ;; esac done)
 fi
 case $id in
-'') die "there is no revision $1. See: $repository/restore.sh" ;;
+'') die "there is no revision $1. See: $listing" ;;
 *"$newline"*) die "more than one revision begins with $1:$newline$id" ;;
 esac
 disk=$2 revision=revisions/$id
 case $disk in '' | *[!A-Za-z0-9._-]*) die "$disk is not the name of a disk" ;; esac
 index=$revision/$disk.blocks image=$revision/$disk.img
+[ -n "$(record "$id")" ] || die "$repository/$revision/revision.json is no file of at most 1 MiB"
 size=$(of_disk size) block_size=$(of_disk block_size)
-[ -n "${size:+$block_size}" ] || die "there is no disk $disk in $id. See: $repository/restore.sh"
-[ -z "$(sed -n '/^  "trust": "distrusted"/p' "$revision/revision.json")" ] ||
+[ -n "${size:+$block_size}" ] || die "there is no disk $disk in $id. See: $listing"
+{ is_number "$size" && is_number "$block_size"; } ||
+    die "$disk of $id cannot have such a size or block size: see $revision/revision.json"
+[ -z "$(record "$id" | sed -n '/^  "trust": "distrusted"/p')" ] ||
     say "warning: $id is distrusted: something was found wrong with it. Prefer another one"
 
 # Which target. A mistyped name below /dev would become a file in memory.
@@ -217,25 +297,23 @@ else
 fi
 case $resolved in "$repository"/*) die "$target is inside the repository. Choose another" ;; esac
 if [ "$kind" = device ]; then
+    number=$(number_of "$target") && system=/sys/dev/block/$number
     capacity=$(blockdev --getsize64 "$target" 2>/dev/null) ||
-        capacity=$(($(cat "/sys/class/block/${resolved##*/}/size") * 512))
+        capacity=$(($(cat "$system/size") * 512))
     [ "$capacity" -ge "$size" ] ||
         die "$target is too small: it has $capacity bytes, and $disk has $size"
-    case $resolved in *[0-9]) partition=p ;; *) partition='' ;; esac
-    while read -r mounted _; do
-        case $(readlink -f "$mounted") in
-        "$resolved" | "$resolved$partition"[0-9]*) die "$mounted is mounted: umount it first" ;;
-        esac
-    done </proc/mounts
+    in_use=$(users | sed 1q)
+    [ -z "$in_use" ] || die "$in_use: end that first"
 fi
 
 # What can be checked fast is checked before the target is touched.
 if [ -e "$image" ]; then
+    is_plain "$image" || die "$image is a link, or no file"
     got=$(stat -Lc %s "$image")
     [ "$got" -eq "$size" ] || die "$image is damaged: it has $got bytes instead of $size"
 else
     command -v zstd >/dev/null || die "zstd is not installed, and the chunks need it"
-    [ -e "$index" ] || die "there is neither $repository/$image nor $repository/$index"
+    is_plain "$index" || die "there is neither $repository/$image nor $repository/$index"
     blocks=$(((size + block_size - 1) / block_size))
     last_size=$((size - (blocks - 1) * block_size))
     got=$(stat -Lc %s "$index")
@@ -263,11 +341,13 @@ start=$(position)
 if [ -e "$image" ]; then
     [ -z "$(write_image)" ] || give_up "cannot copy $image to $target. Is it full?"
 else
-    [ "$kind" = regular ] && sparse=--sparse || sparse=--no-sparse
-    case $(write_chunks "$sparse") in
+    case $(write_chunks) in
     '') ;;
+    *"too much"* | *"zstd 153"*) name_bad_blocks && give_up "chunks of $disk unpack to too much" ;;
     # zstd counts the errors of writing from 70 on; those above 128 are signals.
-    "zstd "[7-9][0-9]* | "zstd "1[0-9][0-9]*) give_up "cannot write $target. Is it full?" ;;
+    *"no write"* | *"zstd "[7-9][0-9]* | *"zstd "1[0-9][0-9]*)
+        give_up "cannot write $target. Is it full?"
+        ;;
     *) name_bad_blocks && give_up "chunks of $disk could not be read" ;;
     esac
 fi
