@@ -130,3 +130,19 @@ def test_a_file_that_is_exchanged_with_a_fifo_hangs_nothing(
     with exchanged((file, file.with_name("fifo"))):
         for _ in range(1 if verb == "scrub" else 3):
             assert made.run(*command).code in ENDINGS
+
+
+@pytest.mark.parametrize("kind", ["file", "nothing"])
+def test_a_link_in_a_folder_that_disks_are_restored_to_leads_nowhere(
+    made: Backy, tmp_path: Path, kind: str
+) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "target"
+    victim.write_text("not ours")
+    target.mkdir()
+    (target / "link").symlink_to(victim)
+    if kind == "file":
+        (target / "vda.img").write_text("old")
+    with exchanged((target / "vda.img", target / "link")):
+        for _ in range(10):
+            assert made.run("restore", "vm1", target).code in ENDINGS
+    assert victim.read_text() == "not ours"

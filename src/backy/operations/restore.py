@@ -117,8 +117,9 @@ def restore_job(
     revision = repository.find(options.spec)
     words = _words(repository, revision, target, options.disk)
     spared = {} if options.over_source else _source_paths(site, repository, watcher)
+    in_folder = isinstance(target, str) and is_folder(target)
     for word in words.values():
-        open_target(word).refuse(spared)
+        open_target(word, in_folder=in_folder).refuse(spared)
     hooks, origins = site.hooks(job, watcher.note), site.origins(repository)
     watcher.begin(sum(revision.disks[name].size for name in words))
     disks = []
@@ -133,12 +134,13 @@ def restore_job(
                 origins=origins,
                 keep_going=options.keep_going,
                 spared=spared,
+                in_folder=in_folder,
                 watcher=watcher,
             )
         disks.append(done)
         on_disk(done)
     files: list[Path] = []
-    if isinstance(target, str) and is_folder(target):
+    if isinstance(target, str) and in_folder:
         files = restore_files(repository, revision, Path(target), watcher)
     return RestoreResult(revision, disks, files, failures(origins))
 
@@ -200,9 +202,10 @@ def restore(
     origins: Sequence[Origin],
     keep_going: bool = False,
     spared: Mapping[str, Path] | None = None,
+    in_folder: bool = False,
     watcher: Watcher = SILENCE,
 ) -> RestoredDisk:
-    """Write a disk to a target that `open_target` takes. On return it is complete and durable.
+    """Write a disk to a target, as `open_target` takes it. On return it is complete and durable.
 
     Zeroes become holes if the target can have them. Damaged blocks are healed from other revisions
     and `origins`; `watcher` is warned of each damaged range.
@@ -212,7 +215,7 @@ def restore(
     is lost and `keep_going` is False.
     """
     began = time.monotonic()
-    opened = open_target(target)
+    opened = open_target(target, in_folder=in_folder)
     opened.refuse(spared or {})
     opened.check(revision.disks[disk].size)
     with ExitStack() as stack:

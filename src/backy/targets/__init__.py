@@ -18,6 +18,7 @@ _BUILT_IN = {
     "file": "backy.targets.file:FileTarget",
     "stream": "backy.targets.stream:StreamTarget",
 }
+_IN_FOLDER = {"file": "backy.targets.file:FileInFolder"}
 _NAMED = re.compile(r"([a-z][a-z0-9+]+):(.*)", re.DOTALL)
 
 
@@ -66,12 +67,17 @@ class TargetClass(Protocol):
         """Raises UsageError if `place`, what was typed after the target's name, is none."""
 
 
-def open_target(word: str) -> Target:
+def open_target(word: str, *, in_folder: bool = False) -> Target:
     """The target that a user names.
+
+    With `in_folder` the user named the folder that it is in, and no link is followed.
 
     "-" is standard output, NAME:PLACE is a place of the target plug-in NAME, anything else is the
     path of a file or block device. Raises UsageError if there is no such target.
     """
+    if in_folder:
+        made: TargetClass = load("backy.targets", "file", _IN_FOLDER)
+        return made(word)
     if word == STREAM:
         return _target_class("stream", word)("")
     if named := _NAMED.fullmatch(word):
