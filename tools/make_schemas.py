@@ -79,6 +79,7 @@ COMMANDS = {
     ),
     "pause": Output((answers.PauseAnswer,)),
     "purge": Output((answers.PurgeAnswer, answers.EraseAnswer)),
+    "init": Output((answers.InitAnswer,)),
     "remove": Output((answers.RemoveAnswer,)),
     "reports": Output((answers.ReportsAnswer,)),
     "reports delete": Output((answers.ReportsDeleteAnswer,)),

@@ -23,8 +23,9 @@ def test_all_jobs_are_listed_with_their_newest_revision(aged: Backy, tmp_path: P
 
 
 def test_no_jobs_are_an_empty_list(backy: Backy) -> None:
-    assert len(backy.quiet("list").out.splitlines()) == 1
-    assert backy.quiet("list", "--json").record()["jobs"] == []
+    backy.quiet("init")
+    assert len(backy.ok("list").out.splitlines()) == 1
+    assert backy.ok("list", "--json").record()["jobs"] == []
 
 
 def test_the_revisions_of_a_job_are_listed_with_the_oldest_first(aged: Backy) -> None:

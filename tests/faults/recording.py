@@ -88,10 +88,10 @@ def recording(root: Path) -> Iterator[Journal]:
     real_remove_file, real_remove_tree = folders.remove_file, folders.remove_tree
     real_remove_empty_folder, real_link_unnamed = folders.remove_empty_folder, folders.link_unnamed
 
-    def make_folder(place: AnyPath) -> None:
+    def make_folder(place: AnyPath, mode: int = 0o700) -> None:
         path = _by_name(place)
         missing = [each for each in (path, *path.parents) if not each.exists()]
-        real_make_folder(place)
+        real_make_folder(place, mode)
         for each in reversed(missing):
             node = journal.new_node(is_folder=True)
             journal.record(Effect(links=((_there(journal, each.parent), each.name, node),)))

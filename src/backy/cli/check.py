@@ -15,6 +15,7 @@ from typer import Option
 from backy.cli.app import Context, app
 from backy.errors import BackyError, StoreError, UsageError
 from backy.operations.site import Site
+from backy.repository.base import NotMountedError, require_base
 from backy.repository.repository import jobs
 from backy.repository.summary import summarize
 
@@ -51,7 +52,11 @@ def check(
         raise UsageError(why, "Write --job '^vm[0-9]+$', for example.") from error
     now = datetime.now(UTC)
     judge = Judge(now, sla, failed, free_warning, free_critical, days_warning, days_critical)
-    promises, server, base = _ask(context.obj)
+    try:
+        promises, server, base = _ask(context.obj)
+    except NotMountedError as error:
+        typer.echo(f"BACKY CRITICAL - {error.message}")
+        raise typer.Exit(2) from error
     wanted = {name: promise for name, promise in promises.items() if pattern.search(name)}
     code, text = judge.report((summarize(base, name, now) for name in wanted), wanted, server)
     typer.echo(text, nl=False)
@@ -77,7 +82,9 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     left = None
     with suppress(StoreError):
         left = space(base)
-    unknown = sorted(set(jobs(base)) - promises.keys())
+    if is_running:
+        require_base(base)  # which the daemon has marked
+    unknown = sorted(set(jobs(base)) - promises.keys()) if base.exists() else []
     told = (reply.get("broken", {}), reply.get("slow", {}))
     return promises, Server(is_running, left, reply["problem"], unknown, *told), base
 

@@ -38,6 +38,7 @@ GROUPS = {
         "purge": Entry("purge", "Delete removed revisions for good, and free their space."),
     },
     "Run unattended": {
+        "init": Entry("init", "Make the base directory and the file that marks it as mounted."),
         "config": Entry("config", "Check and show the configuration."),
         "jobs": Entry("jobs", "Show the configured jobs, and the repositories without a job."),
         "daemon": Entry("daemon", "Run all configured jobs, until SIGTERM."),

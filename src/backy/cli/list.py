@@ -28,6 +28,8 @@ def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None
     if job and unusable:
         raise unusable[0][1]
     histories = [(repository, repository.history()) for repository in repositories]
+    if not names:
+        warn(f"backy: there is no repository in {context.obj.base}")
     if as_json:
         listed = [_listed(*pair) for pair in histories]
         errors = [UnusableJob(job=name, error=error.message) for name, error in unusable]
@@ -40,6 +42,8 @@ def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None
     for repository, history in histories:
         for damage in history.unreadable.values():
             warn(f"{repository.name}: warning: {damage.message}")
+        if history.unreadable and not history.revisions:
+            warn(f"  {next(iter(history.unreadable.values())).hint}")
     for _, error in unusable:
         raise error
 

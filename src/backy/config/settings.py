@@ -210,6 +210,7 @@ class Global(Values):
         "status-file", "status-interval", "telnet-addrs", "telnet-port",
     )  # fmt: skip
     base_dir: AbsolutePath = Path("/srv/backy")
+    base_dir_must_be_mounted: bool = False
     worker_limit: Whole = Field(default=1, ge=1)
     socket: AbsolutePath = Path("/run/backy/backy.sock")
     metrics_listen: Annotated[str, AfterValidator(_address)] | None = None

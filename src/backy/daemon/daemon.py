@@ -31,6 +31,7 @@ from backy.daemon.tasks import Task
 from backy.errors import BackyError, BusyError, ConfigError, StoreError, translated
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import record_space
+from backy.repository.base import mark_base, require_base
 from backy.repository.summary import Summary, fingerprint
 from backy.sources import open_source
 from backy.system import folders, signals
@@ -74,6 +75,8 @@ class Daemon:
             self._state, self._log, self._reload, lambda job: self._observe([job]), self._news.set
         )
         async with AsyncExitStack() as stack:
+            is_strict = setup.config.global_.base_dir_must_be_mounted
+            (require_base if is_strict else mark_base)(setup.base)
             _lock(setup.base, stack)
             server = await control.listen(setup.config.global_.socket, requests.answer)
             stack.push_async_callback(control.close, server, setup.config.global_.socket)
@@ -220,6 +223,7 @@ class Daemon:
 
     def _write(self) -> None:
         try:
+            require_base(self._state.setup.base)
             record_space(self._state.setup.base, datetime.now(UTC))
             if path := self._state.setup.config.global_.metrics_file:
                 self._metrics.write(path)

@@ -14,6 +14,7 @@ from backy.daemon.state import DaemonState
 from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
 from backy.repository import status
+from backy.repository.base import require_base
 from backy.system.async_process import Priority
 from backy.units import format_duration
 
@@ -32,7 +33,10 @@ class TaskRunner:
         """The command of a task, which is not started yet; the daemon counts it as running."""
         setup = self.state.setup
         settings = setup.config.jobs[task.job]
-        only = setup.config.model_copy(update={"jobs": {task.job: settings}}).model_dump_json()
+        # The daemon has marked its base directory: what comes later must find the mark.
+        common = setup.config.global_.model_copy(update={"base_dir_must_be_mounted": True})
+        changes = {"jobs": {task.job: settings}, "global_": common}
+        only = setup.config.model_copy(update=changes).model_dump_json()
         verb = self.state.planner.verbs[task.verb]
         command = verb.command(task, settings, setup.config.intervals(task.job))
         child = ChildCommand(
@@ -97,6 +101,7 @@ class TaskRunner:
             log.error("failed", code=code, error=why, said=child.last_lines)
             if verb.is_counted and why != child.error:
                 change = partial(status.failed, error=why, now=datetime.now(UTC))
+                require_base(self.state.setup.base)
                 status.update(self.state.setup.base / task.job, change)
 
 

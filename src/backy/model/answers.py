@@ -125,6 +125,17 @@ class TagAnswer(TypedDict):
     revisions: Annotated[Sequence[RevisionRecord], ("minItems", 1)]
 
 
+class InitAnswer(TypedDict):
+    """The base directory is ready.
+
+    base: Its path.
+    marker: The name of the file in it that says so.
+    """
+
+    base: str
+    marker: str
+
+
 class RemoveAnswer(TypedDict):
     """What was moved to the trash.
 
@@ -402,6 +413,7 @@ if TYPE_CHECKING:
         | DiffAnswer
         | FindAnswer
         | TagAnswer
+        | InitAnswer
         | RemoveAnswer
         | UndoAnswer
         | PurgeAnswer

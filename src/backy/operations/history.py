@@ -61,7 +61,10 @@ def _selected(repository: Repository, spec: str) -> list[Revision]:
     cannot be read.
     """
     history = repository.history()
-    selected = select(spec, history.revisions)
+    try:
+        selected = select(spec, history.revisions)
+    except NotFoundError as error:
+        raise history.explained(error) from None
     if history.unreadable and not is_id(spec):
         first = next(iter(history.unreadable.values()))
         why = f"{spec!r} may name a revision that cannot be read: {first.message}"

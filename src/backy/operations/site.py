@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from backy.errors import ConfigError, NotFoundError
 from backy.model.names import check_job
 from backy.model.revision import Revision, dated_by
+from backy.repository.base import require_base
 from backy.repository.repository import Repository, is_repository
 
 if TYPE_CHECKING:
@@ -48,9 +49,19 @@ class Site:
         default = None if base else next(existing, None)
         return cls(base, path or default, handed)
 
-    @property
+    @cached_property
     def base(self) -> Path:
-        """The folder with the repositories of all jobs. Raises ConfigError."""
+        """The folder with the repositories of all jobs.
+
+        Raises ConfigError, and StoreError if it has to be mounted and is not.
+        """
+        if (self.handed or self.path) and self.globals.base_dir_must_be_mounted:
+            require_base(self.named_base)
+        return self.named_base
+
+    @property
+    def named_base(self) -> Path:
+        """The same folder, mounted or not. Raises ConfigError."""
         return self.asked or (self.globals.base_dir if self.path else DEFAULT_BASE)
 
     @cached_property
@@ -58,7 +69,13 @@ class Site:
         """The global settings, read without the jobs. Raises ConfigError."""
         from backy.config.loader import read_global
 
-        return read_global(self.needed_path())
+        return self._handed.global_ if self.handed else read_global(self.needed_path())
+
+    @cached_property
+    def _handed(self) -> Config:
+        from backy.config.settings import Config
+
+        return Config.model_validate_json(self.handed)
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -83,10 +100,8 @@ class Site:
         """
         if not self.handed and not self.path:
             return None
-        from backy.config.settings import Config
-
         if self.handed:
-            config = Config.model_validate_json(self.handed)
+            config = self._handed
         else:
             config = self.loaded.config
             if problem := self.loaded.problem_of(job):

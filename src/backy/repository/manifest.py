@@ -69,7 +69,7 @@ def read_revision(path: AnyPath, block_size: int | None = None) -> Revision:
     Raises DamagedError if the file is not valid, if a disk's block size is not `block_size`
     (bytes; None accepts any), or if a name in it could lead out of the folder.
     """
-    hint = "Its disks can still be restored by hand; see docs/restore-by-hand.md."
+    hint = "Its disks are probably there: docs/restore-by-hand.md says how to restore them."
     check = partial(_check_revision, folder=path.parent.name, block_size=block_size)
     return read_record(path, Revision, DamagedError, hint, check)
 

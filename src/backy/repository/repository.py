@@ -14,11 +14,20 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
+from backy.errors import (
+    BackyError,
+    BusyError,
+    ConfigError,
+    DamagedError,
+    NotFoundError,
+    StoreError,
+    translated,
+)
 from backy.model.names import check_job, check_tag, is_job
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
+from backy.repository.base import mark_base
 from backy.repository.draft import RevisionDraft
 from backy.repository.manifest import (
     Settings,
@@ -40,7 +49,9 @@ _PATIENCE = 30  # seconds to wait for the history lock, which is only held for m
 
 
 def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]:
-    """The jobs that have a repository in a base directory, sorted. Raises StoreError.
+    """The jobs that have a repository in a base directory, sorted.
+
+    Raises StoreError if it cannot be listed, or does not exist: its name may be wrong.
 
     A folder that we may not look into counts: a job must not be missing without a word. `leave`
     gets the folders with a repository.json that no job can be called: somebody's copies.
@@ -54,6 +65,9 @@ def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]
 
     with translated(StoreError, f"listing {base}"):
         names = [name for name in folders.list_folder(base) if is_repository(name)]
+        if not names and not base.exists():
+            hint = "Is the name right, and the file system mounted? backy init makes the folder."
+            raise StoreError(f"there is no folder {base}", hint)
     for name in names:
         if not is_job(name) and not name.startswith("."):
             leave(name)
@@ -76,6 +90,7 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
     """
     path = base / check_job(job)
     check_settings(settings)
+    mark_base(base)
     with translated(StoreError, f"{job}: making {path}", "Check the permissions."):
         folders.make_folder(path)
         root = Place.at(path)
@@ -137,6 +152,17 @@ class History:
 
     revisions: list[Revision]
     unreadable: dict[str, DamagedError]
+
+    def explained(self, error: NotFoundError) -> BackyError:
+        """The error of a word that names none; DamagedError if it may name an unreadable one.
+
+        If no revision can be read, its hint says how to get at the data all the same.
+        """
+        if not self.unreadable:
+            return error
+        newest = self.unreadable[max(self.unreadable)]
+        hint = error.hint if self.revisions else newest.hint
+        return DamagedError(f"{error.message}; {newest.message}", hint)
 
 
 class Repository:
@@ -230,17 +256,16 @@ class Repository:
         whose revision.json is unusable: "latest" must not silently choose an older one.
         """
         history = self.history()
-        newest = max(history.unreadable, default="")
-        why = history.unreadable[newest].message if newest else ""
         try:
             revision = select_one(spec, history.revisions)
         except NotFoundError as error:
-            kind = DamagedError if history.unreadable else NotFoundError
-            message = "; ".join(filter(None, (error.message, why)))
-            raise kind(f"{self.name}: {message}", error.hint) from None
+            why = history.explained(error)
+            raise type(why)(f"{self.name}: {why.message}", why.hint) from None
+        newest = max(history.unreadable, default="")
         if newest > revision.id and not revision.id.startswith(spec):
             hint = f"Name the one that you want: {revision.id}, for example."
-            raise DamagedError(f"{self.name}: {spec!r} may be another revision: {why}", hint)
+            message = history.unreadable[newest].message
+            raise DamagedError(f"{self.name}: {spec!r} may be another revision: {message}", hint)
         return revision
 
     def has(self, revision_id: str) -> bool:

@@ -31,8 +31,8 @@ def _named(path: AnyPath) -> Iterator[tuple[int | None, str | Path]]:
         yield None, path
 
 
-def make_folder(path: AnyPath) -> None:
-    """Create a folder, for its owner only, and those above it. It may exist already."""
+def make_folder(path: AnyPath, mode: int = 0o700) -> None:
+    """Create a folder, by default for its owner only, and those above it. It may exist already."""
     above: list[AnyPath]
     if isinstance(path, Place):
         above = [Place(path.root, path.parts[:end]) for end in range(1, len(path.parts))]
@@ -44,7 +44,7 @@ def make_folder(path: AnyPath) -> None:
             suppress(FileExistsError),
             files.inodes_named(each),
         ):
-            os.mkdir(name, 0o700 if each == path else 0o755, dir_fd=folder)
+            os.mkdir(name, mode if each == path else 0o755, dir_fd=folder)
     if not (path.is_folder() if isinstance(path, Place) else path.is_dir()):
         raise FileExistsError(errno.EEXIST, "it is no folder")
 
