@@ -129,4 +129,5 @@ def _check_ranges(record: object) -> None:
         elif isinstance(value, (int, float)):
             least = -_LARGEST_NUMBER if name.startswith(".source.") else 0
             if not least <= value <= _LARGEST_NUMBER:
-                raise ValueError(f"{name[1:200]}: {value:.5g} is not from {least} to 2^62")
+                shown = f"{value:.5g}" if isinstance(value, float) else "it"  # may have 10^6 digits
+                raise ValueError(f"{name[1:200]}: {shown} is not from {least} to 2^62")
