@@ -16,7 +16,7 @@ from backy.operations.site import Site
 from backy.system import files
 from backy.system.image_locks import is_open_in_qemu
 from backy.targets import open_target
-from backy.targets.formats import format_of
+from backy.targets.formats import backing_files, format_of
 from backy.units import KiB, MiB
 from tests.conformance.target import restore
 from tests.lab.devices import loop_device, needs_loop_devices
@@ -85,6 +85,37 @@ def test_a_disk_that_holds_an_image_itself_is_restored_over_one(tmp_path: Path) 
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", str(path)], check=True)
     restore_job(Site(made.base), "vm1", str(path))
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("image_format", ["qcow2", "qcow", "qed"])
+def test_what_an_image_of_the_source_is_based_on_is_not_overwritten(
+    tmp_path: Path, image_format: str
+) -> None:
+    """Nor what that is based on: one is named by its path, the other as it lies beside it."""
+    made = Made(tmp_path / "base")
+    made.backup(vda=DISK)
+    base, middle, top = (tmp_path / name for name in ("a.img", "b.img", "c.img"))
+    base.write_bytes(bytes(MiB))
+    make(middle, "-f", image_format, "-F", "raw", "-b", str(base))
+    make(top, "-f", image_format, "-F", image_format, "-b", middle.name)
+    image = {"path": str(top), "format": image_format, "backing": True}
+    made.repository.remember_source({"type": "image", "disks": {"vda": image}})
+    site = Site(made.base)
+    for below in (base, middle):
+        with pytest.raises(TargetError, match=f"{below} is the backing file of the source of"):
+            restore_job(site, "vm1", str(below))
+    restore_job(site, "vm1", str(base), RestoreOptions(over_source=True))
+    assert base.read_bytes() == DISK
+
+
+def test_a_header_that_makes_no_sense_names_no_backing_file(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    for rest in (b"", b"\xff" * 100, b"\0\0\0\3" + b"\0" * 6 + b"\2\0\0\0\0\4" + bytes(64)):
+        path.write_bytes(b"QFI\xfb" + rest)
+        assert list(backing_files(path)) == []
+    make(path, "-f", "qcow2", "-u", "-F", "raw", "-b", "image")
+    assert len(list(backing_files(path))) == 100  # based on itself
+    assert list(backing_files(tmp_path / "none")) == []
 
 
 @needs_loop_devices

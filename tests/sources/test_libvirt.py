@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import backy
-from backy.errors import ConfigError, SourceError
+from backy.errors import ConfigError, SourceError, TargetError
 from backy.model.revision import Consistency
 from backy.operations.backup import backup
+from backy.operations.restore import restore_job
+from backy.operations.site import Site
 from backy.sources import Request
 from backy.sources.libvirt import LibvirtSource
 from tests.cli.runner import wait_for
@@ -111,6 +113,9 @@ def test_backups_of_a_running_domain_read_and_keep_what_changed(
     machine.stop()
     for file in ("vda.qcow2", "vdb.qcow2", "vdc.raw"):
         assert made.read(second, file[:3]) == on_disk(machine, file)
+        # The settings of the source do not name it, but what was saved of the domain does.
+        with pytest.raises(TargetError, match=f"{file} is the source of disk"):
+            restore_job(Site(made.base), "vm1", {file[:3]: str(machine.folder / file)})
 
 
 def test_what_is_written_later_is_not_in_the_snapshot(machine: Machine) -> None:

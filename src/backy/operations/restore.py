@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import html
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +119,7 @@ def restore_job(
     repository = site.repository(job)
     revision = repository.find(options.spec)
     words = _words(repository, revision, target, options.disk)
-    spared = {} if options.over_source else _source_paths(site, repository, watcher)
+    spared = {} if options.over_source else _source_paths(site, repository, revision, watcher)
     in_folder = isinstance(target, str) and is_folder(target)
     for word in words.values():
         open_target(word, in_folder=in_folder).refuse(spared)
@@ -175,12 +178,23 @@ def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> st
         raise DamagedError(message, "restore.sh and docs/restore-by-hand.md may help.") from error
 
 
-def _source_paths(site: Site, repository: Repository, watcher: Watcher) -> Mapping[str, Path]:
+def _source_paths(
+    site: Site, repository: Repository, revision: Revision, watcher: Watcher
+) -> Mapping[str, Path]:
+    """What the settings of the source name, and a domain.xml of libvirt that was saved.
+
+    Whoever wrote these into the repository can have a target refused, and no more.
+    """
+    paths = {}
+    with suppress(OSError):
+        saved = folders.read_file(repository.folder_of(revision) / "domain.xml", MiB)
+        names = re.findall(rb"<source (?:file|dev)='(/[^']+)'", saved)
+        paths = {f"at {name}": Path(name) for name in map(html.unescape, map(os.fsdecode, names))}
     try:
-        return site.source_paths(repository)
+        return {**paths, **site.source_paths(repository)}
     except ConfigError as error:
         watcher.warn(f"cannot check whether the target is the source: {error.message}")
-        return {}
+        return paths
 
 
 @contextmanager

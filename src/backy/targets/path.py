@@ -12,7 +12,7 @@ from backy.errors import TargetError, UsageError, translated
 from backy.system import files
 from backy.system.files import File
 from backy.system.image_locks import is_open_in_qemu
-from backy.targets.formats import LENGTH, format_of
+from backy.targets.formats import LENGTH, backing_files, format_of
 
 
 class PathTarget:
@@ -35,9 +35,12 @@ class PathTarget:
             folders = (resolved, *resolved.parents)
             if any((folder / "repository.json").exists() for folder in folders):
                 raise TargetError(f"{path} lies inside a repository", "Restore to another place.")
-            for name, source in sources.items():
-                if path.exists() and _is_same(path, source):
-                    why = f"{path} is the source of disk {name}; a restore would overwrite it"
+            for name, source in sources.items() if path.exists() else ():
+                what = "source" if _is_same(path, source) else ""
+                if any(_is_same(path, below) for below in backing_files(source)):
+                    what = "backing file of the source"
+                if what:
+                    why = f"{path} is the {what} of disk {name}; a restore would overwrite it"
                     hint = "If that is what you want, stop the VM and add --over-source."
                     raise TargetError(why, hint)
 
