@@ -54,6 +54,27 @@ def test_a_file_that_can_be_cloned_is_read_as_it_was_when_the_snapshot_began(
     assert list(reflink_folder.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("reflink_folder", ["btrfs"], indirect=True)
+@pytest.mark.parametrize("is_inherited", [False, True], ids=["file", "folder"])
+def test_a_file_without_checksums_is_cloned_as_well(
+    reflink_folder: Path, is_inherited: bool
+) -> None:
+    """With chattr +C, as libvirt makes its images on btrfs. It need not be that of its folder."""
+    path, kept = reflink_folder / "vm1.img", reflink_folder / "kept.img"
+    (reflink_folder / "without").mkdir()
+    kept.touch()
+    path.touch()
+    subprocess.run(["chattr", "+C", path, reflink_folder / "without"], check=True)
+    if is_inherited:
+        path = kept.rename(reflink_folder / "without" / "vm1.img")
+    path.write_bytes(CONTENT)
+    with opened(source(path), REQUEST) as snapshot:
+        write_all(path, CONTENT[::-1])
+        assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
+        assert snapshot.consistency is Consistency.CRASH
+        assert snapshot.warnings() == []
+
+
 @pytest.mark.parametrize("reflink_folder", ["xfs", "btrfs"], indirect=True)
 def test_what_is_written_before_it_is_opened_is_not_in_a_clone(reflink_folder: Path) -> None:
     """A guest that hooks have frozen goes on when the snapshot was taken."""

@@ -14,6 +14,7 @@ import mmap
 import os
 import stat
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -32,6 +33,8 @@ _BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820  # linux/fs.h, on struct fsxattr
 _FSXATTR = struct.Struct("=5I8x")  # flags, extent size, extents, project, copy-on-write extent size
 _COWEXTSIZE = 0x10000  # FS_XFLAG_COWEXTSIZE
+_GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602  # FS_IOC_, ioctl_iflags(2)
+_NOCOW = 0x00800000  # FS_NOCOW_FL, chattr +C
 _FIEMAP = 0xC020660B  # FS_IOC_FIEMAP, linux/fs.h
 _FIEMAP_REQUEST = struct.Struct("=QQIIII")  # start, length, flags, mapped, count, reserved
 _FIEMAP_EXTENT = struct.Struct("=QQQ16xI12x")  # logical and physical start, length, flags
@@ -218,6 +221,7 @@ class File:
 
     def clone_from(self, original: File) -> bool:
         """Share all extents of `original` (FICLONE); False if the file systems cannot."""
+        _take_over_checksums(self.descriptor, original.descriptor)
         try:
             fcntl.ioctl(self.descriptor, _FICLONE, original.descriptor)
         except OSError as error:
@@ -327,6 +331,20 @@ class File:
         """
         if _libc.syncfs(self.descriptor):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _take_over_checksums(descriptor: int, original: int) -> None:
+    """Let both have checksums, or neither (chattr +C): otherwise btrfs does not share extents.
+
+    Only an empty file can be changed from one to the other.
+    """
+    with suppress(OSError):  # most file systems have no such flags
+        flags, wanted = (
+            int.from_bytes(fcntl.ioctl(each, _GETFLAGS, bytes(8)), sys.byteorder)
+            for each in (descriptor, original)
+        )
+        if (flags ^ wanted) & _NOCOW:
+            fcntl.ioctl(descriptor, _SETFLAGS, (flags ^ _NOCOW).to_bytes(8, sys.byteorder))
 
 
 def buffer(length: int) -> memoryview:
