@@ -99,9 +99,8 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     """
     output, stdout = bytearray(), bytearray()
     code = None
-    with suppress(OSError, ValueError):  # starting it says what is wrong with it
-        if refusal := others_may_write_program(program.command[0]):
-            return Outcome(126, f"refused: {refusal}")
+    if refusal := others_may_write_program(program.command[0]):
+        return Outcome(126, f"refused: {refusal}")
     deadline = time.monotonic() + program.timeout_seconds
     command = (*(_DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
