@@ -27,7 +27,10 @@ DOORS = {
     "system/folders.py": FILES,
     "system/async_process.py": PROGRAMS,
     "system/guard.py": PROGRAMS,
+    "system/last_resort.py": PROGRAMS,
+    "system/priority.py": PROGRAMS,
     "system/process.py": PROGRAMS,
+    "system/serving.py": PROGRAMS,
     "system/signals.py": PROGRAMS,
     "system/standard_streams.py": FILES,
 }

@@ -126,11 +126,16 @@ class Backy:
         return str(re.match(rf"{re.escape(job)}: (\S+): ", said)[1])  # type: ignore[index]
 
     @contextmanager
-    def started(self, *arguments: Argument, stderr: int = subprocess.PIPE) -> Iterator[Running]:
+    def started(
+        self,
+        *arguments: Argument,
+        stderr: int = subprocess.PIPE,
+        env: Mapping[str, str] | None = None,
+    ) -> Iterator[Running]:
         """Start it, and go on while it runs; it is killed at the end if it still does."""
         process = subprocess.Popen(
             [*WITH_DEFAULTS, *self.command(*arguments)],
-            env=environment(),
+            env=environment(**env or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -1,7 +1,7 @@
 """What a backup asks of its source, and what it says of disks that came, went or lost track."""
 
 import errno
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,11 @@ import pytest
 
 from backy.config.settings import Hook, Hooks
 from backy.errors import SourceError
+from backy.model.revision import Consistency
 from backy.operations.backup import backup
 from backy.operations.hooks import Runner
 from backy.repository import status
+from backy.sources import SnapshotData, TakenSnapshot
 from backy.sources.file import FileSource
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import BytesImage, FailingSource, MemorySource, changed, sample
@@ -19,7 +21,7 @@ from tests.memory_source import BytesImage, FailingSource, MemorySource, changed
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from backy.sources import Request, TakenSnapshot
+    from backy.sources import Request
     from tests.memory_source import MemorySnapshot
 
 DISKS = {"vda": sample(5 * BLOCK), "vdb": sample(3 * BLOCK, seed=1)}
@@ -238,3 +240,36 @@ def test_a_raw_error_of_a_source_is_a_bug_of_that_source_and_not_a_full_store(
     with pytest.raises(RuntimeError, match=r"the source of disk vda, reading .* at byte 0: "):
         backup(made.repository, source)
     assert made.ids() == []
+
+
+class Huge(BytesImage):
+    """Claims more bytes than any disk has."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(b"")
+        self.size = size
+
+
+class Claiming(MemorySource):
+    """A small disk, and one that only claims its size."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__({})
+        self.images = {"vda": BytesImage(b"x"), "vdb": Huge(size)}
+
+    @contextmanager
+    def snapshot(self, _: "Request") -> "Iterator[TakenSnapshot]":
+        data = SnapshotData(Consistency.CRASH, disks=dict(self.images))
+        yield TakenSnapshot(lambda: nullcontext(data))
+
+
+@pytest.mark.parametrize("size", [(64 << 40) + 1, 8 << 60])
+def test_a_disk_larger_than_any_is_refused_before_anything_is_written(
+    tmp_path: Path, size: int
+) -> None:
+    made = Made(tmp_path)
+    with pytest.raises(SourceError, match="disk vdb has ") as caught:
+        backup(made.repository, Claiming(size))
+    assert "64 TiB" in caught.value.hint
+    assert not list(tmp_path.rglob("*.blocks"))
+    assert not made.repository.history().revisions

@@ -22,7 +22,9 @@ from backy.sources.exec import ExecSource
 from tests.conformance.image import read
 from tests.conformance.source import SourceSuite
 from tests.contrib.test_sources import Chain, revision
+from tests.lab.watchdog import ends
 from tests.memory_source import sample
+from tests.programs import MARK, alive, marked
 from tests.snapshots import opened
 
 KIB, MIB = 1024, 1024**2
@@ -439,3 +441,28 @@ def test_the_example_in_the_documentation_refuses_another_parent(reflink_folder:
     taken = disk.chain.take(disk.chain.taken[0], revision(5, {}))
     assert set(taken.full_read_reasons) == {"vda"}
     assert taken.same == {"vda": 0}
+
+
+def test_a_process_in_the_background_that_holds_the_output_is_named(
+    double: Double, tmp_path: Path
+) -> None:
+    with marked(str(tmp_path)) as mark:
+        double.code["snapshot"] = f"{MARK}={mark} sleep 600 &"
+        with ends(60), opened(double.source(), Request(NEW, None)) as snapshot:
+            [warning] = snapshot.warnings()
+        assert alive(mark)
+    assert warning.startswith(f"source exec, snapshot: {double.program} left a process in the back")
+
+
+def test_an_answer_that_comes_after_the_end_of_the_program_is_not_waited_for(
+    double: Double, tmp_path: Path
+) -> None:
+    double.answer("")
+    with marked(str(tmp_path)) as mark:
+        double.code["snapshot"] = f"(export {MARK}={mark}; sleep 600; echo late) &"
+        with (
+            ends(60),
+            pytest.raises(SourceError, match="left a process"),
+            opened(double.source(), Request(NEW, None)),
+        ):
+            pytest.fail("it was opened")

@@ -128,6 +128,17 @@ def test_whatever_answers_for_qemu_is_an_error_that_names_its_socket(
         monitor.ask("query-status")
 
 
+def test_events_are_not_kept(tmp_path: Path) -> None:
+    event = json.dumps({"event": "X", "data": "x" * 1000, "timestamp": {}}).encode() + b"\n"
+    with (
+        listening(tmp_path / "qmp", says(GREETING, OK, event * 500 + answer("done"))) as path,
+        connect(path, 20) as monitor,
+    ):
+        assert monitor.ask("one") == "done"
+        assert monitor.client.events.empty()
+        assert monitor.client.events.history == ()
+
+
 def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
     late = answer("old") + answer("new").replace(b"00000", b"00001")
     with (

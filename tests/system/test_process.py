@@ -17,6 +17,7 @@ import pytest
 from backy.errors import CancelledError
 from backy.system import process, signals
 from backy.system.process import Outcome, Program
+from backy.system.serving import serving
 from tests.cli.runner import wait_for
 from tests.lab import dispositions
 from tests.programs import alive, gate, marked, sh, wait_for_none
@@ -155,12 +156,12 @@ def test_more_files_may_be_open_up_to_the_hard_limit() -> None:
 def test_an_idle_process_lets_all_others_go_first_and_so_do_its_threads() -> None:
     program = """if True:
         import ctypes, os, platform, threading
-        from backy.system import process
+        from backy.system.priority import be_idle
         ioprio_get = {"x86_64": 252, "aarch64": 31}[platform.machine()]
         def priority():
             return ctypes.CDLL(None).syscall(ioprio_get, 1, 0) >> 13
         before = priority()
-        process.be_idle()
+        be_idle()
         found = []
         thread = threading.Thread(target=lambda: found.append(priority()))
         thread.start()
@@ -176,12 +177,11 @@ def test_an_idle_process_lets_all_others_go_first_and_so_do_its_threads() -> Non
 
 
 def test_a_sleep_ends_when_the_process_is_stopped() -> None:
-    with pytest.raises(CancelledError), signals.cancellable():
-        os.kill(os.getpid(), signal.SIGTERM)
-    signals.sleep(3600)
     with signals.cancellable():
-        pass
-    assert not signals._stopped.is_set()
+        with pytest.raises(CancelledError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        signals.sleep(3600)
+    assert not signals.is_stopping()
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_an_error_of_ours_while_a_program_runs_is_no_ending_of_the_program(
 
 
 def test_a_command_that_no_kernel_takes_is_an_error_where_it_was_to_be_started() -> None:
-    with pytest.raises(ValueError, match="null byte"), process.serving(["echo", "a\0b"]):
+    with pytest.raises(ValueError, match="null byte"), serving(["echo", "a\0b"]):
         pass
 
 

@@ -11,8 +11,10 @@ from backy.clients.program import output_of
 from backy.errors import SourceError
 from backy.system import process
 from backy.system.process import Program
+from backy.system.serving import serving
 from tests.cli.runner import environment, wait_for
-from tests.programs import MARK, marked, wait_for_none
+from tests.lab.watchdog import ends
+from tests.programs import MARK, alive, marked, wait_for_none
 
 
 @pytest.fixture
@@ -40,9 +42,29 @@ def test_too_much_output_costs_no_more_memory_than_the_limit() -> None:
     assert (outcome.code, len(outcome.stdout)) == (0, 1001)
 
 
-def test_output_that_somebody_in_the_background_holds_open_is_not_called_complete() -> None:
-    outcome = process.run(shell("echo begun; sleep 30 & exit 0", seconds=1), limit=100)
-    assert outcome.code is None
+@pytest.mark.parametrize("amount", [6, 60_000, 3_000_000])
+def test_a_program_is_judged_at_its_end_though_somebody_in_the_background_holds_its_output(
+    amount: int, mark: str
+) -> None:
+    script = f"head -c {amount} /dev/zero; (sleep 600; echo late) & exit 3"
+    program = Program(("/bin/sh", "-c", script), {MARK: mark}, b"", 600)
+    with ends(60):
+        outcome = process.run(program, limit=5_000_000)
+    assert (outcome.code, len(outcome.stdout), outcome.is_held) == (3, amount, True)
+    assert alive(mark)
+
+
+def test_a_flood_from_the_background_is_neither_waited_for_nor_kept(mark: str) -> None:
+    program = Program(("/bin/sh", "-c", "yes & exit 0"), {MARK: mark}, b"", 600)
+    with ends(60):
+        outcome = process.run(program, limit=1000)
+    assert (outcome.code, outcome.is_held) == (0, True)
+    assert len(outcome.stdout) <= 1001
+
+
+def test_who_closes_its_output_holds_nothing() -> None:
+    outcome = process.run(shell("echo begun; exec >&-; exit 0"), limit=100)
+    assert (outcome.code, outcome.stdout, outcome.is_held) == (0, b"begun\n", False)
 
 
 @pytest.mark.parametrize(
@@ -74,19 +96,19 @@ def test_programs_are_asked_in_english(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_serves_us_runs_during_the_body_and_is_ended_with_it(mark: str) -> None:
-    with process.serving(("env", f"{MARK}={mark}", "sleep", "600")) as child:
+    with serving(("env", f"{MARK}={mark}", "sleep", "600")) as child:
         assert not child.has_ended()
     wait_for_none(mark)
 
 
 def test_one_that_ended_by_itself_says_why() -> None:
-    with process.serving(("/bin/sh", "-c", "echo no disk >&2; exit 1")) as child:
+    with serving(("/bin/sh", "-c", "echo no disk >&2; exit 1")) as child:
         wait_for(child.has_ended, "it ended")
         wait_for(lambda: child.said() == "no disk\n", "it said why")
 
 
 def test_one_that_cannot_be_started_is_one_that_ended() -> None:
-    with process.serving(("no-such-program",)) as child:
+    with serving(("no-such-program",)) as child:
         wait_for(child.has_ended, "it ended")
         wait_for(lambda: "no-such-program" in child.said(), "it said why")
 
@@ -94,7 +116,7 @@ def test_one_that_cannot_be_started_is_one_that_ended() -> None:
 @pytest.mark.parametrize(
     "runs",
     [
-        pytest.param('with process.serving(("sh", "-c", sleep)): input()', id="serving"),
+        pytest.param('with serving(("sh", "-c", sleep)): input()', id="serving"),
         pytest.param(
             'process.run(process.Program(("sh", "-c", sleep), {}, b"", 600), limit=1)', id="asked"
         ),
@@ -103,6 +125,7 @@ def test_one_that_cannot_be_started_is_one_that_ended() -> None:
 def test_a_program_dies_when_we_are_killed(runs: str, tmp_path: Path, mark: str) -> None:
     code = f"""if True:
         from backy.system import process
+        from backy.system.serving import serving
         sleep = "echo $$ >{tmp_path}/pid; exec sleep 600"
         print("ready", flush=True)
         {runs}

@@ -9,8 +9,9 @@ import typer
 
 from backy.cli.app import program
 from backy.cli.commands import COMMANDS
-from backy.errors import BUG, BackyError, OutputError, UsageError
+from backy.errors import BUG, BackyError, CancelledError, OutputError, UsageError
 from backy.system import signals, standard_streams
+from backy.system.last_resort import ends_in_time
 
 _UNKNOWN = 3  # exit code UNKNOWN of Nagios plug-ins
 
@@ -18,16 +19,18 @@ _UNKNOWN = 3  # exit code UNKNOWN of Nagios plug-ins
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments` and return its exit code."""
     is_check = next(filter(COMMANDS.__contains__, arguments), "") == "check"
-    try:
-        with signals.cancellable():
-            code = _call(arguments)
-            if code == 0 or is_check:  # another code says more than lost output
-                _require_output()
-            return code
-    except Exception as error:  # noqa: BLE001 - a script needs an exit code for a bug, too
-        if is_check:
-            return _report_unknown(error)
-        return _report(error, as_json="--json" in arguments)
+    as_json = "--json" in arguments
+    with ends_in_time(lambda: _say_last(as_json=as_json)):
+        try:
+            with signals.cancellable():
+                code = _call(arguments)
+                if code == 0 or is_check:  # another code says more than lost output
+                    _require_output()
+                return code
+        except Exception as error:  # noqa: BLE001 - a script needs an exit code for a bug, too
+            if is_check:
+                return _report_unknown(error)
+            return _report(error, as_json=as_json)
 
 
 def _call(arguments: Sequence[str]) -> int:
@@ -70,6 +73,15 @@ def _report(error: Exception, *, as_json: bool) -> int:
         return error.exit_code
     report_bug(error, as_json=as_json)
     return BUG
+
+
+def _say_last(*, as_json: bool) -> None:
+    """Print why the command is ended that could not end by itself after a signal."""
+    from backy.cli.output import report_text
+
+    why = "a signal told it to stop, but it could not: something that it called does not answer"
+    hint = "It was ended as by kill -9. Run it again: that clears away what is left."
+    standard_streams.say_last(report_text(CancelledError(why, hint), as_json=as_json))
 
 
 def _report_unknown(error: Exception) -> int:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from backy.errors import BackyError
 from backy.model.messages import bug_event, error_event
 from backy.model.revision import Revision
-from backy.system.standard_streams import is_journal
 from backy.units import format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 
 _MOST_NAMES = 5  # in a message
-
-_ERROR = 3  # the priority of an error, see syslog(3)
 
 
 def answer(as_json: bool, record: Message, text: str | Iterable[str]) -> None:
@@ -47,14 +44,9 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def warn(text: str, priority: int = 4) -> None:
-    """Print a line on standard error; the command continues. The journal notes the priority."""
-    sys.stderr.write(f"{_prefix(priority)}{printable(text)}\n")
-
-
-def _prefix(priority: int) -> str:
-    """From this the journal takes the level of a line: sd-daemon(3)."""
-    return f"<{priority}>" if is_journal() else ""
+def warn(text: str) -> None:
+    """Print a line on standard error; the command continues."""
+    sys.stderr.write(f"{printable(text)}\n")
 
 
 def some(names: Sequence[str]) -> str:
@@ -65,19 +57,21 @@ def some(names: Sequence[str]) -> str:
 
 def report(error: BackyError, *, as_json: bool) -> None:
     """Print an error on standard error: what failed, on which object, and what to do next."""
+    sys.stderr.write(report_text(error, as_json=as_json))
+
+
+def report_text(error: BackyError, *, as_json: bool) -> str:
+    """What `report` prints."""
     if as_json:
-        sys.stderr.write(f"{_prefix(_ERROR)}{json.dumps(error_event(error))}\n")
-        return
-    warn(f"backy: {error.message}", _ERROR)
-    if error.hint:
-        warn(f"  {error.hint}", _ERROR)
+        return json.dumps(error_event(error)) + "\n"
+    lines = [f"backy: {error.message}", *([f"  {error.hint}"] if error.hint else [])]
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def report_bug(error: Exception, *, as_json: bool) -> None:
     """Print a bug on standard error, with its traceback."""
     text = "".join(traceback.format_exception(error))
-    lines = [json.dumps(bug_event(error, text))] if as_json else text.splitlines()
-    sys.stderr.writelines(f"{_prefix(_ERROR)}{line}\n" for line in lines)
+    sys.stderr.write(json.dumps(bug_event(error, text)) + "\n" if as_json else text)
 
 
 def print_lines(lines: Iterable[str]) -> None:

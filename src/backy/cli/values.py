@@ -104,24 +104,20 @@ def store(text: str) -> str:
     return text
 
 
-class DiskPlace(NamedTuple):
-    """The place and the name of a disk; `name` is empty if none was typed."""
+class DiskPath(NamedTuple):
+    """The path and the name of a disk; `name` is empty if none was typed."""
 
     name: str
-    place: str
+    path: Path
 
 
 @_typed
-def disk_place(text: str) -> DiskPlace:
-    """[DISK=]PLACE. A file that is called like that is taken for the place."""
+def disk_path(text: str) -> DiskPath:
+    """[DISK=]PATH."""
     name, separator, rest = text.partition("=")
-    is_name = separator and not {"/", ":"} & {*name}
-    if not is_name or (Path(text).exists() and not Path(rest).exists()):
-        name, rest = "", text
-    else:
-        check_disk_name(name)
-    path(rest)
-    return DiskPlace(name, rest)
+    if not separator or "/" in name:
+        return DiskPath("", path(text))
+    return DiskPath(check_disk_name(name), path(rest))
 
 
 @_typed

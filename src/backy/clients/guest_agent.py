@@ -54,9 +54,10 @@ class Agent:
         """
         number = secrets.randbits(31)
         sync = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
-        deadline = time.monotonic() + timeout_seconds
+        seconds = signals.allowed(timeout_seconds)
+        deadline = time.monotonic() + seconds
         with translated(SourceError, f"{self._name}: {command}", _HINT):
-            self._socket.settimeout(timeout_seconds)
+            self._socket.settimeout(seconds)
             # The first byte makes the agent drop an unfinished command of another program.
             lines = f"{json.dumps(sync)}\n{json.dumps({'execute': command})}\n"
             self._socket.sendall(b"\xff" + lines.encode())

@@ -17,15 +17,14 @@ from pydantic import BeforeValidator, Field
 from backy.clients.qemu_nbd import HINT, serve
 from backy.config.settings import AbsolutePath, Values
 from backy.errors import SourceError, translated
+from backy.image.image import LARGEST, SIZE_HINT
 from backy.nbd.remote_image import NbdImage
 from backy.system import files
-from backy.units import KiB, TiB, format_size
+from backy.units import KiB, format_size
 
 _NAMES = ("luks", "qcow", "qcow2", "qed", "raw", "vdi", "vhdx", "vmdk", "vpc")
 _FORMATS = {".img": "raw", ".vhd": "vpc"} | {f".{each}": each for each in _NAMES}
-_LARGEST = 64 * TiB  # a few bytes can claim to be 8 EiB, and each block takes 65 bytes of index
 _HEADER = 64 * KiB  # bytes that tell whether an image names other files
-_SIZE_HINT = "The limit is 64 TiB. Did somebody make this image to do harm?"
 _BACKING_HINT = "If you trust all who could write to it and want those files, set backing: true."
 
 
@@ -75,8 +74,8 @@ def open_image_file(wanted: ImageFile, timeout_seconds: float) -> Iterator[NbdIm
         node |= {"encrypt": {"format": "luks", **key}} if wanted.format == "qcow2" else key
     arguments = (*objects, f"json:{json.dumps(node)}")
     with serve(arguments, name, timeout_seconds=timeout_seconds) as image:
-        if image.size > _LARGEST:
-            raise SourceError(f"{name} has a disk of {format_size(image.size)}", _SIZE_HINT)
+        if image.size > LARGEST:
+            raise SourceError(f"{name} has a disk of {format_size(image.size)}", SIZE_HINT)
         yield image
 
 

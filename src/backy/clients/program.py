@@ -30,8 +30,12 @@ def output_of(
     timeout_seconds: float,
     stdin: bytes = b"",
     limit: int = _MOST_OUTPUT,
+    warnings: list[str] | None = None,
 ) -> bytes:
     """Run a program and give its stdout, at most `limit` bytes; its messages are in English.
+
+    What it left in the background is not waited for. `warnings` gets a sentence if such a process
+    has stdout open, so that its output, which is dropped, could have been meant for us.
 
     Raises SourceError where it fails, cannot be started, or takes too long; the message begins
     with `title` and ends with the last line on stderr. Raises TooMuchOutputError where stdout is
@@ -48,6 +52,9 @@ def output_of(
         raise SourceError(f"{title}: {command[0]}: {reason}", "Nothing was published.")
     if len(outcome.stdout) > limit:
         raise TooMuchOutputError(f"{title}: {command[0]} printed more than {limit} bytes")
+    if outcome.is_held and warnings is not None:
+        why = "left a process in the background that has its output open"
+        warnings.append(f"{title}: {command[0]} {why}; only what came before its end was used")
     return outcome.stdout
 
 

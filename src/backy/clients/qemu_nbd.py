@@ -14,7 +14,8 @@ from urllib.parse import quote
 from backy.errors import SourceError, translated
 from backy.nbd.remote_image import NbdImage, open_image
 from backy.nbd.uri import parse_uri
-from backy.system import folders, process, signals
+from backy.system import folders, signals
+from backy.system.serving import serving
 
 HINT = "Does it exist, is it complete and in that format, and may you read it?"
 _LOCK_HINT = "Shut the VM down, or back it up while it runs with type: qemu or type: libvirt."
@@ -52,7 +53,7 @@ def serve(
             with translated(SourceError, f"{title}: starting qemu-nbd"):
                 folders.make_folder(folder)
                 stack.callback(folders.remove_tree, folder)
-                program = stack.enter_context(process.serving([*_COMMAND, *options, *arguments]))
+                program = stack.enter_context(serving([*_COMMAND, *options, *arguments]))
             while not (is_ready := ready.exists()) and not program.has_ended():
                 signals.sleep(0.01)
                 if time.monotonic() > deadline:

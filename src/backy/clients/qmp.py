@@ -17,8 +17,9 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from backy.errors import SourceError, translated
-from backy.system.signals import shielded
+from backy.system import signals
 
+_LOOK_SECONDS = 0.2  # so often we look whether a signal told us to stop
 _HINT = "Is QEMU running, and is no other program connected to this monitor?"
 # Errors are raised, so they need not be printed, too.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
@@ -36,6 +37,7 @@ class Monitor:
         self._runner = runner
         self._timeout = timeout_seconds
         self.client = QMPClient()
+        self.client.events.event_filter = lambda _: False  # it would keep all of them
 
     def ask(self, command: str, within: float | None = None, /, **arguments: object) -> Any:  # noqa: ANN401 - QEMU's
         """Execute a command and give what it returns. Write underscores for dashes in names.
@@ -62,11 +64,12 @@ class Monitor:
         self, about: str, work: Coroutine[Any, Any, object], within: float | None = None
     ) -> object:
         """Give the result of a coroutine of the client. Raises SourceError, as `ask` does."""
-        seconds = self._timeout if within is None else within
+        is_cleanup = signals.is_stopping()
+        seconds = signals.allowed(self._timeout if within is None else within)
         try:
             # An exception of a signal handler could be lost in the event loop.
-            with shielded():
-                return self._runner.run(asyncio.wait_for(work, seconds))
+            with signals.shielded():
+                return self._runner.run(_finished(work, seconds, is_cleanup=is_cleanup))
         except (QMPError, OSError, EOFError) as error:
             why = f"no answer within {seconds:.1f} s" if isinstance(error, TimeoutError) else error
             hint = "" if isinstance(error, ExecuteError) else _HINT
@@ -74,11 +77,23 @@ class Monitor:
 
     def wait_until(self, done: Callable[[], bool], what: str) -> None:
         """Wait until `done` gives True. Raises SourceError where the time limit passes first."""
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + signals.allowed(self._timeout)
         while not done():
             if time.monotonic() > deadline:
                 raise SourceError(f"{self._name}: {what} did not end", _HINT)
             time.sleep(0.01)
+
+
+async def _finished(
+    work: Coroutine[Any, Any, object], seconds: float, *, is_cleanup: bool
+) -> object:
+    """The result of a coroutine. Raises TimeoutError; at once if a signal tells us to clean up."""
+    task, deadline = asyncio.ensure_future(work), time.monotonic() + seconds
+    while not task.done() and time.monotonic() < deadline:
+        if signals.is_stopping() and not is_cleanup:
+            break
+        await asyncio.wait([task], timeout=min(_LOOK_SECONDS, seconds))
+    return await asyncio.wait_for(task, 0)
 
 
 @contextmanager
@@ -88,7 +103,7 @@ def connect(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
     Raises NotRunningError where nobody listens, SourceError where it does not greet in time.
     """
     with socket.socket(socket.AF_UNIX) as connected, asyncio.Runner() as runner:
-        connected.settimeout(timeout_seconds)
+        connected.settimeout(signals.allowed(timeout_seconds))
         with translated(SourceError, f"connecting to QEMU at {path}", _HINT):
             try:
                 connected.connect(str(path))
@@ -100,5 +115,8 @@ def connect(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
             monitor.wait_for("greeting", monitor.client.connect(connected))
             yield monitor
         finally:
-            with suppress(Exception), shielded():  # an error of the connection was raised before
+            with (
+                suppress(Exception),
+                signals.shielded(),
+            ):  # an error of the connection was raised before
                 runner.run(asyncio.wait_for(monitor.client.disconnect(), 1))

@@ -9,6 +9,7 @@ from backy.image.image import Draft, Image
 from backy.image.progress import SILENCE, Watcher
 from backy.image.workers import in_parallel
 from backy.model.extent import Extent, Kind, align, chop
+from backy.system import signals
 from backy.units import MiB
 
 
@@ -57,5 +58,6 @@ def copy(
                 read += extent.length
         watcher.advance(extent.length)
 
-    in_parallel(chop(align(image.extents(), block, image.size), step), take, step, workers)
+    extents = align(signals.obeying(image.extents()), block, image.size)
+    in_parallel(chop(extents, step), take, step, workers)
     return read

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from backy.model.extent import Extent
+from backy.units import TiB
+
+# A few bytes of a header or of NBD can claim 8 EiB, and each block takes 65 bytes of index.
+LARGEST = 64 * TiB
+SIZE_HINT = "The limit is 64 TiB. Did somebody make this disk to do harm?"
 
 
 class Image(Protocol):

@@ -26,7 +26,9 @@ def in_parallel(
     has finished the last one, so nothing queues up.
 
     The first exception stops all threads before their next step, and is raised here. So does a
-    CancelledError that a signal raises meanwhile. No thread is left on return.
+    CancelledError that a signal raises meanwhile. No thread is left on return: it could use a
+    descriptor that was closed and is now another file. If a thread cannot be stopped, since it is
+    in a call to a file system that hangs, `last_resort` ends the process.
     """
     wanted = workers or min(8, process.processors() + 2)
     pool = _Pool(steps, take, buffer_size)

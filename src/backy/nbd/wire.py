@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from backy.nbd.uri import Address
+from backy.system import signals
 
 NBD_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
 REQUEST_MAGIC, SIMPLE_MAGIC, CHUNK_MAGIC = 0x25609513, 0x67446698, 0x668E33EF
@@ -25,6 +26,7 @@ READ, DISCONNECT, BLOCK_STATUS = 0, 2, 7  # commands
 IS_LAST = 1  # flag of a chunk
 NONE, DATA, HOLE, STATUS, IS_ERROR = 0, 1, 2, 5, 1 << 15  # types of chunks
 STATE_ZERO = 2  # of base:allocation; a hole without it may read as anything
+_LOOK_SECONDS = 0.5  # a thread that waits for the server looks so often whether it is to stop
 STATE_DIRTY = 1  # https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/nbd.txt
 
 
@@ -85,9 +87,15 @@ class Wire:
         self._in_time().sendall(struct.pack(layout, *values) + data)
 
     def receive_into(self, buffer: memoryview) -> None:
-        """Fill the whole buffer."""
+        """Fill the whole buffer. Raises CancelledError if a signal told this process to stop."""
         while buffer:
-            length = self._in_time().recv_into(buffer)
+            signals.obey()
+            connection = self._in_time()
+            connection.settimeout(min(_LOOK_SECONDS, connection.gettimeout() or 0))
+            try:
+                length = connection.recv_into(buffer)
+            except TimeoutError:
+                continue
             if not length:
                 raise ConnectionError("the server closed the connection")
             buffer = buffer[length:]

@@ -16,6 +16,7 @@ from backy.errors import (
     StoreError,
     translated,
 )
+from backy.image.image import LARGEST, SIZE_HINT
 from backy.image.progress import Watcher
 from backy.model.names import check_disk_name
 from backy.model.revision import Consistency, Disk, Revision, Trust
@@ -95,6 +96,9 @@ class RevisionBackup:
     def _copy_disks(
         self, draft: RevisionDraft, parent: Revision | None, snapshot: Snapshot
     ) -> dict[str, Disk]:
+        for name, image in snapshot.disks.items():
+            if image.size > LARGEST:
+                raise SourceError(f"disk {name} has {format_size(image.size)}", SIZE_HINT)
         self.watcher.begin(sum(image.size for image in snapshot.disks.values()))
         self.warnings += _differences(parent, snapshot)
         disk_backup = DiskBackup(draft, parent, self.watcher, self.warnings)

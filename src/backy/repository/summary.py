@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from backy.errors import BackyError, StoreError, translated
+from backy.errors import BackyError, CancelledError, StoreError, translated
 from backy.model.revision import Revision, Trust, is_ahead, is_id, time_of
 from backy.repository.manifest import read_revision
 from backy.repository.status import Status, read_status
@@ -67,6 +67,8 @@ def summarize(base: Path, job: str, now: datetime) -> Summary:
             if is_ahead(oldest, now):
                 first, _ = _first_dated(root, ids, now)
                 oldest = first.time if first else None
+    except CancelledError:
+        raise
     except BackyError as error:
         problem = error.message
     except Exception as error:  # noqa: BLE001 - monitoring must go on with the other jobs

@@ -89,34 +89,34 @@ class ExecSource:
         parent = request.parent.id if request.parent else None
         data = SnapshotData(Consistency.NONE)
         try:
-            output = self._call(
-                "snapshot", revision=request.revision, parent=parent, is_frozen=request.is_frozen
-            )
-            answer = self._parsed(output)
+            facts = {"revision": request.revision, "parent": parent, "is_frozen": request.is_frozen}
+            output = self._call("snapshot", data.early_warnings, **facts)
+            answer = self._parsed(output, data.early_warnings)
             data.consistency, data.files = answer.consistency, answer.files
             yield TakenSnapshot(partial(self._open, request, data, answer.disks))
         finally:
             is_kept = data.keeps_checkpoint
             with suppress(SourceError):  # best effort: the next `remove_all_except` retries
-                self._call("release", revision=request.revision, keep=None, is_kept=is_kept)
+                self._call("release", [], revision=request.revision, keep=None, is_kept=is_kept)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. The program runs with `release` for no revision in particular."""
-        self._call("release", revision=None, keep=sorted(revisions), is_kept=False)
+        self._call("release", [], revision=None, keep=sorted(revisions), is_kept=False)
 
-    def _call(self, verb: str, **arguments: object) -> bytes:
-        """Run the program with a verb, and give its output."""
+    def _call(self, verb: str, warnings: list[str], **arguments: object) -> bytes:
+        """Run the program with a verb, and give its output. Adds to `warnings`."""
         stdin = json.dumps({"settings": self.settings.settings, **arguments}).encode()
         command, limit = (*self.settings.command, verb), self.settings.timeout
-        return output_of(command, f"source exec, {verb}", timeout_seconds=limit, stdin=stdin)
+        title = f"source exec, {verb}"
+        return output_of(command, title, timeout_seconds=limit, stdin=stdin, warnings=warnings)
 
-    def _parsed(self, output: bytes) -> _Answer:
+    def _parsed(self, output: bytes, warnings: Collection[str]) -> _Answer:
         """The answer to `snapshot`. Raises SourceError where it is not as documented."""
         try:
             return checked(_Answer, json.loads(output))
         except (ConfigError, RecursionError, ValueError) as error:
             why = f"source exec, snapshot: {self.settings.command[0]} answers: {error}"
-            raise SourceError(why, _HINT) from error
+            raise SourceError("; ".join([why, *warnings]), _HINT) from error
 
     @contextmanager
     def _open(
@@ -129,7 +129,7 @@ class ExecSource:
             for name, disk in wanted.items():
                 if disk.changes_since and request.parent and name in request.parent.disks:
                     try:
-                        image = self._changed(name, data.disks[name], disk.changes_since, request)
+                        image = self._changed(name, disk.changes_since, request, data)
                     except (SourceError, ValueError) as error:
                         data.full_read_reasons[name] = str(error)
                     else:
@@ -146,18 +146,19 @@ class ExecSource:
         data.final_checks.append(image.warnings)
         return image
 
-    def _changed(self, name: str, image: Image, since: str, request: Request) -> Image:
-        """Add the program's map of changes to `image`.
+    def _changed(self, name: str, since: str, request: Request, data: SnapshotData) -> Image:
+        """The image of a disk with the program's map of changes.
 
         Raises SourceError or ValueError where the program has no map that can be used.
         """
-        parent = request.parent.id if request.parent else ""
+        parent, image = request.parent.id if request.parent else "", data.disks[name]
         if since != parent:
             raise ValueError(f"the program knows no changes since {parent}, but: {since!a:.200}")
         if not request.parent_has(name, image.size):
             raise ValueError(f"the disk has {image.size} bytes, the parent's has another size")
         arguments = {"revision": request.revision, "parent": parent, "disk": name}
-        changed = _Changed(image, self._call("extents", **arguments), parent)
+        text = self._call("extents", data.early_warnings, **arguments)
+        changed = _Changed(image, text, parent)
         for _ in changed.extents():  # a map with any error in it is not used
             pass
         return changed

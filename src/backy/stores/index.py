@@ -14,7 +14,7 @@ from itertools import groupby
 from backy.errors import DamagedError
 from backy.model.extent import Extent, Kind, merge
 from backy.stores.codec import Codec
-from backy.system import files
+from backy.system import files, signals
 from backy.system.files import AnyPath
 
 LINE = 65  # bytes: 64 hex digits and a newline
@@ -81,6 +81,7 @@ class Index:
     def pieces(self) -> Iterator[tuple[int, int, bytes]]:
         """All lines as (first line, count, bytes), at most PIECE lines at a time."""
         for first in range(0, self.blocks, PIECE):
+            signals.obey()
             count = min(PIECE, self.blocks - first)
             yield first, count, self.lines(first, count)
 
@@ -154,6 +155,7 @@ class Index:
 
     def _extents(self, since: Index | None, first: int, end: int) -> Iterator[Extent]:
         while first < end:
+            signals.obey()
             count = min(PIECE, end - first)
             lines, old = self.lines(first, count), b""
             if since:

@@ -1,4 +1,4 @@
-"""Programs that an event loop starts, and that may outlive us.
+"""Programs that an event loop starts and that may outlive us, and signals that it handles.
 
 Not in backy.system.process, because importing asyncio takes longer than most commands run.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-from backy.system.process import set_io_class
+from backy.system.priority import set_io_class
 from backy.system.standard_streams import prepared_input
 
 
@@ -29,7 +30,8 @@ async def start(
     command: Sequence[str],
     environment: Mapping[str, str],
     priority: Priority,
-    content: bytes,
+    *,
+    content: bytes = b"",
     longest_line: int,
 ) -> asyncio.subprocess.Process:
     """Start a program that may outlive us, with `environment` added to ours.
@@ -59,3 +61,12 @@ async def _start(
         env=os.environ | dict(environment),
         limit=longest_line,
     )
+
+
+def on_signals(
+    loop: asyncio.AbstractEventLoop, *, reload: Callable[[], object], stop: Callable[[], object]
+) -> None:
+    """Make the event loop call `reload` on SIGHUP, and `stop` on SIGTERM and Ctrl-C."""
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)

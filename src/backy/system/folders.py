@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from backy.system import files
+from backy.system import files, signals
 from backy.system.files import AnyPath
 from backy.system.place import Place
 
@@ -223,7 +223,7 @@ def locked(
     """
     file = _lock_file(path) if make else files.File(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        deadline = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + signals.allowed(patience_seconds)
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         while True:
             try:

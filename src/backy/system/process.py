@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import resource
+import select
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
-from threading import Thread
+from threading import Event, Thread, current_thread, main_thread
 from typing import IO
 
+from backy.system import signals
 from backy.system.permissions import others_may_write_program
 from backy.system.signals import shielded
 
 GRACE_SECONDS = 5  # seconds from SIGTERM to SIGKILL
+_LOOK_SECONDS = 0.5  # so often a thread that waits looks whether it is to stop
 _KEPT = 64 * 1024  # bytes of a program's output: the last ones, which say why it failed
 
 
@@ -41,26 +41,6 @@ def allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def be_idle() -> None:
-    """Give this process the lowest priority for processors and disks (ioprio_set(2)).
-
-    Threads that are started later inherit it. Errors of ioprio_set(2) are ignored.
-    """
-    os.nice(19)
-    set_io_class(0, "idle")
-
-
-def set_io_class(pid: int, name: str) -> None:
-    """Put a process, or this thread (0), at the lowest level of a class of ioprio_set(2)."""
-    if number := _IOPRIO_SET.get(platform.machine()):
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.syscall(ctypes.c_long(number), 1, pid, _IO_CLASSES[name])
-
-
-_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
-_IO_CLASSES = {"best-effort": 2 << 13 | 7, "idle": 3 << 13}  # linux/ioprio.h
-
-
 @dataclass(frozen=True, slots=True)
 class Program:
     """A command to run, its input and time limit; `environment` is added to ours."""
@@ -76,45 +56,47 @@ class Outcome:
     """How a program ended: `code` is its exit code, -n for signal n, None for its time limit.
 
     `output` has the last 64 KiB of its stderr and stdout, or of stderr only if `stdout` is used.
+    `is_held`: a process that it left in the background has its stdout open.
     """
 
     code: int | None
     output: str
     stdout: bytes = b""
+    is_held: bool = False
 
 
 def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outcome:
     """Run a program in a session of its own, and wait until it ends.
 
-    With `limit`, Outcome.stdout has the first `limit` + 1 bytes of its stdout. They are complete
-    only if the program ended in time and there are no more than `limit`. The program then gets
-    SIGTERM if we are killed. Do not use `limit` together with `guard`.
+    With `limit`, Outcome.stdout has the first `limit` + 1 bytes that it wrote to stdout until it
+    ended; they are complete only if it ended in time and there are no more than `limit`. The
+    program then gets SIGTERM if we are killed. Do not use `limit` together with `guard`.
 
     At the time limit, and if an exception such as CancelledError ends the wait, the process group
     gets SIGTERM, and SIGKILL 5 seconds later. If the program ends by itself, processes that it
     left in the background continue; we do not wait for them, and they may write more output.
 
+    A signal that tells this process to stop ends the wait in any thread. A program without `guard`
+    that runs in clean-up gets as much time as `signals.allowed` says.
+
     A program that cannot be started has exit code 126 or 127, as in a shell; so has one that root
     refuses because others may write it. If we are killed, `guard` kills its process group.
     """
-    output, stdout = bytearray(), bytearray()
-    code = None
-    if refusal := others_may_write_program(program.command[0]):
-        return Outcome(126, f"refused: {refusal}")
-    deadline = time.monotonic() + program.timeout_seconds
-    command = (*(_DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
+    with suppress(OSError, ValueError):  # starting it says what is wrong with it
+        if refusal := others_may_write_program(program.command[0]):
+            return Outcome(126, f"refused: {refusal}")
+    output, ended = bytearray(), Event()
+    command = (*(DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
     with ExitStack() as stack:
         try:
             with shielded():
                 child = spawn(command, program.environment, pipe, PIPE)
-                stack.callback(_end, child, guard)
-                Thread(target=_feed, args=(child.stdin, program.stdin), daemon=True).start()
-                stderr_reader = Thread(target=_keep_end, args=(child.stderr, output), daemon=True)
+                stack.callback(end, child, guard)
+                Thread(target=feed, args=(child.stdin, program.stdin), daemon=True).start()
+                stderr_reader = Thread(target=keep_end, args=(child.stderr, output), daemon=True)
                 stderr_reader.start()
-                stdout_reader = Thread(
-                    target=_keep_start, args=(child.stdout, stdout, limit + 1), daemon=True
-                )
+                stdout_reader = _StdoutReader(child.stdout, limit + 1, ended)
                 stdout_reader.start()
         except (
             OSError,
@@ -122,70 +104,35 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
             ValueError,
         ) as error:  # no memory, no thread, a NUL byte in an argument
             return Outcome(127, str(error))
-        with suppress(TimeoutExpired):
-            code = child.wait(program.timeout_seconds)
+        code = _wait(child, program.timeout_seconds, is_guarded=guard is not None)
+    ended.set()
     stderr_reader.join(0.5)  # returns at once unless a background process has stderr open
-    stdout_reader.join(max(0, deadline - time.monotonic()))
-    code = None if stdout_reader.is_alive() else code
-    return Outcome(code, output.decode(errors="replace"), bytes(stdout))
+    stdout_reader.complete.wait()
+    said = output.decode(errors="replace")
+    return Outcome(code, said, bytes(stdout_reader.kept), stdout_reader.is_held)
 
 
-@dataclass(frozen=True, slots=True)
-class RunningProgram:
-    """A program that runs during the body of `serving`."""
-
-    _popen: Popen[bytes]
-    _reader: Thread
-    _output: bytearray
-
-    def has_ended(self) -> bool:
-        """Whether it has ended by itself."""
-        return self._popen.poll() is not None
-
-    def said(self) -> str:
-        """The last 64 KiB of its stderr so far; complete once it has ended."""
-        if self.has_ended():
-            self._reader.join(0.5)
-        return self._output.decode(errors="replace")
-
-
-@contextmanager
-def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
-    """Run a program during the body, and end it afterwards. It gets SIGTERM if we are killed.
-
-    Raises OSError if no process can be started. A missing program counts as one that has ended.
-    """
-    output, started = bytearray(), SimpleQueue[Popen[bytes] | Exception]()
-
-    def start_and_wait() -> None:
-        # PR_SET_PDEATHSIG refers to the thread that starts the child, so that thread must stay.
+def _wait(child: Popen[bytes], seconds: float, *, is_guarded: bool) -> int | None:
+    """The exit code of a program; None if it takes longer than it may."""
+    is_cleanup, deadline = signals.is_stopping(), time.monotonic() + seconds
+    while True:
+        if not is_guarded:
+            deadline = min(deadline, time.monotonic() + signals.allowed(seconds))
+            if not is_cleanup and current_thread() is not main_thread():  # no signal raises here
+                signals.obey()
+        left = max(0, deadline - time.monotonic())
         try:
-            child = spawn((*_DIES_WITH_US, *command), {}, DEVNULL, PIPE)
-        except Exception as error:  # noqa: BLE001 - raised again in the calling thread
-            started.put(error)
-        else:
-            started.put(child)
-            child.wait()
-
-    with ExitStack() as stack:
-        with shielded():
-            Thread(target=start_and_wait, daemon=True).start()
-            child = started.get()
-            if isinstance(child, Exception):
-                raise child
-            stack.callback(_end, child, None)
-            Thread(target=_feed, args=(child.stdin, b""), daemon=True).start()
-            stderr_reader = Thread(target=_keep_end, args=(child.stderr, output), daemon=True)
-            stderr_reader.start()
-            stack.callback(stderr_reader.join, 0.5)
-        yield RunningProgram(child, stderr_reader, output)
+            return child.wait(min(left, _LOOK_SECONDS))
+        except TimeoutExpired:
+            if not left:
+                return None
 
 
 # The shell writes its process id to the guard and then becomes the program, so the guard knows
 # every program that runs. If the guard is gone, SIGPIPE ends only the subshell.
 _TELLS_GUARD = ("/bin/sh", "-c", '(echo $$); exec >&2; exec "$@"', "sh")
 # The kernel sends the child SIGTERM when we die (PR_SET_PDEATHSIG).
-_DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
+DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def spawn(
@@ -203,7 +150,7 @@ def spawn(
     )
 
 
-def _end(child: Popen[bytes], guard: Guard | None) -> None:
+def end(child: Popen[bytes], guard: Guard | None) -> None:
     """End a program's process group, unless the program has ended; then tell the guard.
 
     Gives up after 5 seconds for each signal: we may lack the permission to kill it.
@@ -219,20 +166,54 @@ def _end(child: Popen[bytes], guard: Guard | None) -> None:
             guard.tell("")
 
 
-def _feed(pipe: IO[bytes], data: bytes) -> None:
+def feed(pipe: IO[bytes], data: bytes) -> None:
+    """Write all of `data` to a program's stdin, and close it."""
     with suppress(BrokenPipeError), pipe:  # the program need not read it
         pipe.write(data)
 
 
-def _keep_start(pipe: IO[bytes] | None, kept: bytearray, limit: int) -> None:
-    """Read all of `pipe` into `kept`, but no more than `limit` bytes; drop the rest."""
-    if pipe:
-        with pipe:
-            while more := pipe.read(_KEPT):
-                kept += more[: limit - len(kept)]
+class _StdoutReader(Thread):
+    """Keeps the first `limit` bytes that a program writes to `pipe` until it has `ended`.
+
+    `complete` is set then. Reads on: SIGPIPE would stop what it left in the background.
+    """
+
+    def __init__(self, pipe: IO[bytes] | None, limit: int, ended: Event) -> None:
+        super().__init__(daemon=True)
+        self.kept, self.complete, self.is_held = bytearray(), Event(), False
+        self._pipe, self._limit, self._ended = pipe, limit, ended
+
+    def run(self) -> None:
+        if not self._pipe:
+            self.complete.set()
+            return
+        with self._pipe as pipe:
+            while self._has_more(pipe):
+                more = pipe.read(_KEPT)
+                if not more:
+                    break
+                self.kept += more[: self._limit - len(self.kept)]
+            else:
+                self.is_held = True
+            self.complete.set()
+            while self.is_held and pipe.read(_KEPT):
+                pass
+
+    def _has_more(self, pipe: IO[bytes]) -> bool:
+        """Whether something can be read, or the pipe has ended. Waits for that."""
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        while True:
+            has_ended = self._ended.is_set()  # before the look: all that it wrote is there then
+            if has_ended and len(self.kept) == self._limit:
+                return False
+            if poll.poll(0 if has_ended else 100):
+                return True
+            if has_ended:
+                return False
 
 
-def _keep_end(pipe: IO[bytes], kept: bytearray) -> None:
+def keep_end(pipe: IO[bytes], kept: bytearray) -> None:
     """Read all of `pipe`, and keep the end in `kept`.
 
     Reads on after the program has ended: SIGPIPE would stop its background processes.

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from select import select
+from select import PIPE_BUF, select
 from typing import IO, TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -50,12 +50,6 @@ def prepared_input(content: bytes) -> Iterator[IO[bytes]]:
         yield stdin
 
 
-def is_journal() -> bool:
-    """Whether standard error is systemd's journal, which takes the level of a line from "<3>"."""
-    found = os.fstat(2)
-    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
-
-
 def take_input() -> bytes:
     """All of standard input, which is empty from now on, also for the programs that we start."""
     with open(0, "rb", closefd=False) as stdin:
@@ -79,6 +73,12 @@ def trouble() -> str:
         if stream.error and stream.error.errno != errno.EPIPE
     ]
     return ", ".join(f"{title}: {error.strerror}" for title, error in failed)
+
+
+def say_last(text: str) -> None:
+    """Write to standard error without buffers and locks, and without waiting for a reader."""
+    if select([], [2], [], 0)[1]:
+        io.FileIO(2, "w", closefd=False).write(text.encode(errors="replace")[:PIPE_BUF])
 
 
 class _Stream(io.FileIO):
