@@ -345,6 +345,9 @@ def configuration(aged: Backy, tmp_path: Path) -> Path:
 def test_the_configuration_is_told_with_its_defaults(aged: Backy, configuration: Path) -> None:
     use = ["--config", str(configuration)]
     (checked,) = valid("config check", aged.quiet(*use, "config", "check", "--json"))
+    warned = [each["key"] for each in checked.pop("warnings")]
+    # Not there, not there, and the disk of vm1.
+    assert warned == ["global.base-dir", "jobs.vm2.hooks.after-backup", "jobs.vm2.source"]
     assert checked == {"file": str(configuration), "jobs": 2, "problems": []}
     (told,) = valid("jobs", aged.quiet(*use, "jobs", "--json"))
     assert (told["jobs"]["vm1"]["scrub"], told["not_configured"]) == (False, [])

@@ -32,6 +32,7 @@ def told(server: Server) -> Status:
 
 def test_a_configuration_that_is_right_is_said_to_be_so(server: Server) -> None:
     server.job("vm1")
+    server.base.mkdir()
     said = server.quiet("config", "check").out
     assert said == f"{server.path}: 1 job in 2 files, no problems\n"
     shown = server.quiet("config", "show", "--job", "vm1").record()["vm1"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,49 @@ def test_what_answers_something_else_is_an_error_of_the_daemon(
             daemon_client.status(path)
         thread.join()
     assert "journalctl" in caught.value.hint
+
+
+def idle(path: Path) -> socket.socket:
+    """A client that says nothing; it waits long enough for any server."""
+    channel = socket.socket(socket.AF_UNIX)
+    channel.settimeout(60)
+    channel.connect(str(path))
+    return channel
+
+
+def test_a_client_that_says_nothing_or_takes_nothing_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_TIMEOUT_SECONDS", 0.2)
+    path = tmp_path / "socket"
+    with (
+        daemon(path, lambda _: {"much": "x" * 30_000_000}),
+        idle(path) as silent,
+        idle(path) as full,
+        idle(path) as slow,
+    ):
+        full.sendall(b"{}\n")
+        slow.sendall(b"{")
+        assert (silent.recv(1), slow.recv(1)) == (b"", b"")
+        hung_up = select.poll()
+        hung_up.register(full, select.POLLRDHUP)
+        assert hung_up.poll(60_000)
+        taken = 0
+        with suppress(ConnectionResetError):
+            while more := full.recv(1 << 20):
+                taken += len(more)
+        assert taken < 30_000_000
+
+
+def test_many_idle_clients_keep_nobody_from_being_answered(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with daemon(path, lambda _: {"all": "well"}), ExitStack() as stack:
+        clients = [stack.enter_context(idle(path)) for _ in range(control._MOST_CLIENTS + 20)]
+        assert talk(path, b"{}\n") == {"all": "well"}
+        for first in clients[:20]:
+            assert first.recv(1) == b""
+        clients[-1].sendall(b"{}\n")
+        assert clients[-1].recv(5) == b'{"all'
 
 
 def talk(path: Path, request: bytes) -> dict[str, Any]:

@@ -323,6 +323,34 @@ def test_a_backup_that_was_killed_is_recorded_as_failed(server: Server) -> None:
     assert server.drafts("vm1") == []
 
 
+def test_a_hook_that_prints_without_end_does_not_fill_the_log(server: Server) -> None:
+    flood = {"command": ["/bin/sh", "-c", "yes loud | head -5000 >&2"]}
+    server.job("vm1", hooks={"after-backup": flood})
+    with server.daemon() as daemon:
+        server.ask(do="run", job="vm1")
+        left_out = daemon.logs(event="more was said, but not logged", job="vm1")
+        assert daemon.lines(event="finished", job="vm1")
+        shown = daemon.lines(job="vm1")
+    assert len(shown) < 250
+    assert left_out["level"] == "warning"
+    assert left_out["lines"] > 1000
+
+
+def test_where_cron_starts_the_backups_nobody_misses_a_daemon(server: Server) -> None:
+    server.configure(daemon=False)
+    for job in ("vm1", "vm2"):
+        server.job(job)
+    server.ok("backup", "vm2")
+    checked = server.run("check").out
+    assert "vm1: never backed up" in checked
+    assert "daemon" not in checked
+    server.quiet("run", "vm1")
+    assert "vm1: " not in server.run("check", "--free-warning", "0", "--free-critical", "0").out
+    assert "daemon" not in server.ok("status", "--once").out
+    assert server.ok("status", "--json").record()["problem"] == ""
+    assert "there is no daemon" in server.refuses(3, "daemon").message
+
+
 @pytest.mark.parametrize(
     "request_",
     [

@@ -10,6 +10,7 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -87,7 +88,7 @@ class Machine:
         """Somebody sets the clock, and the daemon notices after a while."""
         self.wrong_by += seconds
         self.runs_until(self.true + NOTICED)
-        self.planner.replan(self.clock)
+        self.planner.replan(self.clock, lambda *_: nullcontext())
 
     def runs_for(self, seconds: int) -> None:
         self.runs_until(self.true + seconds)

@@ -99,7 +99,7 @@ class Whole:
     def _leave_what_else_there_may_be(self, made: Made) -> None:
         where = (Occurrence(self.ids[0], "vda", 0, BLOCK),)
         found = Report("", time_of(self.ids[0]), "verify", "ab" * 32, "old", (self.ids[0],), where)
-        quarantine.add(made.repository, found, {"stored": b"bad"})
+        quarantine.add(made.repository, found, b"bad")
         assert list(Scrub(made.repository, timedelta(days=30)).run(Limits(), origins=[])) == []
 
     def files(self) -> list[str]:

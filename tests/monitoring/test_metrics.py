@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from backy import __version__
 from backy.errors import ConfigError
+from backy.monitoring import metrics
 from backy.monitoring.metrics import Metrics, Sample
 from backy.monitoring.space import Space
 from backy.repository.status import Scrubbed, Status
@@ -146,11 +148,11 @@ def test_each_job_has_its_own_lines() -> None:
 
 def test_a_job_that_is_gone_disappears() -> None:
     jobs = [views.busy_job("stays"), views.busy_job("goes")]
-    metrics = Metrics(lambda: views.view(*jobs))
-    assert views.of_job(metrics.text(), "goes")
+    made = Metrics(lambda: views.view(*jobs))
+    assert views.of_job(made.text(), "goes")
     del jobs[1]
-    assert b"goes" not in metrics.text()
-    assert views.of_job(metrics.text(), "stays")
+    assert b"goes" not in made.text()
+    assert views.of_job(made.text(), "stays")
 
 
 @pytest.mark.parametrize("name", ["vm-1.example+a@b_c", "Gerät", "仮想", "9"])
@@ -191,10 +193,10 @@ def test_no_space_left_is_a_number() -> None:
 
 
 def test_waits_are_counted_by_how_long_they_were() -> None:
-    metrics = Metrics(views.view)
+    made = Metrics(views.view)
     for seconds in (-2.0, 0.5, 40, 2 * 3600, 48 * 3600):
-        metrics.observe_wait(seconds)
-    family = views.families(metrics.text())["backy_queue_wait_seconds"]
+        made.observe_wait(seconds)
+    family = views.families(made.text())["backy_queue_wait_seconds"]
     values = {
         (name.removeprefix("backy_queue_wait_seconds_"), *dict(labels).values()): value
         for (name, labels), value in family.values.items()
@@ -246,15 +248,15 @@ def test_the_view_is_asked_for_once_an_answer() -> None:
         asked.append(views.view(views.busy_job()))
         return asked[-1]
 
-    metrics = Metrics(view)
-    metrics.text()
+    made = Metrics(view)
+    made.text()
     assert len(asked) == 1
 
 
 @pytest.fixture(params=[pytest.param(IPV4, id="ipv4"), pytest.param(IPV6, id="ipv6")])
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
-    metrics = Metrics(lambda: views.view(views.busy_job("vm1")))
-    with metrics.served(request.param) as port:
+    made = Metrics(lambda: views.view(views.busy_job("vm1")))
+    with made.served(request.param) as port:
         yield request.param.rpartition(":")[0].strip("[]"), port
 
 
@@ -274,12 +276,12 @@ def test_it_listens_nowhere_else(address: str) -> None:
 
 
 def test_nobody_listens_any_more_afterwards() -> None:
-    metrics = Metrics(views.view)
-    with metrics.served(IPV4) as port:
+    made = Metrics(views.view)
+    with made.served(IPV4) as port:
         assert get("127.0.0.1", port)[0] == 200
     with pytest.raises(ConnectionRefusedError):
         get("127.0.0.1", port)
-    with metrics.served(f"127.0.0.1:{port}"):  # though connections of the first are in TIME_WAIT
+    with made.served(f"127.0.0.1:{port}"):  # though connections of the first are in TIME_WAIT
         assert get("127.0.0.1", port)[0] == 200
 
 
@@ -288,6 +290,38 @@ def test_a_client_that_says_nothing_holds_up_nobody() -> None:
         silent = socket.create_connection(("127.0.0.1", port))
         assert get("127.0.0.1", port)[0] == 200
     silent.close()
+
+
+def idle(port: int) -> socket.socket:
+    """A client that says nothing; it waits long enough for any server."""
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
+
+
+def test_it_hangs_up_on_a_client_that_says_nothing_or_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics, "_CLIENT_SECONDS", 0.1)
+    with Metrics(views.view).served(IPV4) as port, idle(port) as silent, idle(port) as slow:
+        slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
+        assert (silent.recv(1), slow.recv(1)) == (b"", b"")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_many_idle_clients_keep_neither_descriptors_nor_prometheus_from_being_answered() -> None:
+    def connections() -> int:
+        held = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        return sum(path.is_socket() for path in held)
+
+    with Metrics(views.view).served(IPV4) as port, ExitStack() as stack:
+        before = connections()
+        clients = [stack.enter_context(idle(port)) for _ in range(metrics._MOST_CLIENTS + 20)]
+        assert get("127.0.0.1", port)[0] == 200
+        for first in clients[:20]:
+            assert first.recv(1) == b""
+        assert connections() - before <= len(clients) + metrics._MOST_CLIENTS + 1
+        for last in clients[-5:]:
+            last.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert last.recv(15).startswith(b"HTTP/1.0 200")
 
 
 def test_it_stops_listening_where_the_body_fails() -> None:
@@ -321,11 +355,11 @@ def test_an_answer_is_nothing_to_write_down(capfd: pytest.CaptureFixture[str]) -
 
 
 def test_an_address_that_somebody_has_is_refused_with_what_to_do() -> None:
-    metrics = Metrics(views.view)
+    made = Metrics(views.view)
     with (
-        metrics.served(IPV4) as port,
+        made.served(IPV4) as port,
         pytest.raises(ConfigError, match=f"127.0.0.1:{port}") as caught,
-        metrics.served(f"127.0.0.1:{port}"),
+        made.served(f"127.0.0.1:{port}"),
     ):
         pass
     assert "another daemon" in caught.value.hint
@@ -341,15 +375,15 @@ def test_an_address_of_another_machine_is_refused(address: str) -> None:
 
 
 def test_node_exporter_finds_a_whole_file_that_it_may_read(tmp_path: Path) -> None:
-    metrics = Metrics(lambda: views.view(views.busy_job()))
+    made = Metrics(lambda: views.view(views.busy_job()))
     before = os.umask(0o077)
     try:
-        metrics.write(tmp_path / "backy.prom")
-        metrics.write(tmp_path / "backy.prom")
+        made.write(tmp_path / "backy.prom")
+        made.write(tmp_path / "backy.prom")
     finally:
         os.umask(before)
     assert [path.name for path in tmp_path.iterdir()] == ["backy.prom"]
-    assert (tmp_path / "backy.prom").read_bytes() == metrics.text()
+    assert (tmp_path / "backy.prom").read_bytes() == made.text()
     assert (tmp_path / "backy.prom").stat().st_mode & 0o777 == 0o644
 
 

@@ -138,7 +138,7 @@ def test_backy_restore_is_the_script_of_the_repositories_and_restores_without_ba
 
 def test_the_example_configuration_is_in_place_and_valid(root: Root) -> None:
     said = json.loads(root.run("backy", "config", "check", "--json").stdout)
-    assert said == {"file": f"/{CONFIGURATION}", "jobs": 0, "problems": []}
+    assert said == {"file": f"/{CONFIGURATION}", "jobs": 0, "problems": [], "warnings": []}
 
 
 def test_a_file_in_jobs_d_is_a_job(own_root: Root) -> None:

@@ -10,15 +10,14 @@ from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer, summary
 from backy.cli.progress import meter
-from backy.cli.values import DiskPath
-from backy.errors import UsageError
+from backy.cli.values import DiskPlace
 from backy.model.messages import BackupFinished
 from backy.repository.manifest import revision_record
 
 _NEW = "For a new repository: "
-_SOURCE = "A file or block device, for the first backup. Repeat it for more disks."
+_SOURCE = "For the first backup: a file, a block device, or KIND:PLACE. Repeat it for more disks."
 Sources = Annotated[
-    list[DiskPath] | None, Option(parser=values.disk_path, metavar="[DISK=]PATH", help=_SOURCE)
+    list[DiskPlace] | None, Option(parser=values.disk_place, metavar="[DISK=]PLACE", help=_SOURCE)
 ]
 _TAG = "A tag for the revision. Repeat it for more."
 Tags = Annotated[list[str] | None, Option(parser=values.tag, metavar="TAG", help=_TAG)]
@@ -48,9 +47,10 @@ def backup(
     """
     # Imported here, because most commands need neither zstandard nor sources.
     from backy.operations.backup import BackupOptions, backup_job
+    from backy.sources.typed import typed_source
 
     options = BackupOptions(
-        source=_file_source(source) if source else None,
+        source=typed_source(source) if source else None,
         tags=tuple(sorted({*(tag or [])})),
         store=store,
         block_size=block_size,
@@ -65,16 +65,3 @@ def backup(
         revision=revision_record(revision),
     )
     answer(as_json, finished, f"{job}: {revision.id}: {summary(revision, shown.seconds)}")
-
-
-def _file_source(typed: list[DiskPath]) -> dict[str, object]:
-    """The settings of a file source. Disks without a name become vda, vdb and so on."""
-    disks = {}
-    for number, disk in enumerate(typed):
-        name = disk.name or f"vd{chr(ord('a') + number)}"
-        if name in disks:
-            raise UsageError(
-                f"two sources for disk {name}", "Name them: --source vda=… --source vdb=…"
-            )
-        disks[name] = str(disk.path.absolute())
-    return {"type": "file", "disks": disks}

@@ -64,15 +64,16 @@ def check(
 
 
 def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
-    """The promises of each job from the daemon, or from the configuration if it does not run."""
+    """The promises of each job from the daemon, or from the configuration without one."""
     from backy.clients import daemon_client
     from backy.monitoring.health import Promise, Server
     from backy.monitoring.space import space
 
     reply, problem, is_running = None, "", None
     try:
-        reply = daemon_client.promises(site.globals.socket)
-        is_running = reply is not None
+        has_daemon = site.globals.daemon
+        reply = daemon_client.promises(site.globals.socket) if has_daemon else None
+        is_running = reply is not None or not has_daemon
     except BackyError as error:
         problem = error.message
     if not reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from typer import Option
@@ -30,25 +31,34 @@ OneJob = Annotated[
 
 @config.command(epilog="Example: backy config check")
 def check(context: Context, as_json: AsJson = False) -> None:
-    """Name every problem in the configuration, with file and line."""
-    from backy.config.loader import ProblemsError
+    """Name every problem in the configuration, with file and line, and what looks wrong."""
+    from backy.config.loader import Problem, ProblemsError
+    from backy.config.review import warnings
+    from backy.sources import open_source
 
     site: Site = context.obj
     path = site.needed_path()
     try:
         loaded = site.loaded
         problems, count, files = loaded.problems, len(loaded.config.jobs), len(loaded.files)
+        odd = warnings(loaded, lambda settings: open_source(settings).paths)
     except ProblemsError as error:
-        problems, count, files = error.problems, 0, 1
-    records = [
-        ConfigProblem(
-            file=str(problem.path), line=problem.line, key=problem.key, message=str(problem)
-        )
-        for problem in problems
-    ]
-    no_problems = f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"
-    lines = [printable(str(problem)) for problem in problems] or no_problems
-    answer(as_json, ConfigCheckAnswer(file=str(path), jobs=count, problems=records), lines)
+        problems, count, files, odd = error.problems, 0, 1, []
+
+    def records(those: Iterable[Problem]) -> list[ConfigProblem]:
+        return [
+            ConfigProblem(file=str(each.path), line=each.line, key=each.key, message=str(each))
+            for each in those
+        ]
+
+    lines = [printable(str(problem)) for problem in problems]
+    if not problems:
+        lines = [f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"]
+    lines += [printable(f"warning: {each}") for each in odd]
+    content = ConfigCheckAnswer(
+        file=str(path), jobs=count, problems=records(problems), warnings=records(odd)
+    )
+    answer(as_json, content, lines)
     if problems:
         what = counted(len(problems), "problem")
         raise ConfigError(f"{path}: {what}", "A running daemon keeps the jobs it has.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from backy.errors import BackyError
 from backy.model.messages import bug_event, error_event
 from backy.model.revision import Revision
+from backy.system.standard_streams import is_journal
 from backy.units import format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 
 _MOST_NAMES = 5  # in a message
+
+_ERROR = 3  # the priority of an error, see syslog(3)
 
 
 def answer(as_json: bool, record: Message, text: str | Iterable[str]) -> None:
@@ -44,9 +47,14 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def warn(text: str) -> None:
-    """Print a line on standard error; the command continues."""
-    sys.stderr.write(f"{printable(text)}\n")
+def warn(text: str, priority: int = 4) -> None:
+    """Print a line on standard error; the command continues. The journal notes the priority."""
+    sys.stderr.write(f"{_prefix(priority)}{printable(text)}\n")
+
+
+def _prefix(priority: int) -> str:
+    """From this the journal takes the level of a line: sd-daemon(3)."""
+    return f"<{priority}>" if is_journal() else ""
 
 
 def some(names: Sequence[str]) -> str:
@@ -63,15 +71,16 @@ def report(error: BackyError, *, as_json: bool) -> None:
 def report_text(error: BackyError, *, as_json: bool) -> str:
     """What `report` prints."""
     if as_json:
-        return json.dumps(error_event(error)) + "\n"
+        return f"{_prefix(_ERROR)}{json.dumps(error_event(error))}\n"
     lines = [f"backy: {error.message}", *([f"  {error.hint}"] if error.hint else [])]
-    return "".join(f"{printable(line)}\n" for line in lines)
+    return "".join(f"{_prefix(_ERROR)}{printable(line)}\n" for line in lines)
 
 
 def report_bug(error: Exception, *, as_json: bool) -> None:
     """Print a bug on standard error, with its traceback."""
     text = "".join(traceback.format_exception(error))
-    sys.stderr.write(json.dumps(bug_event(error, text)) + "\n" if as_json else text)
+    lines = [json.dumps(bug_event(error, text))] if as_json else text.splitlines()
+    sys.stderr.writelines(f"{_prefix(_ERROR)}{line}\n" for line in lines)
 
 
 def print_lines(lines: Iterable[str]) -> None:

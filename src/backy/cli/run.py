@@ -26,5 +26,6 @@ def run(context: Context, job: Job, as_json: AsJson = False) -> None:
     from backy.cli.backup import backup
 
     site.require(job)
-    warn(f"backy: {daemon_client.NO_DAEMON}; backing up here")
+    if not site.path or site.globals.daemon:
+        warn(f"backy: {daemon_client.NO_DAEMON}; backing up here")
     backup(context, job, as_json=as_json)

@@ -64,9 +64,11 @@ def _state(site: Site, is_shown: Callable[[JobOverview], bool]) -> StatusAnswer:
     """The state from the daemon, or from the repositories if it does not run."""
     from backy.clients import daemon_client
 
-    state = daemon_client.status(site.globals.socket) if site.path else None
+    has_daemon = not site.path or site.globals.daemon
+    state = daemon_client.status(site.globals.socket) if site.path and has_daemon else None
     if not state:
-        state = {"jobs": list(_overviews(site)), "problem": daemon_client.NO_DAEMON}
+        problem = daemon_client.NO_DAEMON if has_daemon else ""
+        state = {"jobs": list(_overviews(site)), "problem": problem}
     state["jobs"] = [job for job in state["jobs"] if is_shown(job)]
     return state
 

@@ -104,20 +104,24 @@ def store(text: str) -> str:
     return text
 
 
-class DiskPath(NamedTuple):
-    """The path and the name of a disk; `name` is empty if none was typed."""
+class DiskPlace(NamedTuple):
+    """The place and the name of a disk; `name` is empty if none was typed."""
 
     name: str
-    path: Path
+    place: str
 
 
 @_typed
-def disk_path(text: str) -> DiskPath:
-    """[DISK=]PATH."""
+def disk_place(text: str) -> DiskPlace:
+    """[DISK=]PLACE. A file that is called like that is taken for the place."""
     name, separator, rest = text.partition("=")
-    if not separator or "/" in name:
-        return DiskPath("", path(text))
-    return DiskPath(check_disk_name(name), path(rest))
+    is_name = separator and not {"/", ":"} & {*name}
+    if not is_name or (Path(text).exists() and not Path(rest).exists()):
+        name, rest = "", text
+    else:
+        check_disk_name(name)
+    path(rest)
+    return DiskPlace(name, rest)
 
 
 @_typed

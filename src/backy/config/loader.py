@@ -87,13 +87,15 @@ class ProblemsError(ConfigError):
 class Loaded:
     """The configuration with all valid jobs, the problems, and the files that were read.
 
-    `invalid` has the first problem of each job that was left out because of one.
+    `invalid` has the first problem of each job that was left out because of one. `problem` makes
+    one with file and line from a job ("": the main file), the keys in it, and a text.
     """
 
     config: Config
     problems: tuple[Problem, ...]
     files: tuple[Path, ...]
     invalid: Mapping[str, Problem]
+    problem: Callable[[str, KeyPath, str], Problem]
 
     def problem_of(self, job: str) -> Problem | None:
         """Why a job is left out: its own problem, or that of a file that cannot be read.
@@ -144,7 +146,12 @@ def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded
     if main.is_bad:
         raise ProblemsError(problems)
     config = config.model_copy(update={"jobs": jobs})
-    return Loaded(config, problems, tuple(file.path for file in files), invalid)
+
+    def problem(job: str, keys: KeyPath, text: str) -> Problem:
+        file = first.get(job, main)
+        return file.problem((*file.prefix, job, *keys) if job else keys, text)
+
+    return Loaded(config, problems, tuple(file.path for file in files), invalid, problem)
 
 
 def read_global(path: Path) -> Global:
@@ -194,12 +201,15 @@ class _File:
 
     def note(self, place: KeyPath, text: str, line: int = 0) -> None:
         """Add a problem, with the line of its key or of the nearest key above it."""
-        for length in range(len(place), 0, -1):
-            line = line or self._lines.get(place[:length], 0)
-        key = ".".join(map(str, place))
-        self.problems.append(Problem(self.path, line or 1, _shown(key), _shown(text)))
+        self.problems.append(self.problem(place, text, line))
         depth = len(self.prefix)
         self.is_bad |= len(place) == depth or place[:depth] != self.prefix
+
+    def problem(self, place: KeyPath, text: str, line: int = 0) -> Problem:
+        """The problem that `note` adds."""
+        for length in range(len(place), 0, -1):
+            line = line or self._lines.get(place[:length], 0)
+        return Problem(self.path, line or 1, _shown(".".join(map(str, place))), _shown(text))
 
     def validated(
         self,

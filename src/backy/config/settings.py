@@ -204,13 +204,17 @@ class Job(Defaults):
 
 
 class Global(Values):
-    """Settings of the daemon. Each of its two pools has `worker_limit` workers, as in backy 2."""
+    """Settings of the daemon. Each of its two pools has `worker_limit` workers, as in backy 2.
+
+    `daemon` is False if there is none, because something else starts the backups.
+    """
 
     gone: ClassVar[tuple[str, ...]] = (
         "status-file", "status-interval", "telnet-addrs", "telnet-port",
     )  # fmt: skip
     base_dir: AbsolutePath = Path("/srv/backy")
     base_dir_must_be_mounted: bool = False
+    daemon: bool = True
     worker_limit: Whole = Field(default=1, ge=1)
     socket: AbsolutePath = Path("/run/backy/backy.sock")
     metrics_listen: Annotated[str, AfterValidator(_address)] | None = None

@@ -18,6 +18,7 @@ from backy.units import MiB
 
 _LONGEST_EVENT = 4 * MiB  # a revision.json has 1 MiB at most
 CANCEL_SECONDS = 60  # for a command to clean up before it is killed
+LONGEST_TEXT = 1000  # characters of a line in the log
 _LAST_LINES = 20  # of standard error, for the log of a command that failed
 Event = Mapping[str, Any]
 
@@ -48,11 +49,7 @@ class ChildCommand:
         and the error is raised once the command has ended. Raises OSError if it cannot be started.
         """
         child = await start(
-            self._command,
-            self._environment,
-            priority,
-            content=self._settings,
-            longest_line=_LONGEST_EVENT,
+            self._command, self._environment, priority, self._settings, _LONGEST_EVENT
         )
         self._process = child
         if self._is_cancelled:
@@ -83,7 +80,7 @@ class ChildCommand:
         async for line in _lines(child.stderr):
             event = _parse(line)
             if event.get("event") == "error":
-                self.error = str(event.get("message", ""))
+                self.error = str(event.get("message", ""))[:LONGEST_TEXT]
                 self._last_lines.extend(str(event.get("traceback", "")).splitlines())
             else:
                 self._last_lines.append(line.decode(errors="replace").rstrip())
@@ -101,7 +98,7 @@ class ChildCommand:
     @property
     def last_lines(self) -> str:
         """The end of what it wrote to standard error: a traceback, if it had a bug."""
-        return "\n".join(self._last_lines)
+        return "\n".join(line[:LONGEST_TEXT] for line in self._last_lines)
 
     def describe(self, shown: JobOverview) -> None:
         """Add what is known of it only while it runs."""

@@ -19,6 +19,7 @@ from backy.units import KiB
 
 _LONGEST_REQUEST = 64 * KiB
 _TIMEOUT_SECONDS = 10
+_MOST_CLIENTS = 64  # at once; beyond that the first one is hung up on
 Answer = Callable[[Mapping[str, object]], Awaitable[Mapping[str, object]]]
 
 
@@ -27,8 +28,15 @@ async def listen(path: Path, answer: Answer) -> asyncio.Server:
 
     Raises ConfigError if no socket can be made there.
     """
+    clients: dict[asyncio.StreamWriter, None] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        clients[writer] = None
+        if len(clients) > _MOST_CLIENTS:
+            first = next(iter(clients))
+            del clients[first]
+            first.transport.abort()
+        writer.transport.set_write_buffer_limits(0)  # so `drain` waits until all of it is taken
         try:
             with suppress(OSError):  # the client hung up, or is silent
                 line = await _read_request(reader)
@@ -36,7 +44,8 @@ async def listen(path: Path, answer: Answer) -> asyncio.Server:
                     writer.write(json.dumps(await _reply(line, answer)).encode() + b"\n")
                     await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
         finally:
-            writer.close()
+            clients.pop(writer, None)
+            writer.transport.abort()
 
     try:
         folders.make_folder(path.parent)

@@ -11,7 +11,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -24,10 +24,6 @@ from backy.repository.status import Status
 _LARGEST_HEAP = 16
 _Entry = tuple[datetime, int, str, str]  # due, serial of the plan, job, verb
 Around = Callable[[str, str], AbstractContextManager[None]]  # the job, the step
-
-
-def _alone(_job: str, _step: str) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +157,7 @@ class Planner:
             self.waiting[job, verb] = self._task(plan, job, verb, now, is_by_hand=True)
         return plan is not None
 
-    def replan(self, now: datetime, around: Around = _alone) -> None:
+    def replan(self, now: datetime, around: Around) -> None:
         """Plan all jobs again, because the clock was set; the work for each is `around` it."""
         self._heap.clear()
         for job, plan in self._plans.items():

@@ -76,12 +76,11 @@ class Requests:
 
     def _promises(self) -> PromisesReply:
         setup = self.state.setup
-        bugs = {job: self.state.fence.bug(job) for job in setup.config.jobs}
         return PromisesReply(
             jobs=promised(setup.config),
             problem=setup.problem,
             base=str(setup.base),
-            broken={job: bug for job, bug in bugs.items() if bug},
+            broken={job: bug for job in setup.config.jobs if (bug := self.state.fence.bug(job))},
             slow=dict(self.state.slow()),
         )
 

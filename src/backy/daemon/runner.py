@@ -9,7 +9,7 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from backy.daemon.child import CANCEL_SECONDS, ChildCommand, Event
+from backy.daemon.child import CANCEL_SECONDS, LONGEST_TEXT, ChildCommand, Event
 from backy.daemon.state import DaemonState
 from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
@@ -19,6 +19,7 @@ from backy.system.async_process import Priority
 from backy.units import format_duration
 
 _BUSY = timedelta(minutes=2)  # until a task is tried again whose repository was locked
+_MOST_EVENTS = 200  # of one command, in the log
 _SUMMED = ("read", "changed", "stored")  # bytes, of the disks of a revision
 
 
@@ -55,9 +56,11 @@ class TaskRunner:
             child = self.start(task)
             limit = asyncio.create_task(self._limit(task, child))
             try:
-                code = await child.run(priority, partial(_log_event, log))
+                code = await child.run(priority, events := _Events(log))
             finally:
                 limit.cancel()
+            if events.count > _MOST_EVENTS:
+                log.warning("more was said, but not logged", lines=events.count - _MOST_EVENTS)
             await asyncio.to_thread(self._record, task, child, code, log)
         except Exception as error:
             self._postpone(task, _BUSY)
@@ -105,9 +108,22 @@ class TaskRunner:
                 status.update(self.state.setup.base / task.job, change)
 
 
+@dataclass
+class _Events:
+    """Logs the events of one command, the first ones in full: a hook may print thousands."""
+
+    log: FilteringBoundLogger
+    count: int = 0
+
+    def __call__(self, event: Event) -> None:
+        self.count += 1
+        if self.count <= _MOST_EVENTS or event.get("event") == "finished":
+            _log_event(self.log, event)
+
+
 def _log_event(log: FilteringBoundLogger, event: Event) -> None:
     """Log an event of a command."""
-    kind, message = event.get("event"), str(event.get("message", ""))
+    kind, message = event.get("event"), str(event.get("message", ""))[:LONGEST_TEXT]
     if kind == "finished":
         shown = {name: value for name, value in event.items() if isinstance(value, (int, float))}
         if revision := event.get("revision"):

@@ -72,8 +72,8 @@ class DaemonState:
             if child and settings and not settings.max_duration:
                 allowed = self.allowed_seconds(task, child)
                 if child.seconds > allowed / 2:
-                    spans = (format_duration(child.seconds), format_duration(allowed))
-                    yield job, f"{task.verb} has been running for {spans[0]}, {spans[1]} allowed"
+                    since, limit = format_duration(child.seconds), format_duration(allowed)
+                    yield job, f"{task.verb} has been running for {since}, {limit} allowed"
 
 
 def overviews(state: DaemonState, now: datetime) -> Iterator[JobOverview]:

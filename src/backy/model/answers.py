@@ -223,11 +223,13 @@ class ConfigCheckAnswer(TypedDict):
     file: The main file.
     jobs: How many jobs are valid.
     problems: All errors, sorted by file and line.
+    warnings: What is valid, but hardly meant, sorted likewise.
     """
 
     file: Text
     jobs: Count
     problems: Sequence[ConfigProblem]
+    warnings: Sequence[ConfigProblem]
 
 
 class JobsAnswer(TypedDict):

@@ -72,6 +72,8 @@ class Promise:
 class Server:
     """The state of the server; `space` and `is_running` are None if they could not be found out.
 
+    `is_running` is also True if the server is meant to have no daemon.
+
     `configuration_problem` says what is wrong with the files, so that an older configuration runs
     or jobs are left out. `unknown_jobs` have a repository, but are not configured. `broken` has, by
     job, a bug that the daemon met, `slow` that a task takes unusually long.

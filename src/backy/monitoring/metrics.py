@@ -8,10 +8,15 @@ the daemon's time for 10,000 jobs; this needs 0.3 s.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
+from socket import SHUT_RDWR, SOCK_STREAM, getaddrinfo
+from threading import Thread
+from time import monotonic
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import Histogram, disable_created_metrics, exposition
@@ -25,6 +30,7 @@ from backy.system import folders
 
 Values = dict[str, float | None]  # by the name of the metric; None is no value
 Sample = tuple[str, Values]  # the labels, and the values of the metrics with these labels
+_MOST_CLIENTS, _CLIENT_SECONDS = 16, 30
 _WAITS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600)  # seconds
 # The help text of each metric, by its name.
 _TEXTS = dict(
@@ -101,6 +107,42 @@ def _lines(samples: Collection[Sample]) -> Iterator[str]:
                 yield f"{name}{labels} {+value}\n"
 
 
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """An answer is nothing to write down."""
+
+
+class _Server(exposition.ThreadingWSGIServer):
+    """Answers many clients at once, but hangs up on a silent or slow one: each is a descriptor."""
+
+    def __init__(self, host: str, port: int) -> None:
+        (family, *_, address), *_ = getaddrinfo(host, port, type=SOCK_STREAM)
+        self.address_family = family
+        self._since: dict[Any, float] = {}
+        super().__init__((str(address[0]), port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """A client comes; see BaseServer."""
+        self._since[request] = monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Hang up on clients that take too long, and if there are too many, on the first ones."""
+        now = monotonic()
+        for number, (request, since) in enumerate(reversed([*self._since.items()])):
+            if number >= _MOST_CLIENTS or now - since > _CLIENT_SECONDS:
+                with suppress(OSError):
+                    request.shutdown(SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
+        """A client is served or gone; see BaseServer."""
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """A client that is gone is no error of ours."""
+
+
 class Metrics:
     """The metrics of one daemon. `collect` is called for each answer, also from other threads."""
 
@@ -133,8 +175,10 @@ class Metrics:
         host, _, port = address.rpartition(":")
         hint = "Is there another daemon? Write 127.0.0.1:9436, with a port that nobody else has."
         with translated(ConfigError, f"metrics-listen: listening on {address}", hint):
-            server, thread = exposition.start_http_server(int(port), host.strip("[]"), self._waits)
-        server.set_app(self._answer)  # the library's own has only the histogram
+            server = _Server(host.strip("[]"), int(port))
+        server.set_app(self._answer)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
         try:
             yield server.server_port
         finally:

@@ -274,8 +274,8 @@ class Healer:
             occurrences=tuple(occurrences),
         )
         try:
-            evidence = {"stored": bad.stored.image.read_stored(bad.number)}
-            return quarantine.add(self.repository, report, evidence)
+            stored = bad.stored.image.read_stored(bad.number)
+            return quarantine.add(self.repository, report, stored)
         except StoreError as error:
             self.watcher.warn(f"no report was kept: {error.message}")
             return None

@@ -113,9 +113,7 @@ class Runner:
     def _refuse_unsafe(self) -> None:
         for event in ("before-snapshot", "after-snapshot"):
             for hook in self._of(event):
-                with translated(HookError, f"{self._job}: hook {event} {hook.command[0]}", _HINT):
-                    reason = others_may_write_program(hook.command[0])
-                if reason:
+                if reason := others_may_write_program(hook.command[0]):
                     why = f"{self._job}: hook {event} {hook.command[0]} is refused: {reason}"
                     raise HookError(why, "Only root may write what root runs.")
 

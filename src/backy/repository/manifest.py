@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from backy.errors import ConfigError, DamagedError
-from backy.model.messages import RevisionRecord
 from backy.model.names import check_disk_name, check_tag
 from backy.model.revision import Disk, Revision, is_id, time_of
 from backy.repository.records import HASH, LARGEST_DISK, encode_record, json_of, read_record
 from backy.system.files import AnyPath
 from backy.units import KiB, MiB
+
+if TYPE_CHECKING:
+    from backy.model.messages import RevisionRecord
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
 LEVELS = range(1, 20)  # of zstd; higher levels need more memory to decompress

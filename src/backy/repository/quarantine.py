@@ -7,7 +7,7 @@ quarantine/ID/source        only of early builds: what the source had in the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -55,13 +55,13 @@ class Report:
     healed: str | None = None
 
 
-def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -> Report:
+def add(repository: Repository, report: Report, stored: bytes) -> Report:
     """Keep a damaged block with its report, durably. Replaces an earlier report not yet healed.
 
     Returns the report with its id, and with a time that no other report has.
 
-    `evidence` has the content of the file "stored". An empty file is left out, and so is one for
-    which there is no space. Raises StoreError if there are MOST reports already,
+    `stored` is the content of the file of that name, which is left out if that is empty, or if
+    there is no space for it. Raises StoreError if there are MOST reports already,
     BusyError if another process writes a report for 30 s.
     """
     with _locked(repository) as folder:
@@ -78,10 +78,9 @@ def add(repository: Repository, report: Report, evidence: Mapping[str, bytes]) -
         report = replace(report, id=id_for(now, suffix), time=now, occurrences=first)
         draft = folder / f".{report.id}"
         folders.make_folder(draft)
-        for name, content in evidence.items():
-            with suppress(OSError):
-                if content:
-                    folders.write_file(draft / name, content)
+        with suppress(OSError):
+            if stored:
+                folders.write_file(draft / "stored", stored)
         folders.write_file(draft / "report.json", encode_record(report))
         folders.rename(draft, folder / report.id)
         folders.sync_folder(folder)

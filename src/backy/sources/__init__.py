@@ -176,7 +176,7 @@ def open_source(settings: Mapping[str, object]) -> Source:
     others = dict(settings)
     kind = others.pop("type", None)
     if not isinstance(kind, str):
-        hint = "Add a type to the source, such as type: file; or use --source PATH."
+        hint = "Add a type to the source, such as type: file; or use --source."
         raise ConfigError("the source has no type", hint)
     source_class: SourceClass = load("backy.sources", kind, _BUILT_IN)
     return source_class(**others)
@@ -191,7 +191,7 @@ def reject_unsafe(settings: Mapping[str, object]) -> Mapping[str, object]:
     kind = settings.get("type")
     if settings and kind not in _HARMLESS:
         why = f"a source of type {kind!r:.40} is only used if the configuration names it"
-        raise ConfigError(why, "Add the job to the configuration.")
+        raise ConfigError(why, "Add the job to the configuration, or name it with --source.")
     return settings
 
 

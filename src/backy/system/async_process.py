@@ -30,8 +30,7 @@ async def start(
     command: Sequence[str],
     environment: Mapping[str, str],
     priority: Priority,
-    *,
-    content: bytes = b"",
+    content: bytes,
     longest_line: int,
 ) -> asyncio.subprocess.Process:
     """Start a program that may outlive us, with `environment` added to ours.

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from backy.system.place import Place
@@ -30,11 +31,21 @@ def others_may_write(path: Path | Place) -> str:
 
 
 def others_may_write_program(command: str) -> str:
-    """The same for a program, which is looked up as the system does; "" if there is none."""
+    """The same for a program, which is looked up as the system does; "" if there is none.
+
+    Also "" if nobody can tell: starting it says what is wrong with it.
+    """
+    with suppress(OSError, ValueError):
+        if found := find_program(command):
+            return others_may_write(Path(found))
+    return ""
+
+
+def find_program(command: str) -> str:
+    """The path of a program, looked up as the system does; "" if there is none."""
     folders = [""] if "/" in command else os.get_exec_path()
     paths = (os.path.join(folder, command) for folder in folders)
-    found = next((path for path in paths if os.access(path, os.X_OK)), "")
-    return others_may_write(Path(found)) if found else ""
+    return next((path for path in paths if Path(path).is_file() and os.access(path, os.X_OK)), "")
 
 
 def _steps(path: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -82,10 +82,9 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     A program that cannot be started has exit code 126 or 127, as in a shell; so has one that root
     refuses because others may write it. If we are killed, `guard` kills its process group.
     """
-    with suppress(OSError, ValueError):  # starting it says what is wrong with it
-        if refusal := others_may_write_program(program.command[0]):
-            return Outcome(126, f"refused: {refusal}")
     output, ended = bytearray(), Event()
+    if refusal := others_may_write_program(program.command[0]):
+        return Outcome(126, f"refused: {refusal}")
     command = (*(DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
     with ExitStack() as stack:

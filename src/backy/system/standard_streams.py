@@ -50,6 +50,12 @@ def prepared_input(content: bytes) -> Iterator[IO[bytes]]:
         yield stdin
 
 
+def is_journal() -> bool:
+    """Whether standard error is systemd's journal, which takes the level of a line from "<3>"."""
+    found = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
 def take_input() -> bytes:
     """All of standard input, which is empty from now on, also for the programs that we start."""
     with open(0, "rb", closefd=False) as stdin:
