@@ -712,6 +712,10 @@ def test_no_text_of_a_repository_speaks_to_the_terminal(machine: Machine, tmp_pa
     assert result.stdout.count(b"Z-") == 1
     said = machine.run(repository, REV, "vda", tmp_path / "new").stderr
     assert said.replace(b"\n", b"").decode("ascii").isprintable()
+    (repository.path / "chunks" / evil).symlink_to("elsewhere")
+    said = machine.run(repository).stderr
+    assert b"is a link" in said
+    assert said.replace(b"\n", b"").decode("ascii").isprintable()
 
 
 @pytest.mark.parametrize("value", ["99999999999999999999", "0", "010", "9" * 19, "abc"])

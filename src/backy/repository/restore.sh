@@ -250,7 +250,8 @@ repository=$(pwd -P)
 [ "$me" = restore.sh ] && listing=$repository/restore.sh || listing="backy-restore $repository"
 [ -d revisions ] || die "there is no folder $repository/revisions. Is this a repository?"
 for folder in revisions chunks chunks/*; do
-    [ ! -L "$folder" ] || die "$repository/$folder is a link, and backy makes none"
+    [ ! -L "$folder" ] ||
+        die "$repository/$(echo "$folder" | sed 's/[^ -~]/?/g') is a link, and backy makes none"
 done
 if [ $# -eq 0 ]; then
     list || unless_written
