@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.fuzz.sandbox import Outcome, Sandbox
 
 ALL: dict[str, tuple[str, ...]] = {
+    "init": ("init",),
     "jobs": ("list",),
     "jobs-json": ("list", "--json"),
     "list": ("list", "vm1"),
