@@ -40,10 +40,9 @@ class TaskRunner:
         only = setup.config.model_copy(update=changes).model_dump_json()
         verb = self.state.planner.verbs[task.verb]
         command = verb.command(task, settings, setup.config.intervals(task.job))
-        child = ChildCommand(
+        self.state.children[task.job] = child = ChildCommand(
             ["--base-dir", str(setup.base), *command], {"BACKY_SETTINGS": "stdin"}, only
         )
-        self.state.children[task.job] = child
         return child
 
     async def run(self, task: Task) -> None:

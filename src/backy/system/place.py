@@ -39,9 +39,8 @@ class Root:
         """A descriptor for looking up names in it. Raises OSError if it cannot be opened."""
         if self._descriptor < 0:
             # The root itself may be reached through links: the administrator chose its path.
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             try:
-                self._descriptor = os.open(self.path, flags)
+                self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
