@@ -34,7 +34,8 @@ from backy.monitoring.space import record_space
 from backy.repository.base import mark_base, require_base
 from backy.repository.summary import Summary, fingerprint
 from backy.sources import open_source
-from backy.system import async_process, folders
+from backy.system import folders
+from backy.system.async_process import on_signals
 
 _LONGEST_SLEEP = 30.0  # seconds: how late it may notice that the clock was set
 _CLOCK_STEP = 60  # seconds by which the clock must have been set to plan all jobs again
@@ -83,9 +84,7 @@ class Daemon:
             if setup.config.global_.metrics_listen:
                 stack.enter_context(self._metrics.served(setup.config.global_.metrics_listen))
             loop = asyncio.get_running_loop()
-            async_process.on_signals(
-                loop, reload=lambda: self._spawn(self._reload()), stop=self._stop
-            )
+            on_signals(loop, reload=lambda: self._spawn(self._reload()), stop=self._stop)
             notify("READY=1")
             self._log.info("daemon started", jobs=len(setup.config.jobs), base=str(setup.base))
             if setup.problem:

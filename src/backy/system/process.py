@@ -204,12 +204,11 @@ class _StdoutReader(Thread):
         poll.register(pipe, select.POLLIN)
         while True:
             has_ended = self._ended.is_set()  # before the look: all that it wrote is there then
-            if has_ended and len(self.kept) == self._limit:
-                return False
-            if poll.poll(0 if has_ended else 100):
-                return True
+            is_ready = bool(poll.poll(0 if has_ended else 100))
             if has_ended:
-                return False
+                return is_ready and len(self.kept) < self._limit
+            if is_ready:
+                return True
 
 
 def keep_end(pipe: IO[bytes], kept: bytearray) -> None:
