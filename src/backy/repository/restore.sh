@@ -249,9 +249,8 @@ cd "$folder" || die "cannot enter the folder $folder"
 repository=$(pwd -P)
 [ "$me" = restore.sh ] && listing=$repository/restore.sh || listing="backy-restore $repository"
 [ -d revisions ] || die "there is no folder $repository/revisions. Is this a repository?"
-for folder in revisions chunks chunks/*; do
-    [ ! -L "$folder" ] ||
-        die "$repository/$(echo "$folder" | sed 's/[^ -~]/?/g') is a link, and backy makes none"
+for folder in revisions chunks chunks/[0-9a-f][0-9a-f]; do # What else is there is not ours.
+    [ ! -L "$folder" ] || die "$repository/$folder is a link, and backy makes none"
 done
 if [ $# -eq 0 ]; then
     list || unless_written
