@@ -38,7 +38,7 @@ from tests.daemon.machine import Server
 from tests.daemon.views import families
 
 IS_LONG = "BACKY_ALL_CALLS" in os.environ
-NUMBERS = ["NaN", "Infinity", "-Infinity", "1e400", "-1", "-0.5", f"{10**30}"]
+NUMBERS = ["NaN", "Infinity", "-Infinity", "1e400", "-1", "-0.5", f"{10**30}", f"{10**400}"]
 TIMES = ['"0001-01-01T00:00:00Z"', '"9999-12-31T23:59:59Z"', '"1969-12-31T23:59:59Z"']
 Place = tuple[str | int, ...]
 JOBS = ["vm1", "vm2"]
@@ -165,6 +165,16 @@ def test_an_impossible_value_in_any_field_is_refused_with_its_name(
             name = [str(key) for key in case.place if isinstance(key, str)][-1]
             assert name in caught.value.message, case
             assert len(caught.value.message) < 1000
+
+
+def test_a_name_of_any_length_is_not_quoted_whole(spoilt: Server) -> None:
+    path = max(spoilt.base.glob("vm1/revisions/*/revision.json"))
+    record = json.loads(path.read_text())
+    record["disks"]["x" * 500_000] = record["disks"]["vda"] | {"read": -1}
+    path.write_text(json.dumps(record))
+    with pytest.raises(BackyError, match=r"disks\.xxx") as caught:
+        read_revision(path)
+    assert len(caught.value.message) < 1000
 
 
 def test_free_space_that_cannot_be_makes_no_trend(server: Server, spoilt: Server) -> None:

@@ -38,7 +38,7 @@ def print_json(message: Message) -> None:
 
 def print_document(value: object) -> None:
     """Print JSON that is not a message, such as the configuration, on one line, at once."""
-    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 

@@ -111,23 +111,23 @@ def read_record(
     return value
 
 
-def _check_ranges(record: object) -> None:
+def _check_ranges(record: dict[str, Any]) -> None:
     """Raises ValueError with the name of a field whose number or time no command can have written.
 
     So no code after this meets NaN, infinity, or a time near the year 1 or 9999, and whatever is
     made of a record can be printed as JSON. Negative numbers are left to the settings of a source.
     """
-    fields = [("", record)]
-    for name, value in fields:  # and their parts, which are appended meanwhile
-        if isinstance(value, dict):
-            fields += [(f"{name}.{key}", part) for key, part in value.items()]
-        elif isinstance(value, (list, tuple)):
-            fields += [(f"{name}.{number}", part) for number, part in enumerate(value)]
-        elif isinstance(value, datetime):
-            if not value.tzinfo or not _FIRST_TIME <= value < _LAST_TIME:
-                raise ValueError(f"{name[1:200]}: {value} is no time from the years 1970 to 7999")
-        elif isinstance(value, (int, float)):
-            least = -_LARGEST_NUMBER if name.startswith(".source.") else 0
-            if not least <= value <= _LARGEST_NUMBER:
-                shown = f"{value:.5g}" if isinstance(value, float) else "it"  # may have 10^6 digits
-                raise ValueError(f"{name[1:200]}: {shown} is not from {least} to 2^62")
+    containers: list[tuple[str, Any]] = [("", record)]
+    for name, parts in containers:  # and those within them, which are appended meanwhile
+        for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
+            if isinstance(part, (dict, list, tuple)):
+                containers.append((f"{name}{key}.", part))
+            elif isinstance(part, datetime):
+                if not part.tzinfo or not _FIRST_TIME <= part < _LAST_TIME:
+                    why = f"{part} is no time from the years 1970 to 7999"
+                    raise ValueError(f"{name:.100}{key!s:.100}: {why}")
+            elif isinstance(part, (int, float)):
+                least = -_LARGEST_NUMBER if name.startswith("source.") else 0
+                if not least <= part <= _LARGEST_NUMBER:
+                    why = f"{part!r:.40} is not from {least} to 2^62"
+                    raise ValueError(f"{name:.100}{key!s:.100}: {why}")
