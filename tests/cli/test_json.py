@@ -464,6 +464,7 @@ FAILING = {
     "pause": ["vm2"],
     "resume": ["vm2"],
     "run": ["vm2"],
+    "init": ["--base-dir", "/dev/null/x"],
     "jobs": [],
     "config check": [],
     "status": [],
@@ -530,7 +531,7 @@ def test_a_bug_is_told_with_its_traceback() -> None:
 BUG = """
 import sys
 from backy.cli import list as module, main
-module.jobs = lambda _: 1 / 0
+module.all_jobs = lambda _: 1 / 0
 sys.exit(main())
 """
 

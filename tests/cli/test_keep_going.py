@@ -124,7 +124,7 @@ def test_nothing_of_what_an_existing_file_had_is_left_where_a_block_is_lost(
 ) -> None:
     damage(orphan, 1, LAST)
     target = image(tmp_path / "old.img", data(9, length))
-    refusal(orphan.run("restore", "vm1", target, "--keep-going"), 6)
+    refusal(orphan.run("restore", "vm1", target, "--keep-going", "--overwrite"), 6)
     assert target.read_bytes() == without(DISK, 1, LAST)
 
 

@@ -53,6 +53,7 @@ def test_a_mistake_at_the_keyboard_leaves_no_trace_in_a_repository(
 def test_a_mistake_at_the_keyboard_leaves_no_new_repository(
     backy: Backy, options: list[str], code: int
 ) -> None:
+    backy.quiet("init")
     backy.refuses(code, "backup", "typo", *options)
     assert not (backy.base / "typo").exists()
     assert "typo" not in backy.ok("list").out

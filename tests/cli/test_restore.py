@@ -32,7 +32,7 @@ def test_an_existing_file_becomes_the_disk(either: Backy, tmp_path: Path, length
     either.backup("vm1", image(tmp_path / "vm1.img", SPARSE))
     target = image(tmp_path / "old.img", data(9, length))
     (tmp_path / "link.img").hardlink_to(target)
-    either.quiet("restore", "vm1", target)
+    either.quiet("restore", "vm1", target, "--overwrite")
     assert (tmp_path / "link.img").read_bytes() == SPARSE
 
 

@@ -288,7 +288,7 @@ def test_what_is_lost_or_healed_is_told_disk_by_disk_with_who_could_not_be_asked
         made.chunk(revision, 0, name).write_bytes(b"damaged")
     (tmp_path / "vdb.img").write_bytes(VDB)
     heard = Listener()
-    options = RestoreOptions(keep_going=True)
+    options = RestoreOptions(keep_going=True, overwrite=True)
     result = restore_job(site, "vm1", str(folder), options, watcher=heard)
     assert [(each.lost, each.healed) for each in result.disks] == [
         (((0, BLOCK),), ()),
@@ -322,7 +322,8 @@ def test_what_somebody_put_beside_the_disks_overwrites_nothing_and_gives_nothing
     (stored / "linked.xml").unlink()
     (stored / "vm.xml").write_text("<domain/>")
     (folder / "vm.xml").symlink_to(secret)
-    assert restore_job(site, "vm1", str(folder)).files == [folder / "vm.xml"]
+    again = RestoreOptions(overwrite=True)
+    assert restore_job(site, "vm1", str(folder), again).files == [folder / "vm.xml"]
     assert (folder / "vm.xml").read_text() == "<domain/>"
     assert secret.read_text() == "secret"
     assert (folder / "vm2.img").read_text() == "another machine"

@@ -83,7 +83,7 @@ def test_a_disk_that_holds_an_image_itself_is_restored_over_one(tmp_path: Path) 
     made.backup(vda=path.read_bytes())
     before = path.read_bytes()
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 64k", str(path)], check=True)
-    restore_job(Site(made.base), "vm1", str(path))
+    restore_job(Site(made.base), "vm1", str(path), RestoreOptions(overwrite=True))
     assert path.read_bytes() == before
 
 

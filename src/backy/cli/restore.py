@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _TARGET = "A file, a block device, a folder, or - for standard output."
 Target = Annotated[str, Argument(parser=values.target, metavar="TARGET", help=_TARGET)]
 OverSource = Annotated[bool, Option("--over-source", help="Allow the source itself as the target.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Allow a file that exists.")]
 KeepGoing = Annotated[
     bool, Option("--keep-going", help="Write zeroes for lost ranges, and list them.")
 ]
@@ -35,6 +36,7 @@ def restore(
     target: Target,
     spec: Spec = "latest",
     disk: OneDisk = None,
+    overwrite: Overwrite = False,
     over_source: OverSource = False,
     keep_going: KeepGoing = False,
     as_json: AsJson = False,
@@ -52,7 +54,7 @@ def restore(
         raise UsageError(
             "--json and the disk cannot both go to standard output", "Leave out --json."
         )
-    options = RestoreOptions(spec, disk, over_source, keep_going)
+    options = RestoreOptions(spec, disk, over_source, keep_going, overwrite)
     done: list[RestoredDisk] = []
     with ExitStack() as stack:
         # It is printed after the progress bar is gone, even after an error.

@@ -36,7 +36,7 @@ from backy.operations.site import Site
 from backy.repository.repository import Repository
 from backy.system import folders
 from backy.system.place import Place
-from backy.targets import is_folder, open_target
+from backy.targets import is_folder, open_target, refuse_existing
 from backy.units import KiB, MiB
 
 _OWN_KINDS = (".blocks", ".img")
@@ -48,14 +48,16 @@ Ranges = tuple[tuple[int, int], ...]
 class RestoreOptions:
     """Options of one restore.
 
-    `spec` is a revision word. `disk` chooses one of several disks. `over_source` allows a target
-    that is the source itself. `keep_going` writes zeroes in the place of lost blocks.
+    `spec` is a revision word. `disk` chooses one of several disks. `overwrite` allows a file that
+    exists, and `over_source` the source itself. `keep_going` writes zeroes in the place of lost
+    blocks.
     """
 
     spec: str = "latest"
     disk: str | None = None
     over_source: bool = False
     keep_going: bool = False
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,9 @@ def restore_job(
     in_folder = isinstance(target, str) and is_folder(target)
     for word in words.values():
         open_target(word, in_folder=in_folder).refuse(spared)
+    if not options.overwrite and not options.over_source:
+        beside = _saved_files(repository, revision) if in_folder else []
+        refuse_existing([*words.values(), *(f"{target}/{name}" for name in beside)])
     hooks, origins = site.hooks(job, watcher.note), site.origins(repository)
     watcher.begin(sum(revision.disks[name].size for name in words))
     disks = []
@@ -288,7 +293,7 @@ def restore_files(
     stored, target = repository.folder_of(revision), Place.at(folder)
     written = []
     with repository.reading(revision):
-        for name in filter(_may_be_saved, folders.list_folder(stored)):
+        for name in _saved_files(repository, revision):
             with translated(StoreError, f"reading {stored / name}"):
                 try:
                     content = folders.read_file(stored / name, MiB)
@@ -302,6 +307,10 @@ def restore_files(
                 folders.write_file(target / name, content)
             written.append(folder / name)
     return written
+
+
+def _saved_files(repository: Repository, revision: Revision) -> list[str]:
+    return list(filter(_may_be_saved, folders.list_folder(repository.folder_of(revision))))
 
 
 def _may_be_saved(name: str) -> bool:

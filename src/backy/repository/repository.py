@@ -14,15 +14,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from backy.errors import (
-    BackyError,
-    BusyError,
-    ConfigError,
-    DamagedError,
-    NotFoundError,
-    StoreError,
-    translated,
-)
+from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
 from backy.model.names import check_job, check_tag, is_job
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
@@ -153,7 +145,7 @@ class History:
     revisions: list[Revision]
     unreadable: dict[str, DamagedError]
 
-    def explained(self, error: NotFoundError) -> BackyError:
+    def explained(self, error: NotFoundError) -> NotFoundError | DamagedError:
         """The error of a word that names none; DamagedError if it may name an unreadable one.
 
         If no revision can be read, its hint says how to get at the data all the same.

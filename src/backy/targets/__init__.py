@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from backy.errors import ConfigError, UsageError
+from backy.errors import ConfigError, TargetError, UsageError, translated
 from backy.image.image import Draft, Image
 from backy.plugins import load
 
@@ -83,6 +83,17 @@ def open_target(word: str, *, in_folder: bool = False) -> Target:
     if named := _NAMED.fullmatch(word):
         return _target_class(named[1], word)(named[2])
     return _target_class("device" if _is_device(Path(word)) else "file", word)(word)
+
+
+def refuse_existing(words: Iterable[str]) -> None:
+    """Raise TargetError if one of the targets that a user names is a file, and not empty."""
+    for word in words:
+        path = Path(word.removeprefix("file:"))
+        with translated(TargetError, f"looking at the target {word}", "Name another target."):
+            is_used = word != STREAM and path.is_file() and path.stat().st_size
+        if is_used:
+            hint = "Name a new file, or add --overwrite to replace it."
+            raise TargetError(f"{path} exists", hint)
 
 
 def is_folder(word: str) -> bool:
