@@ -144,5 +144,5 @@ def test_a_link_in_a_folder_that_disks_are_restored_to_leads_nowhere(
         (target / "vda.img").write_text("old")
     with exchanged((target / "vda.img", target / "link")):
         for _ in range(10):
-            assert made.run("restore", "vm1", target).code in ENDINGS
+            assert made.run("restore", "vm1", target, "--overwrite").code in ENDINGS
     assert victim.read_text() == "not ours"
