@@ -76,3 +76,6 @@ class MemoryBlocks:
 
     def repair(self, number: int, digest: str, block: memoryview) -> None:
         self.plain[digest] = bytes(block)
+
+    def is_stored(self, digest: str) -> bool | None:
+        return digest in self.plain

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -14,6 +16,7 @@ from backy.operations import heal
 from backy.operations.backup import backup
 from backy.operations.heal import Damage, distrusted
 from backy.operations.origin import LiveSource, Origin
+from backy.operations.read_back import ReadBack
 from backy.operations.restore import RestoredDisk, restore
 from backy.operations.verify import verify
 from backy.repository import quarantine, trash
@@ -62,6 +65,11 @@ def unchanged(made: Made, content: bytes = DISK) -> Revision:
     revision = backup(made.repository, MemorySource({"vda": content}, known))
     made.contents[revision.id] = {"vda": content}
     return revision
+
+
+def nothing_read_back() -> AbstractContextManager[object]:
+    """As if the bad blocks were not in the sample of a backup, which would heal them."""
+    return patch.object(ReadBack, "run", lambda *_, **__: None)
 
 
 def live(made: Made) -> list[Origin]:
@@ -201,15 +209,17 @@ class TestImages:
     def test_bytes_that_revisions_share_are_healed_in_all_of_them(self, made: Made) -> None:
         revisions = [made.backup(DISK)]
         damage(made, revisions[0])
-        revisions += [unchanged(made) for _ in range(2)]
+        with nothing_read_back():
+            revisions += [unchanged(made) for _ in range(2)]
         assert found_at(run(made)) == [(each.id, BLOCK, BLOCK, "the source") for each in revisions]
         assert made.intact()
 
     def test_shared_bytes_that_cannot_be_healed_distrust_who_shares_them(self, made: Made) -> None:
         first = made.backup(DISK)
         damage(made, first)
-        second = unchanged(made)
-        third = made.backup(changed(DISK, BLOCK + 5))
+        with nothing_read_back():
+            second = unchanged(made)
+            third = made.backup(changed(DISK, BLOCK + 5))
         assert [each.revision for each in run(made)] == [first.id, second.id]
         assert made.again(third).trust is Trust.VERIFIED
 

@@ -96,6 +96,9 @@ class CountingBlocks:
     def extents(self, index: Index) -> Iterator[Extent]:
         return self._blocks.extents(index)
 
+    def is_stored(self, digest: str) -> bool | None:
+        return self._blocks.is_stored(digest)
+
 
 @pytest.fixture
 def made(tmp_path: Path) -> Made:

@@ -23,6 +23,8 @@ _TAG = "A tag for the revision. Repeat it for more."
 Tags = Annotated[list[str] | None, Option(parser=values.tag, metavar="TAG", help=_TAG)]
 _STORE = _NEW + "chunks, images, or auto, which depends on the file system."
 StoreName = Annotated[str | None, Option(parser=values.store, metavar="NAME", help=_STORE)]
+_VERIFY = "Read every block of the new revision back before it is published, not a sample."
+Verify = Annotated[bool, Option("--verify", help=_VERIFY)]
 _SIZE = _NEW + "64KiB to 16MiB; 1MiB by default."
 BlockSize = Annotated[int | None, Option(parser=values.block_size, metavar="SIZE", help=_SIZE)]
 _LEVEL = _NEW + "zstd level, 1 to 19; 1 by default."
@@ -36,6 +38,7 @@ def backup(
     source: Sources = None,
     tag: Tags = None,
     store: StoreName = None,
+    verify: Verify = False,
     block_size: BlockSize = None,
     level: Level = None,
     as_json: AsJson = False,
@@ -52,6 +55,7 @@ def backup(
     options = BackupOptions(
         source=typed_source(source) if source else None,
         tags=tuple(sorted({*(tag or [])})),
+        is_verified=verify,
         store=store,
         block_size=block_size,
         level=level,

@@ -64,6 +64,8 @@ class DiskRecord(TypedDict):
     stored: How much the backup wrote to the store, in bytes.
     compared: How much was read although the source reported it as unchanged, in bytes.
     whole: Why the disk was read in full instead of its changes; for people.
+    read_back: How much was read from the medium again before it was published, in bytes.
+    looked_up: How many blocks were looked up by the names of their chunks then.
     """
 
     size: Length
@@ -74,6 +76,8 @@ class DiskRecord(TypedDict):
     stored: Bytes
     compared: Bytes
     whole: str
+    read_back: Bytes
+    looked_up: Count
 
 
 class RevisionRecord(TypedDict):

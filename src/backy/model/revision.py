@@ -48,6 +48,9 @@ class Disk:
 
     `whole` says why change tracking could not be used, so the disk was read in full; "" if it was
     used, or if the source has none.
+
+    `read_back`: bytes of stored blocks that were read from the medium before the revision was
+    published, and had their hash. `looked_up`: blocks whose chunks were looked up by name then.
     """
 
     size: int
@@ -58,6 +61,8 @@ class Disk:
     stored: int
     compared: int = 0
     whole: str = ""
+    read_back: int = 0
+    looked_up: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,12 +37,14 @@ from backy.sources import Source, open_source
 class BackupOptions:
     """Options of one backup. Those that are left out come from the configuration.
 
-    `source` has the settings of a source. `tags` replace the tags that are due. `store`,
+    `source` has the settings of a source. `tags` replace the tags that are due. `is_verified` is as
+    in `backup`. `store`,
     `block_size` (bytes) and `level` only apply when the repository is made.
     """
 
     source: Mapping[str, object] | None = None
     tags: tuple[str, ...] = ()
+    is_verified: bool = False
     store: str | None = None
     block_size: int | None = None
     level: int | None = None
@@ -77,6 +79,7 @@ def backup_job(
             watcher=watcher,
             remember=settings,
             record_failure=is_jobs_own,
+            is_verified=options.is_verified,
         )
     except BusyError:
         raise
@@ -170,19 +173,23 @@ def backup(
     now: datetime | None = None,
     remember: Mapping[str, object] | None = None,
     record_failure: bool = True,
+    is_verified: bool = False,
 ) -> Revision:
     """Make a revision of all disks of `source`, publish it and return it; `now` is its time.
 
     Records success in status.json, and failure, too, unless `record_failure` is False. After a
     success, `remember` has the settings of the source for backups that name none. Warnings
-    go to `watcher` and into the revision. The hooks after the backup run last; if one of them
-    fails, that is recorded, and the revision stays.
+    go to `watcher` and into the revision. With `is_verified` every block of the revision is read
+    back before it is published, not only a sample. The hooks after the backup run last; if one of
+    them fails, that is recorded, and the revision stays.
 
     Raises BusyError if the job is locked, by another backup for example, SourceError, StoreError,
     FullError, or HookError if a required hook failed; no revision is published then. If the store
     is full, what this backup wrote is deleted. CancelledError says whether it was published.
     """
-    attempt = RevisionBackup(repository, source, tags, hooks, watcher, now, dict(remember or {}))
+    attempt = RevisionBackup(
+        repository, source, tags, hooks, watcher, now, dict(remember or {}), is_verified
+    )
     recorded = _failure_recorded(repository.folder, hooks) if record_failure else nullcontext()
     try:
         with recorded, repository.exclusive("backup"):

@@ -11,14 +11,21 @@ from backy.image.copy import copy
 from backy.image.image import Image
 from backy.image.progress import Watcher
 from backy.model.extent import Extent
-from backy.model.revision import Disk, Revision, Trust
+from backy.model.revision import Consistency, Disk, Revision, Trust
+from backy.operations.read_back import ReadBack
 from backy.operations.tracking_check import TrackedImage, blocks_to_check
 from backy.repository import status
 from backy.repository.draft import RevisionDraft
+from backy.stores.blocks import BlockDraft
+from backy.system.files import Cache
+from backy.units import counted
 
 
 class DiskBackup:
-    """Backs up the disks of one revision. Appends warnings for the revision to `warnings`."""
+    """Backs up the disks of one revision. Appends warnings for the revision to `warnings`.
+
+    `is_verified`: every stored block is read back, not only a sample.
+    """
 
     def __init__(
         self,
@@ -26,12 +33,15 @@ class DiskBackup:
         parent: Revision | None,
         watcher: Watcher,
         warnings: list[str],
+        *,
+        is_verified: bool = False,
     ) -> None:
         self._draft = draft
         self._repository = draft.repository
         self._parent = parent
         self._watcher = watcher
         self._warnings = warnings
+        self._is_verified = is_verified
 
     def copy(self, name: str, image: Image, whole: str) -> Disk:
         """Back up one disk. `whole` says why it is a full read; it is "" for a delta."""
@@ -55,17 +65,35 @@ class DiskBackup:
                 if target.changed != changed:
                     self._distrust(base, name)
                     read += copy(tracked.only(tracked.unchanged), target)
-            index_hash = target.index_hash()
-        return Disk(
-            size=image.size,
-            block_size=target.block_size,
-            index_hash=index_hash,
-            read=read + compared,
-            changed=target.changed,
-            stored=target.stored,
-            compared=compared,
-            whole=whole,
+            disk = Disk(
+                size=image.size,
+                block_size=target.block_size,
+                index_hash=target.index_hash(),
+                read=read + compared,
+                changed=target.changed,
+                stored=target.stored,
+                compared=compared,
+                whole=whole,
+            )
+            reader = self._read_back(name, disk, tracked, target)
+            if reader.rewritten:
+                disk = replace(disk, index_hash=target.index_hash())
+        return replace(disk, read_back=reader.read, looked_up=reader.looked_up)
+
+    def _read_back(self, name: str, disk: Disk, source: Image, target: BlockDraft) -> ReadBack:
+        """Check what is stored now; store again from the source what is missing or bad."""
+        # The draft as a revision, whose id has a dot.
+        draft = Revision(
+            self._draft.folder.name, self._draft.time, None, 0, Consistency.NONE, {name: disk}
         )
+        with self._repository.store.open(draft, name, Cache.AVOID) as stored:
+            reader = ReadBack(source, target, stored)
+            reader.run(self._draft.time, is_complete=self._is_verified)
+        if reader.rewritten:
+            lost = counted(reader.rewritten, "stored block")
+            what = f"disk {name}: {lost} could not be read back"
+            self._warnings.append(f"{what}; stored again from the source")
+        return reader
 
     def _distrust(self, parent: Revision, name: str) -> None:
         """Distrust the parent and record the tracking error, even if this backup fails later."""

@@ -38,7 +38,8 @@ from backy.units import format_size
 class RevisionBackup:
     """One backup of one repository. The caller holds the repository's lock.
 
-    `published` is the revision when it is published, None before that.
+    `is_verified`: every stored block is read back before that. `published` is the revision when it
+    is published, None before.
     """
 
     repository: Repository
@@ -48,6 +49,7 @@ class RevisionBackup:
     watcher: Watcher
     now: datetime | None
     remember: dict[str, Any]
+    is_verified: bool = False
     published: Revision | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -101,7 +103,9 @@ class RevisionBackup:
                 raise SourceError(f"disk {name} has {format_size(image.size)}", SIZE_HINT)
         self.watcher.begin(sum(image.size for image in snapshot.disks.values()))
         self.warnings += _differences(parent, snapshot)
-        disk_backup = DiskBackup(draft, parent, self.watcher, self.warnings)
+        disk_backup = DiskBackup(
+            draft, parent, self.watcher, self.warnings, is_verified=self.is_verified
+        )
         return {
             check_disk_name(name): disk_backup.copy(
                 name, image, snapshot.full_read_reasons.get(name, "")

@@ -105,7 +105,7 @@ def _check_disk(name: str, disk: Disk, block_size: int) -> None:
         raise ValueError(
             f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
         )
-    counts = (disk.read, disk.changed, disk.stored, disk.compared)
+    counts = (disk.read, disk.changed, disk.stored, disk.compared, disk.read_back, disk.looked_up)
     if not all(0 <= count <= 3 * LARGEST_DISK for count in counts):
         raise ValueError(f"disk {name} has impossible byte counts")
     if not HASH.fullmatch(disk.index_hash):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -59,6 +60,9 @@ class Blocks(Protocol):
 
     def repair(self, number: int, digest: str, block: memoryview) -> None:
         """Replace the bad bytes of a block by `block`, which has the digest; durable on return."""
+
+    def is_stored(self, digest: str) -> bool | None:
+        """Whether there are bytes under its name, good or bad; None if blocks have no names."""
 
 
 class BlockBuffer(threading.local):
@@ -120,6 +124,10 @@ class StoredImage:
         """See Blocks."""
         self._blocks.repair(number, self.index.digest(number), block)
 
+    def is_stored(self, number: int) -> bool | None:
+        """See Blocks."""
+        return self._blocks.is_stored(self.index.digest(number))
+
     def _read(self, number: int, block: memoryview) -> None:
         digest = self.index.digest(number)
         self._blocks.get(number, digest, block)
@@ -133,13 +141,14 @@ class BlockDraft:
     """A disk of a revision while it is written, as a Draft. Stores only blocks that differ.
 
     `changed` counts the bytes in blocks that differ from the parent's, `stored` those written to
-    the store.
+    the store. `written` has the numbers of the last few blocks that were written.
     """
 
     def __init__(self, index: IndexDraft, blocks: Blocks, *, has_parent: bool) -> None:
         self.block_size = index.block_size
         self.changed = 0
         self.stored = 0
+        self.written: deque[int] = deque(maxlen=8)
         self.index = index
         self._blocks = blocks
         self._has_parent = has_parent
@@ -155,6 +164,7 @@ class BlockDraft:
                 stored = self._blocks.put(number, digest, block)
                 self.index.put(number, digest)
                 self._count(len(block), stored)
+                self.written.append(number)
             number += 1
 
     def zero(self, offset: int, length: int) -> None:

@@ -239,6 +239,11 @@ class ChunkBlocks:
             folders.sync_folder(path.parent)
             folders.sync_folder(self._folder)
 
+    def is_stored(self, digest: str) -> bool | None:
+        """Whether its chunk has a name."""
+        with translated(StoreError, f"looking for chunk {digest}"):
+            return self._path(digest).exists()
+
     def _path(self, digest: str) -> Place:
         return self._folder / digest[:2] / f"{digest}{self._codec.suffix}"
 
