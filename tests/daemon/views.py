@@ -61,9 +61,12 @@ def new_job(name: str = "new") -> JobView:
     return JobView(Summary(name))
 
 
+SPACE = Space(10**12, 250 * 10**9, inodes=Space(10**7, 9 * 10**6))
+
+
 def view(
     *jobs: JobView,
-    space: Space | None = Space(10**12, 250 * 10**9),  # noqa: B008 - it is frozen
+    space: Space | None = SPACE,
     problem: str = "",
 ) -> Iterable[Sample]:
     for job in jobs:

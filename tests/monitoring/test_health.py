@@ -334,6 +334,18 @@ TROUBLES_OF_THE_SERVER = [
         id="hardly-any-space",
     ),
     pytest.param(
+        replace(FINE, space=replace(ROOMY, inodes=Space(1000, 90))),
+        State.WARNING,
+        "90 inodes free (9.0 %)",
+        id="few-inodes",
+    ),
+    pytest.param(
+        replace(FINE, space=replace(ROOMY, inodes=Space(1000, 0))),
+        State.CRITICAL,
+        "0 inodes free (0.0 %)",
+        id="no-inodes",
+    ),
+    pytest.param(
         replace(FINE, space=Space(0, 0)), State.CRITICAL, "0 B free (0.0 %)", id="no-size"
     ),
 ]
@@ -389,6 +401,12 @@ def test_a_file_system_that_fills_up_is_said_before_it_is_full(a_day: int, state
     assert of_server(replace(FINE, space=filling(a_day)), judge) == (
         [(state, days)] if state else []
     )
+
+
+def test_inodes_that_run_out_are_said_before_the_last_is_taken() -> None:
+    space = replace(ROOMY, inodes=replace(filling(240), capacity=1000))
+    days = f"no inodes left in {500 / 240:.1f} days at this rate"
+    assert of_server(replace(FINE, space=space)) == [(State.CRITICAL, days)]
 
 
 def test_the_days_until_it_is_full_are_judged_by_the_thresholds() -> None:
@@ -471,6 +489,7 @@ def test_bad_jobs_are_counted_then_the_worst_three_named_then_each_has_a_line() 
         "reports": "1",
         "oldest": f"{9 * HOUR}s",
         "free": f"{TiB // 2}B",
+        "free_inodes": "U",
         "days_until_full": "U",
     }
 

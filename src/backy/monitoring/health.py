@@ -169,12 +169,17 @@ class Judge:
         if not (space := server.space):
             yield Finding(State.UNKNOWN, "", f"free space {_UNCHECKED}")
             return
+        yield from self._left(space, f"{format_size(space.free)} free", "full")
+        if inodes := space.inodes:
+            yield from self._left(inodes, f"{inodes.free} inodes free", "no inodes left")
+
+    def _left(self, space: Space, free: str, end: str) -> Iterator[Finding]:
         percent = 100 * space.free / max(space.capacity, 1)
         state = _below(percent, self.free_warning, self.free_critical)
-        yield Finding(state, "", f"{format_size(space.free)} free ({percent:.1f} %)")
+        yield Finding(state, "", f"{free} ({percent:.1f} %)")
         if (days := days_until_full(space, self.now)) is not None:
             state = _below(days, self.days_warning, self.days_critical)
-            yield Finding(state, "", f"full in {days:.1f} days at this rate")
+            yield Finding(state, "", f"{end} in {days:.1f} days at this rate")
 
     def report(
         self, summaries: Iterable[Summary], promises: Mapping[str, Promise], server: Server
@@ -213,6 +218,7 @@ class Judge:
             "reports": sum(summary.reports for summary in summaries),
             "oldest": f"{max(0, *ages):.0f}s" if ages else "U",
             "free": f"{space.free}B" if space else "U",
+            "free_inodes": space.inodes.free if space and space.inodes else "U",
             "days_until_full": "U" if days is None else f"{days:.1f}",
         }
         return " ".join(f"{name}={value};;;0" for name, value in values.items())

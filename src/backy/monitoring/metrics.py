@@ -87,9 +87,12 @@ def of_pool(name: str, pool: PoolUse) -> Sample:
 
 def of_server(space: Space | None, problem: str, loaded: datetime) -> Iterator[Sample]:
     """The metrics of the server: space, if that is known, and the configuration."""
+    inodes = space.inodes if space else None
     values: Values = {
         "backy_free_bytes": space.free if space else None,
         "backy_capacity_bytes": space.capacity if space else None,
+        "backy_free_inodes": inodes.free if inodes else None,
+        "backy_capacity_inodes": inodes.capacity if inodes else None,
         "backy_configuration_ok": not problem,
         "backy_configuration_loaded_timestamp_seconds": loaded.timestamp(),
     }
