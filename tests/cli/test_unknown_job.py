@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "resume": [],
     "run": [],
     "scrub": [],
+    "status": [],
     "tag": ["+a"],
     "undo": [],
     "verify": [],

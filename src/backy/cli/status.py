@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Argument, Option
 
+from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, printable, table
 from backy.errors import CancelledError
@@ -22,16 +24,34 @@ if TYPE_CHECKING:
 
 
 _REFRESH_SECONDS = 1.0
+_NAMES = "Only these jobs."
+Names = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_NAMES)]
+_FAILED = "Only jobs that are late, failed, damaged or unreadable."
+Failed = Annotated[bool, Option("--failed", help=_FAILED)]
 Once = Annotated[bool, Option("--once", help="Show it once, even on a terminal.")]
 
 
 @app.command(epilog="Example: backy status --json")
-def status(context: Context, once: Once = False, as_json: AsJson = False) -> None:
+def status(
+    context: Context,
+    names: Names = None,
+    failed: Failed = False,
+    once: Once = False,
+    as_json: AsJson = False,
+) -> None:
     """Show the state of each job, its backups, and what runs now.
 
-    On a terminal the table is updated every second, until Ctrl-C.
+    The worst jobs come first. On a terminal the table is updated every second, until Ctrl-C.
     """
-    _show(context.obj, lambda _: True, once=once, as_json=as_json)
+    from backy.monitoring.overview import is_bad
+
+    for name in names or []:
+        context.obj.require(name)
+
+    def is_shown(job: JobOverview) -> bool:
+        return (not names or job["job"] in names) and (not failed or is_bad(job))
+
+    _show(context.obj, is_shown, once=once, as_json=as_json)
 
 
 @app.command(epilog="Example: backy top")
@@ -63,13 +83,14 @@ def _show(
 def _state(site: Site, is_shown: Callable[[JobOverview], bool]) -> StatusAnswer:
     """The state from the daemon, or from the repositories if it does not run."""
     from backy.clients import daemon_client
+    from backy.monitoring.overview import urgency
 
     has_daemon = not site.path or site.globals.daemon
     state = daemon_client.status(site.globals.socket) if site.path and has_daemon else None
     if not state:
         problem = daemon_client.NO_DAEMON if has_daemon else ""
         state = {"jobs": list(_overviews(site)), "problem": problem}
-    state["jobs"] = [job for job in state["jobs"] if is_shown(job)]
+    state["jobs"] = sorted(filter(is_shown, state["jobs"]), key=urgency)
     return state
 
 
@@ -89,11 +110,19 @@ def _lines(state: StatusAnswer) -> Iterator[str]:
     headings = ("job", "state", "last (UTC)", "next (UTC)", "overdue", "took", "now")
     yield from table(headings, map(_cells, state["jobs"]))
     yield ""
+    yield _summary(state["jobs"])
     if pools := state.get("pools"):
         yield _pool_line("fast", pools["fast"])
         yield _pool_line("slow", pools["slow"])
     if problem := state["problem"]:
         yield printable(problem)
+
+
+def _summary(jobs: Sequence[JobOverview]) -> str:
+    states = Counter(job["state"] for job in jobs)
+    late = sum(job["overdue_seconds"] > 0 for job in jobs)
+    counts = [f"{count} {state}" for state, count in states.most_common()]
+    return ", ".join([counted(len(jobs), "job"), *counts, f"{late} overdue"])
 
 
 def _pool_line(name: str, pool: PoolUse) -> str:
@@ -106,8 +135,9 @@ def _cells(job: JobOverview) -> list[str]:
     times = ((time or "-").replace("T", " ").rstrip("Z") for time in (job["last"], job["next"]))
     overdue, took = job["overdue_seconds"], job["seconds"]
     spans = (format_duration(span) if span else "-" for span in (overdue, took))
-    failure = f"{job['errors']} failed: {job['error']}" if job["error"] else "-"
-    return [job["job"], state, *times, *spans, _progress(job) or failure]
+    failure = f"{job['errors']} failed: {job['error']}" if job["errors"] else job["error"]
+    what = "; ".join(filter(None, (_progress(job) or failure, job["damage"])))
+    return [job["job"], state, *times, *spans, what or "-"]
 
 
 def _progress(job: JobOverview) -> str:

@@ -280,7 +280,8 @@ class JobOverview(TypedDict):
     """One job.
 
     state: What it does, or how it is: new without a revision, failed if the last backup did,
-      broken if backy has a bug that shows only with this job.
+      damaged if that is all that is wrong, unreadable if its repository cannot be read, broken if
+      backy has a bug that shows only with this job.
     last: When the newest revision was begun; null if there is none.
     next: When the next backup is due; null if the job is paused, and without a daemon.
     overdue_seconds: How much older the newest revision is than allowed, in seconds; without a
@@ -289,6 +290,8 @@ class JobOverview(TypedDict):
     seconds: How long the last successful backup took, in seconds.
     errors: How many backups failed since then.
     error: Why the last one failed, or why the repository cannot be read; for people.
+    damage: How many revisions are distrusted, and how many reports there are; for people. Empty if
+      there are none.
     tags: Only if a next backup is planned: the tags that it gets.
     verb: Only while it runs or waits: the command.
     pool: Only while it runs or waits: the pool in which it takes a slot.
@@ -303,7 +306,9 @@ class JobOverview(TypedDict):
     """
 
     job: JobName
-    state: Literal["running", "waiting", "paused", "failed", "idle", "new", "broken"]
+    state: Literal[
+        "running", "waiting", "paused", "failed", "damaged", "unreadable", "idle", "new", "broken"
+    ]
     last: Time | None
     next: Time | None
     overdue_seconds: Seconds
@@ -311,6 +316,7 @@ class JobOverview(TypedDict):
     seconds: Seconds
     errors: Count
     error: str
+    damage: str
     tags: NotRequired[Sequence[str]]
     verb: NotRequired[TaskVerb]
     pool: NotRequired[PoolName]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal
 
@@ -25,14 +26,41 @@ def overview(summary: Summary, schedule: Schedule | None, now: datetime) -> JobO
         seconds=status.seconds,
         errors=status.errors,
         error=summary.problem or status.error,
+        damage="; ".join(_damage(summary)),
     )
 
 
-def _state(summary: Summary) -> Literal["paused", "failed", "idle", "new"]:
+def urgency(job: JobOverview) -> tuple[int, float]:
+    """Sorts the worst job first: unreadable, late, failed, damaged, others."""
+    is_late = job["overdue_seconds"] > 0 and job["state"] != "paused"
+    is_unreadable = job["state"] in {"unreadable", "broken"}
+    signs = (is_unreadable, is_late, job["errors"] > 0, bool(job["damage"]), True)
+    return signs.index(True), -job["overdue_seconds"]
+
+
+def is_bad(job: JobOverview) -> bool:
+    """Whether somebody has to look after a job: it is more urgent than those that are fine."""
+    return urgency(job)[0] < 4  # noqa: PLR2004 - the signs above
+
+
+def _damage(summary: Summary) -> Iterator[str]:
+    if bad := summary.distrusted:
+        yield f"distrusted revisions: {len(bad)} of {len(summary.revisions)}"
+    if summary.reports:
+        yield f"reports of damage: {summary.reports}"
+
+
+def _state(
+    summary: Summary,
+) -> Literal["unreadable", "paused", "failed", "damaged", "idle", "new"]:
+    if summary.problem:
+        return "unreadable"
     if summary.status.paused:
         return "paused"
     if summary.status.errors:
         return "failed"
+    if any(_damage(summary)):
+        return "damaged"
     return "idle" if summary.newest else "new"
 
 
