@@ -114,8 +114,8 @@ def test_two_jobs_with_one_disk_are_named_by_whatever_name_the_disk_has(etc: Pat
     text += "  vm4:\n    source: {type: rbd, disks: {vda: rbd/a}}\n"
     text += "  vm5:\n    source: {type: rbd, disks: {vda: rbd/b}}\n"
     one, two = warned(etc, text)
-    assert one == "backy.yaml:8: jobs.vm2.source: job vm1 backs up the same: disk"
-    assert two.startswith("backy.yaml:12: jobs.vm4.source: job vm3 backs up the same: {")
+    assert one == "backy.yaml:8: jobs.vm2.source: job vm1 backs up the same disk"
+    assert two == "backy.yaml:12: jobs.vm4.source: job vm3 backs up the same source"
 
 
 def test_a_base_directory_that_is_not_there_is_named(etc: Path) -> None:

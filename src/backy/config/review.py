@@ -32,9 +32,9 @@ def _unread(loaded: Loaded) -> Iterator[Problem]:
     """Files that lie beside included ones, but do not fit the pattern."""
     for pattern in loaded.config.include:
         path = loaded.files[0].parent / pattern
-        for other in sorted(path.parent.glob("[!.]*.y*ml")) if "*" in path.name else ():
-            if other not in loaded.files:
-                yield Problem(other, 1, "", f"it is not read: its name does not fit {pattern!r}")
+        others = {*path.parent.glob("[!.]*.y*ml")} if "*" in path.name else set()
+        for other in sorted(others.difference(loaded.files)):
+            yield Problem(other, 1, "", f"it is not read: its name does not fit {pattern!r}")
 
 
 def _base_dir(config: Config) -> Warned:
@@ -77,4 +77,6 @@ def _disks(config: Config, paths_of: PathsOf) -> Warned:
         same = {os.path.realpath(path) for path in paths.values()}
         for what in same or {json.dumps(job.source, sort_keys=True)}:
             if (other := users.setdefault(what, name)) != name:
-                yield name, ("source",), f"job {other} backs up the same: {what}"
+                # Settings may have a password.
+                shown = what if what[0] == "/" else "source"
+                yield name, ("source",), f"job {other} backs up the same {shown}"

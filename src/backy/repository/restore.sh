@@ -212,7 +212,7 @@ users() { # Who uses the device $system, or a partition of it, or the device tha
         for holder in "$part"/holders/* /sys/fs/btrfs/*/devices/"$name"; do
             [ ! -e "$holder" ] || echo "$target is part of something else, see $holder"
         done
-        cat /proc/mounts /proc/swaps | while read -r used _; do
+        cat /proc/mounts /proc/swaps 2>/dev/null | while read -r used _; do
             [ ! -b "$used" ] || [ "$(number_of "$used")" != "$number" ] ||
                 echo "$used is mounted, or swap"
         done
