@@ -12,12 +12,16 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
+from backy.clients.qmp_answers import Status, Versions
 from backy.errors import SourceError, translated
 from backy.system import signals
+
+Value = TypeVar("Value")
 
 _LOOK_SECONDS = 0.2  # so often we look whether a signal told us to stop
 _HINT = "Is QEMU running, and is no other program connected to this monitor?"
@@ -49,15 +53,26 @@ class Monitor:
         about = " ".join([command, *(value for value in named.values() if isinstance(value, str))])
         return self.wait_for(about, self.client.execute(command, named), within)
 
+    def query(self, kind: type[Value], command: str) -> Value:
+        """As `ask`, but the answer is a `kind`. Raises SourceError where it is not."""
+        answer = self.ask(command)
+        try:
+            return TypeAdapter(kind).validate_python(answer, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            why = f"{self._name}: {command} answers something unexpected: {where:.100}"
+            raise SourceError(f"{why}: {first['msg']:.200}", _HINT) from error
+
     def version(self) -> tuple[int, int, int]:
         """The version of QEMU or qemu-storage-daemon."""
-        found = self.ask("query-version")["qemu"]
-        return found["major"], found["minor"], found["micro"]
+        found = self.query(Versions, "query-version").qemu
+        return found.major, found.minor, found.micro
 
     def status(self) -> str:
         """The state of the VM, such as "running"; "" for a storage daemon, which has no VM."""
         with suppress(SourceError):
-            return str(self.ask("query-status")["status"])
+            return self.query(Status, "query-status").status
         return ""
 
     def wait_for(

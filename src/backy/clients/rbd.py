@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypeVar
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from backy.clients.program import TooMuchOutputError, output_of
 from backy.clients.qemu_nbd import serve
@@ -45,7 +45,7 @@ class _Parent(BaseModel):
 
 
 class _Info(BaseModel):
-    id: str
+    id: str = Field(max_length=64, pattern="^[A-Za-z0-9._-]*$")  # is put into names of snapshots
     features: list[str] = []
     flags: list[str] = []
     mirroring: _Mirroring = _Mirroring()

@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from backy.clients.program import output_of
-from backy.errors import SourceError, translated
+from backy.errors import ConfigError, SourceError, translated
+from backy.model.names import check_disk_name
 from backy.system import process, signals
 from backy.system.guard import guarding
 from backy.system.process import Outcome, Program
 from backy.units import MiB
 
-_LONGEST_OUTPUT = 4 * MiB
+_LONGEST_OUTPUT = MiB  # as much as a file of a revision
 _LONGEST_REASON = 300  # characters of what virsh says
-_VERSION = re.compile(r"hypervisor: QEMU (\d+)\.(\d+)\.(\d+)")
-_ALLOCATED = re.compile(r"(\S+) +\d+ +(\d+) +\d+")  # of a line: name, capacity, bytes, bytes
+_VERSION = re.compile(r"hypervisor: QEMU ([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})")
+_SIZE = re.compile("[0-9]{1,19}")  # bytes
+_COLUMNS = 4  # name, capacity, allocated, physical
 _COUNT = re.compile("[1-9]")  # of file systems that were frozen, or thawed
 _HINT = "Is it defined on this server, and is libvirtd running? Try: virsh --connect URI list --all"
 _THAW_HINT = "Thaw it now: virsh domfsthaw DOMAIN"
@@ -38,9 +40,13 @@ class Domain:
         return "id" in self.xml.attrib
 
     def disks(self) -> dict[str, Element]:
-        """Its disks by name, such as "vda"."""
+        """Its disks by name, such as "vda". Raises SourceError if a name can be no disk's."""
         elements = self.xml.iterfind("devices/disk")
-        return {attribute(element, "target", "dev"): element for element in elements}
+        disks = {attribute(element, "target", "dev"): element for element in elements}
+        try:
+            return {check_disk_name(name): disk for name, disk in disks.items()}
+        except ConfigError as error:
+            raise SourceError(f"domain {self.uuid:.50}: {error.message:.200}", _HINT) from error
 
 
 @dataclass(slots=True)
@@ -104,8 +110,9 @@ class Virsh:
 
     def allocated(self, domain: Domain) -> dict[str, int]:
         """The bytes that each disk takes in its storage, by name."""
-        lines = _ALLOCATED.findall(self.call("domblkinfo", domain.uuid, "--all"))
-        return {name: int(size) for name, size in lines}
+        rows = map(str.split, self.call("domblkinfo", domain.uuid, "--all").splitlines())
+        sizes = {row[0]: row[2] for row in rows if len(row) == _COLUMNS}
+        return {name: int(size) for name, size in sizes.items() if _SIZE.fullmatch(size)}
 
     @contextmanager
     def frozen(self, domain: Domain, timeout_seconds: float) -> Iterator[Freeze]:

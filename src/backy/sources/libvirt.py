@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field
 from backy.clients.image_format import ImageFile, open_image_file
 from backy.clients.virsh import Domain, Virsh, attribute
 from backy.config.settings import AbsolutePath, DiskName, Seconds
-from backy.errors import SourceError
+from backy.errors import ConfigError, SourceError
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
@@ -194,7 +194,12 @@ class LibvirtSource:
         if not path:
             why = f"{self._title} is off, and its disk {name} is no local file or device"
             raise SourceError(why, _OFF_HINT)
-        return checked(ImageFile, {"path": path, "format": image_format, "backing": True})
+        try:
+            return checked(ImageFile, {"path": path, "format": image_format, "backing": True})
+        except ConfigError as error:
+            raise SourceError(
+                f"disk {name} of {self._title}: {error.message}", _OFF_HINT
+            ) from error
 
     def _check_harmless(self, wanted: _Wanted) -> None:
         """Raise SourceError where a backup could crash QEMU, or make the guest's writes fail.

@@ -49,7 +49,7 @@ class BackupJob:
             make_private(self._folder)
             folders.make_folder(self._folder / "nbd")
             label = self._domain.xml.findtext("seclabel[@model='dac']/label", "")
-            if owner := re.match(r"\+(\d+)", label):
+            if owner := re.match(r"\+([0-9]{1,9}|[1-3][0-9]{9})\b", label):
                 folders.give(self._folder / "nbd", int(owner[1]))
             folders.write_file(self._folder / "checkpoint.xml", self._checkpoint_xml(checkpoint))
 

@@ -26,6 +26,7 @@ from backy.clients.guest_agent import frozen
 from backy.clients.image_format import ImageFileOrPath, open_image_file
 from backy.clients.program import output_of
 from backy.clients.qmp import Monitor, NotRunningError, connect
+from backy.clients.qmp_answers import Drive, Node
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError, translated
 from backy.model.revision import Consistency
@@ -65,7 +66,7 @@ class _Disk:
     """
 
     id: str
-    node: Answer
+    node: Node
     bitmap: str
     parent: str
 
@@ -76,9 +77,9 @@ class _Disk:
 
     def actions(self, options: Mapping[str, str]) -> Iterator[Answer]:
         """Its part of the transaction. The parent's bitmap stays: the backup may still fail."""
-        name = self.node["node-name"]
-        compat = self.node["image"].get("format-specific", {}).get("data", {}).get("compat")
-        add, can_store = "block-dirty-bitmap-add", self.node["drv"] == "qcow2" and compat != "0.10"
+        name = self.node.node_name
+        compat = self.node.image.format_specific.data.get("compat")
+        add, can_store = "block-dirty-bitmap-add", self.node.drv == "qcow2" and compat != "0.10"
         yield _action(add, node=name, name=self.bitmap, persistent=can_store)
         if self.parent:
             yield _action(add, node=name, name=self.changes, disabled=True)
@@ -198,7 +199,9 @@ class QemuSource:
         self, monitor: Monitor, request: Request, full_read_reasons: dict[str, str]
     ) -> dict[str, _Disk]:
         """The disks to back up, by name. Fills `full_read_reasons`, see Snapshot."""
-        nodes = {node["node-name"]: node for node in monitor.ask("query-named-block-nodes")}
+        nodes = {
+            node.node_name: node for node in monitor.query(list[Node], "query-named-block-nodes")
+        }
         old_disks = request.parent.disks if request.parent else {}
         disks = {}
         for number, (name, place) in enumerate(self._chosen(_devices(monitor)).items()):
@@ -208,7 +211,7 @@ class QemuSource:
             parent = ""
             if request.parent and name in old_disks:
                 parent = self._names.name(request.parent.id)
-                had = request.parent_has(name, nodes[place]["image"]["virtual-size"])
+                had = request.parent_has(name, nodes[place].image.virtual_size)
                 if reason := _why_unusable(nodes[place], parent, is_same_size=had):
                     full_read_reasons[name], parent = reason, ""
             bitmap = self._names.name(request.revision)
@@ -240,7 +243,7 @@ class QemuSource:
             raise SourceError(f"{self._title}: {why}", _THREADS_HINT)
         if version >= _HAS_BREAK_SNAPSHOT:
             return {"on-cbw-error": "break-snapshot"}
-        held = sum(disk.node["image"].get("actual-size", 0) for disk in disks.values())
+        held = sum(disk.node.image.actual_size for disk in disks.values())
         check_space(self.settings.scratch, held)
         return {}
 
@@ -255,7 +258,7 @@ class QemuSource:
             make_private(ours)
             folders.make_folder(folder)
             for disk in disks.values():
-                image, size = str(folder / disk.id), str(disk.node["image"]["virtual-size"])
+                image, size = str(folder / disk.id), str(disk.node.image.virtual_size)
                 command = ("qemu-img", "create", "-q", "-f", "qcow2", image, size)
                 output_of(command, f"making {image}", timeout_seconds=self.settings.timeout)
             owner = self.settings.qmp.stat().st_uid
@@ -272,7 +275,7 @@ class QemuSource:
             # It need not survive a power cut, and no guest should wait for a flush.
             options = {"driver": "qcow2", "cache": {"no-flush": True}}
             file = {"driver": "file", "filename": str(folder / disk.id)}
-            names = {"node_name": disk.id, "backing": disk.node["node-name"]}
+            names = {"node_name": disk.id, "backing": disk.node.node_name}
             monitor.ask("blockdev-add", **options, **names, file=file)
 
     def _transact(
@@ -293,29 +296,28 @@ class QemuSource:
 def _devices(monitor: Monitor) -> dict[str, str]:
     """The nodes of all disks that the guest can write to, by the id of their device or drive."""
     devices: dict[str, str] = {}
-    for device in monitor.ask("query-block"):
-        node = device.get("inserted")
-        if node and not node["ro"] and not device["removable"]:
-            path = device.get("qdev", "")
+    for drive in monitor.query(list[Drive], "query-block"):
+        node = drive.inserted
+        if node and not node.ro and not drive.removable:
+            path = drive.qdev
             match = re.fullmatch(r"(?:/machine/peripheral/)?([^/]+)(?:/.*)?", path)
-            given = match[1] if match else device["device"] or path
+            given = match[1] if match else drive.device or path
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", given).strip("-._")[:64]
-            if name in devices:
-                raise SourceError(
-                    f"two disks would be called {name!r}", "Give them names in `disks`."
-                )
-            devices[name] = node["node-name"]
+            if name in devices or not name:
+                why = f"two disks would be called {name!r}" if name else "a disk has no name"
+                raise SourceError(why, "Give them names in `disks`.")
+            devices[name] = node.node_name
     return devices
 
 
-def _why_unusable(node: Answer, name: str, *, is_same_size: bool) -> str:
+def _why_unusable(node: Node, name: str, *, is_same_size: bool) -> str:
     """Why a bitmap cannot tell what changed since the parent; "" where it can."""
-    bitmaps = {bitmap.get("name"): bitmap for bitmap in node.get("dirty-bitmaps", [])}
+    bitmaps = {bitmap.name: bitmap for bitmap in node.dirty_bitmaps}
     bitmap = bitmaps.get(name)
     if not bitmap:
         return f"its bitmap {name} is gone"
-    if bitmap.get("inconsistent"):
+    if bitmap.inconsistent:
         return f"its bitmap {name} is inconsistent, because QEMU ended without storing it"
-    if not bitmap["recording"]:
+    if not bitmap.recording:
         return f"its bitmap {name} was switched off"
     return "" if is_same_size else "its size changed"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 
 from backy.clients.qmp import Monitor
+from backy.clients.qmp_answers import BlockExport, Job, Node
 from backy.errors import SourceError, translated
 from backy.sources.checkpoint import CheckpointNames
 from backy.sources.scratch import SCRATCH_HINT, is_ours
@@ -38,7 +39,8 @@ class QemuObjects:
 
     def jobs(self, monitor: Monitor) -> list[str]:
         """The backup jobs."""
-        return self._listed(monitor, "query-block-jobs", "device")
+        jobs = monitor.query(list[Job], "query-block-jobs")
+        return self._ours(job.device for job in jobs)
 
     def remove_folders(self) -> None:
         """Remove the folders with scratch images. QEMU must not use them any more."""
@@ -53,21 +55,22 @@ class QemuObjects:
         for name in jobs:
             monitor.ask("block-job-cancel", device=name, force=True)
         monitor.wait_until(lambda: not self.jobs(monitor), "a job")
-        for name in self._listed(monitor, "query-named-block-nodes", "node-name"):
+        nodes = monitor.query(list[Node], "query-named-block-nodes")
+        for name in self._ours(node.node_name for node in nodes):
             monitor.ask("blockdev-del", node_name=name)
-        for node in monitor.ask("query-named-block-nodes"):
-            for name in [bitmap.get("name", "") for bitmap in node.get("dirty-bitmaps", [])]:
+        for node in monitor.query(list[Node], "query-named-block-nodes"):
+            for name in [bitmap.name for bitmap in node.dirty_bitmaps]:
                 revision = self._names.revision_of(name.removesuffix(CHANGES))
                 if revision and (name.endswith(CHANGES) or is_unwanted(revision)):
-                    monitor.ask("block-dirty-bitmap-remove", node=node["node-name"], name=name)
+                    monitor.ask("block-dirty-bitmap-remove", node=node.node_name, name=name)
         # QEMU stopped the guest because a scratch image could not grow. Now it can go on.
         if jobs and monitor.status() == "io-error":
             monitor.ask("cont")
 
     def _stop_exports(self, monitor: Monitor) -> None:
         """Remove our exports; stop the NBD server if it is ours and has no other exports."""
-        exports = monitor.ask("query-block-exports")
-        names = [export["id"] for export in exports if export["type"] == "nbd"]
+        exports = monitor.query(list[BlockExport], "query-block-exports")
+        names = [export.id for export in exports if export.type == "nbd"]
         if self.folders() and all(name.startswith(self.prefix) for name in names):
             try:
                 monitor.ask("nbd-server-stop")
@@ -79,8 +82,8 @@ class QemuObjects:
         monitor.wait_until(lambda: not self._exports(monitor), "an export")
 
     def _exports(self, monitor: Monitor) -> list[str]:
-        return self._listed(monitor, "query-block-exports", "id")
+        exports = monitor.query(list[BlockExport], "query-block-exports")
+        return self._ours(export.id for export in exports)
 
-    def _listed(self, monitor: Monitor, query: str, key: str) -> list[str]:
-        names = [answer.get(key, "") for answer in monitor.ask(query)]
+    def _ours(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name.startswith(self.prefix)]
