@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from backy.errors import ConfigError
 
@@ -16,6 +17,7 @@ _DURATION = re.compile(r"([0-9]{1,11})\s*([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LARGEST_SIZE = 2**63 - 1
 _LONGEST_DURATION = 1000 * 366 * 86400
+_MOST_LISTED = 3  # names in a sentence
 
 
 def parse_size(text: str) -> int:
@@ -82,6 +84,13 @@ def format_duration(seconds: float) -> str:
 def format_rate(size: float, seconds: float) -> str:
     """The rate of `size` bytes in `seconds`, as text: "812.0 MiB/s"."""
     return f"{format_size(size / max(seconds, 1e-3))}/s"
+
+
+def listed(names: Sequence[str], noun: str) -> str:
+    """Up to three names, or how many of these nouns there are, with the first and the last one."""
+    if len(names) <= _MOST_LISTED:
+        return ", ".join(names)
+    return f"{counted(len(names), noun)}, {min(names)} to {max(names)}"
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

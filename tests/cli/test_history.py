@@ -181,3 +181,26 @@ def test_a_revision_is_listed_as_it_is_on_disk(aged: Backy) -> None:
     for revision in job["revisions"]:
         stored = json.loads((folder / revision["id"] / "revision.json").read_text())
         assert stored == {"format": 1} | revision
+
+
+@pytest.mark.parametrize("count", [3, 4, 30])
+def test_many_revisions_are_counted_and_not_listed(
+    backy: Backy, tmp_path: Path, count: int
+) -> None:
+    source = image(tmp_path / "vm1.img", b"disk")
+    for _ in range(2):
+        backy.backup("vm1", source)
+    _, other = backy.revisions("vm1")
+    folder = backy.base / "vm1" / "revisions"
+    for number in range(count - 2):
+        made = f"{other[:-4]}{number:04}"
+        shutil.copytree(folder / other, folder / made)
+        record = folder / made / "revision.json"
+        record.write_text(record.read_text().replace(other, made))
+    ids = backy.revisions("vm1")
+    assert len(ids) == count
+    what = ", ".join(ids) if count == 3 else f"{count} revisions, {ids[0]} to {ids[-1]}"
+    said = backy.quiet("remove", "vm1", "-r", "all").out
+    assert said == f"vm1: removed {what}; backy undo vm1 brings them back\n"
+    assert backy.quiet("undo", "vm1").out == f"vm1: restored {what}; back in the history\n"
+    assert len(backy.quiet("remove", "vm1", "-r", "all", "--json").record()["removed"]) == count

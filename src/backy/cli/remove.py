@@ -5,6 +5,7 @@ from __future__ import annotations
 from backy.cli.app import AsJson, Context, Job, Spec, app
 from backy.cli.output import answer
 from backy.model.answers import RemoveAnswer
+from backy.units import listed
 
 
 @app.command(epilog="Example: backy remove vm1 -r 20261123T004938Z-x7k2")
@@ -13,5 +14,5 @@ def remove(context: Context, job: Job, spec: Spec, as_json: AsJson = False) -> N
     from backy.operations.history import remove_job
 
     ids = [revision.id for revision in remove_job(context.obj, job, spec)]
-    text = f"{job}: removed {', '.join(ids)}; backy undo {job} brings them back"
+    text = f"{job}: removed {listed(ids, 'revision')}; backy undo {job} brings them back"
     answer(as_json, RemoveAnswer(job=job, removed=ids), text)

@@ -16,6 +16,7 @@ from backy.model.answers import ReportsAnswer, ReportsDeleteAnswer
 from backy.model.messages import OccurrenceRecord, ReportRecord, time_text
 from backy.repository import quarantine
 from backy.repository.repository import Repository
+from backy.units import listed
 
 if TYPE_CHECKING:
     from backy.repository.quarantine import Report
@@ -140,5 +141,5 @@ def delete(
         ]
     quarantine.delete(repository, unwanted)
     names = [report.id for report in unwanted]
-    text = f"{job}: deleted {', '.join(names) or 'nothing'}"
+    text = f"{job}: deleted {listed(names, 'report') or 'nothing'}"
     answer(as_json, ReportsDeleteAnswer(job=job, deleted=names), text)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -107,22 +106,17 @@ def _overviews(site: Site) -> Iterable[JobOverview]:
 
 
 def _lines(state: StatusAnswer) -> Iterator[str]:
+    from backy.monitoring.overview import tally
+
     headings = ("job", "state", "last (UTC)", "next (UTC)", "overdue", "took", "now")
     yield from table(headings, map(_cells, state["jobs"]))
     yield ""
-    yield _summary(state["jobs"])
+    yield tally(state["jobs"])
     if pools := state.get("pools"):
         yield _pool_line("fast", pools["fast"])
         yield _pool_line("slow", pools["slow"])
     if problem := state["problem"]:
         yield printable(problem)
-
-
-def _summary(jobs: Sequence[JobOverview]) -> str:
-    states = Counter(job["state"] for job in jobs)
-    late = sum(job["overdue_seconds"] > 0 for job in jobs)
-    counts = [f"{count} {state}" for state, count in states.most_common()]
-    return ", ".join([counted(len(jobs), "job"), *counts, f"{late} overdue"])
 
 
 def _pool_line(name: str, pool: PoolUse) -> str:

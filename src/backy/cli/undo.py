@@ -5,6 +5,7 @@ from __future__ import annotations
 from backy.cli.app import AsJson, Context, Job, app
 from backy.cli.output import answer
 from backy.model.answers import UndoAnswer
+from backy.units import listed
 
 
 @app.command(epilog="Example: backy undo vm1")
@@ -13,5 +14,5 @@ def undo(context: Context, job: Job, as_json: AsJson = False) -> None:
     from backy.operations.history import undo_job
 
     ids = undo_job(context.obj, job)
-    text = f"{job}: restored {', '.join(ids)}; back in the history"
+    text = f"{job}: restored {listed(ids, 'revision')}; back in the history"
     answer(as_json, UndoAnswer(job=job, restored=ids), text)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -11,6 +12,7 @@ from backy.model.answers import JobOverview
 from backy.model.messages import time_text
 from backy.policy.schedule import sla_seconds
 from backy.repository.summary import Summary
+from backy.units import counted
 
 
 def overview(summary: Summary, schedule: Schedule | None, now: datetime) -> JobOverview:
@@ -41,6 +43,14 @@ def urgency(job: JobOverview) -> tuple[int, float]:
 def is_bad(job: JobOverview) -> bool:
     """Whether somebody has to look after a job: it is more urgent than those that are fine."""
     return urgency(job)[0] < 4  # noqa: PLR2004 - the signs above
+
+
+def tally(jobs: Sequence[JobOverview]) -> str:
+    """How many jobs there are, in each state, and overdue; in one line."""
+    states = Counter(job["state"] for job in jobs)
+    late = sum(job["overdue_seconds"] > 0 for job in jobs)
+    counts = [f"{count} {state}" for state, count in states.most_common()]
+    return ", ".join([counted(len(jobs), "job"), *counts, f"{late} overdue"])
 
 
 def _damage(summary: Summary) -> Iterator[str]:
