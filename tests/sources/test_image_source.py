@@ -224,6 +224,17 @@ def test_a_guest_that_writes_a_header_into_its_raw_disk_gets_it_backed_up(tmp_pa
     assert content_of({"path": str(shutil.copy(path, tmp_path / "vm1.img"))}) == content
 
 
+@pytest.mark.parametrize("image_format", ["qcow", "qcow2", "qed"])
+def test_a_file_of_another_format_is_not_said_to_have_its_data_elsewhere(
+    tmp_path: Path, image_format: str
+) -> None:
+    path = tmp_path / "vm1.img"
+    path.write_bytes(b"\xff" * MIB)
+    error = refusal({"path": str(path), "format": image_format})
+    assert "other files" not in error.message
+    assert "backing" not in error.hint
+
+
 def test_an_external_data_file_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
     path = tmp_path / "vm1.qcow2"
     convert(path, "qcow2", "-o", f"data_file={tmp_path / 'data'},data_file_raw=on")

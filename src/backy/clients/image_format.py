@@ -97,14 +97,15 @@ def _names_files(image_format: str, header: bytes) -> bool:
 
     That is: a backing file; in qcow2 also an external data file (bit 2 of the incompatible
     features); in VMDK also the extents of its descriptor. A VMDK that is a single file begins with
-    KDMV and a capacity.
+    KDMV and a capacity. QEMU refuses what does not begin like the format that is named.
     https://www.qemu.org/docs/master/interop/qcow2.html, block/qed.h and block/vmdk.c of QEMU
     """
     match image_format:
         case "qcow" | "qcow2":
-            return any(header[8:16]) or (header[7] > 2 and header[79] & 4 > 0)  # noqa: PLR2004
+            is_external = header[7] > 2 and header[79] & 4 > 0  # noqa: PLR2004
+            return header[:4] == b"QFI\xfb" and (any(header[8:16]) or is_external)
         case "qed":
-            return header[16] & 1 > 0
+            return header[:4] == b"QED\0" and header[16] & 1 > 0
         case "vmdk":
             is_single = header[:4] == b"KDMV" and any(header[12:20])
             return not is_single or b"parentFileNameHint" in header
