@@ -28,15 +28,28 @@ from typing import ClassVar
 BUG = 70
 
 
+LONGEST_TEXT = 2000  # characters of a message
+
+
+def visible(text: str) -> str:
+    """A text for people, at most 2,000 characters of it, with control characters as escapes.
+
+    Names and texts in a repository, of a storage or of a hook may come from an enemy: they must
+    neither steer a terminal nor fill a log.
+    """
+    shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+
+
 class BackyError(Exception):
     """An error that a person can fix: what failed, on which object, why, and what to do next."""
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = visible(message)
+        self.hint = visible(hint)
+        super().__init__(self.message)
 
 
 class UsageError(BackyError):

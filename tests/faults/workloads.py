@@ -284,7 +284,9 @@ WORKLOADS = (
     Workload(
         "delete-reports",
         (FIRST, SECOND),
-        lambda b, _: quarantine.delete(_opened(b), quarantine.reports(_opened(b))),
+        lambda b, _: quarantine.delete(
+            _opened(b), [each.id for each in quarantine.reports(_opened(b))]
+        ),
         prepare=_heal_and_delete,
     ),
 )

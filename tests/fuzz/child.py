@@ -82,7 +82,7 @@ def scrubbed(root: str) -> None:
 def report(root: str, report_id: str) -> None:
     """What `backy reports` reads."""
     repository = Repository(Path(root))
-    quarantine.reports(repository)
+    list(quarantine.reports(repository))
     quarantine.find(repository, report_id)
 
 

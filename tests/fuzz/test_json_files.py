@@ -150,7 +150,7 @@ def use_report(room: Room, content: bytes) -> None:
     path = room.put(f"quarantine/{REPORT}/report.json", content)
     repository = room.made.repository
     context: Any = SimpleNamespace(obj=Site(room.folder))
-    listed = quarantine.reports(repository)
+    listed = list(quarantine.reports(repository))
     for as_json in (False, True):
         with printed(for_people=not as_json):
             reports.list_reports(context, "vm1", as_json=as_json)
@@ -164,7 +164,7 @@ def use_report(room: Room, content: bytes) -> None:
         with printed(for_people=not as_json):
             reports.show(context, "vm1", REPORT, as_json=as_json)
     assert path.exists()
-    quarantine.delete(repository, listed)
+    quarantine.delete(repository, [each.id for each in listed])
     assert not path.exists()
     assert list((room.made.root / "quarantine").iterdir()) == []
 

@@ -358,7 +358,7 @@ def test_finding_the_same_block_again_replaces_its_report(made: Made) -> None:
     damage(made, made.backup(DISK))
     for _ in range(3):
         assert len(run(made)) == 1
-    assert len(quarantine.reports(made.repository)) == 1
+    assert len(list(quarantine.reports(made.repository))) == 1
 
 
 @pytest.mark.usefixtures("source")
@@ -524,14 +524,18 @@ class TestReports:
     def test_go_with_what_they_keep(self, made: Made) -> None:
         damage(made, made.backup(DISK))
         run(made)
-        quarantine.delete(made.repository, quarantine.reports(made.repository))
+        quarantine.delete(
+            made.repository, [each.id for each in quarantine.reports(made.repository)]
+        )
         assert list((made.root / "quarantine").iterdir()) == []
 
     def test_deleting_one_does_not_make_its_revision_whole(self, made: Made) -> None:
         revision = made.backup(DISK)
         damage(made, revision)
         run(made)
-        quarantine.delete(made.repository, quarantine.reports(made.repository))
+        quarantine.delete(
+            made.repository, [each.id for each in quarantine.reports(made.repository)]
+        )
         assert made.again(revision).damaged == {"vda": ((BLOCK, BLOCK),)}
         assert made.read(unchanged(made)) == DISK
 
@@ -541,4 +545,4 @@ class TestReports:
         broken = made.root / "quarantine" / "20261123T004938Z-x7k2"
         broken.mkdir()
         (broken / "report.json").write_text("{")
-        assert len(quarantine.reports(made.repository)) == 1
+        assert len(list(quarantine.reports(made.repository))) == 1

@@ -84,14 +84,11 @@ def whole_program() -> Program:
 
 def all_jobs(context: Context) -> list[str]:
     """The jobs that have a repository; warns of folders that look like one. Raises StoreError."""
-    from backy.cli.output import some, warn
+    from backy.cli.output import warn
     from backy.repository.repository import jobs
 
-    misnamed: list[str] = []
-    names = jobs(context.obj.base, misnamed.append)
-    if misnamed:
-        warn(f"{context.obj.base}: no job can be called {some(misnamed)}: left alone")
-    return names
+    why = "left alone, since no job has such a name"
+    return jobs(context.obj.base, lambda name: warn(f"{why}: {name!a}"))
 
 
 def each_job(

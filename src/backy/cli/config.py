@@ -10,9 +10,9 @@ from typer import Option
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.command import Application
-from backy.cli.output import answer, print_document, printable
+from backy.cli.output import answer, print_document
 from backy.cli.program import CommandGroup
-from backy.errors import ConfigError, NotFoundError
+from backy.errors import ConfigError, NotFoundError, visible
 from backy.model.answers import ConfigCheckAnswer, ConfigProblem
 from backy.operations.site import Site
 from backy.units import counted
@@ -51,10 +51,10 @@ def check(context: Context, as_json: AsJson = False) -> None:
             for each in those
         ]
 
-    lines = [printable(str(problem)) for problem in problems]
+    lines = [visible(str(problem)) for problem in problems]
     if not problems:
         lines = [f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"]
-    lines += [printable(f"warning: {each}") for each in odd]
+    lines += [visible(f"warning: {each}") for each in odd]
     content = ConfigCheckAnswer(
         file=str(path), jobs=count, problems=records(problems), warnings=records(odd)
     )

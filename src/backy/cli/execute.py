@@ -9,7 +9,7 @@ import typer
 
 from backy.cli.app import program
 from backy.cli.commands import COMMANDS
-from backy.errors import BUG, BackyError, CancelledError, OutputError, UsageError
+from backy.errors import BUG, BackyError, CancelledError, OutputError, UsageError, visible
 from backy.system import signals, standard_streams
 from backy.system.last_resort import ends_in_time
 
@@ -86,14 +86,14 @@ def _say_last(*, as_json: bool) -> None:
 
 def _report_unknown(error: Exception) -> int:
     """Report an error in the format of Nagios plug-ins."""
-    from backy.cli.output import print_lines, printable, report_bug, warn
+    from backy.cli.output import print_lines, report_bug, warn
 
     if isinstance(error, BackyError):
         text = f"{error.message}. {error.hint}"
     else:
         text = f"a bug: {error!r}"
         report_bug(error, as_json=False)
-    line = f"BACKY UNKNOWN - {' '.join(printable(text).replace('|', '/').split())}"[:200]
+    line = f"BACKY UNKNOWN - {' '.join(visible(text).replace('|', '/').split())}"[:200]
     if isinstance(error, OutputError):
         warn(line)  # standard output has failed
     print_lines([line])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from typer import Argument
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, all_jobs, app, each_job
-from backy.cli.output import print_json, print_lines, revision_table, table, total, warn
-from backy.model.answers import ListAnswer, ListedJob, UnusableJob
+from backy.cli.output import Listing, print_lines, revision_table, table, total, warn
+from backy.model.answers import ListedJob, UnusableJob
 from backy.repository.manifest import revision_record
 from backy.repository.repository import History, Repository
 from backy.units import format_size
@@ -24,28 +25,36 @@ Listed = Annotated[
 def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None:
     """Show the revisions of a job, or all jobs."""
     names = [job] if job else all_jobs(context)
-    repositories, unusable = each_job(context, names, lambda repository: repository)
+    listing, rows = Listing("jobs"), list[tuple[object, ...]]()
+
+    def show(repository: Repository) -> None:
+        history = repository.history()
+        for text in _warnings(repository, history):
+            warn(text)
+        if as_json:
+            listing.add(_listed(repository, history))
+        elif job:
+            print_lines(revision_table(history.revisions))
+        else:
+            rows.append(_job_row(repository, history))
+
+    _, unusable = each_job(context, names, show)
     if job and unusable:
         raise unusable[0][1]
-    histories = [(repository, repository.history()) for repository in repositories]
     if not names:
         warn(f"backy: there is no repository in {context.obj.base}")
     if as_json:
-        listed = [_listed(*pair) for pair in histories]
-        errors = [UnusableJob(job=name, error=error.message) for name, error in unusable]
-        print_json(ListAnswer(jobs=listed, unusable=errors))
-    elif job:
-        print_lines(revision_table(histories[0][1].revisions))
-    else:
-        headings = ("job", "store", "revisions", "newest (UTC)", "size")
-        print_lines(table(headings, (_job_row(*pair) for pair in histories)))
-    for repository, history in histories:
-        for damage in history.unreadable.values():
-            warn(f"{repository.name}: warning: {damage.message}")
-        if history.unreadable and not history.revisions:
-            warn(f"  {next(iter(history.unreadable.values())).hint}")
+        listing.end(unusable=[UnusableJob(job=name, error=each.message) for name, each in unusable])
+    elif not job:
+        print_lines(table(("job", "store", "revisions", "newest (UTC)", "size"), rows))
     for _, error in unusable:
         raise error
+
+
+def _warnings(repository: Repository, history: History) -> Iterator[str]:
+    yield from (f"{repository.name}: warning: {text}" for text in history.problems)
+    if history.unreadable and not history.revisions:
+        yield f"  {next(iter(history.unreadable.values())).hint}"
 
 
 def _listed(repository: Repository, history: History) -> ListedJob:
@@ -54,7 +63,7 @@ def _listed(repository: Repository, history: History) -> ListedJob:
         store=repository.settings.store,
         block_size=repository.settings.block_size,
         revisions=[revision_record(revision) for revision in history.revisions],
-        damaged=[error.message for error in history.unreadable.values()],
+        damaged=history.problems,
     )
 
 

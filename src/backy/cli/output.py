@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from backy.errors import BackyError
+from backy.errors import BackyError, visible
 from backy.model.messages import bug_event, error_event
 from backy.model.revision import Revision
 from backy.system.standard_streams import is_journal
@@ -17,8 +17,6 @@ from backy.units import format_duration, format_rate, format_size
 if TYPE_CHECKING:
     from backy.model.answers import Message
 
-
-_MOST_NAMES = 5  # in a message
 
 _ERROR = 3  # the priority of an error, see syslog(3)
 
@@ -42,25 +40,35 @@ def print_document(value: object) -> None:
     sys.stdout.flush()
 
 
-def printable(text: str) -> str:
-    """Escape control characters: names in a forged repository must not control a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+class Listing:
+    """Prints a message as JSON on one line, the items of its list `key` one by one.
+
+    So a long list needs no more memory than one item.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._next = f"{{{json.dumps(key)}: ["
+
+    def add(self, item: object) -> None:
+        """Print an item."""
+        sys.stdout.write(self._next + json.dumps(item))
+        self._next = ", "
+
+    def end(self, **others: object) -> None:
+        """Print the rest, with other keys and their values, and flush."""
+        fields = "".join(f", {json.dumps(key)}: {json.dumps(others[key])}" for key in others)
+        sys.stdout.write(f"{self._next.removeprefix(', ')}]{fields}}}\n")
+        sys.stdout.flush()
 
 
 def warn(text: str, priority: int = 4) -> None:
     """Print a line on standard error; the command continues. The journal notes the priority."""
-    sys.stderr.write(f"{_prefix(priority)}{printable(text)}\n")
+    sys.stderr.write(f"{_prefix(priority)}{visible(text)}\n")
 
 
 def _prefix(priority: int) -> str:
     """From this the journal takes the level of a line: sd-daemon(3)."""
     return f"<{priority}>" if is_journal() else ""
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(map(ascii, names[:_MOST_NAMES])) + more
 
 
 def report(error: BackyError, *, as_json: bool) -> None:
@@ -73,7 +81,7 @@ def report_text(error: BackyError, *, as_json: bool) -> str:
     if as_json:
         return f"{_prefix(_ERROR)}{json.dumps(error_event(error))}\n"
     lines = [f"backy: {error.message}", *([f"  {error.hint}"] if error.hint else [])]
-    return "".join(f"{_prefix(_ERROR)}{printable(line)}\n" for line in lines)
+    return "".join(f"{_prefix(_ERROR)}{visible(line)}\n" for line in lines)
 
 
 def report_bug(error: Exception, *, as_json: bool) -> None:
@@ -92,7 +100,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     """The lines of a table. It is as wide as its content, whatever the terminal's width."""
-    cells = [list(headings), *([printable(str(cell)) for cell in row] for row in rows)]
+    cells = [list(headings), *([visible(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         yield "  ".join(map(str.ljust, row, widths)).rstrip()

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from backy.cli.output import print_json, printable
+from backy.cli.output import print_json
+from backy.errors import visible
 from backy.model.messages import DamageEvent, NoteEvent, ProgressEvent, WarningEvent
 from backy.units import format_duration, format_rate, format_size
 
@@ -110,7 +111,7 @@ class _Lines(Meter):
         self._write(text)
 
     def _write(self, text: str) -> None:
-        sys.stderr.write(f"{self._title}: {printable(text)}\n")
+        sys.stderr.write(f"{self._title}: {visible(text)}\n")
         sys.stderr.flush()
 
 
@@ -126,7 +127,7 @@ class _Bar(Meter):
         self._progress.update(self._task, completed=done, total=total)
 
     def _say(self, text: str, event: _Told) -> None:
-        line = f"{self._title}: {printable(text)}"
+        line = f"{self._title}: {visible(text)}"
         self._progress.console.print(line, markup=False, highlight=False)
 
 

@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
-from backy.cli.output import answer, some, warn
+from backy.cli.output import answer, warn
 from backy.errors import UsageError
 from backy.model.answers import EraseAnswer, PurgeAnswer
 from backy.units import counted, format_size
@@ -54,7 +54,7 @@ def purge(
         return
     purged = purge_job(context.obj, str(job), older_than, these)
     if purged.foreign:
-        warn(f"{job}: not made by backy, and left alone: {some(purged.foreign)}")
+        warn(f"{job}: not made by backy, left alone: {', '.join(map(ascii, purged.foreign))}")
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
     freed = f"freed {format_size(purged.freed)} of chunks"
     text = f"{job}: purged {counted(len(purged.revisions), 'revision')}, {freed}{kept_note}"

@@ -9,10 +9,10 @@ from typer import Argument, Option
 from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, all_jobs, app, each_job
 from backy.cli.command import Application
-from backy.cli.output import answer, table
+from backy.cli.output import Listing, answer, print_lines, table
 from backy.cli.program import CommandGroup
-from backy.errors import UsageError
-from backy.model.answers import ReportsAnswer, ReportsDeleteAnswer
+from backy.errors import UsageError, visible
+from backy.model.answers import ReportsDeleteAnswer
 from backy.model.messages import OccurrenceRecord, ReportRecord, time_text
 from backy.repository import quarantine
 from backy.repository.repository import Repository
@@ -58,29 +58,29 @@ def _all(context: Context, as_json: AsJson = False) -> None:
 @reports.command("list", hidden=True, epilog="Example: backy reports list vm1")
 def list_reports(context: Context, job: OneJob = None, as_json: AsJson = False) -> None:
     """Show the damage that was found. Alone, it lists the reports of all jobs, or of one."""
-    listed, unusable = each_job(context, [job] if job else all_jobs(context), _reports)
+    listing, rows = Listing("reports"), list[tuple[object, ...]]()
+
+    def show(repository: Repository) -> None:
+        for report in quarantine.reports(repository):
+            if as_json:
+                listing.add(_record(repository, report))
+            else:
+                rows.append(_row(repository, report))
+
+    _, unusable = each_job(context, [job] if job else all_jobs(context), show)
     if unusable and job:
         raise unusable[0][1]
-    pairs = [pair for of_job in listed for pair in of_job]
-    rows = (
-        (
-            repository.name,
-            report.id,
-            report.verb,
-            report.healed or "-",
-            len(report.revisions),
-            report.reason,
-        )
-        for repository, report in pairs
-    )
-    record = ReportsAnswer(reports=[_record(*pair) for pair in pairs])
-    answer(as_json, record, table(HEADINGS, rows))
+    if as_json:
+        listing.end()
+    else:
+        print_lines(table(HEADINGS, rows))
     for _, error in unusable:
         raise error
 
 
-def _reports(repository: Repository) -> list[tuple[Repository, Report]]:
-    return [(repository, report) for report in quarantine.reports(repository)]
+def _row(repository: Repository, report: Report) -> tuple[object, ...]:
+    healed, reason = visible(report.healed or "-"), visible(report.reason)
+    return repository.name, report.id, report.verb, healed, len(report.revisions), reason
 
 
 def _record(repository: Repository, report: Report) -> ReportRecord:
@@ -132,14 +132,10 @@ def delete(
     if not ids and not healed:
         raise UsageError(f"{job}: no report was named", f"backy reports {job} lists them.")
     repository = context.obj.repository(job)
-    unwanted = [quarantine.find(repository, report_id) for report_id in dict.fromkeys(ids or [])]
+    unwanted = [quarantine.find(repository, report_id).id for report_id in ids or []]
     if healed:
-        unwanted += [
-            report
-            for report in quarantine.reports(repository)
-            if report.healed and report not in unwanted
-        ]
+        unwanted += [report.id for report in quarantine.reports(repository) if report.healed]
+    unwanted = list(dict.fromkeys(unwanted))
     quarantine.delete(repository, unwanted)
-    names = [report.id for report in unwanted]
-    text = f"{job}: deleted {listed(names, 'report') or 'nothing'}"
-    answer(as_json, ReportsDeleteAnswer(job=job, deleted=names), text)
+    text = f"{job}: deleted {listed(unwanted, 'report') or 'nothing'}"
+    answer(as_json, ReportsDeleteAnswer(job=job, deleted=unwanted), text)

@@ -12,8 +12,8 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
-from backy.cli.output import answer, printable, table
-from backy.errors import CancelledError
+from backy.cli.output import answer, table
+from backy.errors import CancelledError, visible
 from backy.operations.site import Site
 from backy.system import signals
 from backy.units import counted, format_duration, format_rate, format_size
@@ -116,7 +116,7 @@ def _lines(state: StatusAnswer) -> Iterator[str]:
         yield _pool_line("fast", pools["fast"])
         yield _pool_line("slow", pools["slow"])
     if problem := state["problem"]:
-        yield printable(problem)
+        yield visible(problem)
 
 
 def _pool_line(name: str, pool: PoolUse) -> str:

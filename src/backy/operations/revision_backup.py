@@ -174,8 +174,8 @@ class RevisionBackup:
         stores those again.
         """
         history = self.repository.history()
-        for error in history.unreadable.values():
-            self.warnings.append(f"ignored a revision: {error.message}")
+        for text in history.problems:
+            self.warnings.append(f"ignored a revision: {text}")
         for revision in reversed(history.revisions):
             if revision.trust is Trust.DISTRUSTED and not revision.damaged:
                 self.warnings.append(

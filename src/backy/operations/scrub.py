@@ -101,8 +101,8 @@ def scrub_job(
     """
     repository = site.repository(job)
     scrub = Scrub(repository, within)
-    for error in scrub.history.unreadable.values():
-        watcher.warn(error.message)
+    for text in scrub.history.problems:
+        watcher.warn(text)
     result = ScrubResult(unreadable=scrub.history.unreadable)
     origins = site.origins(repository)
     for damage in scrub.run(limits, origins=origins, watcher=watcher):

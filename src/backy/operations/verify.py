@@ -83,8 +83,8 @@ def verify_job(
     result = VerifyResult(
         revisions=revisions, unreadable=history.unreadable if spec == "all" else {}
     )
-    for error in history.unreadable.values():
-        watcher.warn(error.message)
+    for text in history.problems:
+        watcher.warn(text)
     origins = site.origins(repository)
     for damage in verify(repository, revisions, origins=origins, watcher=watcher):
         result.damages.append(damage)

@@ -20,8 +20,10 @@ from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_rec
 from backy.repository.repository import Repository
 from backy.system import folders
 from backy.system.place import Place
+from backy.units import GiB
 
 MOST = 1000  # reports of one repository; damage found beyond that gets no report
+_MOST_EVIDENCE = GiB  # bytes; reports beyond that keep no damaged bytes
 _MOST_OCCURRENCES = 1000
 _PATIENCE = 30  # seconds to wait while another process writes a report
 
@@ -68,7 +70,7 @@ def add(repository: Repository, report: Report, stored: bytes) -> Report:
         ids = [name for name in folders.list_folder(folder) if is_id(name)]
         suffix = report.digest[:4]
         similar = _reports(folder, [name for name in ids if name.endswith(suffix)])
-        old = [other for other in similar if other.digest == report.digest and not other.healed]
+        old = [other.id for other in similar if other.digest == report.digest and not other.healed]
         if len(ids) - len(old) >= MOST:
             raise StoreError(f"there are {MOST} reports already", "Look at them, and delete some.")
         now = report.time
@@ -79,7 +81,7 @@ def add(repository: Repository, report: Report, stored: bytes) -> Report:
         draft = folder / f".{report.id}"
         folders.make_folder(draft)
         with suppress(OSError):
-            if stored:
+            if stored and len(ids) * repository.settings.block_size < _MOST_EVIDENCE:
                 folders.write_file(draft / "stored", stored)
         folders.write_file(draft / "report.json", encode_record(report))
         folders.rename(draft, folder / report.id)
@@ -111,11 +113,12 @@ def heal(repository: Repository, report: Report, origin: str) -> None:
         folders.write_file(path, encode_record(replace(report, healed=origin)))
 
 
-def reports(repository: Repository) -> list[Report]:
-    """All readable reports, oldest first. Changes nothing. Raises StoreError."""
+def reports(repository: Repository) -> Iterator[Report]:
+    """All readable reports, oldest first, read one by one. Changes nothing. Raises StoreError."""
     folder = repository.root / "quarantine"
     with translated(StoreError, f"listing {folder}"):
-        return list(_reports(folder, folders.list_folder(folder)))
+        names = folders.list_folder(folder)
+    yield from _reports(folder, names)
 
 
 def _reports(folder: Place, names: Iterable[str]) -> Iterator[Report]:
@@ -156,16 +159,16 @@ def _read(folder: Place) -> Report:
     return read_record(folder / "report.json", Report, DamagedError, hint, check)
 
 
-def delete(repository: Repository, unwanted: Sequence[Report]) -> None:
-    """Delete reports and the files beside them."""
+def delete(repository: Repository, unwanted: Sequence[str]) -> None:
+    """Delete the reports with these ids, and the files beside them."""
     with _locked(repository) as folder:
         _delete(folder, unwanted)
 
 
-def _delete(folder: Place, unwanted: Sequence[Report]) -> None:
+def _delete(folder: Place, unwanted: Sequence[str]) -> None:
     """Rename to a hidden name, then delete all hidden folders, also those of killed processes."""
-    for report in unwanted:
-        folders.rename(folder / report.id, folder / f".{report.id}")
+    for name in unwanted:
+        folders.rename(folder / name, folder / f".{name}")
     if unwanted:
         folders.sync_folder(folder)
     folders.remove_hidden(folder, is_id)

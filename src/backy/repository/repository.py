@@ -37,6 +37,7 @@ from backy.system.place import Place
 from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
+_MOST_RECORDS = 64 * MiB  # of revision.json in a history: 3,000 with 20 KiB each
 _PATIENCE = 30  # seconds to wait for the history lock, which is only held for moments
 
 
@@ -156,6 +157,11 @@ class History:
         hint = error.hint if self.revisions else newest.hint
         return DamagedError(f"{error.message}; {newest.message}", hint)
 
+    @property
+    def problems(self) -> list[str]:
+        """Why some are unreadable; what many have in common is said once."""
+        return list(dict.fromkeys(error.message for error in self.unreadable.values()))
+
 
 class Repository:
     """The repository in the folder `folder`, which exists.
@@ -217,16 +223,27 @@ class Repository:
         return True
 
     def history(self) -> History:
-        """All revisions that are published now. Raises StoreError if they cannot be listed."""
-        revisions, unreadable = [], {}
+        """All revisions that are published now. Raises StoreError if they cannot be listed.
+
+        Beyond 64 MiB of revision.json, which take some 150 MiB of memory, older revisions are
+        unreadable: who can write to one repository must not stop the backups of all others.
+        """
+        revisions, unreadable, left = [], {}, _MOST_RECORDS
+        why = "older revisions are not read, because all revision.json together exceed 64 MiB"
+        too_many = DamagedError(f"{why}; remove revisions that nobody needs")
         with translated(StoreError, f"{self.name}: listing revisions"):
             names = folders.list_folder(self.root / "revisions")
-        for name in filter(is_id, names):
+        for name in filter(is_id, reversed(names)):
+            folder = self.root / "revisions" / name
             try:
-                revisions.append(self._read(self.root / "revisions" / name))
+                with suppress(OSError):
+                    left -= min((folder / "revision.json").status().st_size, MiB)
+                if left < 0:
+                    raise too_many
+                revisions.append(self._read(folder))
             except DamagedError as error:
                 unreadable[name] = error
-        return History(revisions, unreadable)
+        return History(revisions[::-1], dict(reversed(unreadable.items())))
 
     def folders(self) -> Iterator[Place]:
         """The folders of all revisions: those in the history and those in the trash.
@@ -286,7 +303,9 @@ class Repository:
             try:
                 lock = folders.locked(path, make=True)
             except BlockingIOError:
-                holder = folders.read_file(path, MiB).decode(errors="replace").strip() or "somebody"
+                with files.open_to_read(path) as file:
+                    note = file.read_bytes(0, 200).decode(errors="replace")
+                holder = note.strip() or "somebody"
                 hint = "Wait for it to end; the lock ends with that process at the latest."
                 raise BusyError(f"{self.name}: {verb} skipped, held by {holder}", hint) from None
         with lock:

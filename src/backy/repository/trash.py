@@ -170,10 +170,9 @@ def oldest(repository: Repository) -> datetime | None:
     """
     trash = repository.root / "trash"
     with translated(StoreError, f"{repository.name}: listing the trash"):
-        for name in filter(is_id, folders.list_folder(trash)):
-            if any(map(is_id, folders.list_folder(trash / name))):
-                return time_of(name)
-    return None
+        batches = filter(is_id, folders.list_folder(trash))
+        full = (name for name in batches if any(map(is_id, folders.list_folder(trash / name))))
+        return next(map(time_of, full), None)
 
 
 def erase(repository: Repository) -> None:
