@@ -28,7 +28,7 @@ from tests.lab.watchdog import ends
 
 JOB = "vm1"
 DISKS = ("vda", "vdc")  # one bit apart from each other and from what may become of them
-OPTIONAL = ("lock", "scrub.json", "report.json", "stored")  # what a restore does not need
+OPTIONAL = ("lock", "scrub.json", "report.json", "stored", "space")  # what a restore does not need
 STATUS = ("status.json", ".status.lock")  # what it neither reads nor writes
 Place = tuple[str, str, int]  # a revision, its disk, the number of a block
 

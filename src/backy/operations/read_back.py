@@ -35,6 +35,7 @@ class ReadBack:
         self.read = 0
         self.looked_up = 0
         self.rewritten = 0
+        self._is_missing = False
         self._source = source
         self._draft = draft
         self._stored = stored
@@ -43,14 +44,19 @@ class ReadBack:
     def run(self, now: datetime, *, is_complete: bool) -> None:
         """Look up names, and read a few blocks of the disk and a few that were written.
 
-        Reads all blocks with `is_complete`, or if a name is missing. Raises DamagedError that names
-        the block if one cannot be read although it was stored again.
+        Reads all blocks with `is_complete`, or if one has no name any more. Raises DamagedError
+        that names the block if one cannot be read although it was stored again.
         """
-        is_complete = not self._has_all_names() or is_complete
         index = self._stored.index
-        numbers = {*sample(index, now), *self._draft.written}
-        steps = ((number,) for number in (range(index.blocks) if is_complete else sorted(numbers)))
-        in_parallel(steps, self._check, index.block_size)
+        self._is_missing = not self._has_all_names()
+        if not is_complete and not self._is_missing:
+            self._check_all(sorted({*sample(index, now), *self._draft.written}))
+        if is_complete or self._is_missing:
+            self._check_all(range(index.blocks))
+
+    def _check_all(self, numbers: Iterable[int]) -> None:
+        steps = ((number,) for number in numbers)
+        in_parallel(steps, self._check, self._stored.block_size)
 
     def _has_all_names(self) -> bool:
         """Look up the blocks, from any of them on, until all are found or the time is over."""
@@ -58,7 +64,7 @@ class ReadBack:
         start = random.randrange(index.blocks)  # noqa: S311 - it keeps nothing secret
         zero = islice(index.find([index.codec.zero_digest(index.block_size)]), 1)
         data = chain(index.data_blocks(start, index.blocks), index.data_blocks(0, start))
-        for number in chain((number for number, _ in zero), data):
+        for number in chain(data, (number for number, _ in zero)):  # a search without data is slow
             if (is_stored := self._stored.is_stored(number)) is None:
                 break
             if not is_stored:
@@ -76,6 +82,7 @@ class ReadBack:
         except StoreError as error:
             if not error.is_damage:
                 raise
+            self._is_missing |= self._stored.is_stored(number) is False
             self._store_again(number, block)
         with self._lock:
             self.read += len(block)
