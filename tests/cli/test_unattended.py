@@ -198,7 +198,7 @@ def test_only_a_repository_that_is_certainly_not_configured_can_be_deleted(serve
     broken.unlink()
     assert "vm1" in server.ok("jobs", "--json").record()["not_configured"]
     server.quiet("purge", "--job", "vm1")
-    assert list(server.base.iterdir()) == []
+    assert [path.name for path in server.base.iterdir()] == [".backy-base"]
     server.refuses(9, "purge", "--job", "vm1")
 
 
