@@ -60,6 +60,9 @@ class MemorySource:
         self.kept = 0
         self.kept_only: list[list[str]] = []
 
+    def look(self) -> Collection[str]:
+        return self.disks
+
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """What `disks` has now; what is put there later is in no snapshot."""

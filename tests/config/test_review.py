@@ -6,6 +6,7 @@ import pytest
 
 from backy.config.loader import load
 from backy.config.review import warnings
+from backy.errors import SourceError
 from backy.sources import open_source
 from tests.cli.runner import Backy
 
@@ -136,3 +137,25 @@ def test_warnings_are_shown_and_are_no_error(etc: Path) -> None:
     assert shown["problems"] == []
     [warning] = shown["warnings"]
     assert (warning["line"], warning["key"]) == (1, "global.base-dir")
+
+
+def test_sources_are_opened_if_that_is_asked_for_and_a_bad_one_is_named(etc: Path) -> None:
+    backy = Backy(etc / "base")
+    (etc / "disk").write_bytes(b"disk" * 1024)
+    jobs = {"good": "disk", "gone": "nothing"}
+    text = "".join(f"  {job}:\n    {file_job(etc / name)}\n" for job, name in jobs.items())
+    text += "  asks: {source: {type: exec, command: [/bin/false]}, schedule: often}\n"
+    head = HEAD.format(base=etc / "base")
+    (etc / "backy.yaml").write_text(f"{head}jobs:\n{text}")
+    check = ("--config", etc / "backy.yaml", "config", "check")
+    assert "source of" not in backy.ok(*check).out
+    said = backy.run(*check, "--sources")
+    assert said.code == SourceError.exit_code
+    assert "source of good: vda" in said.out
+    assert f"source of gone: opening the source {etc}/nothing: No such file" in said.out
+    assert "source of asks: only a backup can tell" in said.out
+    assert "sources that cannot be opened: gone" in said.err
+    record = backy.run(*check, "--sources", "--json").record()
+    looks = {look["job"]: look for look in record["sources"]}
+    assert looks["good"] == {"job": "good", "disks": ["vda"], "error": ""}
+    assert "No such file" in looks["gone"]["error"]

@@ -51,6 +51,15 @@ class SourceSuite:
                 assert image.size == len(content)
                 assert read(image, 0, image.size) == content
 
+    def test_a_look_names_the_disks_and_changes_nothing(self, folder: Path) -> None:
+        with self.open(DISKS, folder) as source:
+            before, open_before = files(folder), held_open()
+            assert set(source.look()) in (set(DISKS), set())
+            assert (files(folder), held_open()) == (before, open_before)
+            with opened(source, REQUEST):
+                assert set(source.look()) in (set(DISKS), set())  # also during a backup
+            assert set(source.look()) in (set(DISKS), set())
+
     def test_without_a_parent_nothing_is_the_same(self, folder: Path) -> None:
         with self.open(DISKS, folder) as source, opened(source, REQUEST) as snapshot:
             for image in snapshot.disks.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
@@ -12,10 +12,13 @@ from backy.cli.app import AsJson, Context, app
 from backy.cli.command import Application
 from backy.cli.output import answer, print_document
 from backy.cli.program import CommandGroup
-from backy.errors import ConfigError, NotFoundError, visible
-from backy.model.answers import ConfigCheckAnswer, ConfigProblem
+from backy.errors import ConfigError, NotFoundError, SourceError, visible
+from backy.model.answers import ConfigCheckAnswer, ConfigProblem, LookedSource
 from backy.operations.site import Site
-from backy.units import counted
+from backy.units import counted, listed
+
+if TYPE_CHECKING:
+    from backy.operations.look import SourceLook
 
 config = Application(
     help="Check and show the configuration.",
@@ -29,11 +32,16 @@ OneJob = Annotated[
 ]
 
 
+_SOURCES = "Also open the source of each job for reading, and say what cannot be opened."
+Sources = Annotated[bool, Option("--sources", help=_SOURCES)]
+
+
 @config.command(epilog="Example: backy config check")
-def check(context: Context, as_json: AsJson = False) -> None:
+def check(context: Context, sources: Sources = False, as_json: AsJson = False) -> None:
     """Name every problem in the configuration, with file and line, and what looks wrong."""
     from backy.config.loader import Problem, ProblemsError
     from backy.config.review import warnings
+    from backy.operations.look import look_at_sources
     from backy.sources import open_source
 
     site: Site = context.obj
@@ -42,8 +50,9 @@ def check(context: Context, as_json: AsJson = False) -> None:
         loaded = site.loaded
         problems, count, files = loaded.problems, len(loaded.config.jobs), len(loaded.files)
         odd = warnings(loaded, lambda settings: open_source(settings).paths)
+        looks = [*look_at_sources(loaded.config)] if sources else []
     except ProblemsError as error:
-        problems, count, files, odd = error.problems, 0, 1, []
+        problems, count, files, odd, looks = error.problems, 0, 1, [], []
 
     def records(those: Iterable[Problem]) -> list[ConfigProblem]:
         return [
@@ -55,13 +64,27 @@ def check(context: Context, as_json: AsJson = False) -> None:
     if not problems:
         lines = [f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"]
     lines += [visible(f"warning: {each}") for each in odd]
+    lines += [visible(f"source of {look.job}: {_found(look)}") for look in looks]
     content = ConfigCheckAnswer(
-        file=str(path), jobs=count, problems=records(problems), warnings=records(odd)
+        file=str(path),
+        jobs=count,
+        problems=records(problems),
+        warnings=records(odd),
+        sources=[
+            LookedSource(job=look.job, disks=[*look.disks], error=look.error) for look in looks
+        ],
     )
     answer(as_json, content, lines)
     if problems:
         what = counted(len(problems), "problem")
         raise ConfigError(f"{path}: {what}", "A running daemon keeps the jobs it has.")
+    if failed := [look.job for look in looks if look.error]:
+        why = f"sources that cannot be opened: {listed(failed, 'job')}"
+        raise SourceError(why, "Their backups would fail now; the lines above say why.")
+
+
+def _found(look: SourceLook) -> str:
+    return look.error or ", ".join(look.disks) or "only a backup can tell what its program gives"
 
 
 @config.command(epilog="Example: backy config show --job vm1")

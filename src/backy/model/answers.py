@@ -217,6 +217,19 @@ class ConfigProblem(TypedDict):
     message: Text
 
 
+class LookedSource(TypedDict):
+    """What a look at the source of a job found.
+
+    job: The name of the job.
+    disks: The disks by name; none if only a snapshot can tell.
+    error: Why it could not be opened; empty if it could.
+    """
+
+    job: JobName
+    disks: Sequence[DiskName]
+    error: str
+
+
 class ConfigCheckAnswer(TypedDict):
     """The result of the check.
 
@@ -224,12 +237,14 @@ class ConfigCheckAnswer(TypedDict):
     jobs: How many jobs are valid.
     problems: All errors, sorted by file and line.
     warnings: What is valid, but hardly meant, sorted likewise.
+    sources: What a look at the sources found, by job; none without --sources.
     """
 
     file: Text
     jobs: Count
     problems: Sequence[ConfigProblem]
     warnings: Sequence[ConfigProblem]
+    sources: Sequence[LookedSource]
 
 
 class JobsAnswer(TypedDict):

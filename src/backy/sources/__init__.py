@@ -132,6 +132,13 @@ class Source(Protocol):
         Opens and runs nothing, because somebody else may have written the repository.
         """
 
+    def look(self) -> Collection[str]:
+        """The names of the disks that a backup would read now; none if only a snapshot tells.
+
+        Asks the storage, and opens for reading what can be opened. Takes no snapshot, leaves
+        nothing behind, and does not disturb a backup that runs.
+        """
+
     def snapshot(self, request: Request) -> AbstractContextManager[TakenSnapshot]:
         """Fix the content of all disks at one moment; leaving releases it, also after an error.
 

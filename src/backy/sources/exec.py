@@ -83,6 +83,10 @@ class ExecSource:
                 paths[name] = Path(value)
         return paths
 
+    def look(self) -> Collection[str]:
+        """See Source. Asks nobody: the program has no verb that takes no snapshot."""
+        return ()
+
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. The program always runs with `release` at the end."""

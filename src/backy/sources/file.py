@@ -50,6 +50,13 @@ class FileSource:
             settings = {"disks": {"vda": settings["filename"]}}
         self.paths = checked(FileSettings, settings).disks
 
+    def look(self) -> Collection[str]:
+        """See Source."""
+        with ExitStack() as stack:
+            for path in self.paths.values():
+                stack.enter_context(open_local(path))
+        return self.paths
+
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Clones what can be cloned. Needs no parent: hashes tell what changed."""

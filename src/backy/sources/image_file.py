@@ -35,6 +35,11 @@ class ImageSource:
         self.settings = checked(ImageSettings, settings)
         self.paths = {name: each.path for name, each in self.settings.disks.items()}
 
+    def look(self) -> Collection[str]:
+        """See Source. Fails where a VM that runs has locked an image, as a backup would."""
+        with self._open() as data:
+            return data.disks.keys()
+
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Takes nothing: the point in time is when all images have been locked."""

@@ -80,6 +80,10 @@ class LibvirtSource:
         self._names = CheckpointNames(self.settings.server)
         self._virsh = Virsh(self.settings.uri, self.settings.domain, self.settings.timeout)
 
+    def look(self) -> Collection[str]:
+        """See Source."""
+        return self._wanted().formats
+
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Scratch files grow by what the guest overwrites until the end."""

@@ -105,6 +105,18 @@ class QemuSource:
         self._names = CheckpointNames(self.settings.server)
         self._objects = QemuObjects(self._names, self.settings.qmp, self.settings.scratch)
 
+    def look(self) -> Collection[str]:
+        """See Source."""
+        nothing = Request("")
+        try:
+            with self._connected() as monitor:
+                return self._disks(monitor, nothing, {}).keys()
+        except NotRunningError:
+            if not self.settings.images:
+                raise
+            with self._open_images(nothing, SnapshotData(Consistency.CRASH)) as data:
+                return data.disks.keys()
+
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Takes nothing where the VM is off; opening locks its images then."""

@@ -105,6 +105,11 @@ class RbdSource:
         conf = self.settings.conf or (f"/etc/ceph/{cluster}.conf" if cluster else "")
         self._rbd = Rbd(str(conf), self.settings.user or "", self.settings.timeout)
 
+    def look(self) -> Collection[str]:
+        """See Source."""
+        call_at_once(self._rbd.state_of, self.settings.disks.values())
+        return self.settings.disks
+
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Snapshots of several disks are of one moment only while a guest is frozen."""
