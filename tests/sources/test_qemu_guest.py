@@ -378,7 +378,8 @@ def test_a_qemu_of_another_user_is_given_what_it_needs_and_no_more(folder: Path)
         with opened(qemu, Request(name(0))) as snapshot:
             content = pulled(snapshot)
             [ours] = (folder / "scratch").iterdir()
-            assert ours.stat().st_mode & 0o77 == 0
+            assert ours.stat().st_mode & 0o66 == 0  # to pass through, and no more
+            assert [each.stat().st_mode & 0o77 for each in ours.iterdir()] == [0]
         assert content["vdb"] == vm.disks["vdb"].read_bytes()
         assert not any((folder / "scratch").iterdir())
 

@@ -49,7 +49,7 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
     try:
         loaded = site.loaded
         problems, count, files = loaded.problems, len(loaded.config.jobs), len(loaded.files)
-        odd = warnings(loaded, lambda settings: open_source(settings).paths)
+        odd = warnings(loaded, lambda settings: open_source(settings).paths, site.asked)
         looks = [*look_at_sources(loaded.config)] if sources else []
     except ProblemsError as error:
         problems, count, files, odd, looks = error.problems, 0, 1, [], []

@@ -17,14 +17,15 @@ PathsOf = Callable[[dict[str, Any]], Mapping[str, Path]]
 _PLACEHOLDER = "~ and $ are not replaced. Write an absolute path"
 
 
-def warnings(loaded: Loaded, paths_of: PathsOf) -> list[Problem]:
+def warnings(loaded: Loaded, paths_of: PathsOf, base: Path | None = None) -> list[Problem]:
     """What somebody should look at, though backy can work with it. Only valid jobs count.
 
-    `paths_of` gives the local files that the settings of a source name, by disk. Opens and runs
-    nothing.
+    `paths_of` gives the local files that the settings of a source name, by disk. `base` is the base
+    directory that the user named instead of the configured one. Opens and runs nothing.
     """
     config = loaded.config
-    found = [*_base_dir(config), *_programs(config), *_disks(config, paths_of)]
+    used = base or config.global_.base_dir
+    found = [*_base_dir(used), *_programs(config), *_disks(config, paths_of)]
     return [*(loaded.problem(*warned) for warned in found), *_unread(loaded)]
 
 
@@ -37,9 +38,9 @@ def _unread(loaded: Loaded) -> Iterator[Problem]:
             yield Problem(other, 1, "", f"it is not read: its name does not fit {pattern!r}")
 
 
-def _base_dir(config: Config) -> Warned:
-    if not config.global_.base_dir.is_dir():
-        why = f"{config.global_.base_dir} does not exist. Is its file system mounted?"
+def _base_dir(base: Path) -> Warned:
+    if not base.is_dir():
+        why = f"{base} does not exist. Is its file system mounted?"
         yield "", ("global", "base-dir"), why
 
 
