@@ -204,3 +204,6 @@ def test_many_revisions_are_counted_and_not_listed(
     assert said == f"vm1: removed {what}; backy undo vm1 brings them back\n"
     assert backy.quiet("undo", "vm1").out == f"vm1: restored {what}; back in the history\n"
     assert len(backy.quiet("remove", "vm1", "-r", "all", "--json").record()["removed"]) == count
+    backy.ok("undo", "vm1")
+    lines = backy.quiet("remove", "vm1", "-r", "all", "-v").out.splitlines()
+    assert lines == [*(f"vm1: {each}" for each in ids), said.rstrip()]

@@ -346,9 +346,9 @@ def test_the_configuration_is_told_with_its_defaults(aged: Backy, configuration:
     use = ["--config", str(configuration)]
     (checked,) = valid("config check", aged.quiet(*use, "config", "check", "--json"))
     warned = [each["key"] for each in checked.pop("warnings")]
-    # Not there, not there, and the disk of vm1.
-    assert warned == ["global.base-dir", "jobs.vm2.hooks.after-backup", "jobs.vm2.source"]
-    assert checked == {"file": str(configuration), "jobs": 2, "problems": []}
+    # Not there, and the disk of vm1.
+    assert warned == ["jobs.vm2.hooks.after-backup", "jobs.vm2.source"]
+    assert checked == {"file": str(configuration), "jobs": 2, "problems": [], "sources": []}
     (told,) = valid("jobs", aged.quiet(*use, "jobs", "--json"))
     assert (told["jobs"]["vm1"]["scrub"], told["not_configured"]) == (False, [])
     assert told["jobs"]["vm2"]["hooks"]["after-backup"][1]["command"] == ["/nowhere"]

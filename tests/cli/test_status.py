@@ -57,6 +57,25 @@ def test_only_those_are_shown_that_are_wanted(server: Server) -> None:
     assert shown(server, "a-good", "--failed") == []
 
 
+def test_lists_of_jobs_and_of_repositories_can_be_shortened_likewise(server: Server) -> None:
+    bad = ["b-damaged", "c-failed", "d-unreadable"]
+
+    def listed(*words: str) -> list[str]:
+        return [row["job"] for row in server.run("list", "--json", *words).record()["jobs"]]
+
+    def configured(*words: str) -> list[str]:
+        return list(server.ok("jobs", "--json", *words).record()["jobs"])
+
+    assert listed("--failed") == configured("--failed") == bad
+    assert (
+        listed("a-good", "c-failed") == configured("a-good", "c-failed") == ["a-good", "c-failed"]
+    )
+    assert listed("a-good", "--failed") == configured("a-good", "--failed") == []
+    assert server.ok("list", "a-good").out.startswith("revision ")
+    for verb in ("list", "jobs"):
+        server.refuses(9, verb, "a-good", "typo")
+
+
 def test_the_daemon_says_the_same(server: Server) -> None:
     before = shown(server)
     with server.daemon():

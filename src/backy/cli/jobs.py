@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, table, warn
+from backy.cli.selection import Failed, Names, chosen
 from backy.model.answers import JobsAnswer
 from backy.operations.site import Site
 from backy.repository.repository import jobs
@@ -18,13 +19,16 @@ _UNITS = {86400: "d", 3600: "h", 60: "min", 1: "s"}
 
 
 @app.command("jobs", epilog="Example: backy jobs")
-def list_jobs(context: Context, as_json: AsJson = False) -> None:
+def list_jobs(
+    context: Context, names: Names = None, failed: Failed = False, as_json: AsJson = False
+) -> None:
     """Show the configured jobs, and the repositories without a job."""
     site: Site = context.obj
-    config = site.loaded.config
+    config, is_shown = site.loaded.config, chosen(site, names, failed=failed)
     left = sorted(set(jobs(site.base)) - config.jobs.keys()) if site.base.exists() else []
-    records = {name: job.model_dump(mode="json") for name, job in config.jobs.items()}
-    rows = [_cells(config, name) for name in config.jobs]
+    left, shown = [*filter(is_shown, left)], [*filter(is_shown, config.jobs)]
+    records = {name: config.jobs[name].model_dump(mode="json") for name in shown}
+    rows = [_cells(config, name) for name in shown]
     rows += [[name, "-", "not configured", "-", "-"] for name in left]
     lines = table(("job", "schedule", "intervals", "source", "limits"), rows)
     answer(as_json, JobsAnswer(jobs=records, not_configured=left), lines)

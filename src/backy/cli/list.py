@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
 
-from typer import Argument
-
-from backy.cli import values
 from backy.cli.app import AsJson, Context, all_jobs, app, each_job
 from backy.cli.output import Listing, print_lines, revision_table, table, total, warn
+from backy.cli.selection import Failed, Names, chosen
 from backy.model.answers import ListedJob, UnusableJob
 from backy.repository.manifest import revision_record
 from backy.repository.repository import History, Repository
 from backy.units import format_size
 
-Listed = Annotated[
-    str | None,
-    Argument(parser=values.job, metavar="JOB", help="Only this job, with its revisions."),
-]
-
 
 @app.command("list", epilog="Example: backy list vm1")
-def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None:
+def list_(
+    context: Context, jobs: Names = None, failed: Failed = False, as_json: AsJson = False
+) -> None:
     """Show the revisions of a job, or all jobs."""
-    names = [job] if job else all_jobs(context)
+    job = jobs[0] if jobs and len(jobs) == 1 and not failed else None
+    names = [job] if job else _names(context, jobs, failed=failed)
     listing, rows = Listing("jobs"), list[tuple[object, ...]]()
 
     def show(repository: Repository) -> None:
@@ -41,7 +36,7 @@ def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None
     _, unusable = each_job(context, names, show)
     if job and unusable:
         raise unusable[0][1]
-    if not names:
+    if not names and not failed:
         warn(f"backy: there is no repository in {context.obj.base}")
     if as_json:
         listing.end(unusable=[UnusableJob(job=name, error=each.message) for name, each in unusable])
@@ -49,6 +44,12 @@ def list_(context: Context, job: Listed = None, as_json: AsJson = False) -> None
         print_lines(table(("job", "store", "revisions", "newest (UTC)", "size"), rows))
     for _, error in unusable:
         raise error
+
+
+def _names(context: Context, jobs: Names, *, failed: bool) -> list[str]:
+    names = all_jobs(context)
+    is_shown = chosen(context.obj, jobs, failed=failed) if jobs or failed else names.__contains__
+    return list(filter(is_shown, names))
 
 
 def _warnings(repository: Repository, history: History) -> Iterator[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Option
 
-from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, table
+from backy.cli.selection import Failed, Names, overviews
 from backy.errors import CancelledError, visible
 from backy.operations.site import Site
 from backy.system import signals
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
 
 
 _REFRESH_SECONDS = 1.0
-_NAMES = "Only these jobs."
-Names = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_NAMES)]
-_FAILED = "Only jobs that are late, failed, damaged or unreadable."
-Failed = Annotated[bool, Option("--failed", help=_FAILED)]
 Once = Annotated[bool, Option("--once", help="Show it once, even on a terminal.")]
 
 
@@ -88,21 +83,9 @@ def _state(site: Site, is_shown: Callable[[JobOverview], bool]) -> StatusAnswer:
     state = daemon_client.status(site.globals.socket) if site.path and has_daemon else None
     if not state:
         problem = daemon_client.NO_DAEMON if has_daemon else ""
-        state = {"jobs": list(_overviews(site)), "problem": problem}
+        state = {"jobs": list(overviews(site)), "problem": problem}
     state["jobs"] = sorted(filter(is_shown, state["jobs"]), key=urgency)
     return state
-
-
-def _overviews(site: Site) -> Iterable[JobOverview]:
-    from backy.monitoring.overview import overview
-    from backy.repository.repository import jobs
-    from backy.repository.summary import summarize
-
-    config = site.loaded.config if site.path else None
-    now = datetime.now(UTC)
-    for job in config.jobs if config else jobs(site.base):
-        schedule = config.intervals(job) if config else None
-        yield overview(summarize(site.base, job, now), schedule, now)
 
 
 def _lines(state: StatusAnswer) -> Iterator[str]:
