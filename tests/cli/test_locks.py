@@ -154,18 +154,20 @@ def test_a_backup_goes_on_while_its_parent_is_restored(either: Backy, tmp_path: 
 
 
 def test_a_backup_goes_on_while_its_parent_is_verified(backy: Backy, tmp_path: Path) -> None:
-    revision = backy.backup("vm1", image(tmp_path / "vm1.img", DISK))
+    source = image(tmp_path / "vm1.img", DISK)
+    revision = backy.backup("vm1", source)
     with (
         leased(backy.chunk("vm1", revision, 3)) as lease,
         backy.started("verify", "vm1") as running,
     ):
         lease.wait()
+        overwrite(source, 3 * MIB, b"changed")  # else the backup reads that chunk back, and waits
         backy.quiet("backup", "vm1")
         backy.quiet("remove", "vm1", "-r", revision)
         assert "1 kept" in backy.quiet("purge", "vm1").out
         lease.release()
         assert running.end().code == 0
-    assert backy.content("vm1") == DISK
+    assert backy.content("vm1") == source.read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])

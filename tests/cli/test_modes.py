@@ -23,7 +23,12 @@ VERBS = [
     "expire vm1", "remove vm1 -r first", "undo vm1", "remove vm1 -r first", "purge vm1",
     "backup vm1",
 ]  # fmt: skip
-FILES = {".img": 0o400, "restore.sh": 0o755, "backy.prom": 0o644}  # all others: 0600
+FILES = {
+    ".img": 0o400,
+    "restore.sh": 0o755,
+    "backy.prom": 0o644,
+    ".backy-base": 0o644,
+}  # all others: 0600
 
 
 @contextmanager

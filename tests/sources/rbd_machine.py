@@ -115,12 +115,15 @@ def _command(chance: Random, size: int) -> str:
     return f"{words} {start} {length}"
 
 
-def servers_of(image: str) -> list[int]:
-    """The processes that read a snapshot of an image, or wait for something of it."""
-    word = image.rpartition("/")[2].encode()
+def servers_of(ceph: Cluster, image: str) -> list[int]:
+    """The processes that read a snapshot of an image, or wait for something of it.
+
+    Other tests may have an image of that name at this time, in another cluster.
+    """
+    word, cluster = image.rpartition("/")[2].encode(), str(ceph.conf).encode()
     lines = {path: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
     return [
-        int(path.parent.name) for path, line in lines.items() if word in line and b"backy-" in line
+        int(path.parent.name) for path, line in lines.items() if word in line and cluster in line
     ]
 
 

@@ -96,11 +96,11 @@ def test_what_a_killed_backup_left_is_removed_by_the_next_one(machine: Machine) 
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"['vda']\n"
-        assert servers_of(machine.images["vda"])
+        assert servers_of(machine.ceph, machine.images["vda"])
         os.kill(process.pid, signal.SIGKILL)
     assert len(machine.points()) == 2
     with ends(20):
-        while servers_of(machine.images["vda"]):
+        while servers_of(machine.ceph, machine.images["vda"]):
             pass
     machine.write("write -P 3 0 64k")
     revision = machine.backup()
@@ -296,13 +296,13 @@ def test_all_snapshots_are_taken_before_anything_else_is_waited_for(pair: Machin
     """The guest may be frozen until then: what is written afterwards is in none of them."""
     before = [pair.ceph.export(image) for image in pair.images.values()]
     with pair.taken() as taken:
-        assert not any(servers_of(image) for image in pair.images.values())
+        assert not any(servers_of(pair.ceph, image) for image in pair.images.values())
         for disk in pair.images:
             pair.write("write -P 9 0 16M", disk=disk)
         with taken.open() as snapshot:
             assert [read(disk, 0, SIZE) for disk in snapshot.disks.values()] == before
-            assert all(servers_of(image) for image in pair.images.values())
-    assert not any(servers_of(image) for image in pair.images.values())
+            assert all(servers_of(pair.ceph, image) for image in pair.images.values())
+    assert not any(servers_of(pair.ceph, image) for image in pair.images.values())
     assert not any(pair.points(disk) for disk in pair.images)
 
 

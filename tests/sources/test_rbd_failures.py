@@ -88,7 +88,7 @@ def test_a_cluster_that_hangs_fails_the_backup_and_leaves_nothing_hanging(machin
     before = machine.points()
     with machine.ceph.hangs(), ends(60), pytest.raises(SourceError, match="longer than 2 s"):
         machine.run()
-    assert not servers_of(machine.images["vda"])
+    assert not servers_of(machine.ceph, machine.images["vda"])
     assert machine.points() == before
     machine.settings["timeout"] = 60
     machine.write("write -P 3 0 64k")
@@ -110,7 +110,7 @@ def test_a_cluster_that_hangs_later_does_no_harm_either(
             stack.enter_context(machine.ceph.hangs())
             with pytest.raises(SourceError, match=machine.images["vda"]):
                 read(snapshot.disks["vda"], 3 * MiB, 64 * KiB)
-    assert not servers_of(machine.images["vda"])
+    assert not servers_of(machine.ceph, machine.images["vda"])
 
 
 @pytest.mark.parametrize(

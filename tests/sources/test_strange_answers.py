@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -208,12 +209,19 @@ class Proxy:
         return line
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short path: that of a Unix socket may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="backy-") as folder:
+        yield Path(folder)
+
+
 @needs_storage_daemon
-def test_whatever_qemu_answers_is_no_bug(tmp_path: Path) -> None:
-    with storage_daemon(tmp_path, qa=sample(256 * 1024)) as daemon:
+def test_whatever_qemu_answers_is_no_bug(short: Path) -> None:
+    with storage_daemon(short, qa=sample(256 * 1024)) as daemon:
         proxy = Proxy(daemon.socket)
-        with listening(tmp_path / "proxy", proxy) as path:
-            settings = {"qmp": str(path), "disks": ["qa"], "scratch": str(tmp_path)}
+        with listening(short / "proxy", proxy) as path:
+            settings = {"qmp": str(path), "disks": ["qa"], "scratch": str(short)}
             source = QemuSource(**settings, server="s", timeout=60)
             hasty = QemuSource(**settings, server="s", timeout=1)
 
