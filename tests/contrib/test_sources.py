@@ -54,7 +54,8 @@ class Chain:
     """Backups with one program, one after the other, as the verb makes them."""
 
     def __init__(self, program: str, **settings: object) -> None:
-        command = [sys.executable, "-B", str(SOURCES / program)]
+        # As root backy runs no program from a checkout that belongs to somebody else.
+        command = ["/usr/bin/env", "python3", "-B", str(SOURCES / program)]
         self.source = ExecSource(command=command, settings=settings, timeout="60s")
         self.taken: list[Taken] = []
 

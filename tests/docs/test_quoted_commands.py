@@ -88,7 +88,13 @@ def test_a_command_that_is_named_can_be_typed(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["nosuch vm1", "backup vm1 --nosuch", "list vm1 vm2", "reports nosuch vm1 x", "--nosuch list"],
+    [
+        "nosuch vm1",
+        "backup vm1 --nosuch",
+        "verify vm1 vm2",
+        "reports nosuch vm1 x",
+        "--nosuch list",
+    ],
 )
 def test_one_that_cannot_be_typed_is_found(text: str) -> None:
     assert problem(text)
