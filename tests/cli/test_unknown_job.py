@@ -22,6 +22,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "diff": ["1", "0"],
     "expire": [],
     "find": [],
+    "jobs": [],
     "list": [],
     "pause": [],
     "purge": [],
@@ -40,7 +41,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "verify": [],
 }
 # These ask only the configuration, so without one they are wrong settings.
-NEED_CONFIGURATION = {"config show", "purge --job"}
+NEED_CONFIGURATION = {"config show", "jobs", "purge --job"}
 
 
 def words(command: str) -> list[str]:
