@@ -266,10 +266,11 @@ def hung_file(folder: Path, content: bytes) -> Iterator[tuple[Path, Callable[[],
 
 def is_stuck(pid: int) -> bool:
     """Whether a thread of the process waits for the file system in user space."""
-    return any(
-        "request_wait_answer" in (each / "wchan").read_text()
-        for each in Path(f"/proc/{pid}/task").iterdir()
-    )
+    for each in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # a thread that has ended meanwhile
+            if "request_wait_answer" in (each / "wchan").read_text():
+                return True
+    return False
 
 
 @needs_storage_daemon

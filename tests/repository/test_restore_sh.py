@@ -807,7 +807,9 @@ def second_of_a_btrfs(device: Path, folder: Path) -> Iterator[None]:
     with loop_device(folder / "first") as first:
         subprocess.run(["mkfs.btrfs", "-q", "-f", first, device], check=True, capture_output=True)
         (folder / "mounted").mkdir()
-        with in_use("mount", first, folder / "mounted", undo=["umount", folder / "mounted"]):
+        # Read-only, because btrfs commits by itself half a minute later.
+        mount = ["mount", "-o", "ro", first, folder / "mounted"]
+        with in_use(*mount, undo=["umount", folder / "mounted"]):
             yield
 
 
