@@ -808,8 +808,8 @@ def second_of_a_btrfs(device: Path, folder: Path) -> Iterator[None]:
         subprocess.run(["mkfs.btrfs", "-q", "-f", first, device], check=True, capture_output=True)
         (folder / "mounted").mkdir()
         # Read-only, because btrfs commits by itself half a minute later.
-        mount = ["mount", "-o", "ro", first, folder / "mounted"]
-        with in_use(*mount, undo=["umount", folder / "mounted"]):
+        mounted = folder / "mounted"
+        with in_use("mount", "-o", "ro", first, mounted, undo=["umount", mounted]):
             yield
 
 
