@@ -1,8 +1,10 @@
 """One loop copies any image into any draft, in threads that are bounded and outlive nothing."""
 
 import os
+import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
@@ -382,3 +384,20 @@ def test_a_cancel_waits_for_the_step_that_each_thread_is_at(workers: int) -> Non
         while threads_of_pools():  # a thread that was left alone must not disturb the next test
             threading.Event().wait(0.01)
     assert in_time == list(range(workers))
+
+
+@pytest.mark.parametrize(("files", "most"), [(5, 1), (20, 2), (30, 3)])
+def test_few_files_that_may_be_open_mean_few_workers(files: int, most: int) -> None:
+    seen = set()
+
+    def take(_: int, _buffer: memoryview) -> None:
+        seen.add(threading.get_ident())
+        time.sleep(0.001)  # the others get their turn
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, limits[1]))
+    try:
+        in_parallel(iter(range(1, 200)), take, KiB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(seen) <= most

@@ -22,15 +22,17 @@ def in_parallel(
     """Call `take(step, buffer)` for each step, from `workers` threads at once.
 
     By default there are two more threads than processors, at most 8; there are fewer if their
-    buffers of `buffer_size` bytes would take more than 32 MiB. Each thread fetches a step when it
-    has finished the last one, so nothing queues up.
+    buffers of `buffer_size` bytes would take more than 32 MiB, or if few files may be open. Each
+    thread fetches a step when it has finished the last one, so nothing queues up.
 
     The first exception stops all threads before their next step, and is raised here. So does a
     CancelledError that a signal raises meanwhile. No thread is left on return: it could use a
     descriptor that was closed and is now another file. If a thread cannot be stopped, since it is
     in a call to a file system that hangs, `last_resort` ends the process.
     """
-    wanted = workers or min(8, process.processors() + 2)
+    # Each opens up to four files at once, beside some ten of the command.
+    allowed = max(1, process.most_open_files() // 10)
+    wanted = workers or min(8, process.processors() + 2, allowed)
     pool = _Pool(steps, take, buffer_size)
     if wanted == 1:
         # In this thread, so that a signal can interrupt a write to a pipe without a reader.
