@@ -11,7 +11,8 @@ from backy.operations.backup import backup
 from backy.operations.origin import LiveSource
 from backy.operations.verify import verify
 from backy.repository.manifest import Settings, encode_settings
-from backy.repository.repository import Repository, create
+from backy.repository.create import create
+from backy.repository.repository import Repository
 from backy.repository.trash import remove
 from backy.sources.file import FileSource
 from tests.fuzz import sandbox

@@ -7,7 +7,8 @@ from pathlib import Path
 from backy.model.revision import Revision
 from backy.operations.backup import backup
 from backy.repository.manifest import Settings
-from backy.repository.repository import Repository, create
+from backy.repository.create import create
+from backy.repository.repository import Repository
 from backy.stores.codec import Codec
 from backy.units import KiB
 from tests.memory_source import MemorySource

@@ -30,7 +30,8 @@ from backy.operations.restore import restore
 from backy.operations.verify import verify
 from backy.repository import repository, trash
 from backy.repository.manifest import Settings, encode_revision
-from backy.repository.repository import Repository, create, jobs
+from backy.repository.create import create
+from backy.repository.repository import Repository, jobs
 from backy.system import files, folders
 from tests.lab.repositories import BLOCK, Made, names
 from tests.memory_source import FailingSource, sample

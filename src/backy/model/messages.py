@@ -66,6 +66,7 @@ class DiskRecord(TypedDict):
     whole: Why the disk was read in full instead of its changes; for people.
     read_back: How much was read from the medium again before it was published, in bytes.
     looked_up: How many blocks were looked up by the names of their chunks then.
+    pages: How much the backup wrote for the index and its pages, in bytes.
     """
 
     size: Length
@@ -78,6 +79,7 @@ class DiskRecord(TypedDict):
     whole: str
     read_back: Bytes
     looked_up: Count
+    pages: Bytes
 
 
 class RevisionRecord(TypedDict):

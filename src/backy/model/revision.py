@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from typing import ClassVar
 
 from backy.errors import ConfigError, NotFoundError
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}")
 ID_TIME = "%Y%m%dT%H%M%SZ"
+NEWEST_FORMAT = 2  # of repositories and revisions; older ones can be read
 _TOLERANCE = timedelta(minutes=1)  # clocks are set by less than this all the time
 
 
@@ -51,6 +53,8 @@ class Disk:
 
     `read_back`: bytes of stored blocks that were read from the medium before the revision was
     published, and had their hash. `looked_up`: blocks whose chunks were looked up by name then.
+
+    `pages`: bytes written for the index and its pages, all copies together.
     """
 
     size: int
@@ -63,16 +67,21 @@ class Disk:
     whole: str = ""
     read_back: int = 0
     looked_up: int = 0
+    pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
     """The content of revision.json (docs/formats.md). Times are aware, in UTC, in whole seconds.
 
+    `format` is 2 if the indexes of its disks list pages, 1 if they list blocks.
+
     `time` is what the clock said. The time in `id` may be later, because ids ascend.
     `damaged` has, by disk, the ranges that were found damaged and could not be healed, as
     (start, length) in bytes.
     """
+
+    NEWEST_FORMAT: ClassVar[int] = NEWEST_FORMAT
 
     id: str
     time: datetime
@@ -85,6 +94,7 @@ class Revision:
     verified: datetime | None = None
     warnings: tuple[str, ...] = ()
     damaged: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    format: int = NEWEST_FORMAT
 
 
 def is_id(text: str) -> bool:

@@ -22,14 +22,9 @@ from backy.operations.hooks import Runner
 from backy.operations.revision_backup import RevisionBackup
 from backy.operations.site import Site
 from backy.repository import status
+from backy.repository.create import create, discard_empty
 from backy.repository.manifest import Settings
-from backy.repository.repository import (
-    DEFAULT_BLOCK,
-    Repository,
-    create,
-    discard_empty,
-    is_repository,
-)
+from backy.repository.repository import DEFAULT_BLOCK, Repository, is_repository
 from backy.sources import Source, open_source
 
 

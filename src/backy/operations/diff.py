@@ -12,7 +12,8 @@ from backy.repository.repository import Repository
 def diff(repository: Repository, old: Revision, new: Revision) -> Iterator[tuple[str, Extent]]:
     """The ranges of `new` that differ from `old`, as (disk, extent), in whole blocks.
 
-    A disk that is only in `new` is listed completely, one that is only in `old` not at all. Raises
+    A disk that is only in `new` is listed completely, one that is only in `old` not at all. Only
+    the pages that differ are read, and one that cannot be read counts as different. Raises
     DamagedError if an index is damaged.
     """
     for name in new.disks:

@@ -16,7 +16,7 @@ from backy.operations.read_back import ReadBack
 from backy.operations.tracking_check import TrackedImage, blocks_to_check
 from backy.repository import status
 from backy.repository.draft import RevisionDraft
-from backy.stores.blocks import BlockDraft
+from backy.stores.draft import BlockDraft, draft_disk
 from backy.system.files import Cache
 from backy.units import counted
 
@@ -50,7 +50,9 @@ class DiskBackup:
         compared = 0
         with (
             translated(StoreError, f"{self._repository.name}: writing the draft of {name}"),
-            self._repository.store.draft(self._draft.folder, name, image.size, base) as target,
+            draft_disk(
+                self._repository.store, self._draft.folder, name, image.size, base
+            ) as target,
         ):
             for start, length in damaged:
                 target.discard(start, length)
@@ -65,10 +67,13 @@ class DiskBackup:
                 if target.changed != changed:
                     self._distrust(base, name)
                     read += copy(tracked.only(tracked.unchanged), target)
+            while lost := target.lost():
+                self._warnings.append(f"disk {name}: pages of its index were lost; read again")
+                read += copy(tracked.only(lost), target)
             disk = Disk(
                 size=image.size,
                 block_size=target.block_size,
-                index_hash=target.index_hash(),
+                index_hash=target.finish(),
                 read=read + compared,
                 changed=target.changed,
                 stored=target.stored,
@@ -77,8 +82,13 @@ class DiskBackup:
             )
             reader = self._read_back(name, disk, tracked, target)
             if reader.rewritten:
-                disk = replace(disk, index_hash=target.index_hash())
-        return replace(disk, read_back=reader.read, looked_up=reader.looked_up)
+                disk = replace(disk, index_hash=target.finish())
+        return replace(
+            disk,
+            read_back=reader.read,
+            looked_up=reader.looked_up,
+            pages=target.index.page_bytes,
+        )
 
     def _read_back(self, name: str, disk: Disk, source: Image, target: BlockDraft) -> ReadBack:
         """Check what is stored now; store again from the source what is missing or bad."""

@@ -7,14 +7,14 @@ Content is good if it has the hash that the index says, wherever it comes from: 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 
-from backy.errors import NotFoundError, StoreError
+from backy.errors import DamagedError, NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import Extent, Kind, merge, merge_ranges
 from backy.model.revision import Revision, Trust
@@ -23,9 +23,12 @@ from backy.repository import quarantine
 from backy.repository.quarantine import Occurrence, Report
 from backy.repository.repository import Repository
 from backy.stores.blocks import StoredImage
+from backy.stores.codec import Codec
+from backy.stores.index import PAGE_LINES, Found
 from backy.system import process
 from backy.system.files import Cache
 
+_Read = Callable[[int], bytes | None]  # gives the content of a block of a disk
 _MOST_TRIED = 100  # places where a block's content should be, before it is given up
 _MOST_RANGES = 1000  # of a revision; with more than that, a whole disk counts as damaged
 
@@ -62,6 +65,15 @@ class StoredDisk:
             raise
         return None
 
+    def digest(self, number: int) -> str | None:
+        """The digest of a block, or None if its page is lost. Raises as `damage` does."""
+        try:
+            return self.image.index.digest(number)
+        except DamagedError as error:
+            if not error.is_damage:
+                raise
+            return None
+
     def block(self, number: int) -> bytes | None:
         """A block, or None if it is damaged. Raises as `damage` does."""
         buffer = memoryview(bytearray(self.image.index.length_of(number)))
@@ -93,6 +105,8 @@ def healing(
             stack.callback(origin.close)
         opened = stack.enter_context(ExitStack())
         yield Healer(repository, verb, origins, watcher, opened)
+        for text in repository.store.pages.take_notes():
+            watcher.warn(text)
 
 
 @dataclass(eq=False)
@@ -115,6 +129,7 @@ class Healer:
     _warned: set[str] = field(default_factory=set)
     _opened: list[StoredDisk] = field(default_factory=list)
     _opened_ids: list[str] = field(default_factory=list)
+    _checked: set[str] = field(default_factory=set)
 
     def heal(self, blocks: Sequence[BadBlock]) -> list[Damage]:
         """Repair blocks wherever they are stored, or distrust the revisions that have them.
@@ -133,6 +148,21 @@ class Healer:
         with self._lock:
             return self._heal(bad)
 
+    def check_page(self, stored: StoredDisk, page: int, name: str) -> list[Damage]:
+        """Read all copies of a page, unless this command did so before, and heal it if it is lost.
+
+        Gives each range of each revision that it names, if neither copy was good.
+        """
+        with self._lock:
+            if name in self._checked:
+                return []
+            self._checked.add(name)
+            try:
+                stored.image.index.check_page(page)
+            except DamagedError as error:
+                return self._heal_page(stored, page, error.message)
+            return []
+
     def distrust(self, lost: Iterable[Occurrence]) -> None:
         """Record the lost ranges in each revision that has them."""
         ranges: dict[str, list[Occurrence]] = {}
@@ -148,6 +178,11 @@ class Healer:
                 self.watcher.warn(f"not marked as distrusted: {error.message}")
 
     def _heal(self, bad: BadBlock) -> tuple[bytes | None, list[Damage]]:
+        page = bad.number // PAGE_LINES
+        if bad.stored.digest(bad.number) is None:
+            damages = self._heal_page(bad.stored, page, bad.reason)
+            is_healed = bad.stored.digest(bad.number) is not None
+            return bad.stored.block(bad.number) if is_healed else None, damages
         whole = bad.stored.block(bad.number)
         if whole is not None:
             self.watcher.warn(f"damaged when it was first read, but not now: {bad.reason}")
@@ -174,6 +209,56 @@ class Healer:
                 self.watcher.warn(f"not noted as healed: {error.message}")
         reason = bad.reason
         return good, [Damage(**asdict(lost), reason=reason, healed=healed) for lost in occurrences]
+
+    def _heal_page(self, stored: StoredDisk, page: int, reason: str) -> list[Damage]:
+        """Make a lost page again from the blocks that it names, or distrust its revisions."""
+        index = stored.image.index
+        name = index.name(page)
+        if name in self._handled:
+            return []
+        self._handled.add(name)
+        self._open_all()
+        holders = [stored, *self._opened]
+        places = [
+            (holder, number)
+            for holder in holders
+            for number, each in enumerate(holder.image.index.names())
+            if each == name
+        ]
+        healed = self._page_again(places, name)
+        lost = {_page_range(holder, number) for holder, number in places}
+        if not healed:
+            self._warn_of_failures()
+            self.distrust(lost)
+        return _joined(Damage(**asdict(each), reason=reason, healed=healed) for each in lost)
+
+    def _page_again(self, places: Sequence[tuple[StoredDisk, int]], name: str) -> str | None:
+        """Make a page again from the blocks that it names; give where those are from."""
+        codec, tried = self.repository.codec, set[tuple[str, str, int]]()
+        for stored, page in islice(places, _MOST_TRIED):
+            first = page * PAGE_LINES
+            numbers = range(first, first + stored.image.index.lines_of(page))
+            for title, read in self._readers(stored):
+                if (title, stored.disk, page) in tried:
+                    continue
+                tried.add((title, stored.disk, page))
+                lines = _lines(read, numbers, codec)
+                if codec.digest(lines) == name:
+                    try:
+                        self.repository.store.pages.heal(name, lines)
+                    except StoreError as error:
+                        self.watcher.warn(f"healing failed: {error.message}")
+                        return None
+                    return title
+        return None
+
+    def _readers(self, stored: StoredDisk) -> Iterator[tuple[str, _Read]]:
+        """Who may have the blocks of a disk, although nobody knows their digests."""
+        if not self.repository.store.shares_blocks:
+            title = f"revision {stored.revision.id}"
+            yield title, partial(stored.image.read_stored, digest="")
+        for origin in self.origins:
+            yield origin.name, partial(origin.read, stored.revision, stored.disk, digest="")
 
     def _open_all(self) -> None:
         """Open every disk of the history that has a good index.
@@ -207,9 +292,8 @@ class Healer:
     def _alike(self, bad: BadBlock) -> Iterator[StoredDisk]:
         """The disks that should have the same content in the same place, shared or not."""
         for stored in self._opened:
-            index = stored.image.index
-            has_block = stored.disk == bad.stored.disk and bad.number < index.blocks
-            if has_block and index.digest(bad.number) == bad.digest:
+            has_block = stored.disk == bad.stored.disk and bad.number < stored.image.index.blocks
+            if has_block and stored.digest(bad.number) == bad.digest:
                 yield stored
 
     def _same_place(self, bad: BadBlock) -> list[StoredDisk]:
@@ -221,10 +305,11 @@ class Healer:
     def _occurrences(self, bad: BadBlock, places: Sequence[StoredDisk]) -> Iterator[Occurrence]:
         """Each range of each revision that has the bad bytes."""
         if self.repository.store.shares_blocks:
+            known: Found = {}
             for stored in self._opened:
                 # If a record is wrong about the size, the last block is bad in that revision only.
                 index, length = stored.image.index, bad.stored.image.index.length_of(bad.number)
-                numbers = (number for number, _ in index.find([bad.digest]))
+                numbers = (number for number, _ in index.find([bad.digest], known))
                 yield from _ranges(stored, (n for n in numbers if index.length_of(n) == length))
         else:
             for stored in places:
@@ -252,8 +337,10 @@ class Healer:
         """Where blocks with this hash should be: in the same place first, then anywhere."""
         yield bad.stored, bad.number
         yield from ((stored, bad.number) for stored in self._alike(bad))
+        known: Found = {}
         for stored in reversed(self._opened):
-            yield from ((stored, number) for number, _ in stored.image.index.find([bad.digest]))
+            found = stored.image.index.find([bad.digest], known)
+            yield from ((stored, number) for number, _ in found)
 
     def _warn_of_failures(self) -> None:
         """Name the origins that could not be asked; each of them once, whatever fails later."""
@@ -311,6 +398,24 @@ def _ranges(stored: StoredDisk, numbers: Iterable[int]) -> list[Occurrence]:
     if len(ranges) > _MOST_RANGES:
         ranges = [Extent(0, index.size, Kind.DATA)]
     return [Occurrence(stored.revision.id, stored.disk, bad.start, bad.length) for bad in ranges]
+
+
+def _page_range(stored: StoredDisk, page: int) -> Occurrence:
+    index = stored.image.index
+    start = page * PAGE_LINES * index.block_size
+    length = min(PAGE_LINES * index.block_size, index.size - start)
+    return Occurrence(stored.revision.id, stored.disk, start, length)
+
+
+def _lines(read: _Read, numbers: Iterable[int], codec: Codec) -> bytes:
+    """The page that names these blocks, as `read` gives them; b"" if it does not have them all."""
+    lines = []
+    for number in numbers:
+        block = read(number)
+        if not block:
+            return b""
+        lines.append(f"{codec.digest(block)}\n".encode())
+    return b"".join(lines)
 
 
 def _joined(damages: Iterable[Damage]) -> list[Damage]:

@@ -30,8 +30,9 @@ class Origin(Protocol):
     def read(self, revision: Revision, disk: str, number: int, digest: str) -> bytes | None:
         """Its content in the place of a block of `revision`; None if it has none.
 
-        The content may differ from the block: the caller checks that its hash is `digest`. An
-        origin that can find content by its hash may return it from another place. If it cannot be
+        The content may differ from the block: the caller checks that its hash is `digest`, which is
+        "" if nobody knows it. An origin that can find content by its hash may return it from
+        another place. If it cannot be
         asked, it returns None, and `failure` says why; nothing is raised.
         """
 

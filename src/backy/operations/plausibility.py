@@ -8,7 +8,6 @@ from contextlib import suppress
 from backy.errors import BackyError
 from backy.model.revision import Revision
 from backy.repository.repository import Repository
-from backy.system.files import Cache
 from backy.units import format_size
 
 _SUSPICIOUS_FACTOR = 2  # warn if the parent has more than this many times as much data
@@ -33,12 +32,19 @@ def _losses(repository: Repository, revision: Revision, parent: Revision) -> Ite
         if not new:
             yield f"disk {name} is gone"
         elif new.changed or new.size < old.size:
-            before = _data_bytes(repository, parent, name)
+            # More than this cannot be gone, so a parent with much more data needs no counting.
+            gone = new.changed + max(0, old.size - new.size)
+            most = gone * _SUSPICIOUS_FACTOR // (_SUSPICIOUS_FACTOR - 1)
+            before = _data_bytes(repository, parent, name, most)
+            if before > most:
+                continue
             now = _data_bytes(repository, revision, name)
             if now * _SUSPICIOUS_FACTOR < before:
                 yield f"disk {name} has {format_size(now)} of data, it had {format_size(before)}"
 
 
-def _data_bytes(repository: Repository, revision: Revision, name: str) -> int:
-    with repository.store.open(revision, name, Cache.USE) as image:
-        return image.index.data()
+def _data_bytes(
+    repository: Repository, revision: Revision, name: str, enough: int | None = None
+) -> int:
+    with repository.index(revision, name) as index:
+        return index.data(enough)

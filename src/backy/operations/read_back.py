@@ -17,7 +17,8 @@ from backy.errors import DamagedError, StoreError
 from backy.image.image import Image
 from backy.image.workers import in_parallel
 from backy.operations.tracking_check import PERIOD_SECONDS
-from backy.stores.blocks import BlockDraft, StoredImage
+from backy.stores.blocks import StoredImage
+from backy.stores.draft import BlockDraft
 from backy.stores.index import Index
 
 _SAMPLE = 8  # blocks of the whole disk that are read

@@ -24,7 +24,7 @@ from backy.operations.disk_backup import DiskBackup
 from backy.operations.hooks import Around, Runner
 from backy.operations.plausibility import suspicion
 from backy.repository import status, trash
-from backy.repository.draft import RevisionDraft
+from backy.repository.draft import RevisionDraft, draft_revision
 from backy.repository.manifest import revision_record
 from backy.repository.repository import Repository
 from backy.sources import Request, Snapshot, Source
@@ -75,7 +75,7 @@ class RevisionBackup:
         # Killed backups may have left something in the source.
         self.source.remove_all_except([parent.id] if parent else [])
         with ExitStack() as stack:
-            draft = stack.enter_context(self.repository.draft(self.now))
+            draft = stack.enter_context(draft_revision(self.repository, self.now))
             with self._around_snapshot(draft.id) as around:
                 request = Request(draft.id, parent, is_frozen=around.consistency is not None)
                 taken = stack.enter_context(self.source.snapshot(request))
@@ -83,6 +83,9 @@ class RevisionBackup:
             snapshot = stack.enter_context(taken.open())
             disks = self._copy_disks(draft, parent, snapshot)
             _write_files(draft, snapshot)
+            if self.repository.renew_format():
+                self.warnings.append("the repository has format 2 now, which needs this backy")
+            self.warnings += self.repository.store.pages.take_notes()
             self.warnings += snapshot.warnings()
             for warning in self.warnings:
                 self.watcher.warn(warning)

@@ -31,7 +31,7 @@ from backy.operations.scrub_plan import (
     slice_length,
 )
 from backy.operations.site import Site
-from backy.operations.survey import Range, Survey, largest, opened
+from backy.operations.survey import Range, Survey, check_pages, largest, opened
 from backy.operations.verify import Findings, check_script
 from backy.repository import status
 from backy.repository.records import LARGEST_DISK, encode_record, read_record
@@ -235,6 +235,7 @@ class Scrub:
                 before = self.bytes
                 # Only of disks that could be opened: a damaged record may claim any size.
                 for where in self._range_of(task, largest(holders)).cut():
+                    yield from check_pages(wanted, where, healer)
                     survey = Survey(where, wanted, self._seen, known)
                     yield from healer.heal(survey.read(healer.watcher, limits.spend))
                     self.bytes += survey.bytes
@@ -280,7 +281,7 @@ class Scrub:
 def _data(index: Index, where: Range) -> int:
     """How many bytes of a range are in blocks with data."""
     first, end = (block_count(byte, index.block_size) for byte in (where.start, where.end))
-    extents = index.extents(first=first, end=end)
+    extents = index.extents(first=first, end=end)  # a page that is lost counts as data
     return sum(extent.length for extent in extents if extent.kind is Kind.DATA)
 
 

@@ -15,10 +15,10 @@ from backy.errors import DamagedError, NotFoundError
 from backy.image.progress import SILENCE, Watcher
 from backy.image.workers import in_parallel
 from backy.model.revision import Revision
-from backy.operations.heal import BadBlock, Damage, StoredDisk
+from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk
 from backy.repository.repository import Repository
 from backy.stores.blocks import BY_DIGEST
-from backy.stores.index import LINE, block_count
+from backy.stores.index import PAGE_LINES, block_count, by_page
 from backy.system import process
 from backy.system.files import Cache
 from backy.units import GiB
@@ -41,6 +41,11 @@ def opened(
         for revision in having:
             try:
                 stack.enter_context(repository.reading(revision))
+                record, path = revision.disks[name], repository.folder_of(revision)
+                if revision.format > 1:
+                    count = block_count(block_count(record.size, record.block_size), PAGE_LINES)
+                    path /= f"{name}.blocks"
+                    repository.store.pages.check_index(path, record.index_hash, count)
                 image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
             except (DamagedError, NotFoundError) as error:
                 if isinstance(error, DamagedError) and not error.is_damage:
@@ -72,38 +77,73 @@ def largest(holders: Sequence[StoredDisk]) -> int:
     return max((holder.image.size for holder in holders), default=0)
 
 
-# The first block, the lines of the index, the locations, and the end. Equal if two revisions have
-# the same bytes in the same locations.
-_Content = tuple[int, bytes, Sequence[bytes | None], int]
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The part of a page of a disk that is in a range: its first block, and where it is stored."""
+
+    holder: StoredDisk
+    page: int
+    name: str
+    first: int
+    locations: Sequence[bytes | None]
+
+    def key(self) -> bytes | None:
+        """Equal for parts with the same bytes in the same locations; None if one is not known."""
+        if None in self.locations:
+            return None
+        image, end = self.holder.image, self.first + len(self.locations)
+        # With the length, because a revision.json may be wrong about the size of its disk.
+        start, length = self.first % PAGE_LINES, image.index.length_of(end - 1)
+        numbers = (number.to_bytes(8) for number in (start, len(self.locations), length))
+        return _hash(self.name.encode(), *numbers, *filter(None, self.locations))
+
+    def blocks(self) -> Iterator[tuple[int, bytes | None]]:
+        """The blocks that must be read, each with a key that is equal for shared bytes.
+
+        The key is a hash of 128 bits; it is None if the location is not known. A hole need not be
+        read if the index says zero. A page that is lost has none: PageCheck found it before.
+        """
+        index = self.holder.image.index
+        zero = index.codec.zero_digest(index.block_size).encode()
+        for number, location in enumerate(self.locations, self.first):
+            try:
+                digest = index.line(number)
+            except DamagedError:
+                return
+            if location is None:
+                yield number, None
+            elif location == BY_DIGEST:
+                yield number, digest[:24] + index.length_of(number).to_bytes(8)
+            elif location or digest != zero:
+                yield number, _hash(digest, location)
 
 
-def _content(holder: StoredDisk, where: Range) -> _Content:
+def _hash(*parts: bytes) -> bytes:
+    return blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def _parts(holder: StoredDisk, where: Range) -> Iterator[_Part]:
     image = holder.image
-    end = min(where.end, image.size)
     first = where.start // image.block_size
-    count = max(0, block_count(end, image.block_size) - first)
-    return first, image.index.lines(first, count), image.locations(first, count), end
+    end = block_count(min(where.end, image.size), image.block_size)
+    if first < end:
+        locations, names = (
+            image.locations(first, end - first),
+            image.index.names(first // PAGE_LINES),
+        )
+        for page, start, stop in by_page(first, end):
+            yield _Part(holder, page, next(names), start, locations[start - first : stop - first])
 
 
-def _blocks(holder: StoredDisk, content: _Content) -> Iterator[tuple[int, bytes | None]]:
-    """The blocks that must be read, each with a key that is equal for shared bytes.
-
-    The key has at least 96 bits of a hash; it is None if the location is not known. A hole need
-    not be read if the index says zero.
-    """
-    first, lines, locations, _ = content
-    index = holder.image.index
-    zero = index.codec.zero_digest(index.block_size).encode()
-    for number, location in enumerate(locations):
-        digest = lines[number * LINE : (number + 1) * LINE - 1]
-        if location == BY_DIGEST:
-            # With the length, because a revision.json may be wrong about the size of its disk.
-            length = index.length_of(first + number)
-            yield first + number, digest[:24] + length.to_bytes(8)
-        elif location is None:
-            yield first + number, None
-        elif location or digest != zero:
-            yield first + number, blake2b(digest + location, digest_size=16).digest()
+def check_pages(holders: Sequence[StoredDisk], where: Range, healer: Healer) -> Iterator[Damage]:
+    """Read all copies of the pages of a range from the medium; heal them, or give what is lost."""
+    for holder in holders:
+        index = holder.image.index
+        first = where.start // index.block_size
+        end = block_count(min(where.end, index.size), index.block_size)
+        names = index.names(first // PAGE_LINES)
+        for page, _, _ in by_page(first, end):
+            yield from healer.check_page(holder, page, next(names))
 
 
 class Survey:
@@ -125,19 +165,26 @@ class Survey:
         self._steps: list[tuple[StoredDisk, int]] = []
         if len(seen) > _REMEMBERED:
             seen.clear()
-        skipped = {key for disk in known for _, key in _blocks(disk, _content(disk, where)) if key}
-        before: object = None
+        old = [part for disk in known for part in _parts(disk, where)]
+        skipped = {key for part in old if (key := part.key())}
         for holder in holders:
-            _, _, locations, end = content = _content(holder, where)
-            self._size += max(0, end - where.start)
-            if content != before or None in locations:
-                before = content
-                for number, key in _blocks(holder, content):
-                    if key not in skipped and key not in seen:
-                        if key:
-                            seen.add(key)
-                        self._steps.append((holder, number))
-                        self.bytes += holder.image.index.length_of(number)
+            self._size += max(0, min(where.end, holder.image.size) - where.start)
+            for part in _parts(holder, where):
+                key = part.key()
+                if key is None or (key not in skipped and key not in seen):
+                    if key:
+                        seen.add(key)
+                    self._add(part, seen, [each for each in old if each.page == part.page])
+
+    def _add(self, part: _Part, seen: set[bytes], known: Sequence[_Part]) -> None:
+        """Note the blocks of a part that are neither in `seen` nor in `known`."""
+        skipped = {key for each in known for _, key in each.blocks() if key}
+        for number, key in part.blocks():
+            if key not in skipped and key not in seen:
+                if key:
+                    seen.add(key)
+                self._steps.append((part.holder, number))
+                self.bytes += part.holder.image.index.length_of(number)
 
     def read(
         self, watcher: Watcher = SILENCE, spend: Callable[[int], None] | None = None

@@ -18,7 +18,7 @@ from backy.model.selector import select
 from backy.operations.heal import Damage, Healer, distrusted, healing
 from backy.operations.origin import Origin, failures
 from backy.operations.site import Site
-from backy.operations.survey import Range, Survey, largest, opened
+from backy.operations.survey import Range, Survey, check_pages, largest, opened
 from backy.repository.repository import Repository
 
 
@@ -161,4 +161,5 @@ def _verify_disk(
             healer.watcher.advance(damage.length)
             yield damage
         for where in Range(name, 0, largest(holders)).cut():
+            yield from check_pages(holders, where, healer)
             yield from healer.heal(Survey(where, holders, seen, ()).read(healer.watcher))

@@ -6,27 +6,44 @@ import secrets
 import string
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
 
 from backy.errors import StoreError, translated
-from backy.model.revision import Revision, id_for, time_for, time_of, whole_seconds
+from backy.model.revision import Revision, id_for, is_id, time_for, time_of, whole_seconds
 from backy.repository.manifest import encode_revision
+from backy.repository.repository import Repository
 from backy.system import files, folders
 from backy.system.signals import shielded
 
-if TYPE_CHECKING:
-    from backy.repository.repository import Repository
-
 _SUFFIX = string.ascii_lowercase + string.digits
+
+
+@contextmanager
+def draft_revision(repository: Repository, now: datetime | None = None) -> Iterator[RevisionDraft]:
+    """A draft to fill and publish. If it is not published, only unused chunks remain of it.
+
+    The caller holds `exclusive`. The drafts of killed backups are deleted first.
+    """
+    revisions = repository.root / "revisions"
+    with translated(StoreError, f"{repository.name}: making a draft"):
+        newest = max((folder.name for folder in repository.folders()), default=None)
+        folders.remove_hidden(revisions, is_id)
+        draft = RevisionDraft(repository, newest, now or datetime.now(UTC))
+    try:
+        with draft.anchor:
+            yield draft
+    finally:
+        with suppress(OSError):  # the next backup deletes it; an error of the body matters more
+            if draft.folder.exists():
+                folders.remove_tree(draft.folder)
 
 
 class RevisionDraft:
     """A revision that is being written, in a hidden folder in revisions/.
 
-    The new folder belongs to the draft. `Repository.draft` deletes it if it is not published.
+    The new folder belongs to the draft. `draft_revision` deletes it if it is not published.
     """
 
     def __init__(self, repository: Repository, newest: str | None, now: datetime) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from backy.errors import ConfigError, DamagedError
 from backy.model.names import check_disk_name, check_tag
-from backy.model.revision import Disk, Revision, is_id, time_of
+from backy.model.revision import NEWEST_FORMAT, Disk, Revision, is_id, time_of
 from backy.repository.records import HASH, LARGEST_DISK, encode_record, json_of, read_record
 from backy.system.files import AnyPath
 from backy.units import KiB, MiB
@@ -25,13 +25,17 @@ LEVELS = range(1, 20)  # of zstd; higher levels need more memory to decompress
 class Settings:
     """The content of repository.json. The store and the block size never change.
 
-    `block_size` is in bytes. `source` has the settings of the source that was used last.
+    `block_size` is in bytes. `source` has the settings of the source that was used last. `format`
+    is the newest one that a revision of the repository may have.
     """
+
+    NEWEST_FORMAT: ClassVar[int] = NEWEST_FORMAT
 
     store: str
     block_size: int
     level: int = 1
     source: dict[str, Any] = field(default_factory=dict)
+    format: int = NEWEST_FORMAT
 
 
 def encode_settings(settings: Settings) -> bytes:
@@ -105,7 +109,10 @@ def _check_disk(name: str, disk: Disk, block_size: int) -> None:
         raise ValueError(
             f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
         )
-    counts = (disk.read, disk.changed, disk.stored, disk.compared, disk.read_back, disk.looked_up)
+    counts = (
+        disk.read, disk.changed, disk.stored, disk.compared, disk.read_back, disk.looked_up,
+        disk.pages,
+    )  # fmt: skip
     if not all(0 <= count <= 3 * LARGEST_DISK for count in counts):
         raise ValueError(f"disk {name} has impossible byte counts")
     if not HASH.fullmatch(disk.index_hash):

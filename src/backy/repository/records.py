@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Value = TypeVar("Value")
-FORMAT = 1
+_FORMAT = 1  # of the records that have no field for it
 _LARGEST_RECORD = MiB  # bytes
 _MOST_PARTS = 20_000  # lists, objects and commas; parsed, they take less than 50 MiB
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
@@ -65,8 +65,8 @@ def json_of(value: object) -> dict[str, Any]:
 
 def encode_record(value: object) -> bytes:
     """The bytes of a JSON file with `value` and the format's version number."""
-    record = json_of(value)
-    return (json.dumps({"format": FORMAT, **record}, indent=2, ensure_ascii=False) + "\n").encode()
+    record = {"format": _FORMAT, **json_of(value)}
+    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_record(
@@ -77,6 +77,8 @@ def read_record(
     check: Callable[[Value], None] = lambda _: None,
 ) -> Value:
     """The checked value in a JSON file. Raises `kind` with `hint` if the file is not valid.
+
+    A class with NEWEST_FORMAT has a field `format`, of 1 to that; other records have format 1.
 
     A file of more than 1 MiB is refused without reading it. `check` gets the value when its types
     are right, and raises BackyError or ValueError if it is not acceptable.
@@ -92,10 +94,13 @@ def read_record(
         version = record.pop("format") if isinstance(record, dict) else None
     except (ValueError, RecursionError, KeyError) as error:
         raise kind(f"{path} is cut short or was not written by backy: {error}", hint) from error
-    if version != FORMAT:
-        newer = isinstance(version, int) and version > FORMAT
-        why = f"has format {version!r:.40}; this version of backy knows {FORMAT}"
+    newest = getattr(value_class, "NEWEST_FORMAT", _FORMAT)
+    if version not in range(1, newest + 1) or version is True:
+        newer = isinstance(version, int) and version > newest
+        why = f"has format {version!r:.40}; this version of backy knows {newest}"
         raise kind(f"{path} {why}", "Update backy." if newer else hint)
+    if newest > _FORMAT:
+        record["format"] = version
     from pydantic import ValidationError
 
     try:

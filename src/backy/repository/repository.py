@@ -15,15 +15,12 @@ from importlib import resources
 from pathlib import Path
 
 from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
-from backy.model.names import check_job, check_tag, is_job
-from backy.model.revision import Revision, is_id
+from backy.model.names import check_tag, is_job
+from backy.model.revision import NEWEST_FORMAT, Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
-from backy.repository.base import mark_base
-from backy.repository.draft import RevisionDraft
 from backy.repository.manifest import (
     Settings,
-    check_settings,
     encode_revision,
     encode_settings,
     read_revision,
@@ -38,7 +35,7 @@ from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
 _MOST_RECORDS = 64 * MiB  # of revision.json in a history: 3,000 with 20 KiB each
-_PATIENCE = 30  # seconds to wait for the history lock, which is only held for moments
+PATIENCE = 30  # seconds to wait for the history lock, which is only held for moments
 
 
 def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -74,61 +71,9 @@ def is_repository(root: Path) -> bool:
         return path.exists()
 
 
-def create(base: Path, job: str, settings: Settings) -> Repository:
-    """Make the repository of `job`: its folders, restore.sh, and last of all repository.json.
-
-    The store "auto" means images if the file system can share extents, else chunks. A repository
-    that exists is left as it is. Raises ConfigError if a setting is not possible, StoreError if the
-    folder cannot be made.
-    """
-    path = base / check_job(job)
-    check_settings(settings)
-    mark_base(base)
-    with translated(StoreError, f"{job}: making {path}", "Check the permissions."):
-        folders.make_folder(path)
-        root = Place.at(path)
-        folders.make_folder(root / "revisions")
-        if settings.store == "auto":
-            settings = replace(settings, store="images" if _shares_extents(root) else "chunks")
-        store_class(settings.store)
-        with folders.locked(root / "revisions", patience_seconds=_PATIENCE):
-            if not (root / "repository.json").exists():  # another process may have made it
-                folders.write_file(root / "restore.sh", _script(), mode=0o755)
-                folders.write_file(root / "repository.json", encode_settings(settings))
-                folders.sync_folder(base)
-    return Repository(path)
-
-
-def discard_empty(path: Path) -> None:
-    """Delete a repository if it is empty: it has no revision and no stored block.
-
-    Keeps the job's status.json. Deletes what it can, and never raises OSError.
-    """
-    with suppress(OSError):
-        root = Place.at(path)
-        if any((root / name).exists() for name in ("chunks", "quarantine", "trash")):
-            return
-        with folders.locked(root / "revisions"):
-            if folders.list_folder(root / "revisions"):
-                return
-            # First, because a folder without repository.json is not a repository.
-            for name in ("repository.json", "restore.sh", "lock"):
-                folders.remove_file(root / name)
-            folders.remove_empty_folder(root / "revisions")
-        folders.remove_empty_folder(path)
-
-
-def _script() -> bytes:
+def script() -> bytes:
+    """The content of restore.sh in this version."""
     return resources.files("backy.repository").joinpath("restore.sh").read_bytes()
-
-
-def _shares_extents(folder: Place) -> bool:
-    try:
-        with files.create_unnamed(folder) as origin, files.create_unnamed(folder) as clone:
-            origin.write(0, bytes(files.PAGE))
-            return clone.clone_from(origin)
-    except OSError:
-        return False
 
 
 def codec_for(settings: Settings) -> Codec:
@@ -204,9 +149,22 @@ class Repository:
     def remember_source(self, source: dict[str, object]) -> None:
         """Save the settings of a source, for backups that name none. Raises StoreError."""
         if source != self.settings.source:
-            self.settings = replace(self.settings, source=source)
-            with translated(StoreError, f"{self.name}: writing repository.json"):
-                folders.write_file(self.root / "repository.json", encode_settings(self.settings))
+            self._write_settings(replace(self.settings, source=source))
+
+    def _write_settings(self, settings: Settings) -> None:
+        with translated(StoreError, f"{self.name}: writing repository.json"):
+            folders.write_file(self.root / "repository.json", encode_settings(settings))
+        self.settings = settings
+
+    def renew_format(self) -> bool:
+        """Allow revisions of the newest format, durably; return whether that is new.
+
+        From then on older versions of backy refuse the repository. Raises StoreError.
+        """
+        if self.settings.format == NEWEST_FORMAT:
+            return False
+        self._write_settings(replace(self.settings, format=NEWEST_FORMAT))
+        return True
 
     def renew_script(self) -> bool:
         """Replace restore.sh if it differs from this version's; return whether it did.
@@ -214,12 +172,12 @@ class Repository:
         The script has no hash, so this comparison is what detects damage. Raises StoreError.
         """
         path = self.root / "restore.sh"
-        script = _script()
+        content = script()
         with translated(StoreError, f"{self.name}: writing {path}"):
             with suppress(OSError):  # missing or unreadable: write it
-                if folders.read_file(path, MiB) == script:
+                if folders.read_file(path, MiB) == content:
                     return False
-            folders.write_file(path, script, mode=0o755)
+            folders.write_file(path, content, mode=0o755)
         return True
 
     def history(self) -> History:
@@ -289,7 +247,7 @@ class Repository:
 
     def index(self, revision: Revision, disk: str) -> AbstractContextManager[Index]:
         """The index of a disk of a published revision; see `Store.open_index`."""
-        return self.store.open_index(self.folder_of(revision), disk, revision.disks[disk])
+        return self.store.open_index(revision, disk)
 
     @contextmanager
     def exclusive(self, verb: str) -> Iterator[None]:
@@ -319,7 +277,7 @@ class Repository:
         The caller closes it. Raises BusyError if another process holds it for longer.
         """
         with translated(BusyError, f"{self.name}: waiting for the history", "Try again."):
-            return folders.locked(self.root / "revisions", patience_seconds=_PATIENCE)
+            return folders.locked(self.root / "revisions", patience_seconds=PATIENCE)
 
     def reading(self, revision: Revision) -> files.File:
         """A lock that keeps purge from deleting a revision while it is read, even from the trash.
@@ -330,30 +288,11 @@ class Repository:
         folder = self.folder_of(revision)
         with translated(StoreError, f"{self.name}: locking {folder}"):
             try:
-                return folders.locked(folder, shared=True, patience_seconds=_PATIENCE)
+                return folders.locked(folder, shared=True, patience_seconds=PATIENCE)
             except FileNotFoundError:
                 raise NotFoundError(f"{self.name}: revision {revision.id} is gone") from None
             except BlockingIOError:
                 raise BusyError(f"{self.name}: {revision.id} is being purged") from None
-
-    @contextmanager
-    def draft(self, now: datetime | None = None) -> Iterator[RevisionDraft]:
-        """A draft to fill and publish. If it is not published, only unused chunks remain of it.
-
-        The caller holds `exclusive`. The drafts of killed backups are deleted first.
-        """
-        revisions = self.root / "revisions"
-        with translated(StoreError, f"{self.name}: making a draft"):
-            newest = max((folder.name for folder in self.folders()), default=None)
-            folders.remove_hidden(revisions, is_id)
-            draft = RevisionDraft(self, newest, now or datetime.now(UTC))
-        try:
-            with draft.anchor:
-                yield draft
-        finally:
-            with suppress(OSError):  # the next backup deletes it; an error of the body matters more
-                if draft.folder.exists():
-                    folders.remove_tree(draft.folder)
 
     def retag(self, revisions: list[Revision], add: set[str], drop: set[str]) -> list[Revision]:
         """Add and drop tags; return the revisions with their new tags."""

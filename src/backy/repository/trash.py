@@ -18,11 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from backy.errors import FULL, BusyError, NotFoundError, StoreError, translated
+from backy.errors import FULL, BusyError, DamagedError, NotFoundError, StoreError, translated
 from backy.model.revision import ID_TIME, Revision, id_for, is_ahead, is_id, time_for, time_of
 from backy.repository.manifest import read_revision
 from backy.repository.repository import Repository
-from backy.stores.index import Index
+from backy.stores.used import Used
 from backy.system import folders
 from backy.system.place import Place
 from backy.units import KiB
@@ -30,7 +30,7 @@ from backy.units import KiB
 _GONE = ".gone"  # the end of the hidden name of a repository that is being deleted
 _OWN = {
     "repository.json", "restore.sh", "status.json", "status.lock", "scrub.json", "lock",
-    "revisions", "trash", "quarantine", "chunks", "reserve",
+    "revisions", "trash", "quarantine", "chunks", "pages", "twins", "reserve",
 }  # fmt: skip
 _RESERVE = 256 * KiB  # XFS wants that much for a new folder, ext4 and btrfs want less
 
@@ -40,13 +40,15 @@ class Purged:
     """The result of a purge, in ids of revisions; `freed` is in bytes.
 
     `kept` stay in the trash: they were removed too recently, or are being read. `foreign` are
-    paths in the repository that backy did not make; they were left alone.
+    paths in the repository that backy did not make; they were left alone. `unknown` says what
+    could not be read; pages and blocks that only it may use were left alone, too.
     """
 
     revisions: tuple[str, ...]
     kept: tuple[str, ...]
     freed: int
     foreign: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 def remove(repository: Repository, revisions: list[Revision]) -> None:
@@ -145,7 +147,7 @@ def purge(
 
     With `only` it deletes these revisions of the history instead, those that nobody reads. It also
     deletes what failed backups left, and needs no space. Raises BusyError while a backup or another
-    purge runs, and DamagedError, before it deletes a chunk, if it cannot tell which are in use.
+    purge runs.
     """
     with repository.exclusive("purge"):
         with translated(StoreError, f"{repository.name}: deleting revisions"):
@@ -157,10 +159,10 @@ def purge(
             for name in ("trash", "revisions"):
                 folders.remove_hidden(repository.root / name, is_id)
             foreign = list(_foreign(repository.root))
-        freed = sweep(repository, foreign.append)
+        freed, unknown = sweep(repository, foreign.append)
         keep_reserve(repository)
     shown = [path.path.relative_to(repository.folder) for path in foreign]
-    return Purged(tuple(purged), tuple(kept), freed, tuple(map(str, shown)))
+    return Purged(tuple(purged), tuple(kept), freed, tuple(map(str, shown)), tuple(unknown))
 
 
 def oldest(repository: Repository) -> datetime | None:
@@ -198,15 +200,18 @@ def erase(repository: Repository) -> None:
         folders.remove_hidden(base, lambda name: name.endswith(_GONE))
 
 
-def sweep(repository: Repository, leave: Callable[[Place], None] = lambda _: None) -> int:
-    """Delete all chunks that no revision in the history or the trash uses; return the bytes freed.
+def sweep(
+    repository: Repository, leave: Callable[[Place], None] = lambda _: None
+) -> tuple[int, list[str]]:
+    """Delete all pages and chunks that no revision in the history or the trash uses.
 
-    `leave` gets what is no chunk. The caller holds `exclusive`, so that no revision is published
-    meanwhile. The history lock keeps revisions from moving between history and trash while their
-    chunks are collected.
+    Returns the bytes freed, and what could not be read: what only that may use is kept. `leave`
+    gets what is neither a page nor a chunk. The caller holds `exclusive`, so that no revision is
+    published meanwhile.
     """
     with translated(StoreError, f"{repository.name}: deleting unused chunks"):
-        return repository.store.collect(_indexes(repository), leave)
+        used = _used(repository)
+        return repository.store.collect(used, leave), used.unknown
 
 
 def _foreign(root: Place) -> Iterator[Place]:
@@ -268,11 +273,19 @@ def _hide(folder: Place, hidden: Place) -> bool:
     return True
 
 
-def _indexes(repository: Repository) -> Iterator[Index]:
-    """The indexes of all revisions. Holds the history lock until the caller has taken the last."""
+def _used(repository: Repository) -> Used:
+    """What all revisions use. The history lock keeps them from moving between history and trash."""
+    store = repository.store
+    used = Used(has_named_blocks=store.shares_blocks)
     with repository.history_lock():
         for folder in repository.folders():
-            revision = read_revision(folder / "revision.json", repository.settings.block_size)
-            for name, disk in revision.disks.items():
-                with repository.store.open_index(folder, name, disk) as index:
-                    yield index
+            try:
+                revision = read_revision(folder / "revision.json", repository.settings.block_size)
+                for name, disk in revision.disks.items():
+                    with store.open_index(revision, name, folder) as index:
+                        used.add(index, disk.index_hash)
+            except DamagedError as error:
+                if not error.is_damage:
+                    raise
+                used.add_unknown(error.message)
+    return used

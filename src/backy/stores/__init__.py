@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from backy.model.revision import Disk, Revision
+from backy.model.revision import Revision
 from backy.plugins import load
-from backy.stores.blocks import BlockDraft, StoredImage
+from backy.stores.blocks import Blocks, StoredImage
 from backy.stores.codec import Codec
 from backy.stores.index import Index
+from backy.stores.pages import Pages
 from backy.system.files import Cache
 from backy.system.place import Place
+
+if TYPE_CHECKING:
+    from backy.stores.used import Used
 
 _BUILT_IN = {"chunks": "backy.stores.chunks:ChunkStore", "images": "backy.stores.images:ImageStore"}
 
@@ -23,14 +27,18 @@ class Store(Protocol):
     shares_blocks: bool
     """Whether blocks with the same digest share their stored bytes, in all disks and revisions."""
 
-    def draft(
-        self, folder: Place, disk: str, size: int, parent: Revision | None
-    ) -> AbstractContextManager[BlockDraft]:
-        """A draft of a disk of `size` bytes in the revision's `folder`; starts as `parent`'s disk.
+    pages: Pages
+    """The pages of all indexes of the repository."""
 
-        `parent` must be published and have the disk. On a clean exit all blocks and the index are
-        written; the repository's barrier makes them durable. After an exception the caller
-        deletes the folder.
+    block_size: int
+    """In bytes."""
+
+    def new_blocks(
+        self, folder: Place, disk: str, size: int, parent: Revision | None
+    ) -> AbstractContextManager[Blocks]:
+        """The blocks of a disk of `size` bytes that is written; they start as those of `parent`.
+
+        See `draft.draft_disk`. On a clean exit all blocks are written.
         """
 
     def open(
@@ -43,20 +51,19 @@ class Store(Protocol):
         raises DamagedError.
         """
 
-    def open_index(self, folder: Place, disk: str, record: Disk) -> AbstractContextManager[Index]:
-        """The index of a disk of the revision in `folder`, which may be in the trash.
+    def open_index(
+        self, revision: Revision, disk: str, folder: Place | None = None
+    ) -> AbstractContextManager[Index]:
+        """The index of a disk of a revision, which is in `folder` if it is in the trash.
 
-        `record` is the disk in its revision.json. Raises DamagedError if the index is not the one
-        that was published.
+        Raises DamagedError if the index is not the one that was published, nor is its twin.
         """
 
     def plain_path(self, revision: Revision, disk: str) -> Place:
         """The file that a script needs for this disk: the raw image, or the index."""
 
-    def collect(
-        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
-    ) -> int:
-        """Delete the blocks that no index in `indexes` uses; return how many bytes that freed.
+    def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
+        """Delete the pages and blocks that are not `used`; return how many bytes that freed.
 
         What no store made stays, and `leave` gets it. The caller holds the lock of the
         repository, so no draft is being written.

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from backy.errors import DamagedError, StoreError, translated
-from backy.model.extent import Extent, Kind
+from backy.model.extent import Extent
 from backy.model.revision import Disk, Revision
 from backy.stores.codec import Codec
-from backy.stores.index import Index, IndexDraft, block_count, start_draft
-from backy.system import files, folders
-from backy.system.files import AnyPath, Cache
+from backy.stores.index import (
+    PAGE_LINES,
+    FlatIndex,
+    Index,
+    PagedIndex,
+    block_count,
+    hash_of,
+)
+from backy.stores.pages import LINE, Pages
+from backy.system import files
+from backy.system.files import Cache
 from backy.system.place import Place
+
+if TYPE_CHECKING:
+    from backy.stores.used import Used
 
 BY_DIGEST = b"by its digest"  # a location, see Blocks
 
@@ -113,11 +123,11 @@ class StoredImage:
         """See Blocks."""
         return self._blocks.locations(first, count)
 
-    def read_stored(self, number: int) -> bytes:
-        """See Blocks; empty if nothing can be read."""
-        length = self.index.length_of(number)
+    def read_stored(self, number: int, digest: str | None = None) -> bytes:
+        """See Blocks; empty if nothing can be read. Without `digest`, that of the index."""
+        digest = self.index.digest(number) if digest is None else digest
         with suppress(OSError):
-            return self._blocks.read_stored(number, self.index.digest(number), length)
+            return self._blocks.read_stored(number, digest, self.index.length_of(number))
         return b""
 
     def repair(self, number: int, block: memoryview) -> None:
@@ -137,76 +147,20 @@ class StoredImage:
             raise DamagedError(f"{where} do not match hash {digest[:12]}…")
 
 
-class BlockDraft:
-    """A disk of a revision while it is written, as a Draft. Stores only blocks that differ.
-
-    `changed` counts the bytes in blocks that differ from the parent's, `stored` those written to
-    the store. `written` has the numbers of the last few blocks that were written.
-    """
-
-    def __init__(self, index: IndexDraft, blocks: Blocks, *, has_parent: bool) -> None:
-        self.block_size = index.block_size
-        self.changed = 0
-        self.stored = 0
-        self.written: deque[int] = deque(maxlen=8)
-        self.index = index
-        self._blocks = blocks
-        self._has_parent = has_parent
-        self._lock = threading.Lock()
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """See Draft. Stores the blocks of `data` that have another digest in the index."""
-        number = offset // self.block_size
-        for start in range(0, len(data), self.block_size):
-            block = data[start : start + self.block_size]
-            digest = self.index.codec.digest(block)
-            if self.index.lines(number, 1)[:-1] != digest.encode():
-                stored = self._blocks.put(number, digest, block)
-                self.index.put(number, digest)
-                self._count(len(block), stored)
-                self.written.append(number)
-            number += 1
-
-    def zero(self, offset: int, length: int) -> None:
-        """See Draft. Blocks that are zero already cost one comparison for each 4 MiB of index."""
-        end = block_count(offset + length, self.block_size)
-        for extent in self.index.extents(first=offset // self.block_size, end=end):
-            if extent.kind is not Kind.ZERO:
-                first = extent.start // self.block_size
-                count = block_count(extent.length, self.block_size)
-                stored = self._blocks.clear(first, count, self.index.length_of(first))
-                self.index.put_zero(first, count)
-                self._count(extent.length if self._has_parent else 0, stored)
-
-    def discard(self, start: int, length: int) -> None:
-        """Discard what the draft has from its parent in a range. It must be written then."""
-        first, end = start // self.block_size, block_count(start + length, self.block_size)
-        first, end = (min(number, self.index.blocks) for number in (first, end))
-        self.index.discard(first, end - first)
-
-    def index_hash(self) -> str:
-        """The hash for revision.json. Raises DamagedError if a block was never written."""
-        return self.index.hash()
-
-    def _count(self, changed: int, stored: int) -> None:
-        with self._lock:
-            self.changed += changed
-            self.stored += stored
-
-
 class BlockStore(ABC):
-    """All of a Store but `collect`. A subclass says what holds the blocks of a disk."""
+    """What all stores have in common. A subclass says what holds the blocks of a disk."""
 
     def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         self._root = root
-        self._block_size = block_size
+        self.block_size = block_size
         self._codec = codec
+        self.pages = Pages(root, codec)
 
     @abstractmethod
-    def _new_blocks(
+    def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[Blocks]:
-        """The blocks of a new draft; see `Store.draft`."""
+        """See Store."""
 
     @abstractmethod
     def _old_blocks(
@@ -215,28 +169,13 @@ class BlockStore(ABC):
         """The blocks of a published disk of `size` bytes, whose `plain_path` is `path`."""
 
     @contextmanager
-    def draft(
-        self, folder: Place, disk: str, size: int, parent: Revision | None
-    ) -> Iterator[BlockDraft]:
-        """See Store. The draft's index starts as a copy of the parent's."""
-        path = folder / f"{disk}.blocks"
-        with ExitStack() as stack:
-            old = stack.enter_context(self._index_of(parent, disk)) if parent else None
-            with translated(StoreError, f"writing {path}"):
-                folders.remove_file(path)
-                index = start_draft(path, size, self._block_size, self._codec, old)
-            stack.enter_context(index.file)
-            blocks = stack.enter_context(self._new_blocks(folder, disk, size, parent))
-            yield BlockDraft(index, blocks, has_parent=bool(parent))
-
-    @contextmanager
     def open(
         self, revision: Revision, disk: str, cache: Cache = Cache.SPARE, *, may_be_cut: bool = False
     ) -> Iterator[StoredImage]:
         """See Store."""
         path = self.plain_path(revision, disk)
         with (
-            self._index_of(revision, disk) as index,
+            self.open_index(revision, disk) as index,
             self._old_blocks(path, index.size, cache, may_be_cut=may_be_cut) as blocks,
         ):
             yield StoredImage(index, blocks)
@@ -245,26 +184,63 @@ class BlockStore(ABC):
         """The index."""
         return self._folder_of(revision) / f"{disk}.blocks"
 
-    def open_index(self, folder: Place, disk: str, record: Disk) -> AbstractContextManager[Index]:
+    @contextmanager
+    def open_index(
+        self, revision: Revision, disk: str, folder: Place | None = None
+    ) -> Iterator[Index]:
         """See Store."""
-        return checked_index(folder / f"{disk}.blocks", record, self._codec)
+        path = (folder or self._folder_of(revision)) / f"{disk}.blocks"
+        shelf = self.pages if revision.format > 1 else None
+        with checked_index(path, revision.disks[disk], self._codec, shelf) as index:
+            yield index
 
-    def _index_of(self, revision: Revision, disk: str) -> AbstractContextManager[Index]:
-        return self.open_index(self._folder_of(revision), disk, revision.disks[disk])
+    def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
+        """See Store. Deletes unused pages."""
+        with translated(StoreError, "deleting unused pages"):
+            return self.pages.remove_unused(used.is_page, leave)
 
     def _folder_of(self, revision: Revision) -> Place:
         return self._root / "revisions" / revision.id
 
 
 @contextmanager
-def checked_index(path: AnyPath, disk: Disk, codec: Codec) -> Iterator[Index]:
-    """The index at `path`. Raises DamagedError if its hash is not the one recorded in `disk`."""
-    hint = "This revision cannot be restored. Use another one, and remove this one."
-    with translated(DamagedError, f"opening {path}", hint):
-        file = files.open_to_read(path)
+def checked_index(path: Place, disk: Disk, codec: Codec, shelf: Pages | None) -> Iterator[Index]:
+    """The index at `path`: of format 2 if its pages are in `shelf`, else of format 1.
+
+    Raises DamagedError if its hash is not the one recorded in `disk`, and its twin is no better.
+    """
+    blocks = block_count(disk.size, disk.block_size)
+    count = block_count(blocks, PAGE_LINES) if shelf else blocks
+    file = _opened_list(path, disk.index_hash, count, codec, shelf)
     with file:
-        index = Index(file, disk.size, disk.block_size, codec)
-        with translated(DamagedError, f"reading {path}", hint):
-            if index.hash() != disk.index_hash:
-                raise DamagedError(f"{path} is not the index that was published", hint)
-        yield index
+        if shelf:
+            yield PagedIndex(file, disk.size, disk.block_size, shelf)
+        else:
+            yield FlatIndex(file, disk.size, disk.block_size, codec)
+
+
+def _opened_list(
+    path: Place, name: str, count: int, codec: Codec, shelf: Pages | None
+) -> files.File:
+    """The list at `path`, if it has the digest `name`; or its twin in `shelf`, which mends it."""
+    try:
+        return _with_hash(path, name, count, codec)
+    except DamagedError as error:
+        if not shelf or not error.is_damage:
+            raise
+        try:
+            twin = _with_hash(shelf.twin(name), name, count, codec)
+        except DamagedError:
+            raise error from error.__cause__
+        shelf.mend_index(path, twin.read_bytes(0, count * LINE))
+        return twin
+
+
+def _with_hash(path: Place, name: str, count: int, codec: Codec) -> files.File:
+    hint = "This revision cannot be restored. Use another one, and remove this one."
+    with ExitStack() as stack, translated(DamagedError, f"reading {path}", hint):
+        file = stack.enter_context(files.open_to_read(path))
+        if hash_of(file, count, codec) != name:
+            raise DamagedError(f"{path} is not the index that was published", hint)
+        stack.pop_all()
+    return file

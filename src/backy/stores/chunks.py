@@ -7,29 +7,27 @@ same place, if the draft wrote the chunk itself, or if it read the chunk and the
 
 from __future__ import annotations
 
-import errno
-import re
-import secrets
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.extent import Extent
 from backy.model.revision import Revision
 from backy.stores.blocks import BY_DIGEST, BlockBuffer, BlockStore
 from backy.stores.codec import Codec
-from backy.stores.index import LINE, PIECE, Index, is_digest
+from backy.stores.index import Index
+from backy.stores.named_files import NamedFiles
 from backy.system import files, folders
-from backy.system.files import Cache, File
+from backy.system.files import Cache
 from backy.system.place import Place
+
+if TYPE_CHECKING:
+    from backy.stores.used import Used
 
 # How many digests a draft remembers as stored, in 20 MiB. The chunks of others are read again.
 _REMEMBERED = 1 << 17
-_NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2), O_TMPFILE
-_PREFIX = re.compile("[0-9a-f]{2}")  # of digests, the name of a folder
-_DIGEST_BITS = 28  # of each digest, which UsedDigests looks at; it takes 2**28 bits: 32 MiB
 
 
 class ChunkStore(BlockStore):
@@ -39,10 +37,10 @@ class ChunkStore(BlockStore):
 
     def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         super().__init__(root, block_size, codec)
-        self._folder = root / "chunks"
+        self._files = NamedFiles(root / "chunks", codec.suffix)
         self._buffers = ChunkBuffers(block_size, codec)
 
-    def _new_blocks(
+    def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[ChunkBlocks]:
         return nullcontext(self._blocks(Cache.SPARE))
@@ -53,30 +51,12 @@ class ChunkStore(BlockStore):
         return nullcontext(self._blocks(cache))
 
     def _blocks(self, cache: Cache) -> ChunkBlocks:
-        return ChunkBlocks(self._folder, self._block_size, self._codec, self._buffers, cache)
+        return ChunkBlocks(self._files, self.block_size, self._codec, self._buffers, cache)
 
-    def collect(
-        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
-    ) -> int:
-        """See Store. Takes 32 MiB of memory; may keep a few unused chunks, see UsedDigests."""
-        used = UsedDigests()
-        for index in indexes:
-            used.add_all(index)
-        freed = 0
-        for folder in (self._folder / name for name in folders.list_folder(self._folder)):
-            if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
-                leave(folder)
-                continue
-            for chunk in (folder / name for name in folders.list_folder(folder)):
-                is_draft = chunk.name.startswith(".")
-                digest = chunk.name.lstrip(".").partition(".")[0]
-                is_chunk = chunk.name == digest + self._codec.suffix
-                if not (is_digest(digest) and (is_chunk or is_draft)):
-                    leave(chunk)
-                elif is_draft or digest not in used:
-                    with translated(StoreError, f"removing {chunk}"):
-                        freed += folders.remove_file(chunk)
-        return freed
+    def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
+        """See Store. May keep a few unused chunks, see UsedDigests."""
+        freed = super().collect(used, leave)
+        return freed + self._files.remove_unused(used.is_block, leave)
 
 
 class ChunkBuffers(BlockBuffer):
@@ -93,12 +73,12 @@ class ChunkBuffers(BlockBuffer):
 
 
 class ChunkBlocks:
-    """Blocks in chunk files below `folder`."""
+    """Blocks in chunk files."""
 
     def __init__(
-        self, folder: Place, block_size: int, codec: Codec, buffers: ChunkBuffers, cache: Cache
+        self, chunks: NamedFiles, block_size: int, codec: Codec, buffers: ChunkBuffers, cache: Cache
     ) -> None:
-        self._folder = folder
+        self._files = chunks
         self._block_size = block_size
         self._codec = codec
         self._buffers = buffers
@@ -107,7 +87,7 @@ class ChunkBlocks:
 
     def get(self, number: int, digest: str, block: memoryview) -> None:
         """Decode a chunk straight into `block`."""
-        path = self._path(digest)
+        path = self._files.path(digest)
         where = f"block {number} (byte {number * self._block_size}): {path}"
         with translated(StoreError, where):
             frame = self._read(path, where)
@@ -131,16 +111,16 @@ class ChunkBlocks:
         """Write a chunk, unless this draft did so before, or its file exists and is good."""
         if digest in self._written:
             return 0
-        path = self._path(digest)
+        path = self._files.path(digest)
         stored = 0
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
             exists = path.exists()
             if not (exists and self._is_good(number, digest, len(block))):
                 stored, frame = self._encode(block)
                 if exists:
-                    self._replace(path, frame, stored)
+                    self._files.replace(path, frame, stored)
                 else:
-                    self._create(path, frame, stored)
+                    self._files.create(path, frame, stored)
         if len(self._written) < _REMEMBERED:
             self._written[digest] = None
         return stored
@@ -164,53 +144,6 @@ class ChunkBlocks:
         padded[length:] = bytes(padded_length - length)
         return length, padded
 
-    def _create(self, path: Place, frame: memoryview, length: int) -> None:
-        """Write a new chunk; nothing relies on it until the revision is published.
-
-        XFS puts the files of each folder into another part of the medium, which scatters the
-        chunks of a disk over all of it. So a chunk is written as an unnamed file of one folder,
-        and then linked to its name; then chunks lie in the order in which they are written. Where
-        the file system has no unnamed files (NFS), the chunk is written under its name.
-        """
-        try:
-            with files.create_unnamed(self._folder, Cache.SPARE) as file:
-                self._fill(file, frame, length)
-                folders.link_unnamed(file, path)
-        except FileNotFoundError:
-            folders.make_folder(path.parent)
-            self._create(path, frame, length)
-        except FileExistsError:  # another thread wrote the same block
-            self._replace(path, frame, length)
-        except OSError as error:
-            if error.errno not in _NO_UNNAMED_FILES:
-                raise
-            self._create_by_name(path, frame, length)
-
-    def _create_by_name(self, path: Place, frame: memoryview, length: int) -> None:
-        folders.make_folder(path.parent)
-        try:
-            file = files.create(path, Cache.SPARE)
-        except FileExistsError:  # another thread writes the same block
-            self._replace(path, frame, length)
-        else:
-            with file:
-                self._fill(file, frame, length)
-
-    def _fill(self, file: File, frame: memoryview, length: int) -> None:
-        file.write(0, frame)
-        file.resize(length)
-        file.start_writeback()
-
-    def _replace(self, path: Place, frame: memoryview, length: int) -> None:
-        """Replace a chunk in one step: published revisions may rely on its name."""
-        temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
-        folders.remove_file(temporary)
-        with files.create(temporary, Cache.SPARE) as file:
-            file.write(0, frame)
-            file.resize(length)
-            file.sync()
-        folders.rename(temporary, path)
-
     def clear(self, first: int, count: int, length: int) -> int:
         """Zero blocks have a chunk like others. Blocks of one length share it."""
         return self.put(first, self._codec.zero_digest(length), memoryview(bytes(length)))
@@ -225,59 +158,16 @@ class ChunkBlocks:
 
     def read_stored(self, number: int, digest: str, length: int) -> bytes:
         """The content of the chunk's file."""
-        return folders.read_file(self._path(digest), len(self._buffers.frame))
+        return folders.read_file(self._files.path(digest), len(self._buffers.frame))
 
     def repair(self, number: int, digest: str, block: memoryview) -> None:
         """Replace the chunk, or create it."""
-        path = self._path(digest)
+        path = self._files.path(digest)
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
-            folders.make_folder(path.parent)
-            if path.is_folder():
-                folders.remove_tree(path)  # a file cannot be renamed over a folder
             length, frame = self._encode(block)
-            self._replace(path, frame, length)
-            folders.sync_folder(path.parent)
-            folders.sync_folder(self._folder)
+            self._files.repair(path, frame, length)
 
     def is_stored(self, digest: str) -> bool | None:
         """Whether its chunk has a name."""
         with translated(StoreError, f"looking for chunk {digest}"):
-            return self._path(digest).exists()
-
-    def _path(self, digest: str) -> Place:
-        return self._folder / digest[:2] / f"{digest}{self._codec.suffix}"
-
-
-class UsedDigests:
-    """A set of digests that takes 32 MiB, however many it has. It may say yes too often, never no.
-
-    It remembers 28 bits of each digest, so it takes a digest for a member if another one has the
-    same bits. With a million members that is 0.4 % of all others, whose chunks stay until a later
-    purge: each set looks at other 28 bits. A Python set would take 100 bytes for each digest.
-    """
-
-    def __init__(self) -> None:
-        self._bits = bytearray(1 << (_DIGEST_BITS - 3))
-        self._start = secrets.randbelow(64 - _DIGEST_BITS // 4 + 1)
-
-    def _bit_of(self, digest: bytes | str) -> tuple[int, int]:
-        """Where the bit of a digest is: the byte, and the bit in it as a mask."""
-        value = int(digest[self._start : self._start + _DIGEST_BITS // 4], 16)
-        return value >> 3, 1 << (value & 7)
-
-    def __contains__(self, digest: str) -> bool:
-        byte, bit = self._bit_of(digest)
-        return bool(self._bits[byte] & bit)
-
-    def add_all(self, index: Index) -> None:
-        """Add every line of an index. Raises DamagedError if one is not a hash."""
-        zeroes = (index.codec.zero_digest(index.block_size) + "\n").encode() * PIECE
-        for first, count, lines in index.pieces():
-            is_all_zero = lines == zeroes[: len(lines)]
-            try:
-                for start in range(0, LINE if is_all_zero else count * LINE, LINE):
-                    byte, bit = self._bit_of(lines[start : start + LINE])
-                    self._bits[byte] |= bit
-            except ValueError:
-                where = f"{index.file.path}: a line after {first} is not a hash"
-                raise DamagedError(where, "Nothing was purged; remove that revision.") from None
+            return self._files.path(digest).exists()

@@ -8,7 +8,7 @@ as much space as changed.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from backy.errors import DamagedError, StoreError, translated
@@ -30,7 +30,7 @@ class ImageStore(BlockStore):
     shares_blocks = False
 
     @contextmanager
-    def _new_blocks(
+    def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> Iterator[ImageBlocks]:
         with files.create(folder / f"{disk}.img", Cache.SPARE) as file:
@@ -40,7 +40,7 @@ class ImageStore(BlockStore):
             with translated(StoreError, f"making {file.path} {size} bytes long"):
                 if file.size() != size:  # XFS unshares the last page even if the size is the same
                     file.resize(size)
-            yield ImageBlocks(file, self._block_size, is_new=not parent)
+            yield ImageBlocks(file, self.block_size, is_new=not parent)
             file.protect()
 
     def _clone(self, path: Place, file: File) -> None:
@@ -65,17 +65,11 @@ class ImageStore(BlockStore):
                 real_size = file.size()
             if real_size > size or (real_size < size and not may_be_cut):
                 raise DamagedError(f"{path} has {real_size} bytes, not {size}", hint)
-            yield ImageBlocks(file, self._block_size, is_new=False)
+            yield ImageBlocks(file, self.block_size, is_new=False)
 
     def plain_path(self, revision: Revision, disk: str) -> Place:
         """The raw image."""
         return self._folder_of(revision) / f"{disk}.img"
-
-    def collect(
-        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
-    ) -> int:
-        """Nothing to do: the file system frees an extent with the last file that shares it."""
-        return 0
 
 
 class ImageBlocks:

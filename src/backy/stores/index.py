@@ -1,33 +1,29 @@
-"""The index of a disk: a text file with the digest of each block, one a line.
+"""The index of a disk: the digests of its blocks, in pages of 252.
 
-All lines have the same length: line n is at byte 65 * n. So a delta changes lines in place, and
-`sed` turns the file into a list of chunks (docs/formats.md). In a draft the line of a block that
-is not yet written is 65 NUL bytes: a hole, so a new index of any length takes no space.
+Format 2: DISK.blocks lists the digests of the pages, one a line, and each page is a file that
+lists the digests of its blocks (see `pages`). So revisions share the pages in which they do not
+differ, and whoever compares two of them compares pages first. Format 1: DISK.blocks lists the
+digests of all blocks.
+
+All lines have the same length, and `sed` turns both lists into names of files (docs/formats.md).
 """
 
 from __future__ import annotations
 
-import string
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from itertools import groupby
+from itertools import groupby, repeat
 
 from backy.errors import DamagedError
 from backy.model.extent import Extent, Kind, merge
 from backy.stores.codec import Codec
+from backy.stores.pages import LINE, Pages, is_list
 from backy.system import files, signals
 from backy.system.files import AnyPath
 
-LINE = 65  # bytes: 64 hex digits and a newline
-PIECE = 1 << 16  # lines read at a time: 4 MiB of memory, whatever the size of the disk
-_SMALL_PIECE = 1 << 12  # lines read at a time if the caller may stop after the first result
-UNWRITTEN = bytes(LINE)
-_DIGITS = b"0123456789abcdef"
-_HEX = frozenset(string.hexdigits.lower())
-
-
-def is_digest(text: str) -> bool:
-    """Whether a text has the form of a digest: 64 lower-case hex digits."""
-    return len(text) == LINE - 1 and _HEX.issuperset(text)
+PAGE_LINES = 252  # blocks of a page, which is 16,380 bytes: four blocks of a file system
+Found = dict[str, list[tuple[int, str]]]  # see Index.find: by the digest of a page
+_PIECE = 1 << 16  # lines of DISK.blocks that are read at a time: 4 MiB of memory
 
 
 def block_count(size: int, block_size: int) -> int:
@@ -35,15 +31,48 @@ def block_count(size: int, block_size: int) -> int:
     return -(-size // block_size)
 
 
-class Index:
-    """An index in an open file, for reading. Several threads may use it."""
+class Index(ABC):
+    """The digests of the blocks of a disk, for reading. Several threads may use it."""
 
-    def __init__(self, file: files.File, size: int, block_size: int, codec: Codec) -> None:
-        self.file = file
+    def __init__(self, path: AnyPath, size: int, block_size: int, codec: Codec) -> None:
+        self.path = path
         self.size = size
         self.block_size = block_size
         self.blocks = block_count(size, block_size)
+        self.pages = block_count(self.blocks, PAGE_LINES)
         self.codec = codec
+        self._last = -1, b""  # the page that was read last: most readers ask in order
+        self._zero_names: dict[int, str] = {}
+
+    @abstractmethod
+    def names(self, first: int = 0) -> Iterator[str]:
+        """The digests of the pages from page `first` on; "" for one that is being written."""
+
+    @abstractmethod
+    def _load(self, page: int) -> bytes:
+        """The lines of a page. Raises DamagedError if they cannot be read, or are none."""
+
+    def name(self, page: int) -> str:
+        """The digest of a page; see `names`."""
+        return next(self.names(page))
+
+    def page(self, page: int) -> bytes:
+        """The lines of a page. Raises DamagedError if it is lost."""
+        known = self._last
+        if known[0] != page:
+            known = self._last = page, self._load(page)
+        return known[1]
+
+    def check_page(self, page: int) -> None:
+        """Read all copies of a page from the medium, and repair a bad one by a good one.
+
+        Raises DamagedError if there is no good one.
+        """
+        self.page(page)
+
+    def lines_of(self, page: int) -> int:
+        """How many lines a page has: 252, or fewer in the last one."""
+        return min(PAGE_LINES, self.blocks - page * PAGE_LINES)
 
     def length_of(self, number: int) -> int:
         """The length of a block in bytes: the block size, or less for the last block."""
@@ -58,95 +87,102 @@ class Index:
         return min(self.size, other.size) // self.block_size
 
     def lines(self, first: int, count: int) -> bytes:
-        """`count` lines as they are. Raises DamagedError if they cannot all be read."""
-        try:
-            lines = self.file.read_bytes(first * LINE, count * LINE)
-        except OSError as error:
-            raise DamagedError(f"reading {self.file.path}: {error.strerror}") from error
-        if len(lines) != count * LINE:
-            raise DamagedError(f"{self.file.path} ends in line {first + len(lines) // LINE}")
-        return lines
+        """`count` lines from block `first` on. Raises DamagedError if a page is lost."""
+        return b"".join(
+            self.page(page)[(start - page * PAGE_LINES) * LINE : (stop - page * PAGE_LINES) * LINE]
+            for page, start, stop in by_page(first, first + count)
+        )
+
+    def line(self, number: int) -> bytes:
+        """The line of a block, without its end."""
+        page, within = divmod(number, PAGE_LINES)
+        return self.page(page)[within * LINE : (within + 1) * LINE - 1]
 
     def digest(self, number: int) -> str:
-        """The digest of block `number`. Raises DamagedError if the line is not 64 hex digits.
+        """The digest of block `number`. Raises DamagedError if its page is lost."""
+        return self.line(number).decode()
 
-        This check also keeps a forged index from naming a path outside the repository.
+    def find(
+        self,
+        digests: Collection[str],
+        known: Found | None = None,
+    ) -> Iterator[tuple[int, str]]:
+        """The blocks with one of these digests, as (number, digest), ascending.
+
+        Those in lost pages are not found. `known` has what was found in pages, by their digests;
+        who searches several indexes for the same digests reads each page once.
         """
-        line = self.lines(number, 1)
-        digest = line[:-1].decode("ascii", "replace")
-        if line[-1:] != b"\n" or not is_digest(digest):
-            raise DamagedError(f"{self.file.path}: line {number} is not a hash")
-        return digest
-
-    def pieces(self) -> Iterator[tuple[int, int, bytes]]:
-        """All lines as (first line, count, bytes), at most PIECE lines at a time."""
-        for first in range(0, self.blocks, PIECE):
-            signals.obey()
-            count = min(PIECE, self.blocks - first)
-            yield first, count, self.lines(first, count)
-
-    def find(self, digests: Collection[str]) -> Iterator[tuple[int, str]]:
-        """The blocks with one of these digests, as (number, digest), ascending."""
         wanted = {digest.encode() for digest in digests}
-        for first, count, lines in self.pieces():
-            if not wanted.isdisjoint(lines.split()):
-                for number in range(count):
-                    line = lines[number * LINE : (number + 1) * LINE - 1]
-                    if line in wanted:
-                        yield first + number, line.decode()
+        known = {} if known is None else known
+        for page, name in enumerate(self.names()):
+            signals.obey()
+            if (found := known.get(name)) is None:
+                found = known[name] = self._found(page, wanted)
+            for within, digest in found:
+                yield page * PAGE_LINES + within, digest
+
+    def _found(self, page: int, wanted: set[bytes]) -> list[tuple[int, str]]:
+        try:
+            lines = self.page(page).split()
+        except DamagedError:
+            return []
+        if wanted.isdisjoint(lines):
+            return []
+        return [(within, line.decode()) for within, line in enumerate(lines) if line in wanted]
 
     def zero_line(self, number: int) -> bytes:
         """The line that a block of zeroes has at `number`."""
         return (self.codec.zero_digest(self.length_of(number)) + "\n").encode()
 
-    def data(self) -> int:
-        """How many bytes are in blocks that are not zero. A short last block always counts."""
+    def zero_page(self, page: int) -> bytes:
+        """The lines of a page of zeroes. A short last block has another one than the others."""
+        count = self.lines_of(page)
+        first = page * PAGE_LINES
+        return self.zero_line(first) * (count - 1) + self.zero_line(first + count - 1)
+
+    def _is_zero(self, page: int, name: str) -> bool:
+        """Whether a page has the digest of a page of zeroes."""
+        kind = max(page, self.pages - 2)  # all but the last one are alike
+        if kind not in self._zero_names:
+            self._zero_names[kind] = self.codec.digest(self.zero_page(page))
+        return name == self._zero_names[kind]
+
+    def data(self, enough: int | None = None) -> int:
+        """How many bytes are in blocks that are not zero; a short last block counts as a whole one.
+
+        Counts no further than it takes to know that there are more than `enough` bytes.
+        """
         zero = (self.codec.zero_digest(self.block_size) + "\n").encode()
-        return self.size - self.block_size * sum(lines.count(zero) for _, _, lines in self.pieces())
+        data = 0
+        for page, name in enumerate(self.names()):
+            signals.obey()
+            if not self._is_zero(page, name):
+                data += (self.lines_of(page) - self.page(page).count(zero)) * self.block_size
+            if enough is not None and data > enough:
+                break
+        return data
 
     def data_blocks(self, first: int, end: int) -> Iterator[int]:
         """The numbers of the blocks in [first, end) that are not zero, ascending.
 
-        Reads few lines at a time, so the first result comes quickly.
+        Reads page by page, so the first result comes quickly.
         """
-        whole = self.size // self.block_size
-        while first < end:
-            # A short last block has another zero line, so it is compared alone.
-            stop = min(end, whole) if first < whole else end
-            count = min(_SMALL_PIECE, stop - first)
-            lines, zero = self.lines(first, count), self.zero_line(first)
-            for number in range(count) if lines != zero * count else ():
-                if lines[number * LINE : (number + 1) * LINE] != zero:
-                    yield first + number
-            first += count
-
-    def hash(self) -> str:
-        """The digest of the file, which revision.json records as `index_hash`.
-
-        Raises DamagedError if the length is wrong or a line is not a hash.
-        """
-        if self.file.size() != self.blocks * LINE:
-            sizes = f"{self.file.size()} bytes, not {self.blocks * LINE}"
-            raise DamagedError(f"{self.file.path} has {sizes}")
-        return self.codec.digest_of_pieces(self._checked_pieces())
-
-    def _checked_pieces(self) -> Iterator[bytes]:
-        """All lines. Raises DamagedError if one is not a hash."""
-        for first, _, lines in self.pieces():
-            if b"\0" in lines:
-                unwritten = first + lines.index(b"\0") // LINE
-                raise DamagedError(f"{self.file.path}: block {unwritten} was never written")
-            ends = b"\n" * (len(lines) // LINE)
-            if lines[LINE - 1 :: LINE] != ends or lines.translate(None, _DIGITS) != ends:
-                raise DamagedError(f"{self.file.path}: a line after {first} is not a hash")
-            yield lines
+        names = self.names(first // PAGE_LINES)
+        for page, start, stop in by_page(first, end):
+            if not self._is_zero(page, next(names)):
+                lines, zeroes = self.page(page), self.zero_page(page)
+                for number in range(start, stop):
+                    at = (number - page * PAGE_LINES) * LINE
+                    if lines[at : at + LINE] != zeroes[at : at + LINE]:
+                        yield number
 
     def extents(
         self, since: Index | None = None, first: int = 0, end: int | None = None
     ) -> Iterator[Extent]:
         """Extents of the blocks in [first, end): SAME as in `since`, otherwise ZERO or DATA.
 
-        A short last block is an extent of its own, because its zero line is another one.
+        A lost page is DATA: whoever reads there gets the error. A short last block is an extent of
+        its own, because its zero line is another one.
         """
         end = self.blocks if end is None else min(end, self.blocks)
         whole = self.size // self.block_size
@@ -154,69 +190,126 @@ class Index:
         yield from self._extents(since, max(first, whole), end)
 
     def _extents(self, since: Index | None, first: int, end: int) -> Iterator[Extent]:
-        while first < end:
+        names = self.names(first // PAGE_LINES)
+        old_names = since.names(first // PAGE_LINES) if since else repeat("")
+        for page, start, stop in by_page(first, end):
             signals.obey()
-            count = min(PIECE, end - first)
-            lines, old = self.lines(first, count), b""
+            name, old_name = next(names), next(old_names, "")
+            runs = [(Kind.DATA, 0, stop - start)]
+            if name and name == old_name:
+                runs = [(Kind.SAME, 0, stop - start)]
+            elif not since and self._is_zero(page, name):
+                runs = [(Kind.ZERO, 0, stop - start)]
+            else:
+                runs = self._compared(since, start, stop)
+            for kind, number, length in runs:
+                begin = (start + number) * self.block_size
+                yield Extent(begin, min(begin + length * self.block_size, self.size) - begin, kind)
+
+    def _compared(self, since: Index | None, first: int, end: int) -> list[tuple[Kind, int, int]]:
+        """The runs of blocks in a part of a page; see `_runs`."""
+        old = b""
+        try:
+            lines = self.lines(first, end - first)
             if since:
-                old = since.lines(first, max(0, min(count, self.comparable(since) - first)))
-            for kind, number, length in _runs(lines, old, self.zero_line(first)):
-                start = (first + number) * self.block_size
-                stop = min(start + length * self.block_size, self.size)
-                yield Extent(start, stop - start, kind)
-            first += count
+                old = since.lines(first, max(0, min(end, self.comparable(since)) - first))
+        except DamagedError:
+            return [(Kind.DATA, 0, end - first)]
+        return list(_runs(lines, old, self.zero_line(first)))
+
+
+def by_page(first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The pages of the blocks in [first, end), each with the first block in it and the end."""
+    while first < end:
+        page = first // PAGE_LINES
+        stop = min(end, (page + 1) * PAGE_LINES)
+        yield page, first, stop
+        first = stop
 
 
 def _runs(lines: bytes, old: bytes, zero: bytes) -> Iterator[tuple[Kind, int, int]]:
-    """Runs of one kind as (kind, first line, count). The usual cases cost one comparison."""
-    count = len(lines) // LINE
-    if lines == old:
-        yield Kind.SAME, 0, count
-    elif not old and lines == zero * count:
-        yield Kind.ZERO, 0, count
-    else:
+    """Runs of one kind as (kind, first line, count)."""
 
-        def kind(number: int) -> Kind:
-            line = lines[number * LINE : number * LINE + LINE]
-            if line == old[number * LINE : number * LINE + LINE]:
-                return Kind.SAME
-            return Kind.ZERO if line == zero else Kind.DATA
+    def kind(number: int) -> Kind:
+        line = lines[number * LINE : number * LINE + LINE]
+        if line == old[number * LINE : number * LINE + LINE]:
+            return Kind.SAME
+        return Kind.ZERO if line == zero else Kind.DATA
 
-        for run_kind, group in groupby(range(count), kind):
-            numbers = list(group)
-            yield run_kind, numbers[0], len(numbers)
+    for run_kind, group in groupby(range(len(lines) // LINE), kind):
+        numbers = list(group)
+        yield run_kind, numbers[0], len(numbers)
 
 
-class IndexDraft(Index):
-    """An index while it is written. Starts with the parent's lines; takes lines in any order."""
+class FlatIndex(Index):
+    """An index of format 1, in an open file: a line for each block."""
 
-    def put(self, number: int, digest: str) -> None:
-        """Write the line of block `number`."""
-        self.file.write(number * LINE, (digest + "\n").encode())
+    def __init__(self, file: files.File, size: int, block_size: int, codec: Codec) -> None:
+        super().__init__(file.path, size, block_size, codec)
+        self._file = file
 
-    def discard(self, first: int, count: int) -> None:
-        """Make lines unwritten again, whatever the parent had there."""
-        for start in range(first, first + count, PIECE):
-            self.file.write(start * LINE, UNWRITTEN * min(PIECE, first + count - start))
+    def names(self, first: int = 0) -> Iterator[str]:
+        """See Index. Reads the pages to name them."""
+        for page in range(first, self.pages):
+            yield self.codec.digest(self.page(page))
 
-    def put_zero(self, first: int, count: int) -> None:
-        """Write the lines of `count` zero blocks, which have all the same length."""
-        line = self.zero_line(first)
-        for start in range(first, first + count, PIECE):
-            self.file.write(start * LINE, line * min(PIECE, first + count - start))
+    def _load(self, page: int) -> bytes:
+        return read_list(self._file, page * PAGE_LINES, self.lines_of(page))
 
 
-def start_draft(
-    path: AnyPath, size: int, block_size: int, codec: Codec, parent: Index | None
-) -> IndexDraft:
-    """Create the index of a draft at `path`, with the lines that it can take from its parent.
+class PagedIndex(Index):
+    """An index of format 2, in an open file: a line for each page."""
 
-    If the disk was resized, the line of a short last block is not one of them. The caller closes
-    `.file`. Raises OSError.
-    """
-    file = files.create(path)
-    draft = IndexDraft(file, size, block_size, codec)
-    if parent:
-        file.copy_from(parent.file, draft.comparable(parent) * LINE)
-    file.resize(draft.blocks * LINE)
-    return draft
+    def __init__(self, file: files.File, size: int, block_size: int, shelf: Pages) -> None:
+        super().__init__(file.path, size, block_size, shelf.codec)
+        self._file = file
+        self._shelf = shelf
+
+    def names(self, first: int = 0) -> Iterator[str]:
+        """See Index. Raises DamagedError if the file cannot be read any more."""
+        for start in range(first, self.pages, _PIECE):
+            count = min(_PIECE, self.pages - start)
+            yield from read_list(self._file, start, count).decode().split()
+
+    def name(self, page: int) -> str:
+        """See Index."""
+        return read_list(self._file, page, 1)[:-1].decode()
+
+    def _load(self, page: int) -> bytes:
+        try:
+            return self._shelf.get(self.name(page), self.lines_of(page))
+        except DamagedError as error:
+            start = page * PAGE_LINES * self.block_size
+            end = min(start + PAGE_LINES * self.block_size, self.size)
+            what = f"bytes {start} to {end}: {error.message}"
+            raise DamagedError(what, error.hint) from error.__cause__
+
+    def check_page(self, page: int) -> None:
+        """See Index."""
+        self._shelf.get(self.name(page), self.lines_of(page), is_checked=True)
+
+
+def read_list(file: files.File, first: int, count: int) -> bytes:
+    """`count` lines of a list, from line `first` on. Raises DamagedError if they are no list."""
+    try:
+        lines = file.read_bytes(first * LINE, count * LINE)
+    except OSError as error:
+        raise DamagedError(f"reading {file.path}: {error.strerror}") from error
+    if len(lines) != count * LINE:
+        raise DamagedError(f"{file.path} ends in line {first + len(lines) // LINE}")
+    if not is_list(lines):
+        raise DamagedError(f"{file.path}: a line after {first} is not a hash")
+    return lines
+
+
+def hash_of(file: files.File, count: int, codec: Codec) -> str:
+    """The digest of a list of `count` lines. Raises DamagedError if it is none."""
+    if file.size() != count * LINE:
+        raise DamagedError(f"{file.path} has {file.size()} bytes, not {count * LINE}")
+
+    def pieces() -> Iterator[bytes]:
+        for first in range(0, count, _PIECE):
+            signals.obey()
+            yield read_list(file, first, min(_PIECE, count - first))
+
+    return codec.digest_of_pieces(pieces())

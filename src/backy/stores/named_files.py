@@ -1,0 +1,125 @@
+"""Files that are named by their content: AB/ABCD… in a folder, AB being the start of the name.
+
+Chunks and pages are kept like this. That a name exists proves nothing: after a crash its file may
+be torn.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import string
+import threading
+from collections.abc import Callable
+
+from backy.errors import StoreError, translated
+from backy.system import files, folders
+from backy.system.files import Cache, File
+from backy.system.place import Place
+
+_NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2), O_TMPFILE
+_PREFIX = re.compile("[0-9a-f]{2}")  # of digests, the name of a folder
+_DIGITS = 64  # of a digest
+_HEX = frozenset(string.hexdigits.lower())
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text has the form of a digest: 64 lower-case hex digits."""
+    return len(text) == _DIGITS and _HEX.issuperset(text)
+
+
+class NamedFiles:
+    """Files in `folder`, named by digests, with `suffix` behind each. Several threads may use it.
+
+    Contents are given to `create` and `replace` with their length; they may be longer, padded to
+    whole pages for O_DIRECT. Methods raise OSError.
+    """
+
+    def __init__(self, folder: Place, suffix: str = "", cache: Cache = Cache.SPARE) -> None:
+        self.folder = folder
+        self._suffix = suffix
+        self._cache = cache
+
+    def path(self, digest: str) -> Place:
+        """Where the file of a digest is, or would be."""
+        return self.folder / digest[:2] / f"{digest}{self._suffix}"
+
+    def create(self, path: Place, content: bytes | memoryview, length: int) -> None:
+        """Write a new file; nothing relies on it until the revision is published.
+
+        XFS puts the files of each folder into another part of the medium, which scatters the
+        chunks of a disk over all of it. So a file is written as an unnamed file of one folder,
+        and then linked to its name; then they lie in the order in which they are written. Where
+        the file system has no unnamed files (NFS), the file is written under its name.
+        """
+        try:
+            with files.create_unnamed(self.folder, self._cache) as file:
+                _fill(file, content, length)
+                folders.link_unnamed(file, path)
+        except FileNotFoundError:
+            folders.make_folder(path.parent)
+            self.create(path, content, length)
+        except FileExistsError:  # another thread wrote the same content
+            self.replace(path, content, length)
+        except OSError as error:
+            if error.errno not in _NO_UNNAMED_FILES:
+                raise
+            self._create_by_name(path, content, length)
+
+    def _create_by_name(self, path: Place, content: bytes | memoryview, length: int) -> None:
+        folders.make_folder(path.parent)
+        try:
+            file = files.create(path, self._cache)
+        except FileExistsError:  # another thread writes the same content
+            self.replace(path, content, length)
+        else:
+            with file:
+                _fill(file, content, length)
+
+    def replace(self, path: Place, content: bytes | memoryview, length: int) -> None:
+        """Replace a file in one step: published revisions may rely on its name."""
+        temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
+        folders.remove_file(temporary)
+        with files.create(temporary, self._cache) as file:
+            file.write(0, content)
+            file.resize(length)
+            file.sync()
+        folders.rename(temporary, path)
+
+    def repair(self, path: Place, content: bytes | memoryview, length: int) -> None:
+        """Replace a file, or whatever is in its place, or create it; durable on return."""
+        folders.make_folder(path.parent)
+        if path.is_folder():
+            folders.remove_tree(path)  # a file cannot be renamed over a folder
+        self.replace(path, content, length)
+        folders.sync_folder(path.parent)
+        folders.sync_folder(self.folder)
+
+    def remove_unused(
+        self, is_used: Callable[[str], bool], leave: Callable[[Place], None] = lambda _: None
+    ) -> int:
+        """Delete the files whose digest is not used; return how many bytes that freed.
+
+        What was not made here stays, and `leave` gets it. Raises StoreError.
+        """
+        freed = 0
+        for folder in (self.folder / name for name in folders.list_folder(self.folder)):
+            if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
+                leave(folder)
+                continue
+            for file in (folder / name for name in folders.list_folder(folder)):
+                is_draft = file.name.startswith(".")
+                digest = file.name.lstrip(".").partition(".")[0]
+                is_complete = file.name == digest + self._suffix
+                if not (is_digest(digest) and (is_complete or is_draft)):
+                    leave(file)
+                elif is_draft or not is_used(digest):
+                    with translated(StoreError, f"removing {file}"):
+                        freed += folders.remove_file(file)
+        return freed
+
+
+def _fill(file: File, content: bytes | memoryview, length: int) -> None:
+    file.write(0, content)
+    file.resize(length)
+    file.start_writeback()

@@ -1,0 +1,157 @@
+"""Pages: lists of digests, named by their own digest, and shared by the indexes of a repository.
+
+A page is metadata of many revisions, so it is kept twice: in `pages` and, as its twin, in `twins`.
+An index has a twin, too. Each read checks the hash; a bad copy is replaced by the good one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from backy.errors import DamagedError, StoreError, translated
+from backy.stores.codec import Codec
+from backy.stores.named_files import NamedFiles
+from backy.system import files, folders
+from backy.system.files import Cache
+from backy.system.place import Place
+
+LINE = 65  # bytes: 64 hex digits and a newline
+_DIGITS = b"0123456789abcdef"
+
+
+def is_list(lines: bytes) -> bool:
+    """Whether these are whole lines of 64 lower-case hex digits each.
+
+    So a forged list cannot name a path outside the repository.
+    """
+    ends = b"\n" * (len(lines) // LINE)
+    return lines[LINE - 1 :: LINE] == ends and lines.translate(None, _DIGITS) == ends
+
+
+class Pages:
+    """The pages of the repository in `root`. Several threads may use it."""
+
+    def __init__(self, root: Place, codec: Codec) -> None:
+        self.codec = codec
+        self._twins = NamedFiles(root / "twins", cache=Cache.USE)
+        self._copies = NamedFiles(root / "pages", cache=Cache.USE), self._twins
+        self._notes: list[str] = []
+
+    def get(self, name: str, count: int, *, is_checked: bool = False) -> bytes:
+        """The page with this digest, which has `count` lines.
+
+        With `is_checked` it reads both copies, and from the medium. A bad copy is repaired by the
+        good one. Raises DamagedError if neither is good.
+        """
+        cache = Cache.AVOID if is_checked else Cache.USE
+        good, bad = b"", []
+        for copy in self._copies:
+            content = self._read(copy.path(name), name, count, cache)
+            if not content:
+                bad.append(copy)
+                continue
+            good = content
+            if not is_checked:
+                break
+        if not good or not is_list(good):
+            path = self._copies[0].path(name)
+            hint = "Another revision may be whole: backy verify shows which are."
+            raise DamagedError(f"{path} and its twin are missing or damaged", hint)
+        for copy in bad:
+            self._repair(copy, name, good)
+        return good
+
+    def _read(self, path: Place, name: str, count: int, cache: Cache) -> bytes:
+        """The content of a file; nothing if it is missing, or has another digest."""
+        try:
+            with (
+                translated(DamagedError, f"reading {path}"),
+                files.open_to_read(path, cache) as file,
+            ):
+                buffer = files.buffer(count * LINE + files.PAGE)
+                content = bytes(buffer[: file.read_into(0, buffer)])
+        except DamagedError as error:
+            if not error.is_damage:
+                raise
+            return b""
+        is_whole = len(content) == count * LINE and self.codec.digest(content) == name
+        return content if is_whole else b""
+
+    def _repair(self, copy: NamedFiles, name: str, content: bytes) -> None:
+        """Replace a bad copy. In a repository that is read-only or full, the good one must do."""
+        path = copy.path(name)
+        with self._noted(path):
+            copy.repair(path, content, len(content))
+
+    def mend_index(self, path: Place, content: bytes) -> None:
+        """Replace a bad index by its twin, whose `content` is good."""
+        with self._noted(path):
+            self._twins.replace(path, content, len(content))
+            folders.sync_folder(path.parent)
+
+    @contextmanager
+    def _noted(self, path: Place) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._notes.append(f"{path} is damaged, and cannot be replaced: {error.strerror}")
+        else:
+            self._notes.append(f"{path} was damaged; its twin was good and replaced it")
+
+    def check_index(self, path: Place, name: str, count: int) -> None:
+        """Read an index of `count` lines and its twin from the medium; repair one by the other."""
+        twin = self._twins.path(name)
+        with suppress(DamagedError):
+            content, other = (self._read(each, name, count, Cache.AVOID) for each in (path, twin))
+            if content and not other:
+                self._repair(self._twins, name, content)
+            elif other and not content:
+                self.mend_index(path, other)
+
+    def heal(self, name: str, content: bytes) -> None:
+        """Store a page again that was lost. Raises StoreError."""
+        for copy in self._copies:
+            path = copy.path(name)
+            with translated(StoreError, f"writing {path}"):
+                copy.repair(path, content, len(content))
+
+    def take_notes(self) -> list[str]:
+        """What was found since the last call: a sentence for each bad copy."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def put(self, content: bytes) -> tuple[str, int]:
+        """Keep a page; return its digest, and how many bytes were written."""
+        name = self.codec.digest(content)
+        return name, sum(self._put(copy, name, content) for copy in self._copies)
+
+    def put_twin(self, name: str, content: bytes) -> int:
+        """Keep the twin of an index; return how many bytes were written."""
+        return self._put(self._twins, name, content)
+
+    def _put(self, copy: NamedFiles, name: str, content: bytes) -> int:
+        path = copy.path(name)
+        with translated(StoreError, f"writing {path}"):
+            if not path.exists():
+                copy.create(path, content, len(content))
+            elif self._read(path, name, len(content) // LINE, Cache.USE):
+                return 0
+            else:
+                copy.repair(path, content, len(content))
+        return len(content)
+
+    def has_both(self, name: str) -> bool:
+        """Whether both copies of a page have a name."""
+        with translated(StoreError, f"looking for page {name}"):
+            return all(copy.path(name).exists() for copy in self._copies)
+
+    def twin(self, name: str) -> Place:
+        """Where the twin of an index is."""
+        return self._twins.path(name)
+
+    def remove_unused(
+        self, is_used: Callable[[str], bool], leave: Callable[[Place], None] = lambda _: None
+    ) -> int:
+        """Delete all pages and twins that are not used; return how many bytes that freed."""
+        return sum(copy.remove_unused(is_used, leave) for copy in self._copies)
