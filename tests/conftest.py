@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from tests.lab.needs import need
 from tests.lab.reflink import missing, reflink_file_system
 from tests.lab.volumes import Mounts
+from tests.lab.watchdog import ends
 
 # The suites are no test modules by name, and yet their assertions should say what they compared.
 # They have to be named before anybody imports one.
@@ -37,7 +38,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("soak", settings.get_profile("ci"), max_examples=5000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
+
+# A test that waits for ever must fail by its name: without this nobody learns which one it was.
+LONGEST_SECONDS = 600 if PROFILE == "ci" else 12 * 3600
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """End a test that hangs."""
+    with ends(LONGEST_SECONDS):
+        yield
 
 
 @pytest.fixture(scope="session")

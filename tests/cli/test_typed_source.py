@@ -42,7 +42,7 @@ def test_an_image_of_a_format_and_an_export_are_backed_up(backy: Backy, tmp_path
         while not ready.exists():
             assert server.poll() is None
         backy.ok("backup", "vm2", "--source", f"nbd+unix:///?socket={socket}")
-        server.terminate()
+        server.kill()
     assert backy.content("vm2") == raw.read_bytes()
 
 

@@ -149,7 +149,7 @@ def qemu(path: Path, folder: Path, *options: str) -> Iterator[None]:
                 assert process.poll() is None
             yield
         finally:
-            process.terminate()
+            process.kill()  # it forgets a SIGTERM that comes just before it serves
 
 
 @needs_loop_devices

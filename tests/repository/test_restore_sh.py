@@ -830,6 +830,12 @@ def exclusive(device: Path, _: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def head(path: Path) -> bytes:
+    """The first page, where a restore would begin to write."""
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
 def other_node(number: int, folder: Path) -> Path:
     """A node of a device by a name that nobody else knows."""
     os.mknod(folder / "node", 0o600 | stat.S_IFBLK, number)
@@ -857,10 +863,11 @@ def test_a_device_that_is_in_use_is_not_touched_by_any_name(
     (tmp_path / "disk").touch()
     os.truncate(tmp_path / "disk", 128 * MIB)
     with loop_device(tmp_path / "disk") as device, use(device, tmp_path):
-        before = (tmp_path / "disk").read_bytes()
+        # Of swap only the header stays: with little memory for a program, the kernel does use it.
+        before = head(tmp_path / "disk")
         for target in (device, other_node(device.stat().st_rdev, tmp_path)):
             assert reason in machine.refuse(chunked, target)
-        assert (tmp_path / "disk").read_bytes() == before
+        assert head(tmp_path / "disk") == before
 
 
 # As LVM, LUKS, multipath and md show what they hold; the kernel of a test machine may have none.

@@ -341,7 +341,7 @@ def test_a_disk_can_be_an_nbd_export(double: Double) -> None:
             with opened(double.source(), Request(NEW)) as snapshot:
                 assert read(snapshot.disks["vda"], 0, len(CONTENT)) == CONTENT
         finally:
-            server.terminate()
+            server.kill()
 
 
 def test_a_long_map_costs_little_memory(double: Double) -> None:

@@ -146,7 +146,7 @@ def opened_by_a_vm(path: Path, image_format: str, folder: Path) -> Iterator[None
             wait_for((folder / "ready").exists, "it has opened the image")
             yield
         finally:
-            daemon.terminate()
+            daemon.kill()
 
 
 @pytest.mark.parametrize("image_format", ["qcow2", "raw", "vdi"])
