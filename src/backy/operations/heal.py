@@ -245,7 +245,7 @@ class Healer:
                 lines = _lines(read, numbers, codec)
                 if codec.digest(lines) == name:
                     try:
-                        self.repository.store.pages.heal(name, lines)
+                        self.repository.store.pages.put(lines)
                     except StoreError as error:
                         self.watcher.warn(f"healing failed: {error.message}")
                         return None

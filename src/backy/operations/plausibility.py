@@ -8,6 +8,7 @@ from contextlib import suppress
 from backy.errors import BackyError
 from backy.model.revision import Revision
 from backy.repository.repository import Repository
+from backy.stores.data import data_bytes
 from backy.units import format_size
 
 _SUSPICIOUS_FACTOR = 2  # warn if the parent has more than this many times as much data
@@ -47,4 +48,4 @@ def _data_bytes(
     repository: Repository, revision: Revision, name: str, enough: int | None = None
 ) -> int:
     with repository.index(revision, name) as index:
-        return index.data(enough)
+        return data_bytes(index, enough)

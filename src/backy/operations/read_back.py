@@ -18,6 +18,7 @@ from backy.image.image import Image
 from backy.image.workers import in_parallel
 from backy.operations.tracking_check import PERIOD_SECONDS
 from backy.stores.blocks import StoredImage
+from backy.stores.data import data_blocks
 from backy.stores.draft import BlockDraft
 from backy.stores.index import Index
 
@@ -64,7 +65,7 @@ class ReadBack:
         index, until = self._stored.index, time.monotonic() + _LOOK_UP_SECONDS
         start = random.randrange(index.blocks)  # noqa: S311 - it keeps nothing secret
         zero = islice(index.find([index.codec.zero_digest(index.block_size)]), 1)
-        data = chain(index.data_blocks(start, index.blocks), index.data_blocks(0, start))
+        data = chain(data_blocks(index, start, index.blocks), data_blocks(index, 0, start))
         for number in chain(data, (number for number, _ in zero)):  # a search without data is slow
             if (is_stored := self._stored.is_stored(number)) is None:
                 break
@@ -110,4 +111,4 @@ def sample(index: Index, now: datetime) -> Iterable[int]:
     first = index.blocks * int(now.timestamp()) // PERIOD_SECONDS % stride
     for number in range(first, index.blocks, stride):
         end = min(number + stride, index.blocks)
-        yield next(index.data_blocks(number, end), number)
+        yield next(data_blocks(index, number, end), number)

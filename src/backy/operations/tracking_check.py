@@ -17,6 +17,7 @@ from itertools import chain
 
 from backy.image.image import Image
 from backy.model.extent import Extent, Kind, combine, cover, merge_ranges
+from backy.stores.data import data_blocks
 from backy.stores.index import Index, block_count
 
 PERIOD_SECONDS = 30 * 86400  # each block has its turn once in this time
@@ -143,7 +144,7 @@ def _next_data_block(
         range(max(blocks.start, start), blocks.stop) for blocks in unchanged if start < blocks.stop
     )
     for blocks in chain(from_start, unchanged):
-        for number in index.data_blocks(blocks.start, blocks.stop):
+        for number in data_blocks(index, blocks.start, blocks.stop):
             if number not in chosen:
                 return number
     return None

@@ -42,13 +42,13 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
 
 
 def discard_empty(path: Path) -> None:
-    """Delete a repository if it is empty: it has no revision and no stored block.
+    """Delete a repository if it is empty: it has no revision and no chunk.
 
     Keeps the job's status.json. Deletes what it can, and never raises OSError.
     """
     with suppress(OSError):
         root = Place.at(path)
-        if any((root / name).exists() for name in ("chunks", "pages", "quarantine", "trash")):
+        if any((root / name).exists() for name in ("chunks", "quarantine", "trash")):
             return
         with folders.locked(root / "revisions"):
             if folders.list_folder(root / "revisions"):
@@ -56,6 +56,9 @@ def discard_empty(path: Path) -> None:
             # First, because a folder without repository.json is not a repository.
             for name in ("repository.json", "restore.sh", "lock"):
                 folders.remove_file(root / name)
+            for name in ("pages", "twins"):  # of drafts
+                if (root / name).exists():
+                    folders.remove_tree(root / name)
             folders.remove_empty_folder(root / "revisions")
         folders.remove_empty_folder(path)
 

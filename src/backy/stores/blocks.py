@@ -196,8 +196,7 @@ class BlockStore(ABC):
 
     def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
         """See Store. Deletes unused pages."""
-        with translated(StoreError, "deleting unused pages"):
-            return self.pages.remove_unused(used.is_page, leave)
+        return sum(used.remove_other_pages(copy, leave) for copy in self.pages.copies)
 
     def _folder_of(self, revision: Revision) -> Place:
         return self._root / "revisions" / revision.id

@@ -56,7 +56,7 @@ class ChunkStore(BlockStore):
     def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
         """See Store. May keep a few unused chunks, see UsedDigests."""
         freed = super().collect(used, leave)
-        return freed + self._files.remove_unused(used.is_block, leave)
+        return freed + used.remove_other_blocks(self._files, leave)
 
 
 class ChunkBuffers(BlockBuffer):

@@ -140,41 +140,12 @@ class Index(ABC):
         first = page * PAGE_LINES
         return self.zero_line(first) * (count - 1) + self.zero_line(first + count - 1)
 
-    def _is_zero(self, page: int, name: str) -> bool:
+    def is_zero(self, page: int, name: str) -> bool:
         """Whether a page has the digest of a page of zeroes."""
         kind = max(page, self.pages - 2)  # all but the last one are alike
         if kind not in self._zero_names:
             self._zero_names[kind] = self.codec.digest(self.zero_page(page))
         return name == self._zero_names[kind]
-
-    def data(self, enough: int | None = None) -> int:
-        """How many bytes are in blocks that are not zero; a short last block counts as a whole one.
-
-        Counts no further than it takes to know that there are more than `enough` bytes.
-        """
-        zero = (self.codec.zero_digest(self.block_size) + "\n").encode()
-        data = 0
-        for page, name in enumerate(self.names()):
-            signals.obey()
-            if not self._is_zero(page, name):
-                data += (self.lines_of(page) - self.page(page).count(zero)) * self.block_size
-            if enough is not None and data > enough:
-                break
-        return data
-
-    def data_blocks(self, first: int, end: int) -> Iterator[int]:
-        """The numbers of the blocks in [first, end) that are not zero, ascending.
-
-        Reads page by page, so the first result comes quickly.
-        """
-        names = self.names(first // PAGE_LINES)
-        for page, start, stop in by_page(first, end):
-            if not self._is_zero(page, next(names)):
-                lines, zeroes = self.page(page), self.zero_page(page)
-                for number in range(start, stop):
-                    at = (number - page * PAGE_LINES) * LINE
-                    if lines[at : at + LINE] != zeroes[at : at + LINE]:
-                        yield number
 
     def extents(
         self, since: Index | None = None, first: int = 0, end: int | None = None
@@ -198,7 +169,7 @@ class Index(ABC):
             runs = [(Kind.DATA, 0, stop - start)]
             if name and name == old_name:
                 runs = [(Kind.SAME, 0, stop - start)]
-            elif not since and self._is_zero(page, name):
+            elif not since and self.is_zero(page, name):
                 runs = [(Kind.ZERO, 0, stop - start)]
             else:
                 runs = self._compared(since, start, stop)

@@ -51,7 +51,7 @@ class IndexDraft(Index):
         If the disk was resized, the line of a short last block is not one of them.
         """
         count = self.comparable(parent)
-        whole = self.pages if count == self.blocks else count // PAGE_LINES
+        whole = self.pages if self.size == parent.size else count // PAGE_LINES
         names = parent.names()
         for page in range(whole):
             name = next(names)

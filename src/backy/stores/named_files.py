@@ -7,25 +7,13 @@ be torn.
 from __future__ import annotations
 
 import errno
-import re
-import string
 import threading
-from collections.abc import Callable
 
-from backy.errors import StoreError, translated
 from backy.system import files, folders
 from backy.system.files import Cache, File
 from backy.system.place import Place
 
 _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2), O_TMPFILE
-_PREFIX = re.compile("[0-9a-f]{2}")  # of digests, the name of a folder
-_DIGITS = 64  # of a digest
-_HEX = frozenset(string.hexdigits.lower())
-
-
-def is_digest(text: str) -> bool:
-    """Whether a text has the form of a digest: 64 lower-case hex digits."""
-    return len(text) == _DIGITS and _HEX.issuperset(text)
 
 
 class NamedFiles:
@@ -37,12 +25,12 @@ class NamedFiles:
 
     def __init__(self, folder: Place, suffix: str = "", cache: Cache = Cache.SPARE) -> None:
         self.folder = folder
-        self._suffix = suffix
+        self.suffix = suffix
         self._cache = cache
 
     def path(self, digest: str) -> Place:
         """Where the file of a digest is, or would be."""
-        return self.folder / digest[:2] / f"{digest}{self._suffix}"
+        return self.folder / digest[:2] / f"{digest}{self.suffix}"
 
     def create(self, path: Place, content: bytes | memoryview, length: int) -> None:
         """Write a new file; nothing relies on it until the revision is published.
@@ -94,29 +82,6 @@ class NamedFiles:
         self.replace(path, content, length)
         folders.sync_folder(path.parent)
         folders.sync_folder(self.folder)
-
-    def remove_unused(
-        self, is_used: Callable[[str], bool], leave: Callable[[Place], None] = lambda _: None
-    ) -> int:
-        """Delete the files whose digest is not used; return how many bytes that freed.
-
-        What was not made here stays, and `leave` gets it. Raises StoreError.
-        """
-        freed = 0
-        for folder in (self.folder / name for name in folders.list_folder(self.folder)):
-            if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
-                leave(folder)
-                continue
-            for file in (folder / name for name in folders.list_folder(folder)):
-                is_draft = file.name.startswith(".")
-                digest = file.name.lstrip(".").partition(".")[0]
-                is_complete = file.name == digest + self._suffix
-                if not (is_digest(digest) and (is_complete or is_draft)):
-                    leave(file)
-                elif is_draft or not is_used(digest):
-                    with translated(StoreError, f"removing {file}"):
-                        freed += folders.remove_file(file)
-        return freed
 
 
 def _fill(file: File, content: bytes | memoryview, length: int) -> None:

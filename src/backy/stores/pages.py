@@ -6,7 +6,7 @@ An index has a twin, too. Each read checks the hash; a bad copy is replaced by t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from backy.errors import DamagedError, StoreError, translated
@@ -35,7 +35,7 @@ class Pages:
     def __init__(self, root: Place, codec: Codec) -> None:
         self.codec = codec
         self._twins = NamedFiles(root / "twins", cache=Cache.USE)
-        self._copies = NamedFiles(root / "pages", cache=Cache.USE), self._twins
+        self.copies = NamedFiles(root / "pages", cache=Cache.USE), self._twins
         self._notes: list[str] = []
 
     def get(self, name: str, count: int, *, is_checked: bool = False) -> bytes:
@@ -46,7 +46,7 @@ class Pages:
         """
         cache = Cache.AVOID if is_checked else Cache.USE
         good, bad = b"", []
-        for copy in self._copies:
+        for copy in self.copies:
             content = self._read(copy.path(name), name, count, cache)
             if not content:
                 bad.append(copy)
@@ -55,7 +55,7 @@ class Pages:
             if not is_checked:
                 break
         if not good or not is_list(good):
-            path = self._copies[0].path(name)
+            path = self.copies[0].path(name)
             hint = "Another revision may be whole: backy verify shows which are."
             raise DamagedError(f"{path} and its twin are missing or damaged", hint)
         for copy in bad:
@@ -109,13 +109,6 @@ class Pages:
             elif other and not content:
                 self.mend_index(path, other)
 
-    def heal(self, name: str, content: bytes) -> None:
-        """Store a page again that was lost. Raises StoreError."""
-        for copy in self._copies:
-            path = copy.path(name)
-            with translated(StoreError, f"writing {path}"):
-                copy.repair(path, content, len(content))
-
     def take_notes(self) -> list[str]:
         """What was found since the last call: a sentence for each bad copy."""
         notes, self._notes = self._notes, []
@@ -124,7 +117,7 @@ class Pages:
     def put(self, content: bytes) -> tuple[str, int]:
         """Keep a page; return its digest, and how many bytes were written."""
         name = self.codec.digest(content)
-        return name, sum(self._put(copy, name, content) for copy in self._copies)
+        return name, sum(self._put(copy, name, content) for copy in self.copies)
 
     def put_twin(self, name: str, content: bytes) -> int:
         """Keep the twin of an index; return how many bytes were written."""
@@ -144,14 +137,8 @@ class Pages:
     def has_both(self, name: str) -> bool:
         """Whether both copies of a page have a name."""
         with translated(StoreError, f"looking for page {name}"):
-            return all(copy.path(name).exists() for copy in self._copies)
+            return all(copy.path(name).exists() for copy in self.copies)
 
     def twin(self, name: str) -> Place:
         """Where the twin of an index is."""
         return self._twins.path(name)
-
-    def remove_unused(
-        self, is_used: Callable[[str], bool], leave: Callable[[Place], None] = lambda _: None
-    ) -> int:
-        """Delete all pages and twins that are not used; return how many bytes that freed."""
-        return sum(copy.remove_unused(is_used, leave) for copy in self._copies)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+from collections.abc import Callable
 
-from backy.errors import DamagedError
+from backy.errors import DamagedError, StoreError, translated
 from backy.stores.index import Index
+from backy.stores.named_files import NamedFiles
 from backy.stores.pages import LINE
+from backy.system import folders
+from backy.system.place import Place
 
+_PREFIX = re.compile("[0-9a-f]{2}")  # of digests, the name of a folder
+_DIGEST = re.compile("[0-9a-f]{64}")
 _DIGEST_BITS = 28  # of each digest, which UsedDigests looks at; it takes 2**28 bits: 32 MiB
 
 
@@ -48,13 +55,45 @@ class Used:
         self.unknown.append(text)
         self._all_pages_known = False
 
-    def is_page(self, digest: str) -> bool:
-        """Whether a page, or an index, may be in use."""
+    def remove_other_pages(self, pages: NamedFiles, leave: Callable[[Place], None]) -> int:
+        """Delete the pages and indexes that are surely not used; see `_remove`."""
+        return _remove(pages, self._is_page, leave)
+
+    def remove_other_blocks(self, chunks: NamedFiles, leave: Callable[[Place], None]) -> int:
+        """Delete the blocks that are surely not used; see `_remove`. May keep a few."""
+        return _remove(chunks, self.is_block, leave)
+
+    def _is_page(self, digest: str) -> bool:
         return not self._all_pages_known or digest in self._pages
 
     def is_block(self, digest: str) -> bool:
-        """Whether a block may be in use."""
+        """Whether a block may be in use; see UsedDigests."""
         return bool(self.unknown) or not self._blocks or digest in self._blocks
+
+
+def _remove(
+    files: NamedFiles, is_used: Callable[[str], bool], leave: Callable[[Place], None]
+) -> int:
+    """Delete the files whose digest is not used; return how many bytes that freed.
+
+    What is not named by a digest was not made by backy. It stays, and `leave` gets it. Raises
+    StoreError.
+    """
+    freed = 0
+    for folder in (files.folder / name for name in folders.list_folder(files.folder)):
+        if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
+            leave(folder)
+            continue
+        for file in (folder / name for name in folders.list_folder(folder)):
+            is_draft = file.name.startswith(".")
+            digest = file.name.lstrip(".").partition(".")[0]
+            is_complete = file.name == digest + files.suffix
+            if not (_DIGEST.fullmatch(digest) and (is_complete or is_draft)):
+                leave(file)
+            elif is_draft or not is_used(digest):
+                with translated(StoreError, f"removing {file}"):
+                    freed += folders.remove_file(file)
+    return freed
 
 
 class UsedDigests:
