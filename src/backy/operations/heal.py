@@ -7,7 +7,7 @@ Content is good if it has the hash that the index says, wherever it comes from: 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,17 +18,16 @@ from backy.errors import DamagedError, NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import Extent, Kind, merge, merge_ranges
 from backy.model.revision import Revision, Trust
+from backy.operations import page_heal
 from backy.operations.origin import Origin, failures
 from backy.repository import quarantine
 from backy.repository.quarantine import Occurrence, Report
 from backy.repository.repository import Repository
 from backy.stores.blocks import StoredImage
-from backy.stores.codec import Codec
 from backy.stores.index import PAGE_LINES, Found
 from backy.system import process
 from backy.system.files import Cache
 
-_Read = Callable[[int], bytes | None]  # gives the content of a block of a disk
 _MOST_TRIED = 100  # places where a block's content should be, before it is given up
 _MOST_RANGES = 1000  # of a revision; with more than that, a whole disk counts as damaged
 
@@ -212,53 +211,22 @@ class Healer:
 
     def _heal_page(self, stored: StoredDisk, page: int, reason: str) -> list[Damage]:
         """Make a lost page again from the blocks that it names, or distrust its revisions."""
-        index = stored.image.index
-        name = index.name(page)
+        name = stored.image.index.name(page)
         if name in self._handled:
             return []
         self._handled.add(name)
         self._open_all()
-        holders = [stored, *self._opened]
-        places = [
-            (holder, number)
-            for holder in holders
-            for number, each in enumerate(holder.image.index.names())
-            if each == name
-        ]
-        healed = self._page_again(places, name)
-        lost = {_page_range(holder, number) for holder, number in places}
+        places = page_heal.places_of(name, [stored, *self._opened])
+        healed = None
+        try:
+            healed = page_heal.make_again(self.repository, self.origins, places, name)
+        except StoreError as error:
+            self.watcher.warn(f"healing failed: {error.message}")
+        lost = {page_heal.range_of(holder, number) for holder, number in places}
         if not healed:
             self._warn_of_failures()
             self.distrust(lost)
         return _joined(Damage(**asdict(each), reason=reason, healed=healed) for each in lost)
-
-    def _page_again(self, places: Sequence[tuple[StoredDisk, int]], name: str) -> str | None:
-        """Make a page again from the blocks that it names; give where those are from."""
-        codec, tried = self.repository.codec, set[tuple[str, str, int]]()
-        for stored, page in islice(places, _MOST_TRIED):
-            first = page * PAGE_LINES
-            numbers = range(first, first + stored.image.index.lines_of(page))
-            for title, read in self._readers(stored):
-                if (title, stored.disk, page) in tried:
-                    continue
-                tried.add((title, stored.disk, page))
-                lines = _lines(read, numbers, codec)
-                if codec.digest(lines) == name:
-                    try:
-                        self.repository.store.pages.put(lines)
-                    except StoreError as error:
-                        self.watcher.warn(f"healing failed: {error.message}")
-                        return None
-                    return title
-        return None
-
-    def _readers(self, stored: StoredDisk) -> Iterator[tuple[str, _Read]]:
-        """Who may have the blocks of a disk, although nobody knows their digests."""
-        if not self.repository.store.shares_blocks:
-            title = f"revision {stored.revision.id}"
-            yield title, partial(stored.image.read_stored, digest="")
-        for origin in self.origins:
-            yield origin.name, partial(origin.read, stored.revision, stored.disk, digest="")
 
     def _open_all(self) -> None:
         """Open every disk of the history that has a good index.
@@ -398,24 +366,6 @@ def _ranges(stored: StoredDisk, numbers: Iterable[int]) -> list[Occurrence]:
     if len(ranges) > _MOST_RANGES:
         ranges = [Extent(0, index.size, Kind.DATA)]
     return [Occurrence(stored.revision.id, stored.disk, bad.start, bad.length) for bad in ranges]
-
-
-def _page_range(stored: StoredDisk, page: int) -> Occurrence:
-    index = stored.image.index
-    start = page * PAGE_LINES * index.block_size
-    length = min(PAGE_LINES * index.block_size, index.size - start)
-    return Occurrence(stored.revision.id, stored.disk, start, length)
-
-
-def _lines(read: _Read, numbers: Iterable[int], codec: Codec) -> bytes:
-    """The page that names these blocks, as `read` gives them; b"" if it does not have them all."""
-    lines = []
-    for number in numbers:
-        block = read(number)
-        if not block:
-            return b""
-        lines.append(f"{codec.digest(block)}\n".encode())
-    return b"".join(lines)
 
 
 def _joined(damages: Iterable[Damage]) -> list[Damage]:

@@ -22,7 +22,7 @@ from backy.stores.index import (
     Index,
     PagedIndex,
     block_count,
-    hash_of,
+    check_hash,
 )
 from backy.stores.pages import LINE, Pages
 from backy.system import files
@@ -208,38 +208,33 @@ def checked_index(path: Place, disk: Disk, codec: Codec, shelf: Pages | None) ->
 
     Raises DamagedError if its hash is not the one recorded in `disk`, and its twin is no better.
     """
-    blocks = block_count(disk.size, disk.block_size)
-    count = block_count(blocks, PAGE_LINES) if shelf else blocks
-    file = _opened_list(path, disk.index_hash, count, codec, shelf)
-    with file:
-        if shelf:
-            yield PagedIndex(file, disk.size, disk.block_size, shelf)
-        else:
+    count = block_count(disk.size, disk.block_size)
+    paths = [path]
+    if shelf:
+        count = block_count(count, PAGE_LINES)
+        paths.append(shelf.twin(disk.index_hash))
+    with _first_good(paths, disk.index_hash, count, codec) as file:
+        if not shelf:
             yield FlatIndex(file, disk.size, disk.block_size, codec)
+            return
+        if file.path != path:
+            shelf.mend(path, file.read_bytes(0, count * LINE))
+        yield PagedIndex(file, disk.size, disk.block_size, shelf)
 
 
-def _opened_list(
-    path: Place, name: str, count: int, codec: Codec, shelf: Pages | None
-) -> files.File:
-    """The list at `path`, if it has the digest `name`; or its twin in `shelf`, which mends it."""
-    try:
-        return _with_hash(path, name, count, codec)
-    except DamagedError as error:
-        if not shelf or not error.is_damage:
-            raise
-        try:
-            twin = _with_hash(shelf.twin(name), name, count, codec)
-        except DamagedError:
-            raise error from error.__cause__
-        shelf.mend_index(path, twin.read_bytes(0, count * LINE))
-        return twin
-
-
-def _with_hash(path: Place, name: str, count: int, codec: Codec) -> files.File:
+def _first_good(paths: Sequence[Place], name: str, count: int, codec: Codec) -> files.File:
+    """The first of these lists that has the digest `name`. Raises the error of the first."""
     hint = "This revision cannot be restored. Use another one, and remove this one."
-    with ExitStack() as stack, translated(DamagedError, f"reading {path}", hint):
-        file = stack.enter_context(files.open_to_read(path))
-        if hash_of(file, count, codec) != name:
-            raise DamagedError(f"{path} is not the index that was published", hint)
-        stack.pop_all()
-    return file
+    errors = []
+    for path in paths:
+        try:
+            with ExitStack() as stack, translated(DamagedError, f"reading {path}", hint):
+                file = stack.enter_context(files.open_to_read(path))
+                check_hash(file, count, name, codec)
+                stack.pop_all()
+                return file
+        except DamagedError as error:
+            if not error.is_damage:
+                raise
+            errors.append(error)
+    raise errors[0]

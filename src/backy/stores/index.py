@@ -266,15 +266,13 @@ def read_list(file: files.File, first: int, count: int) -> bytes:
         lines = file.read_bytes(first * LINE, count * LINE)
     except OSError as error:
         raise DamagedError(f"reading {file.path}: {error.strerror}") from error
-    if len(lines) != count * LINE:
-        raise DamagedError(f"{file.path} ends in line {first + len(lines) // LINE}")
-    if not is_list(lines):
-        raise DamagedError(f"{file.path}: a line after {first} is not a hash")
+    if len(lines) != count * LINE or not is_list(lines):
+        raise DamagedError(f"{file.path} has no hash in line {first + 1}, or in one after that")
     return lines
 
 
-def hash_of(file: files.File, count: int, codec: Codec) -> str:
-    """The digest of a list of `count` lines. Raises DamagedError if it is none."""
+def check_hash(file: files.File, count: int, name: str, codec: Codec) -> None:
+    """Raises DamagedError unless a file is a list of `count` lines with the digest `name`."""
     if file.size() != count * LINE:
         raise DamagedError(f"{file.path} has {file.size()} bytes, not {count * LINE}")
 
@@ -283,4 +281,5 @@ def hash_of(file: files.File, count: int, codec: Codec) -> str:
             signals.obey()
             yield read_list(file, first, min(_PIECE, count - first))
 
-    return codec.digest_of_pieces(pieces())
+    if codec.digest_of_pieces(pieces()) != name:
+        raise DamagedError(f"{file.path} is not the index that was published")

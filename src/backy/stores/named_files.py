@@ -81,7 +81,7 @@ class NamedFiles:
             folders.remove_tree(path)  # a file cannot be renamed over a folder
         self.replace(path, content, length)
         folders.sync_folder(path.parent)
-        folders.sync_folder(self.folder)
+        folders.sync_folder(path.parent.parent)
 
 
 def _fill(file: File, content: bytes | memoryview, length: int) -> None:

@@ -6,17 +6,17 @@ An index has a twin, too. Each read checks the hash; a bad copy is replaced by t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.stores.codec import Codec
 from backy.stores.named_files import NamedFiles
-from backy.system import files, folders
+from backy.system import files
 from backy.system.files import Cache
 from backy.system.place import Place
 
 LINE = 65  # bytes: 64 hex digits and a newline
+_MOST_NOTES = 10
 _DIGITS = b"0123456789abcdef"
 
 
@@ -47,9 +47,10 @@ class Pages:
         cache = Cache.AVOID if is_checked else Cache.USE
         good, bad = b"", []
         for copy in self.copies:
-            content = self._read(copy.path(name), name, count, cache)
+            path = copy.path(name)
+            content = self._read(path, name, count, cache)
             if not content:
-                bad.append(copy)
+                bad.append(path)
                 continue
             good = content
             if not is_checked:
@@ -58,8 +59,8 @@ class Pages:
             path = self.copies[0].path(name)
             hint = "Another revision may be whole: backy verify shows which are."
             raise DamagedError(f"{path} and its twin are missing or damaged", hint)
-        for copy in bad:
-            self._repair(copy, name, good)
+        for path in bad:
+            self.mend(path, good)
         return good
 
     def _read(self, path: Place, name: str, count: int, cache: Cache) -> bytes:
@@ -78,26 +79,17 @@ class Pages:
         is_whole = len(content) == count * LINE and self.codec.digest(content) == name
         return content if is_whole else b""
 
-    def _repair(self, copy: NamedFiles, name: str, content: bytes) -> None:
-        """Replace a bad copy. In a repository that is read-only or full, the good one must do."""
-        path = copy.path(name)
-        with self._noted(path):
-            copy.repair(path, content, len(content))
+    def mend(self, path: Place, content: bytes) -> None:
+        """Replace a bad page or index by its other copy, whose `content` is good.
 
-    def mend_index(self, path: Place, content: bytes) -> None:
-        """Replace a bad index by its twin, whose `content` is good."""
-        with self._noted(path):
-            self._twins.replace(path, content, len(content))
-            folders.sync_folder(path.parent)
-
-    @contextmanager
-    def _noted(self, path: Place) -> Iterator[None]:
+        In a repository that is read-only or full, the good copy must do.
+        """
         try:
-            yield
+            self._twins.repair(path, content, len(content))
         except OSError as error:
             self._notes.append(f"{path} is damaged, and cannot be replaced: {error.strerror}")
         else:
-            self._notes.append(f"{path} was damaged; its twin was good and replaced it")
+            self._notes.append(f"{path} was damaged; its other copy was good and replaced it")
 
     def check_index(self, path: Place, name: str, count: int) -> None:
         """Read an index of `count` lines and its twin from the medium; repair one by the other."""
@@ -105,14 +97,15 @@ class Pages:
         with suppress(DamagedError):
             content, other = (self._read(each, name, count, Cache.AVOID) for each in (path, twin))
             if content and not other:
-                self._repair(self._twins, name, content)
+                self.mend(twin, content)
             elif other and not content:
-                self.mend_index(path, other)
+                self.mend(path, other)
 
     def take_notes(self) -> list[str]:
         """What was found since the last call: a sentence for each bad copy."""
         notes, self._notes = self._notes, []
-        return notes
+        more = len(notes) - _MOST_NOTES
+        return [*notes[:_MOST_NOTES], *[f"so it was with {more} more such files"] * (more > 0)]
 
     def put(self, content: bytes) -> tuple[str, int]:
         """Keep a page; return its digest, and how many bytes were written."""

@@ -242,15 +242,6 @@ class File:
             wanted = _FSXATTR.pack(flags | _COWEXTSIZE, extent_size, extents, project, PAGE)
             fcntl.ioctl(self.descriptor, _FSSETXATTR, wanted)
 
-    def copy_from(self, original: File, length: int) -> None:
-        """Copy the first `length` bytes of `original`, sharing extents if the file system can."""
-        done = 0
-        while left := length - done:
-            moved = os.copy_file_range(original.descriptor, self.descriptor, left, done, done)
-            if not moved:
-                raise OSError(errno.EIO, f"{original.path} ends at {done}, not at {length} bytes")
-            done += moved
-
     def extents(self, size: int) -> Iterator[Extent]:
         """Data and holes, over [0, size), as the file system reports them. A device is all data."""
         if self.is_device:

@@ -1,0 +1,86 @@
+"""Make a page again that is lost in both copies: hash the blocks that it names.
+
+The digests of these blocks are not known, but that of the page is, so the result is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from backy.operations.origin import Origin
+from backy.repository.quarantine import Occurrence
+from backy.repository.repository import Repository
+from backy.stores.codec import Codec
+from backy.stores.index import PAGE_LINES
+
+if TYPE_CHECKING:
+    from backy.operations.heal import StoredDisk
+
+_MOST_TRIED = 100  # places where the blocks should be, before the page is given up
+_Read = Callable[[int], bytes | None]  # gives the content of a block of a disk
+
+
+def places_of(name: str, disks: Iterable[StoredDisk]) -> list[tuple[StoredDisk, int]]:
+    """Where these disks have the page with this digest: the disk, and the number of the page."""
+    return [
+        (disk, number)
+        for disk in disks
+        for number, each in enumerate(disk.image.index.names())
+        if each == name
+    ]
+
+
+def range_of(disk: StoredDisk, page: int) -> Occurrence:
+    """The range of a disk whose blocks a page names."""
+    index = disk.image.index
+    start = page * PAGE_LINES * index.block_size
+    length = min(PAGE_LINES * index.block_size, index.size - start)
+    return Occurrence(disk.revision.id, disk.disk, start, length)
+
+
+def make_again(
+    repository: Repository,
+    origins: Sequence[Origin],
+    places: Sequence[tuple[StoredDisk, int]],
+    name: str,
+) -> str | None:
+    """Store the page `name` again; return where the blocks are from, or None if nobody has them.
+
+    Asks the images of the revisions that have the page, and `origins`. Raises StoreError.
+    """
+    codec, tried = repository.codec, set[tuple[str, str, int]]()
+    for disk, page in islice(places, _MOST_TRIED):
+        first = page * PAGE_LINES
+        numbers = range(first, first + disk.image.index.lines_of(page))
+        for title, read in _readers(repository, origins, disk):
+            if (title, disk.disk, page) not in tried:
+                tried.add((title, disk.disk, page))
+                lines = _lines(read, numbers, codec)
+                if codec.digest(lines) == name:
+                    repository.store.pages.put(lines)
+                    return title
+    return None
+
+
+def _readers(
+    repository: Repository, origins: Sequence[Origin], disk: StoredDisk
+) -> Iterator[tuple[str, _Read]]:
+    """Who may have the blocks of a disk, although nobody knows their digests."""
+    if not repository.store.shares_blocks:
+        yield f"revision {disk.revision.id}", partial(disk.image.read_stored, digest="")
+    for origin in origins:
+        yield origin.name, partial(origin.read, disk.revision, disk.disk, digest="")
+
+
+def _lines(read: _Read, numbers: Iterable[int], codec: Codec) -> bytes:
+    """The page that names these blocks, as `read` gives them; b"" if it does not have them all."""
+    lines = []
+    for number in numbers:
+        block = read(number)
+        if not block:
+            return b""
+        lines.append(f"{codec.digest(block)}\n".encode())
+    return b"".join(lines)
