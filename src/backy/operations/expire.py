@@ -12,9 +12,11 @@ from backy.operations.site import Site
 from backy.policy.retention import Expiry, expiries
 from backy.repository import trash
 from backy.repository.repository import Repository
-from backy.units import MiB
+from backy.repository.tags import retag
+from backy.units import KiB, MiB
 
-_FILES = 64  # inodes that a revision needs beside its chunks, at most
+_FILES = 64  # inodes that a revision needs beside its chunks and pages, at most
+_PAGE = 16 * KiB  # the space of a page
 
 
 def expire_job(site: Site, job: str, *, is_dry: bool = False) -> list[Expiry]:
@@ -49,14 +51,15 @@ def expire(
             trash.remove(repository, removed)
     for expiry in expired:  # last, because it needs space
         if not expiry.is_removed:
-            repository.retag([expiry.revision], add=set(), drop=set(expiry.drop))
+            retag(repository, [expiry.revision], drop=set(expiry.drop))
     return expired
 
 
 def _is_full(repository: Repository, newest: Revision) -> bool:
     """Whether another revision like the newest one would not fit."""
-    stored = sum(disk.stored for disk in newest.disks.values())
-    files = stored // repository.settings.block_size + _FILES
+    stored = sum(disk.stored + disk.pages for disk in newest.disks.values())
+    pages = sum(disk.pages for disk in newest.disks.values()) // _PAGE
+    files = stored // repository.settings.block_size + pages + _FILES
     with translated(StoreError, f"{repository.name}: asking for the free space"):
         now = os.statvfs(repository.folder)
     is_short_of_files = now.f_files > 0 and now.f_favail < files

@@ -8,13 +8,14 @@ from backy.model.selector import select
 from backy.operations.site import Site
 from backy.repository import trash
 from backy.repository.repository import Repository
+from backy.repository.tags import retag
 from backy.repository.trash import Purged
 
 
 def tag_job(site: Site, job: str, spec: str, add: set[str], drop: set[str]) -> list[Revision]:
     """Add and drop tags of the revisions that `spec` names; return them with their new tags."""
     repository = site.repository(job)
-    return repository.retag(_selected(repository, spec), add=add, drop=drop)
+    return retag(repository, _selected(repository, spec), add=add, drop=drop)
 
 
 def remove_job(site: Site, job: str, spec: str) -> list[Revision]:

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
-from backy.model.names import check_tag, is_job
+from backy.model.names import is_job
 from backy.model.revision import NEWEST_FORMAT, Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
@@ -293,16 +293,6 @@ class Repository:
                 raise NotFoundError(f"{self.name}: revision {revision.id} is gone") from None
             except BlockingIOError:
                 raise BusyError(f"{self.name}: {revision.id} is being purged") from None
-
-    def retag(self, revisions: list[Revision], add: set[str], drop: set[str]) -> list[Revision]:
-        """Add and drop tags; return the revisions with their new tags."""
-        for tag in add | drop:
-            check_tag(tag)
-
-        def tagged(revision: Revision) -> Revision:
-            return replace(revision, tags=tuple(sorted((set(revision.tags) | add) - drop)))
-
-        return [self.change(revision, tagged) for revision in revisions]
 
     def change(self, revision: Revision | str, update: Callable[[Revision], Revision]) -> Revision:
         """Replace a revision.json atomically by what `update` makes of it; return that.

@@ -1,0 +1,30 @@
+"""Add and drop tags of revisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import replace
+
+from backy.model.names import check_tag
+from backy.model.revision import Revision
+from backy.repository.repository import Repository
+
+
+def retag(
+    repository: Repository,
+    revisions: Iterable[Revision],
+    *,
+    add: Set[str] = frozenset(),
+    drop: Set[str] = frozenset(),
+) -> list[Revision]:
+    """Add and drop tags; return the revisions with their new tags.
+
+    Raises ConfigError for an impossible tag, NotFoundError if a revision was removed, StoreError.
+    """
+    for tag in add | drop:
+        check_tag(tag)
+
+    def tagged(revision: Revision) -> Revision:
+        return replace(revision, tags=tuple(sorted((set(revision.tags) | add) - drop)))
+
+    return [repository.change(revision, tagged) for revision in revisions]
