@@ -51,7 +51,7 @@ def expire(
             trash.remove(repository, removed)
     for expiry in expired:  # last, because it needs space
         if not expiry.is_removed:
-            retag(repository, [expiry.revision], drop=set(expiry.drop))
+            retag(repository, [expiry.revision], add=set(), drop=set(expiry.drop))
     return expired
 
 

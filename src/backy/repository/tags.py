@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from dataclasses import replace
 
 from backy.model.names import check_tag
@@ -14,8 +14,8 @@ def retag(
     repository: Repository,
     revisions: Iterable[Revision],
     *,
-    add: Set[str] = frozenset(),
-    drop: Set[str] = frozenset(),
+    add: set[str],
+    drop: set[str],
 ) -> list[Revision]:
     """Add and drop tags; return the revisions with their new tags.
 
