@@ -80,7 +80,7 @@ BUDGETS = (
 MAX_SOURCE = 15_500
 
 # What a restore depends on: this module, every module that it imports, and the plug-ins it chooses.
-# Stores are imported by name, so those are named here; drafts and purges are in modules beside them.
+# Drafts and what purges need are in modules beside the stores.
 RESTORE = "backy.operations.restore"
 RESTORE_PLUGINS = ("backy.stores.chunks", "backy.stores.images", "backy.targets")
 MAX_RESTORE = 4800

@@ -262,27 +262,6 @@ def test_a_file_on_another_file_system_cannot_be_cloned(mounts: Mounts) -> None:
 
 
 @ALL
-@pytest.mark.parametrize("length", [0, 1, PAGE, 3 * PAGE + 5, 4 * PAGE])
-def test_a_copy_takes_the_beginning_of_another_file(folder: Path, length: int) -> None:
-    content = pattern(4 * PAGE)
-    (folder / "origin").write_bytes(content)
-    with files.open_to_read(folder / "origin") as origin, files.create(folder / "copy") as copy:
-        copy.copy_from(origin, length)
-    assert (folder / "copy").read_bytes() == content[:length]
-
-
-@ALL
-def test_a_copy_of_more_than_there_is_fails_and_names_the_file(folder: Path) -> None:
-    (folder / "origin").write_bytes(b"x" * 10)
-    with (
-        files.open_to_read(folder / "origin") as origin,
-        files.create(folder / "copy") as copy,
-        pytest.raises(OSError, match=r"origin ends at 10, not at 11 bytes"),
-    ):
-        copy.copy_from(origin, 11)
-
-
-@ALL
 @CACHES
 def test_a_file_without_a_name_is_a_file_that_leaves_nothing(folder: Path, cache: Cache) -> None:
     with files.create_unnamed(folder, cache) as file:
