@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -47,7 +47,6 @@ class DiskBackup:
         """Back up one disk. `whole` says why it is a full read; it is "" for a delta."""
         base = self._parent if self._parent and name in self._parent.disks else None
         damaged = base.damaged.get(name, ()) if base else ()
-        compared = 0
         with (
             translated(StoreError, f"{self._repository.name}: writing the draft of {name}"),
             draft_disk(
@@ -58,23 +57,12 @@ class DiskBackup:
                 target.discard(start, length)
             tracked = TrackedImage(SourceImage(image, name), target.block_size, damaged)
             read = copy(tracked, target, watcher=self._watcher)
-            if base and tracked.unchanged:
-                checked = blocks_to_check(
-                    tracked.unchanged, target.index, base.time, self._draft.time
-                )
-                changed = target.changed
-                compared = copy(tracked.only(checked), target)
-                if target.changed != changed:
-                    self._distrust(base, name)
-                    read += copy(tracked.only(tracked.unchanged), target)
-            while lost := target.lost():
-                self._warnings.append(f"disk {name}: pages of its index were lost; read again")
-                read += copy(tracked.only(lost), target)
+            more, compared = self._check(name, base, tracked, target)
             disk = Disk(
                 size=image.size,
                 block_size=target.block_size,
                 index_hash=target.finish(),
-                read=read + compared,
+                read=read + more + compared,
                 changed=target.changed,
                 stored=target.stored,
                 compared=compared,
@@ -89,6 +77,37 @@ class DiskBackup:
             looked_up=reader.looked_up,
             pages=target.index.page_bytes,
         )
+
+    def _check(
+        self, name: str, base: Revision | None, tracked: TrackedImage, target: BlockDraft
+    ) -> tuple[int, int]:
+        """Read again what the index lost, and compare some blocks that are called unchanged.
+
+        Returns how many bytes were read for the draft, and how many were compared.
+        """
+        checked: list[range] = []
+        if base and tracked.unchanged:
+            checked = blocks_to_check(tracked.unchanged, target.index, base.time, self._draft.time)
+        # First, because a line that is lost would look like a block that changed.
+        read = self._read_lost(name, tracked, target, checked)
+        changed = target.changed
+        compared = copy(tracked.only(checked), target) if checked else 0
+        if base and target.changed != changed:
+            self._distrust(base, name)
+            read += copy(tracked.only(tracked.unchanged), target)
+            read += self._read_lost(name, tracked, target)
+        return read, compared
+
+    def _read_lost(
+        self, name: str, tracked: TrackedImage, target: BlockDraft, checked: Iterable[range] = ()
+    ) -> int:
+        """Read all blocks of the parent's pages that are lost; return how many bytes those are."""
+        read = 0
+        while lost := target.lost(checked):
+            count = counted(len(lost), "page")
+            self._warnings.append(f"disk {name}: {count} of the parent's index lost; read again")
+            read += copy(tracked.only(lost), target)
+        return read
 
     def _read_back(self, name: str, disk: Disk, source: Image, target: BlockDraft) -> ReadBack:
         """Check what is stored now; store again from the source what is missing or bad."""

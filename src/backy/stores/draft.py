@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from backy.errors import StoreError, translated
@@ -12,7 +12,7 @@ from backy.model.extent import Kind
 from backy.model.revision import Revision
 from backy.stores import Store
 from backy.stores.blocks import Blocks
-from backy.stores.index import block_count
+from backy.stores.index import block_count, by_page
 from backy.stores.index_draft import IndexDraft
 from backy.system import files, folders
 from backy.system.place import Place
@@ -88,9 +88,15 @@ class BlockDraft:
         first, end = (min(number, self.index.blocks) for number in (first, end))
         self.index.discard(first, end - first)
 
-    def lost(self) -> list[range]:
-        """The blocks that must be written because pages of the parent are lost; each once."""
+    def lost(self, needed: Iterable[range] = ()) -> list[range]:
+        """The blocks that must be written because pages of the parent are lost; each only once.
+
+        Looks whether the pages have files for a moment, and reads those of the blocks `needed`.
+        """
         self.index.look_up()
+        for blocks in needed:
+            for page, _, _ in by_page(blocks.start, blocks.stop):
+                self.index.page(page)
         return self.index.take_lost()
 
     def finish(self) -> str:
