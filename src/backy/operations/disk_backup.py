@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from backy.errors import NotFoundError, StoreError, translated
+from backy.errors import DamagedError, NotFoundError, StoreError, translated
 from backy.image.copy import copy
 from backy.image.image import Image
 from backy.image.progress import Watcher
@@ -68,15 +68,7 @@ class DiskBackup:
                 compared=compared,
                 whole=whole,
             )
-            reader = self._read_back(name, disk, tracked, target)
-            if reader.rewritten:
-                disk = replace(disk, index_hash=target.finish())
-        return replace(
-            disk,
-            read_back=reader.read,
-            looked_up=reader.looked_up,
-            pages=target.index.page_bytes,
-        )
+            return self._read_back(name, disk, tracked, target)
 
     def _check(
         self, name: str, base: Revision | None, tracked: TrackedImage, target: BlockDraft
@@ -109,8 +101,29 @@ class DiskBackup:
             read += copy(tracked.only(lost), target)
         return read
 
-    def _read_back(self, name: str, disk: Disk, source: Image, target: BlockDraft) -> ReadBack:
+    def _read_back(self, name: str, disk: Disk, tracked: TrackedImage, target: BlockDraft) -> Disk:
         """Check what is stored now; store again from the source what is missing or bad."""
+        try:
+            reader = self._read_stored(name, disk, tracked, target)
+        except DamagedError:
+            lost = self._read_lost(name, tracked, target, [range(target.index.blocks)])
+            if not lost:
+                raise
+            disk = replace(disk, read=disk.read + lost, index_hash=target.finish())
+            reader = self._read_stored(name, disk, tracked, target)
+        if reader.rewritten:
+            lost_blocks = counted(reader.rewritten, "stored block")
+            what = f"disk {name}: {lost_blocks} could not be read back"
+            self._warnings.append(f"{what}; stored again from the source")
+            disk = replace(disk, index_hash=target.finish())
+        return replace(
+            disk,
+            read_back=reader.read,
+            looked_up=reader.looked_up,
+            pages=target.index.page_bytes,
+        )
+
+    def _read_stored(self, name: str, disk: Disk, source: Image, target: BlockDraft) -> ReadBack:
         # The draft as a revision, whose id has a dot.
         draft = Revision(
             self._draft.folder.name, self._draft.time, None, 0, Consistency.NONE, {name: disk}
@@ -118,10 +131,6 @@ class DiskBackup:
         with self._repository.store.open(draft, name, Cache.AVOID) as stored:
             reader = ReadBack(source, target, stored)
             reader.run(self._draft.time, is_complete=self._is_verified)
-        if reader.rewritten:
-            lost = counted(reader.rewritten, "stored block")
-            what = f"disk {name}: {lost} could not be read back"
-            self._warnings.append(f"{what}; stored again from the source")
         return reader
 
     def _distrust(self, parent: Revision, name: str) -> None:
