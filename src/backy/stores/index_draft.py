@@ -83,10 +83,15 @@ class IndexDraft(Index):
 
     def _load(self, page: int) -> bytes:
         name = next(self.names(page))
+        return self._get(page, name) if name else UNWRITTEN * self.lines_of(page)
+
+    def _get(self, page: int, name: str, *, is_checked: bool = False) -> bytes:
+        """A page of the parent; unwritten lines if it is lost."""
         try:
-            if name:
-                return self._shelf.get(name, self.lines_of(page))
-        except DamagedError:
+            return self._shelf.get(name, self.lines_of(page), is_checked=is_checked)
+        except DamagedError as error:
+            if not error.is_damage:
+                raise
             self._lose(page)
         return UNWRITTEN * self.lines_of(page)
 
@@ -139,7 +144,7 @@ class IndexDraft(Index):
         for page in (*range(begin, self.pages), *range(begin)):
             name = next(self.names(page))
             if name and not self._shelf.has_both(name):
-                self._load(page)
+                self._get(page, name, is_checked=True)  # which brings a missing copy back
             if time.monotonic() > until:
                 break
 
