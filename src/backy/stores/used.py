@@ -28,12 +28,14 @@ class Used:
     def __init__(self, *, has_named_blocks: bool) -> None:
         self.unknown: list[str] = []
         self._pages: set[str] = set()
+        # Apart from the pages: an index of format 1 with one page has the digest of that page.
+        self._indexes: set[str] = set()
         self._blocks = UsedDigests() if has_named_blocks else None
         self._all_pages_known = True
 
     def add(self, index: Index, index_hash: str) -> None:
         """Add the index with this hash, with its pages and their blocks."""
-        self._pages.add(index_hash)
+        self._indexes.add(index_hash)
         try:
             for page, name in enumerate(index.names()):
                 if name not in self._pages:
@@ -64,7 +66,7 @@ class Used:
         return _remove(chunks, self.is_block, leave)
 
     def _is_page(self, digest: str) -> bool:
-        return not self._all_pages_known or digest in self._pages
+        return not self._all_pages_known or digest in self._pages or digest in self._indexes
 
     def is_block(self, digest: str) -> bool:
         """Whether a block may be in use; see UsedDigests."""
