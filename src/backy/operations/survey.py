@@ -124,26 +124,30 @@ def _hash(*parts: bytes) -> bytes:
 
 def _parts(holder: StoredDisk, where: Range) -> Iterator[_Part]:
     image = holder.image
-    first = where.start // image.block_size
-    end = block_count(min(where.end, image.size), image.block_size)
+    first, end = _blocks_of(holder, where)
     if first < end:
-        locations, names = (
-            image.locations(first, end - first),
-            image.index.names(first // PAGE_LINES),
-        )
-        for page, start, stop in by_page(first, end):
-            yield _Part(holder, page, next(names), start, locations[start - first : stop - first])
+        locations = image.locations(first, end - first)
+        for page, start, stop, name in _pages(holder, first, end):
+            yield _Part(holder, page, name, start, locations[start - first : stop - first])
+
+
+def _blocks_of(holder: StoredDisk, where: Range) -> tuple[int, int]:
+    size = holder.image.block_size
+    return where.start // size, block_count(min(where.end, holder.image.size), size)
+
+
+def _pages(holder: StoredDisk, first: int, end: int) -> Iterator[tuple[int, int, int, str]]:
+    """The pages of these blocks; each with the first block in it, the end, and its digest."""
+    names = holder.image.index.names(first // PAGE_LINES, block_count(end, PAGE_LINES))
+    for (page, start, stop), name in zip(by_page(first, end), names, strict=False):
+        yield page, start, stop, name
 
 
 def check_pages(holders: Sequence[StoredDisk], where: Range, healer: Healer) -> Iterator[Damage]:
     """Read all copies of the pages of a range from the medium; heal them, or give what is lost."""
     for holder in holders:
-        index = holder.image.index
-        first = where.start // index.block_size
-        end = block_count(min(where.end, index.size), index.block_size)
-        names = index.names(first // PAGE_LINES)
-        for page, _, _ in by_page(first, end):
-            yield from healer.check_page(holder, page, next(names))
+        for page, _, _, name in _pages(holder, *_blocks_of(holder, where)):
+            yield from healer.check_page(holder, page, name)
 
 
 class Survey:

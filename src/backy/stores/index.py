@@ -45,8 +45,8 @@ class Index(ABC):
         self._zero_names: dict[int, str] = {}
 
     @abstractmethod
-    def names(self, first: int = 0) -> Iterator[str]:
-        """The digests of the pages from page `first` on; "" for one that is being written."""
+    def names(self, first: int = 0, end: int | None = None) -> Iterator[str]:
+        """The digests of the pages in [first, end); "" for one that is being written."""
 
     @abstractmethod
     def _load(self, page: int) -> bytes:
@@ -54,7 +54,7 @@ class Index(ABC):
 
     def name(self, page: int) -> str:
         """The digest of a page; see `names`."""
-        return next(self.names(page))
+        return next(self.names(page, page + 1))
 
     def page(self, page: int) -> bytes:
         """The lines of a page. Raises DamagedError if it is lost."""
@@ -69,6 +69,10 @@ class Index(ABC):
         Raises DamagedError if there is no good one.
         """
         self.page(page)
+
+    def _end(self, end: int | None) -> int:
+        """The end of a range of pages: at most that of the disk, which another may exceed."""
+        return self.pages if end is None else min(end, self.pages)
 
     def lines_of(self, page: int) -> int:
         """How many lines a page has: 252, or fewer in the last one."""
@@ -161,8 +165,9 @@ class Index(ABC):
         yield from self._extents(since, max(first, whole), end)
 
     def _extents(self, since: Index | None, first: int, end: int) -> Iterator[Extent]:
-        names = self.names(first // PAGE_LINES)
-        old_names = since.names(first // PAGE_LINES) if since else repeat("")
+        pages = first // PAGE_LINES, block_count(end, PAGE_LINES)
+        names = self.names(*pages)
+        old_names = since.names(*pages) if since else repeat("")
         for page, start, stop in by_page(first, end):
             signals.obey()
             name, old_name = next(names), next(old_names, "")
@@ -219,9 +224,9 @@ class FlatIndex(Index):
         super().__init__(file.path, size, block_size, codec)
         self._file = file
 
-    def names(self, first: int = 0) -> Iterator[str]:
+    def names(self, first: int = 0, end: int | None = None) -> Iterator[str]:
         """See Index. Reads the pages to name them."""
-        for page in range(first, self.pages):
+        for page in range(first, self._end(end)):
             yield self.codec.digest(self.page(page))
 
     def _load(self, page: int) -> bytes:
@@ -236,15 +241,12 @@ class PagedIndex(Index):
         self._file = file
         self._shelf = shelf
 
-    def names(self, first: int = 0) -> Iterator[str]:
+    def names(self, first: int = 0, end: int | None = None) -> Iterator[str]:
         """See Index. Raises DamagedError if the file cannot be read any more."""
-        for start in range(first, self.pages, _PIECE):
-            count = min(_PIECE, self.pages - start)
+        end = self._end(end)
+        for start in range(first, end, _PIECE):
+            count = min(_PIECE, end - start)
             yield from read_list(self._file, start, count).decode().split()
-
-    def name(self, page: int) -> str:
-        """See Index."""
-        return read_list(self._file, page, 1)[:-1].decode()
 
     def _load(self, page: int) -> bytes:
         try:

@@ -69,9 +69,9 @@ class IndexDraft(Index):
     def _name(self, page: int, line: bytes) -> None:
         self._names[page * LINE : (page + 1) * LINE] = line
 
-    def names(self, first: int = 0) -> Iterator[str]:
+    def names(self, first: int = 0, end: int | None = None) -> Iterator[str]:
         """See Index."""
-        for page in range(first, self.pages):
+        for page in range(first, self._end(end)):
             line = self._names[page * LINE : (page + 1) * LINE]
             yield "" if page in self._changed or line == UNWRITTEN else line[:-1].decode()
 
@@ -82,7 +82,7 @@ class IndexDraft(Index):
         return self._scratch.read_bytes(page * PAGE_LINES * LINE, self.lines_of(page) * LINE)
 
     def _load(self, page: int) -> bytes:
-        name = next(self.names(page))
+        name = self.name(page)
         return self._get(page, name) if name else UNWRITTEN * self.lines_of(page)
 
     def _get(self, page: int, name: str, *, is_checked: bool = False) -> bytes:
@@ -142,7 +142,7 @@ class IndexDraft(Index):
         until = time.monotonic() + _LOOK_UP_SECONDS
         begin = random.randrange(self.pages)  # noqa: S311 - it keeps nothing secret
         for page in (*range(begin, self.pages), *range(begin)):
-            name = next(self.names(page))
+            name = self.name(page)
             if name and not self._shelf.has_both(name):
                 self._get(page, name, is_checked=True)  # which brings a missing copy back
             if time.monotonic() > until:
