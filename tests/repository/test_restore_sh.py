@@ -807,8 +807,8 @@ def copies(repository: Handmade, number: int) -> tuple[Path, Path]:
     return page, repository.twin(page)
 
 
-def changed(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(change(path.read_bytes())) and None
+def changed(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
 def other_digit(lines: bytes) -> bytes:
