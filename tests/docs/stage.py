@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import backy
-from tests.docs.markdown import Block
+from tests.docs.markdown import PROJECT, Block
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MARK = "@@@ next command @@@"
@@ -135,11 +135,23 @@ def steady(output: str) -> str:
     return "".join(f"{line}\n" for line in lines if line)
 
 
-_FIND_BLOCK = """cd /srv/backy/vm1
+# The list of all blocks of a revision, by way of its pages.
+_LIST = """list() { sed 's|^..|pages/&/&|' "$1/vda.blocks" | xargs cat; }"""
+_FIND_BLOCK = f"""cd /srv/backy/vm1
+        {_LIST}
         set -- revisions/2*
-        chunk=$(grep -vxFf "$1/vda.blocks" revisions/REV/vda.blocks |
+        list "$1" >~/older.list
+        chunk=$(list revisions/REV | grep -vxFf ~/older.list |
             sed 's|^..|chunks/&/&|; s|$|.zst|' | xargs ls -S | sed -n 1p)
         hash=$(basename "$chunk" .zst)"""
+# No backy of today makes format 1: tests/lab/handmade.py makes it from the description.
+_FORMAT_1 = f"""cd "{PROJECT}" && "{sys.executable}" - <<END
+from pathlib import Path
+from tests.lab.handmade import Handmade
+repository = Handmade(Path("$STAGE/srv/backy/vm1"), "chunks", format=1)
+repository.make()
+repository.add("20261123T004938Z-x7k2", {{"vda": Path("$STAGE/images/vm1.img").read_bytes()}})
+END"""
 # The paths in it are written by the shell, which knows where the stage is.
 _CONFIGURE = """cat >/etc/backy/backy.yaml <<END
 global: {socket: $PWD/socket}
@@ -170,10 +182,16 @@ _ACTIONS = {
     "damage": f"""set -e
         {_FIND_BLOCK}
         truncate -s -1 "chunks/$(printf %.2s "$hash")/$hash.zst\"""",
+    "format-1": f"STAGE=$PWD; {_FORMAT_1}",
+    # One page is gone, and all others have lost their end.
+    "lost-pages": """cd /srv/backy/vm1
+        set -- pages/??/*
+        rm "$1"; shift
+        truncate -s -1 "$@\"""",
     "unreadable": "printf '{' >/srv/backy/vm1/revisions/REV/revision.json",
     # The machine writes to that block, which then is nowhere as it was.
     "overwrite": f"""set -e
         {_FIND_BLOCK}
-        line=$(sed -n "/$hash/=" revisions/REV/vda.blocks)
+        line=$(list revisions/REV | sed -n "/$hash/=")
         printf new | dd of=/images/vm1.img bs=1 seek=$((line * 1048576 - 4096)) conv=notrunc""",
 }

@@ -23,7 +23,8 @@ JSON_FILES = ("repository.json", "revision.json", "scrub.json", "report.json", "
 NAMED = ("disks.", "damaged.", "lengths.")  # fields whose keys are the names of disks
 # What three bytes on the medium do to the first block of disk vda, in every revision.
 DAMAGE = {
-    "chunks": """hash=$(cat revisions/*/vda.blocks | head -n 1)
+    "chunks": """page=$(cat revisions/*/vda.blocks | head -n 1)
+        hash=$(head -n 1 pages/$(printf %.2s $page)/$page)
         chunk=chunks/$(printf %.2s $hash)/$hash.zst
         printf rot | dd of=$chunk bs=1 seek=20 conv=notrunc""",
     "images": """for image in revisions/*/vda.img; do

@@ -21,10 +21,13 @@ MISSING = no_mounts() or absent("b3sum", "debugfs", "losetup", "mkfs.ext4", "zst
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 
 
-def commands(case: str) -> Iterator[str]:
+def commands(case: str, version: int = 2) -> Iterator[str]:
     """The blocks that the page marks for a case; without a mark, for both healthy stores."""
+    formats = {"format1", "format2"}
     for block in BLOCK.finditer(PAGE.read_text()):
-        if case in (block["cases"].split() or ["chunks", "images"]):
+        words = set(block["cases"].split())
+        cases, versions = words - formats, words & formats
+        if case in (cases or {"chunks", "images"}) and f"format{version}" in (versions or formats):
             yield block["commands"]
 
 
@@ -61,7 +64,8 @@ def device(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def repository(request: pytest.FixtureRequest, tmp_path: Path, disk: bytes) -> Handmade:
-    repository = Handmade(tmp_path / "vm1", request.param)
+    store, version = request.param
+    repository = Handmade(tmp_path / "vm1", store, format=version)
     repository.make()
     repository.add("20261122T004938Z-a1b2", {"vda": disk[:MIB]})
     repository.add(REV, {"vda": disk})
@@ -91,12 +95,16 @@ def checked(block: str) -> str:
     return f'{fill}{block}cmp -n {size} {restores[2]} "$EXPECTED"\n'
 
 
-@pytest.mark.parametrize("repository", ["chunks", "images"], indirect=True)
+CHUNKS = [pytest.param(("chunks", version), id=f"chunks-format-{version}") for version in (1, 2)]
+IMAGES = [pytest.param(("images", version), id=f"images-format-{version}") for version in (1, 2)]
+
+
+@pytest.mark.parametrize("repository", [*CHUNKS, *IMAGES], indirect=True)
 def test_each_way_of_restoring_gives_the_disk(
     repository: Handmade, folder: Path, device: Path, disk: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / "expected").write_bytes(disk)
-    blocks = [checked(block) for block in commands(repository.store)]
+    blocks = [checked(block) for block in commands(repository.store, repository.format)]
     assert sum("$EXPECTED" in block for block in blocks) == 4
     result = subprocess.run(
         ["sh", "-eu"],
@@ -108,12 +116,13 @@ def test_each_way_of_restoring_gives_the_disk(
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "every block is right" in result.stdout
+    assert ("every page is right" in result.stdout) == (repository.format == 2)
     for way in ("from-mount", "from-debugfs/etc"):
         assert (folder / way / "hostname").read_text() == "vm1\n"
         assert (folder / way / "big").stat().st_size == 5 * MIB
 
 
-@pytest.mark.parametrize("repository", ["chunks"], indirect=True)
+@pytest.mark.parametrize("repository", CHUNKS, indirect=True)
 def test_all_that_is_not_damaged_can_be_saved(
     repository: Handmade, folder: Path, device: Path, disk: bytes
 ) -> None:
@@ -122,7 +131,9 @@ def test_all_that_is_not_damaged_can_be_saved(
     repository.chunk(REV, "vda", 16).unlink()
     result = subprocess.run(
         ["sh", "-u"],
-        input=with_places("\n".join(commands("damaged")), repository, folder, device, disk),
+        input=with_places(
+            "\n".join(commands("damaged", repository.format)), repository, folder, device, disk
+        ),
         text=True,
         capture_output=True,
         check=False,
@@ -132,3 +143,36 @@ def test_all_that_is_not_damaged_can_be_saved(
     assert f"block 16 at byte {16 * MIB}: chunks/" in result.stderr
     expected = disk[: 5 * MIB] + bytes(MIB) + disk[6 * MIB : 16 * MIB] + bytes(512)
     assert (folder / "vda.img").read_bytes() == expected
+
+
+@pytest.mark.parametrize("repository", [CHUNKS[1]], indirect=True)
+def test_lost_pages_and_a_lost_index_come_back_from_their_twins(
+    repository: Handmade, folder: Path, device: Path, disk: bytes
+) -> None:
+    (page,) = repository.pages(REV, "vda")
+    index = repository.index(REV, "vda")
+    before = page.read_bytes(), index.read_bytes()
+    page.unlink()
+    index.unlink()
+    named = f"REV={REV} DISK=vda NEW={folder}\ncd {repository.path}\n"
+    text = with_places("\n".join(commands("lost-pages")), repository, folder, device, disk)
+    result = subprocess.run(
+        ["sh", "-eu"], input=named + text, text=True, capture_output=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (page.read_bytes(), index.read_bytes()) == before
+    assert (folder / "vda.list").read_bytes() == page.read_bytes()
+
+
+@pytest.mark.parametrize("repository", [CHUNKS[1]], indirect=True)
+def test_a_page_that_is_lost_twice_is_zeroes_in_the_list_of_the_blocks(
+    repository: Handmade, folder: Path, device: Path, disk: bytes
+) -> None:
+    (page,) = repository.pages(REV, "vda")
+    page.unlink()
+    repository.twin(page).unlink()
+    (*_, make_list) = commands("lost-pages")
+    named = f"REV={REV} DISK=vda NEW={folder}\ncd {repository.path}\n"
+    text = with_places(make_list, repository, folder, device, disk)
+    subprocess.run(["sh", "-u"], input=named + text, text=True, check=True, capture_output=True)
+    assert (folder / "vda.list").read_text() == ("0" * 64 + "\n") * 252

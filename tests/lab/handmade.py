@@ -16,6 +16,7 @@ import zstandard
 
 RESTORE_SH = Path(__file__).parents[2] / "src" / "backy" / "repository" / "restore.sh"
 MIB = 1024**2
+PAGE = 252  # how many blocks a page names
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +26,20 @@ class Handmade:
     path: Path
     store: Literal["chunks", "images"]
     block_size: int = MIB
+    format: Literal[1, 2] = 2
 
     def make(self) -> None:
         """Make the folder with everything but revisions."""
         self.path.mkdir(parents=True)
-        settings = {"format": 1, "store": self.store, "block_size": self.block_size}
+        settings = {"format": self.format, "store": self.store, "block_size": self.block_size}
         (self.path / "repository.json").write_text(json.dumps(settings, indent=2))
         for name in ("revisions", "trash", "quarantine"):
             (self.path / name).mkdir()
         if self.store == "chunks":
             (self.path / "chunks").mkdir()
+        if self.format == 2:
+            (self.path / "pages").mkdir()
+            (self.path / "twins").mkdir()
         shutil.copy(RESTORE_SH, self.path / "restore.sh")
         (self.path / "restore.sh").chmod(0o755)
 
@@ -50,6 +55,7 @@ class Handmade:
         folder = self.path / "revisions" / revision
         folder.mkdir()
         document = {
+            "format": self.format,
             "id": revision,
             "time": time_of(revision),
             "parent": None,
@@ -64,8 +70,28 @@ class Handmade:
         (folder / "revision.json").write_text(json.dumps(document, indent=2))
 
     def index(self, revision: str, disk: str) -> Path:
-        """The file with one hash a line."""
+        """The list of the pages of a disk, or in format 1 of its blocks: one hash a line."""
         return self.path / "revisions" / revision / f"{disk}.blocks"
+
+    def index_twin(self, revision: str, disk: str) -> Path:
+        """The second copy of the index, which format 1 does not have."""
+        return self.path / list_name("twins", digest_of(self.index(revision, disk).read_bytes()))
+
+    def pages(self, revision: str, disk: str) -> list[Path]:
+        """The files with the pages of a disk, in its order, which format 1 does not have."""
+        digests = self.index(revision, disk).read_text().splitlines()
+        return [self.path / list_name("pages", digest) for digest in digests]
+
+    def twin(self, page: Path) -> Path:
+        """The second copy of a page."""
+        return self.path / list_name("twins", page.name)
+
+    def lines(self, revision: str, disk: str) -> list[str]:
+        """The hashes of the blocks of a disk, whatever the format."""
+        if self.format == 1:
+            return self.index(revision, disk).read_text().splitlines()
+        pages = self.pages(revision, disk)
+        return [digest for page in pages for digest in page.read_text().splitlines()]
 
     def image(self, revision: str, disk: str) -> Path:
         """The plain image, which is there in the store "images" only."""
@@ -73,12 +99,15 @@ class Handmade:
 
     def chunk(self, revision: str, disk: str, block: int) -> Path:
         """The file with that block, which is there in the store "chunks" only."""
-        digest = self.index(revision, disk).read_text().splitlines()[block]
-        return self.path / chunk_name(digest)
+        return self.path / chunk_name(self.lines(revision, disk)[block])
 
     def _add_disk(self, folder: Path, name: str, data: bytes) -> dict[str, object]:
         hashes = [self._add_block(block) for block in blocks(data, self.block_size)]
-        index = "".join(f"{digest}\n" for digest in hashes).encode()
+        index = text_of(hashes)
+        if self.format == 2:
+            pages = [text_of(hashes[at : at + PAGE]) for at in range(0, len(hashes), PAGE)]
+            index = text_of([self._add_list(page, "pages", "twins") for page in pages])
+            self._add_list(index, "twins")
         (folder / f"{name}.blocks").write_bytes(index)
         if self.store == "images":
             write_sparse(folder / f"{name}.img", data)
@@ -90,6 +119,14 @@ class Handmade:
             "changes": {"kind": "full", "size": 3},
         }
 
+    def _add_list(self, text: bytes, *folders: str) -> str:
+        digest = digest_of(text)
+        for folder in folders:
+            path = self.path / list_name(folder, digest)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(text)
+        return digest
+
     def _add_block(self, block: bytes) -> str:
         digest = digest_of(block)
         chunk = self.path / chunk_name(digest)
@@ -100,13 +137,23 @@ class Handmade:
 
 
 def digest_of(content: bytes) -> str:
-    """The name of a block, and the hash of an index."""
+    """The name of a block or page, and the hash of an index."""
     return blake3.blake3(content).hexdigest()
 
 
 def chunk_name(digest: str) -> str:
     """Where the block with this hash is, seen from the repository."""
     return f"chunks/{digest[:2]}/{digest}.zst"
+
+
+def list_name(folder: str, digest: str) -> str:
+    """Where `folder`, which is "pages" or "twins", has the list with this hash."""
+    return f"{folder}/{digest[:2]}/{digest}"
+
+
+def text_of(digests: Sequence[str]) -> bytes:
+    """A page or an index: one hash a line."""
+    return "".join(f"{digest}\n" for digest in digests).encode()
 
 
 def compressed(block: bytes) -> bytes:

@@ -8,7 +8,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ import zstandard
 
 from tests.lab.devices import loop_device, needs_loop_devices
 from tests.lab.dispositions import WITH_DEFAULTS
-from tests.lab.handmade import MIB, RESTORE_SH, Handmade, compressed
+from tests.lab.handmade import MIB, PAGE, RESTORE_SH, Handmade, compressed, digest_of, text_of
 from tests.lab.needs import absent, need
 from tests.lab.volumes import file_system
 from tests.lab.watchdog import ends
@@ -94,9 +94,14 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     return machine
 
 
-def handmade(folder: Path, store: Literal["chunks", "images"], block_size: int = BLOCK) -> Handmade:
+def handmade(
+    folder: Path,
+    store: Literal["chunks", "images"],
+    block_size: int = BLOCK,
+    version: Literal[1, 2] = 2,
+) -> Handmade:
     """An empty repository, at a path that a careless script would split."""
-    repository = Handmade(folder / "a server" / "vm 1", store, block_size)
+    repository = Handmade(folder / "a server" / "vm 1", store, block_size, version)
     repository.make()
     return repository
 
@@ -124,6 +129,22 @@ def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Handmade:
 @pytest.fixture
 def chunked(tmp_path: Path) -> Handmade:
     repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vda": VDA, "vdb": VDB})
+    return repository
+
+
+@pytest.fixture
+def format_1(tmp_path: Path) -> Handmade:
+    """The same in format 1, where an index lists blocks."""
+    repository = handmade(tmp_path, "chunks", version=1)
+    repository.add(REV, {"vda": VDA, "vdb": VDB})
+    return repository
+
+
+@pytest.fixture(params=["format-1", "format-2"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Handmade:
+    """The same in each of the two formats."""
+    repository = handmade(tmp_path, "chunks", version=1 if request.param == "format-1" else 2)
     repository.add(REV, {"vda": VDA, "vdb": VDB})
     return repository
 
@@ -472,19 +493,19 @@ def test_a_program_that_is_missing_is_named(
 
 
 def test_every_block_whose_chunk_is_missing_is_named_and_the_target_is_not_touched(
-    machine: Machine, chunked: Handmade, tmp_path: Path
+    machine: Machine, either: Handmade, tmp_path: Path
 ) -> None:
     (tmp_path / "existing").write_bytes(b"precious")
-    missing = {block: chunked.chunk(REV, "vda", block) for block in (3, 5, 60)}
+    missing = {block: either.chunk(REV, "vda", block) for block in (3, 5, 60)}
     for chunk in missing.values():
         chunk.unlink()
-    said = machine.refuse(chunked, tmp_path / "existing")
+    said = machine.refuse(either, tmp_path / "existing")
     # Block 5 is one of the blocks that repeat, so its chunk is missing from all of them.
     lost = {3: missing[3], **dict.fromkeys(range(2, 60, 3), missing[5]), 60: missing[60]}
     lines = [line for line in said.splitlines() if " at byte " in line]
     assert sorted(lines) == sorted(
         f"restore.sh: block {block} at byte {block * BLOCK}: "
-        f"{chunk.relative_to(chunked.path)} is missing"
+        f"{chunk.relative_to(either.path)} is missing"
         for block, chunk in lost.items()
     )
     assert (tmp_path / "existing").read_bytes() == b"precious"
@@ -509,14 +530,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_every_damaged_block_is_named_and_no_half_restored_file_is_left(
-    machine: Machine, chunked: Handmade, tmp_path: Path, damage: str
+    machine: Machine, either: Handmade, tmp_path: Path, damage: str
 ) -> None:
     for block in (30, 60):
-        DAMAGE[damage](chunked.chunk(REV, "vda", block))
-    said = machine.refuse(chunked, tmp_path / "new")
+        DAMAGE[damage](either.chunk(REV, "vda", block))
+    said = machine.refuse(either, tmp_path / "new")
     lines = [line for line in said.splitlines() if " at byte " in line]
     for line, block in zip(lines, (30, 60), strict=True):
-        chunk = chunked.chunk(REV, "vda", block).relative_to(chunked.path)
+        chunk = either.chunk(REV, "vda", block).relative_to(either.path)
         assert f"block {block} at byte {block * BLOCK}: {chunk} " in line
     assert "FAILED" in said
     assert (tmp_path / "new").read_bytes() == b""
@@ -538,10 +559,10 @@ def test_a_damaged_block_is_noticed_on_a_block_device_too(
 
 @pytest.mark.parametrize("damage", ["flipped-bit", "truncated", "empty", "not-compressed"])
 def test_a_damaged_block_is_noticed_on_stdout_too(
-    machine: Machine, chunked: Handmade, damage: str
+    machine: Machine, either: Handmade, damage: str
 ) -> None:
-    DAMAGE[damage](chunked.chunk(REV, "vda", 30))
-    assert f"block 30 at byte {30 * BLOCK}: " in machine.refuse(chunked, "-")
+    DAMAGE[damage](either.chunk(REV, "vda", 30))
+    assert f"block 30 at byte {30 * BLOCK}: " in machine.refuse(either, "-")
 
 
 def test_only_the_disk_with_the_damage_cannot_be_restored(
@@ -552,43 +573,43 @@ def test_only_the_disk_with_the_damage_cannot_be_restored(
     assert (tmp_path / "new").read_bytes() == VDB
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda index: index[65:], id="a-line-is-missing"),
-        pytest.param(lambda index: index + index[:65], id="a-line-too-much"),
-        pytest.param(lambda index: index[:-1], id="no-newline-at-the-end"),
-        pytest.param(lambda _: b"", id="empty"),
-        pytest.param(lambda index: bytes(len(index)), id="zeroes"),
-        pytest.param(lambda index: index[:130] + b"G" + index[131:], id="no-hex-digit"),
-        pytest.param(lambda index: index[:64] + b"a" + index[65:], id="two-lines-joined"),
-        pytest.param(lambda index: index[:65] + index[65:130].upper() + index[130:], id="upper"),
-    ],
-)
+LIST_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "a-line-is-missing": lambda lines: lines[65:],
+    "a-line-too-much": lambda lines: lines + lines[:65],
+    "no-newline-at-the-end": lambda lines: lines[:-1],
+    "empty": lambda _: b"",
+    "zeroes": lambda lines: bytes(len(lines)),
+    "no-hex-digit": lambda lines: lines[:30] + b"G" + lines[31:],
+    "two-lines-joined": lambda lines: lines[:64] + b"a" + lines[65:],
+    "upper": lambda lines: lines[:65].upper() + lines[65:],
+}
+
+
+@pytest.mark.parametrize("damage", LIST_DAMAGE)
 def test_a_damaged_index_is_found_before_the_target_is_touched(
-    machine: Machine, chunked: Handmade, tmp_path: Path, damage: Callable[[bytes], bytes]
+    machine: Machine, format_1: Handmade, tmp_path: Path, damage: str
 ) -> None:
     (tmp_path / "existing").write_bytes(b"precious")
-    index = chunked.index(REV, "vda")
-    index.write_bytes(damage(index.read_bytes()))
-    assert "vda.blocks is damaged" in machine.refuse(chunked, tmp_path / "existing")
+    index = format_1.index(REV, "vda")
+    index.write_bytes(LIST_DAMAGE[damage](index.read_bytes()))
+    assert "vda.blocks is damaged" in machine.refuse(format_1, tmp_path / "existing")
     assert (tmp_path / "existing").read_bytes() == b"precious"
 
 
 def test_an_index_with_other_hashes_is_found_with_b3sum(
-    machine: Machine, chunked: Handmade, tmp_path: Path
+    machine: Machine, format_1: Handmade, tmp_path: Path
 ) -> None:
-    lines = chunked.index(REV, "vda").read_text().splitlines(keepends=True)
-    chunked.index(REV, "vda").write_text("".join([lines[3], *lines[1:]]))
-    assert "b3sum is not installed, so" in machine.restore(chunked, tmp_path / "new")
+    lines = format_1.index(REV, "vda").read_text().splitlines(keepends=True)
+    format_1.index(REV, "vda").write_text("".join([lines[3], *lines[1:]]))
+    assert "b3sum is not installed, so" in machine.restore(format_1, tmp_path / "new")
     machine.install("b3sum")
-    assert "another index_hash" in machine.refuse(chunked, tmp_path / "new")
+    assert "its hash is not" in machine.refuse(format_1, tmp_path / "new")
 
 
-def test_a_missing_index_is_named(machine: Machine, chunked: Handmade, tmp_path: Path) -> None:
-    chunked.index(REV, "vda").unlink()
-    said = machine.refuse(chunked, tmp_path / "new")
-    assert f"neither {chunked.image(REV, 'vda')} nor {chunked.index(REV, 'vda')}" in said
+def test_a_missing_index_is_named(machine: Machine, format_1: Handmade, tmp_path: Path) -> None:
+    format_1.index(REV, "vda").unlink()
+    said = machine.refuse(format_1, tmp_path / "new")
+    assert f"neither {format_1.image(REV, 'vda')} nor {format_1.index(REV, 'vda')}" in said
 
 
 def test_an_image_of_the_wrong_size_is_found_before_the_target_is_touched(
@@ -659,7 +680,8 @@ CASES += [(place, KINDS[number % len(KINDS)]) for number, place in enumerate(PLA
 def test_nothing_but_a_plain_file_is_opened_and_the_target_is_not_touched(
     machine: Machine, tmp_path: Path, kind: Callable[[Path], None], place: str
 ) -> None:
-    repository = handmade(tmp_path, "images" if place == "vda.img" else "chunks")
+    # In format 2 there is a twin of the index, which would be used.
+    repository = handmade(tmp_path, "images" if place == "vda.img" else "chunks", version=1)
     repository.add(REV, {"vda": VDA})
     folder = repository.path / "revisions" / REV
     kind(repository.chunk(REV, "vda", 30) if place == "chunk" else folder / place)
@@ -674,7 +696,11 @@ def test_nothing_but_a_plain_file_is_opened_and_the_target_is_not_touched(
         assert listed.stdout.decode() == f"{REV}  its revision.json cannot be read  \n"
 
 
-@pytest.mark.parametrize("place", ["revisions", "chunks", "chunks/ab", f"revisions/{REV}"])
+@pytest.mark.parametrize(
+    "place",
+    [f"revisions/{REV}", "revisions"]
+    + [f"{folder}{ab}" for folder in ("chunks", "pages", "twins") for ab in ("", "/ab")],
+)
 def test_a_folder_that_is_a_link_is_refused(
     machine: Machine, chunked: Handmade, tmp_path: Path, place: str
 ) -> None:
@@ -728,13 +754,13 @@ def test_no_text_of_a_repository_speaks_to_the_terminal(machine: Machine, tmp_pa
 
 @pytest.mark.parametrize("value", ["99999999999999999999", "0", "010", "9" * 19, "abc"])
 def test_a_size_that_no_disk_has_is_refused_in_words(
-    machine: Machine, chunked: Handmade, tmp_path: Path, value: str
+    machine: Machine, either: Handmade, tmp_path: Path, value: str
 ) -> None:
     for key, right in (("block_size", BLOCK), ("size", len(VDA))):
-        change(chunked, f'"{key}": {right}', f'"{key}": {value}')
-        (line,) = machine.refuse(chunked, tmp_path / "new").splitlines()
+        change(either, f'"{key}": {right}', f'"{key}": {value}')
+        (line,) = machine.refuse(either, tmp_path / "new").splitlines()
         assert line.startswith("restore.sh: vda of ") or "there is no disk vda" in line
-        listed = machine.run(chunked)
+        listed = machine.run(either)
         assert (listed.returncode, listed.stderr) == (0, b"")
         assert not (tmp_path / "new").exists()
 
@@ -752,6 +778,297 @@ def test_a_restored_disk_is_for_its_owner_alone(
         os.umask(before)
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "existing").stat().st_mode & 0o777 == 0o640
+
+
+# Pages and their twins.
+
+# Two kinds of blocks in an order that differs from page to page; zeroes are one page, used twice.
+_SOURCE = random.Random(3)
+_KINDS = [_SOURCE.randbytes(BLOCK) for _ in range(2)]
+DATA_PAGES = [b"".join(_SOURCE.choices(_KINDS, k=PAGE)) for _ in range(2)]
+PAGED = DATA_PAGES[0] + bytes(2 * PAGE * BLOCK) + DATA_PAGES[1] + content(60, 1000)
+SPAN = PAGE * BLOCK
+
+
+@pytest.fixture
+def paged(tmp_path: Path) -> Handmade:
+    """A disk of five pages, of which two are the same file and the last is shorter."""
+    repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vda": PAGED, "vdb": VDB})
+    pages = repository.pages(REV, "vda")
+    assert [page.stat().st_size for page in pages] == [*[65 * PAGE] * 4, 65 * 61]
+    assert pages[1] == pages[2]
+    return repository
+
+
+def copies(repository: Handmade, number: int) -> tuple[Path, Path]:
+    """A page and its twin."""
+    page = repository.pages(REV, "vda")[number]
+    return page, repository.twin(page)
+
+
+def changed(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def other_digit(lines: bytes) -> bytes:
+    return (b"1" if lines[:1] == b"0" else b"0") + lines[1:]
+
+
+def other_order(lines: bytes) -> bytes:
+    return b"".join(sorted(lines.splitlines(keepends=True)))
+
+
+# What the shape of a file tells, and what only its hash does.
+BAD_SHAPES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "pipe": pipe,
+    "folder": folder_there,
+    "link": link_to_itself,
+    "endless": endless,
+    **{name: changed(damage) for name, damage in LIST_DAMAGE.items()},
+}
+BAD_HASHES: dict[str, Callable[[Path], object]] = {
+    "flipped-digit": changed(other_digit),
+    "other-order": changed(other_order),
+    "another-page": changed(lambda lines: text_of([digest_of(_KINDS[0])]) * (len(lines) // 65)),
+}
+
+
+@pytest.mark.parametrize("blocks", [1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 2 * PAGE + 1])
+def test_a_disk_may_have_any_number_of_blocks_and_pages(
+    machine: Machine, tmp_path: Path, blocks: int
+) -> None:
+    machine.install("b3sum")
+    data = b"".join(_KINDS[n % 7 % 2] for n in range(blocks))
+    repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vda": data})
+    (line,) = machine.restore(repository, tmp_path / "new").splitlines()
+    assert line.startswith("restore.sh: restored vda")
+    assert (tmp_path / "new").read_bytes() == data
+
+
+def test_a_repository_of_format_2_may_have_revisions_of_format_1(
+    machine: Machine, paged: Handmade, tmp_path: Path
+) -> None:
+    replace(paged, format=1).add(OLD, {"vda": OLD_VDA})
+    machine.restore(paged, tmp_path / "old", revision=OLD)
+    machine.restore(paged, tmp_path / "new")
+    assert (tmp_path / "old").read_bytes() == OLD_VDA
+    assert (tmp_path / "new").read_bytes() == PAGED
+
+
+@pytest.mark.parametrize("number", ["3", "10", "99999999999999999999"])
+def test_a_format_that_this_script_does_not_know_is_refused_with_the_way_out(
+    machine: Machine, chunked: Handmade, tmp_path: Path, number: str
+) -> None:
+    change(chunked, '"format": 2', f'"format": {number}')
+    (line,) = machine.refuse(chunked, tmp_path / "new").splitlines()
+    assert f"{REV} has format {number}" in line
+    assert "update backy" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_good_pages_cost_no_process_each(machine: Machine, tmp_path: Path) -> None:
+    machine.install("b3sum")
+    repository = handmade(tmp_path, "chunks")
+    repository.add(REV, {"vda": PAGED, "vdb": VDB})
+    for program in ("sed", "stat", "cat", "b3sum"):
+        path = (machine.tools / program).resolve()
+        (machine.tools / program).unlink()
+        real = f"{path} {program}" if path.name == "busybox" else str(path)
+        log = f'echo {program} >>"{tmp_path}/runs"'
+        (machine.tools / program).write_text(f'#!/bin/sh\n{log}\nexec {real} "$@"\n')
+        (machine.tools / program).chmod(0o755)
+    runs = []
+    for disk in ("vda", "vdb"):
+        (tmp_path / "runs").write_text("")
+        machine.restore(repository, tmp_path / "new", disk=disk)
+        runs.append((tmp_path / "runs").read_text().split())
+    # The parts of a pipeline start in any order.
+    assert sorted(runs[0]) == sorted(runs[1])
+    assert {"sed", "stat", "cat", "b3sum"} == set(runs[0])
+
+
+@pytest.mark.parametrize("damage", BAD_SHAPES)
+def test_a_page_that_is_no_page_is_replaced_by_its_twin(
+    machine: Machine, paged: Handmade, tmp_path: Path, damage: str
+) -> None:
+    for number in (0, 1):
+        BAD_SHAPES[damage](copies(paged, number)[0])
+    with ends(60):
+        said = machine.restore(paged, tmp_path / "new").splitlines()
+    assert "b3sum is not installed, so no hash of" in said[0]
+    # The page of zeroes is used twice, and is one.
+    assert said[1].startswith("restore.sh: 2 pages of vda are missing or damaged: their twins")
+    assert len(said) == 3
+    assert (tmp_path / "new").read_bytes() == PAGED
+
+
+@pytest.mark.parametrize("damage", [*BAD_HASHES, "missing", "pipe"])
+@pytest.mark.parametrize("number", [0, 4], ids=["full-page", "last-page"])
+def test_a_page_with_another_hash_is_replaced_by_its_twin(
+    machine: Machine, paged: Handmade, tmp_path: Path, damage: str, number: int
+) -> None:
+    machine.install("b3sum")
+    (BAD_HASHES | BAD_SHAPES)[damage](copies(paged, number)[0])
+    with ends(60):
+        said = machine.restore(paged, tmp_path / "new").splitlines()
+    assert said[0].startswith("restore.sh: 1 pages of vda are missing or damaged: their twins")
+    assert len(said) == 2
+    assert (tmp_path / "new").read_bytes() == PAGED
+
+
+def test_pages_that_were_swapped_are_replaced_by_their_twins(
+    machine: Machine, paged: Handmade, tmp_path: Path
+) -> None:
+    machine.install("b3sum")
+    one, other = paged.pages(REV, "vda")[0], paged.pages(REV, "vda")[3]
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    assert "2 pages of vda are" in machine.restore(paged, tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == PAGED
+
+
+@pytest.mark.parametrize("b3sum", [True, False], ids=["b3sum", "no-b3sum"])
+def test_all_pages_may_be_lost_if_the_twins_are_there(
+    machine: Machine, paged: Handmade, tmp_path: Path, b3sum: bool
+) -> None:
+    if b3sum:
+        machine.install("b3sum")
+    shutil.rmtree(paged.path / "pages")
+    assert "4 pages of vda are" in machine.restore(paged, tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == PAGED
+
+
+def test_a_folder_of_pages_that_is_no_folder_costs_its_pages_only(
+    machine: Machine, paged: Handmade, tmp_path: Path
+) -> None:
+    folder = paged.pages(REV, "vda")[0].parent
+    shutil.rmtree(folder)
+    os.mkfifo(folder)
+    with ends(60):
+        assert "1 pages of vda are" in machine.restore(paged, tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == PAGED
+
+
+def test_bad_twins_of_good_pages_are_not_even_looked_at(
+    machine: Machine, paged: Handmade, tmp_path: Path
+) -> None:
+    for number in (0, 1, 3, 4):
+        pipe(copies(paged, number)[1])
+    with ends(60):
+        assert "are used" not in machine.restore(paged, tmp_path / "new")
+
+
+BOTH_BAD = ["missing", "pipe", "link", "a-line-is-missing", "no-hex-digit", "flipped-digit"]
+
+
+@pytest.mark.parametrize("damage", BOTH_BAD)
+def test_a_page_without_a_good_copy_is_named_and_the_target_is_not_touched(
+    machine: Machine, paged: Handmade, tmp_path: Path, damage: str
+) -> None:
+    if damage in BAD_HASHES:
+        machine.install("b3sum")
+    lost = {1: (SPAN, 2 * SPAN), 2: (2 * SPAN, 3 * SPAN), 4: (4 * SPAN, len(PAGED))}
+    for number in (1, 4):
+        for path in copies(paged, number):
+            (BAD_HASHES | BAD_SHAPES)[damage](path)
+    # A page with a good twin is none of those that are lost.
+    copies(paged, 0)[0].unlink()
+    (tmp_path / "existing").write_bytes(b"precious")
+    pages = [page.name for page in paged.pages(REV, "vda")]
+    with ends(60):
+        said = machine.refuse(paged, tmp_path / "existing").splitlines()
+    named = [line for line in said if ", bytes " in line]
+    for line, (number, (start, end)) in zip(named, lost.items(), strict=True):
+        beginning = f"restore.sh: page {number}, bytes {start} to {end - 1} of vda: "
+        assert line.startswith(f"{beginning}pages/{pages[number][:2]}/{pages[number]} is ")
+        assert f", and twins/{pages[number][:2]}/{pages[number]} is " in line
+    assert "has not been touched" in said[-1]
+    assert (tmp_path / "existing").read_bytes() == b"precious"
+    machine.restore(paged, tmp_path / "new", disk="vdb")
+
+
+def test_a_page_that_lists_no_hashes_is_refused_though_its_hash_is_right(
+    machine: Machine, chunked: Handmade, tmp_path: Path
+) -> None:
+    machine.install("b3sum")
+    evil = b"/etc/passwd".ljust(64) + b"\n"
+    page = chunked.pages(REV, "vdb")[0].read_bytes()[65:] + evil
+    (chunked.path / "pages" / digest_of(page)[:2]).mkdir(exist_ok=True)
+    (chunked.path / "pages" / digest_of(page)[:2] / digest_of(page)).write_bytes(page)
+    index = chunked.index(REV, "vdb")
+    before = digest_of(index.read_bytes())
+    index.write_bytes(text_of([digest_of(page)]))
+    change(chunked, before, digest_of(index.read_bytes()))
+    said = machine.refuse(chunked, tmp_path / "new", disk="vdb")
+    assert "is damaged: line 3 is no hash, and twins/" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_wrong_page_is_not_noticed_without_b3sum_which_is_said(
+    machine: Machine, paged: Handmade, tmp_path: Path
+) -> None:
+    changed(other_order)(copies(paged, 0)[0])
+    said = machine.restore(paged, tmp_path / "new")
+    assert "b3sum is not installed, so no hash of" in said
+    assert (tmp_path / "new").read_bytes() != PAGED
+
+
+# The twin of an index.
+
+
+@pytest.mark.parametrize("damage", BAD_SHAPES)
+def test_the_twin_of_an_index_is_used_if_the_index_is_no_index(
+    machine: Machine, paged: Handmade, tmp_path: Path, damage: str
+) -> None:
+    BAD_SHAPES[damage](paged.index(REV, "vda"))
+    with ends(60):
+        said = machine.restore(paged, tmp_path / "new").splitlines()
+    assert said[1].startswith(f"restore.sh: revisions/{REV}/vda.blocks is ")
+    assert ": its twin is used instead, twins/" in said[1]
+    assert len(said) == 3
+    assert (tmp_path / "new").read_bytes() == PAGED
+
+
+@pytest.mark.parametrize("damage", BAD_HASHES)
+def test_the_twin_of_an_index_is_used_if_the_index_has_another_hash(
+    machine: Machine, paged: Handmade, tmp_path: Path, damage: str
+) -> None:
+    machine.install("b3sum")
+    BAD_HASHES[damage](paged.index(REV, "vda"))
+    assert "its twin is used instead" in machine.restore(paged, tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == PAGED
+
+
+@pytest.mark.parametrize("damage", BOTH_BAD)
+def test_an_index_without_a_good_copy_is_refused_and_the_target_is_not_touched(
+    machine: Machine, paged: Handmade, tmp_path: Path, damage: str
+) -> None:
+    if damage in BAD_HASHES:
+        machine.install("b3sum")
+    (tmp_path / "existing").write_bytes(b"precious")
+    for path in (paged.index_twin(REV, "vda"), paged.index(REV, "vda")):
+        (BAD_HASHES | BAD_SHAPES)[damage](path)
+    with ends(60):
+        said = machine.refuse(paged, tmp_path / "existing").splitlines()[-1]
+    assert said.startswith(f"restore.sh: revisions/{REV}/vda.blocks is ")
+    assert ", and its twin twins/" in said
+    assert (tmp_path / "existing").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("value", ["", "a", "ab", "xyz", "../../x"])
+def test_an_index_hash_that_is_none_leads_nowhere(
+    machine: Machine, paged: Handmade, tmp_path: Path, value: str
+) -> None:
+    index = paged.index(REV, "vda")
+    change(paged, digest_of(index.read_bytes()), value)
+    index.unlink()
+    said = machine.refuse(paged, tmp_path / "new")
+    assert all(line.startswith("restore.sh: ") for line in said.splitlines())
+    assert not (tmp_path / "new").exists()
 
 
 # The script of the package.
@@ -955,14 +1272,20 @@ def test_a_reader_that_goes_away_is_a_failure(machine: Machine, repository: Hand
 
 
 @pytest.mark.parametrize(
-    ("program", "breaks_off", "blocks"),
+    ("program", "arguments", "breaks_off", "blocks"),
     [
-        pytest.param("sed", 'real 9q "$2" | real "$1"', 9, id="the-list-of-chunks"),
-        pytest.param("xargs", "cat >/dev/null", 0, id="what-starts-zstd"),
+        pytest.param("sed", "*zst*", 'real 9q | real "$1"', 9, id="the-list-of-chunks"),
+        pytest.param("xargs", "*zst*", "cat >/dev/null", 0, id="what-starts-zstd"),
+        pytest.param("xargs", "cat", "cat >/dev/null", 0, id="what-reads-the-pages"),
     ],
 )
 def test_a_part_of_the_pipeline_that_breaks_off_is_a_failure(
-    machine: Machine, chunked: Handmade, program: str, breaks_off: str, blocks: int
+    machine: Machine,
+    chunked: Handmade,
+    program: str,
+    arguments: str,
+    breaks_off: str,
+    blocks: int,
 ) -> None:
     path = machine.tools / program
     path.rename(machine.tools / "real")
@@ -974,7 +1297,7 @@ def test_a_part_of_the_pipeline_that_breaks_off_is_a_failure(
     # The first time, the chunks are only looked at. The second time, they are to be restored.
     path.write_text(
         "#!/bin/sh\n"
-        f'case $* in *zst*) [ -e "$0.used" ] && {breaks_off} && exit 4; esac\n'
+        f'case $* in {arguments}) [ -e "$0.used" ] && {breaks_off} && exit 4; esac\n'
         'case $* in *zst* | ls*) : >"$0.used"; esac\n'
         'exec real "$@"\n'
     )
@@ -1016,16 +1339,22 @@ def test_shellcheck_finds_nothing() -> None:
     subprocess.run(["shellcheck", "--shell=sh", RESTORE_SH], check=True)
 
 
-def at_head(folder: Path) -> list[str]:
+PAGES_AT_HEAD = "sed 's|^..|pages/&/&|' revisions/REV/vda.blocks | xargs cat"
+
+
+def at_head(folder: Path, version: int = 2) -> list[str]:
     """The commands in the comment at the head of the script, for targets in `folder`.
 
-    First those that restore, then the one that checks, then the one that goes around damage.
+    First those that restore, then the one that brings pages back, then those that check, then the
+    one that goes around damage.
     """
     comment = RESTORE_SH.read_text().split("\nset -u")[0].splitlines()
     lines = [line.removeprefix("#   ") if line.startswith("#   ") else "" for line in comment]
     parts = "\n".join(lines).split("\n\n")
     commands = [part.strip() for part in parts if part.strip()]
     places = {"REV": REV, "/new/": f"{folder}/", "1048576": str(BLOCK)}
+    if version == 1:
+        places = {PAGES_AT_HEAD: "cat revisions/REV/vda.blocks", **places}
     for name, value in places.items():
         commands = [command.replace(name, value) for command in commands]
     return commands
@@ -1040,7 +1369,7 @@ def test_the_commands_at_its_head_restore_and_check_without_it(
     repository: Handmade, tmp_path: Path
 ) -> None:
     need(absent("b3sum"))
-    restore, check, _ = at_head(tmp_path)
+    restore, _, check, _ = at_head(tmp_path)
     if repository.store == "images":
         restore = restore[: restore.index("sed ")]
     assert shell(repository, restore) == 0
@@ -1052,14 +1381,35 @@ def test_the_commands_at_its_head_restore_and_check_without_it(
 
 
 def test_the_commands_at_its_head_save_all_that_is_not_damaged(
-    chunked: Handmade, tmp_path: Path
+    either: Handmade, tmp_path: Path
 ) -> None:
-    _, _, salvage = at_head(tmp_path)
-    flip_a_bit(chunked.chunk(REV, "vda", 3))
-    chunked.chunk(REV, "vda", 6).unlink()
-    assert shell(chunked, salvage) == 0
+    *_, salvage = at_head(tmp_path, either.format)
+    flip_a_bit(either.chunk(REV, "vda", 3))
+    either.chunk(REV, "vda", 6).unlink()
+    assert shell(either, salvage) == 0
     lost = VDA[: 3 * BLOCK] + bytes(BLOCK) + VDA[4 * BLOCK : 6 * BLOCK] + bytes(BLOCK)
     assert (tmp_path / "disk.img").read_bytes() == lost + VDA[7 * BLOCK :]
+
+
+def test_the_commands_at_its_head_restore_and_check_format_1_too(
+    format_1: Handmade, tmp_path: Path
+) -> None:
+    need(absent("b3sum"))
+    restore, _, check, _ = at_head(tmp_path, version=1)
+    restore = restore[restore.index("cat revisions/" + REV + "/vda.blocks") :]
+    assert shell(format_1, restore) == 0
+    assert (tmp_path / "disk.img").read_bytes() == VDA
+    assert shell(format_1, check) == 0
+
+
+def test_the_command_at_its_head_brings_lost_pages_back(
+    machine: Machine, chunked: Handmade, tmp_path: Path
+) -> None:
+    shutil.rmtree(chunked.path / "pages")
+    (chunked.path / "pages").mkdir()
+    _, bring_back, *_ = at_head(tmp_path)
+    assert shell(chunked, bring_back) == 0
+    assert "twins" not in machine.restore(chunked, tmp_path / "new")
 
 
 def redirected(

@@ -9,21 +9,31 @@
 #
 #   ls revisions                            # one folder a backup, named after its time in UTC
 #   cat revisions/REV/revision.json         # its disks, and the size of each in bytes
-#   cp revisions/REV/vda.img /new/disk.img  # if there is a vda.img; if not, vda.blocks names the
-#                                           # chunks of the disk, one a block, in their order:
-#   sed 's|^..|chunks/&/&|; s|$|.zst|' revisions/REV/vda.blocks |
-#       xargs zstd -dcq --sparse > /new/disk.img
+#   cp revisions/REV/vda.img /new/disk.img  # if there is a vda.img; if not, vda.blocks lists the
+#                                           # pages of the disk, and each page lists 252 chunks,
+#                                           # one a block, all in the order of the disk:
+#   sed 's|^..|pages/&/&|' revisions/REV/vda.blocks | xargs cat |
+#       sed 's|^..|chunks/&/&|; s|$|.zst|' | xargs zstd -dcq --sparse > /new/disk.img
+#
+# If revision.json says "format": 1, there are no pages, and vda.blocks lists the chunks: here and
+# below, write "cat revisions/REV/vda.blocks" for everything up to "xargs cat".
+# If a page is missing or damaged, use its second copy, which has the same name in twins. This
+# brings back all pages:
+#
+#   cp -r twins/. pages/
 #
 # For a block device use --no-sparse: what is skipped would keep its old bytes there. To check the
 # result, hash its blocks (1048576 bytes, or what "block_size" says) and compare with the list:
 #
-#   split -b 1048576 --filter='b3sum --no-names' /new/disk.img | cmp - revisions/REV/vda.blocks
+#   sed 's|^..|pages/&/&|' revisions/REV/vda.blocks | xargs cat > /new/list
+#   split -b 1048576 --filter='b3sum --no-names' /new/disk.img | cmp - /new/list
 #
 # If chunks are missing or damaged, take all the others, and zeroes in place of what is lost:
 #
-#   sed 's|^..|chunks/&/&|; s|$|.zst|' revisions/REV/vda.blocks | while read -r chunk; do
-#       if zstd -tq "$chunk"; then zstd -dcq "$chunk"; else head -c 1048576 /dev/zero; fi
-#   done > /new/disk.img
+#   sed 's|^..|pages/&/&|' revisions/REV/vda.blocks | xargs cat |
+#       sed 's|^..|chunks/&/&|; s|$|.zst|' | while read -r chunk; do
+#           if zstd -tq "$chunk"; then zstd -dcq "$chunk"; else head -c 1048576 /dev/zero; fi
+#       done > /new/disk.img
 
 set -u
 umask 077       # A disk is nobody else's business.
@@ -41,6 +51,7 @@ esac
 (: 3<&0) 2>/dev/null || exec </dev/null
 (: 3>&1) 2>/dev/null || exec 1</dev/null
 (: 3>&2) || exec 2>/dev/null
+exec 4>/dev/null # Where a part of a pipeline says that it failed, if nobody listens.
 
 # Goes on where nobody can hear it.
 say() { printf '%s: %s\n' "$me" "$*" >&2 || :; }
@@ -129,9 +140,81 @@ of_disk() { # The value of a key of the wanted disk, such as size.
 # A pipeline reports the status of its last part only. So a part that fails says so on
 # descriptor 4, and whoever runs the pipeline listens there.
 failed() { echo failed >&4; }
-chunks() { sed 's|^..|chunks/&/&|; s|$|.zst|' "$index" || failed; }
+chunks() { block_hashes | sed 's|^..|chunks/&/&|; s|$|.zst|' || failed; }
+block_hashes() { # Of all blocks, in the order of the disk.
+    if [ "$format" -eq 1 ]; then
+        cat "$index" || failed
+    else
+        page_files | xargs cat || failed
+    fi
+}
+page_files() { # Of all pages, in the order of the disk. chosen is set if a twin is needed.
+    if [ -n "$chosen" ]; then
+        printf '%s\n' "$chosen" || failed
+    else
+        sed 's|^..|pages/&/&|' "$index" || failed
+    fi
+}
 all_chunks_exist() { # And each is a file.
     [ -z "$( { chunks | xargs ls -ld 2>/dev/null || failed; } 4>&1 | sed '/^-/d')" ]
+}
+
+# An index, a page and a twin are lists: lines of hashes, and nothing else.
+no_hash() { sed -n '/^[0-9a-f]\{64\}$/!{ =; q; }' "$@"; } # The number of the first bad line.
+list_problem() { # What is wrong with the list in file $1, of $2 bytes, with the hash $3.
+    if [ ! -e "$1" ] && [ ! -L "$1" ]; then
+        echo "is missing"
+    elif ! is_plain "$1"; then
+        echo "is a link, or no file"
+    elif got=$(stat -c %s "$1") && [ "$got" != "$2" ]; then
+        echo "is damaged: it has $got bytes instead of $2"
+    elif ! got=$(no_hash "$1"); then
+        echo "cannot be read"
+    elif [ -n "$got" ]; then
+        echo "is damaged: line $got is no hash"
+    elif [ -n "$b3sum" ] && { ! got=$(b3sum <"$1") || [ "${got%% *}" != "$3" ]; }; then
+        echo "is damaged: its hash is not $3"
+    fi
+}
+
+# The pages of a good repository are checked in three pipelines, however many there are: first that
+# each is a plain file of the right size, so that nothing else is opened, then its lines, then its
+# hash. An index is the list of these hashes.
+all_pages_are_good() {
+    all_pages_have_their_size && all_pages_list_hashes && all_page_hashes_match
+}
+all_pages_have_their_size() {
+    full='^regular file '$((65 * 252))'$' last='^regular file '$last_page'$'
+    [ -z "$( { page_files | xargs stat -c '%F %s' 2>/dev/null || failed; } 4>&1 |
+        sed -e '$!{ /'"$full"'/d; }' -e '${ /'"$last"'/d; }')" ]
+}
+all_pages_list_hashes() { [ -z "$( { block_hashes 2>/dev/null | no_hash || failed; } 4>&1)" ]; }
+all_page_hashes_match() { # These, one a line, are the index.
+    [ -z "$b3sum" ] ||
+        [ "$(page_files | xargs b3sum --no-names 2>/dev/null | b3sum --no-names)" = "$index_hash" ]
+}
+
+# For each page the first good one of its two files, in the order of the disk, or else "neither".
+choose_pages() {
+    number=0 checked=''
+    while read -r hash; do
+        number=$((number + 1)) want=$((65 * 252))
+        [ "$number" -ne "$lines" ] || want=$last_page
+        # Zeroes are one page, many times in a row.
+        if [ "$checked" != "$hash $want" ]; then
+            checked="$hash $want" name=${hash%"${hash#??}"}/$hash twin_problem='' file=pages/$name
+            problem=$(list_problem "pages/$name" "$want" "$hash")
+            [ -z "$problem" ] || file=twins/$name
+            [ -z "$problem" ] || twin_problem=$(list_problem "twins/$name" "$want" "$hash")
+        fi
+        if [ -n "$twin_problem" ]; then
+            file=neither to=$((number * 252 * block_size))
+            [ "$number" -ne "$lines" ] || to=$size
+            say "page $((number - 1)), bytes $(((number - 1) * 252 * block_size)) to $((to - 1))" \
+                "of $disk: pages/$name $problem, and twins/$name $twin_problem"
+        fi
+        echo "$file"
+    done <"$index"
 }
 
 # These two write to the target, which is open as descriptor 3, and print something only if they
@@ -173,8 +256,8 @@ write_image() {
 # are kept is read once.
 name_bad_blocks() {
     say "reading every chunk to name all bad blocks; this takes longer than a restore ..."
-    last=$(tail -n 1 "$index")
-    sed '=' "$index" | sed 'N; s/\n/ /' | sort -u -k 2,2 | sort -n | while read -r _ hash; do
+    last=$(block_hashes | tail -n 1)
+    block_hashes | sed '=' | sed 'N; s/\n/ /' | sort -u -k 2,2 | sort -n | while read -r _ hash; do
         chunk=chunks/${hash%"${hash#??}"}/$hash.zst
         [ "$hash" = "$last" ] && want=$last_size || want=$block_size
         got=$(is_plain "$chunk" && zstd -dcq "$chunk" 2>/dev/null | head -c $((want + 1)) | wc -c)
@@ -191,7 +274,7 @@ name_bad_blocks() {
         else
             continue
         fi
-        sed -n "/^$hash/=" "$index" | while read -r line; do
+        block_hashes | sed -n "/^$hash/=" | while read -r line; do
             say "block $((line - 1)) at byte $(((line - 1) * block_size)): $chunk $problem"
         done
     done
@@ -249,7 +332,8 @@ cd "$folder" || die "cannot enter the folder $folder"
 repository=$(pwd -P)
 [ "$me" = restore.sh ] && listing=$repository/restore.sh || listing="backy-restore $repository"
 [ -d revisions ] || die "there is no folder $repository/revisions. Is this a repository?"
-for folder in revisions chunks chunks/[0-9a-f][0-9a-f]; do # What else is there is not ours.
+ab='[0-9a-f][0-9a-f]' # What else is there is not ours.
+for folder in revisions chunks chunks/$ab pages pages/$ab twins twins/$ab; do
     [ ! -L "$folder" ] || die "$repository/$folder is a link, and backy makes none"
 done
 if [ $# -eq 0 ]; then
@@ -271,6 +355,11 @@ disk=$2 revision=revisions/$id
 case $disk in '' | *[!A-Za-z0-9._-]*) die "$disk is not the name of a disk" ;; esac
 index=$revision/$disk.blocks image=$revision/$disk.img
 [ -n "$(record "$id")" ] || die "$repository/$revision/revision.json is no file of at most 1 MiB"
+format=$(record "$id" | sed -n 's/^  "format": \([0-9]*\),*$/\1/p' | sed 1q)
+case ${format:=1} in
+1 | 2) ;;
+*) die "$id has format $format, and this script reads 1 and 2 only: update backy" ;;
+esac
 size=$(of_disk size) block_size=$(of_disk block_size)
 [ -n "${size:+$block_size}" ] || die "there is no disk $disk in $id. See: $listing"
 { is_number "$size" && is_number "$block_size"; } ||
@@ -313,20 +402,31 @@ if [ -e "$image" ]; then
     [ "$got" -eq "$size" ] || die "$image is damaged: it has $got bytes instead of $size"
 else
     command -v zstd >/dev/null || die "zstd is not installed, and the chunks need it"
-    is_plain "$index" || die "there is neither $repository/$image nor $repository/$index"
-    blocks=$(((size + block_size - 1) / block_size))
+    [ "$format" -eq 2 ] || is_plain "$index" ||
+        die "there is neither $repository/$image nor $repository/$index"
+    blocks=$(((size + block_size - 1) / block_size)) && lines=$blocks
     last_size=$((size - (blocks - 1) * block_size))
-    got=$(stat -Lc %s "$index")
-    [ "$got" -eq $((65 * blocks)) ] ||
-        die "$index is damaged: it has $got bytes instead of 65 for each of $blocks blocks"
-    line=$(sed -n '/^[0-9a-f]\{64\}$/!{ =; q; }' "$index") || die "cannot read $index"
-    [ -z "$line" ] || die "$index is damaged: line $line is no hash"
-    if command -v b3sum >/dev/null; then
-        hash=$(b3sum <"$index")
-        [ "${hash%% *}" = "$(of_disk index_hash)" ] ||
-            die "$index is damaged: $revision/revision.json has another index_hash"
-    else
-        say "b3sum is not installed, so the hash of $index is not checked"
+    [ "$format" -eq 1 ] || lines=$(((blocks + 251) / 252))
+    last_page=$((65 * (blocks - (lines - 1) * 252)))
+    index_hash=$(of_disk index_hash) b3sum=$(command -v b3sum) chosen=''
+    [ -n "$b3sum" ] || say "b3sum is not installed, so no hash of $index is checked"
+    problem=$(list_problem "$index" $((65 * lines)) "$index_hash")
+    if [ -n "$problem" ] && [ "$format" -eq 2 ]; then
+        twin=twins/${index_hash%"${index_hash#??}"}/$index_hash
+        twin_problem=$(list_problem "$twin" $((65 * lines)) "$index_hash")
+        [ -z "$twin_problem" ] || die "$index $problem, and its twin $twin $twin_problem"
+        say "$index $problem: its twin is used instead, $twin"
+        index=$twin problem=''
+    fi
+    [ -z "$problem" ] || die "$index $problem"
+    if [ "$format" -eq 2 ] && ! all_pages_are_good; then
+        chosen=$(choose_pages)
+        case $chosen in *neither*)
+            die "FAILED: no good copy is left of these pages. $target has not been touched" ;;
+        esac
+        from_twins=$(printf '%s\n' "$chosen" | sed '/^pages/d' | sort -u | wc -l)
+        [ "$from_twins" -eq 0 ] ||
+            say "$from_twins pages of $disk are missing or damaged: their twins are used instead"
     fi
     all_chunks_exist || {
         name_bad_blocks
