@@ -87,3 +87,11 @@ class Made:
 
     def chunks(self) -> set[str]:
         return {path.name for path in self.root.glob("chunks/*/*")}
+
+    def stored(self) -> set[Path]:
+        """Every file in the folders that revisions share: chunks, pages and twins."""
+        return {
+            path
+            for folder in ("chunks", "pages", "twins")
+            for path in self.root.glob(f"{folder}/*/*")
+        }
