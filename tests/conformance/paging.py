@@ -250,7 +250,7 @@ class PagingSuite:
             image.index.check_page(1)
         assert dict(stored(paged.root)) == good
         [note] = paged.store.pages.take_notes()
-        assert note == f"{pair[which]} was damaged; its twin was good and replaced it"
+        assert note == f"{pair[which]} was damaged; its other copy was good and replaced it"
 
     @pytest.mark.parametrize("bad", BAD)
     def test_a_page_without_a_good_copy_is_an_error_that_names_its_range(

@@ -19,7 +19,7 @@ from backy.stores.index import (
     Index,
     PagedIndex,
     block_count,
-    hash_of,
+    check_hash,
 )
 from backy.stores.index_draft import IndexDraft
 from backy.stores.pages import LINE, Pages
@@ -146,7 +146,7 @@ def test_an_index_of_format_1_is_still_read() -> None:
         index = FlatIndex(file, 3 * 65536 + 7, 65536, CODEC)
         assert index.blocks == 4
         assert index.digest(3) == digest_of(b"the end")
-        assert hash_of(file, 4, CODEC) == digest_of((FOLDER / "vda.blocks").read_bytes())
+        check_hash(file, 4, digest_of((FOLDER / "vda.blocks").read_bytes()), CODEC)
         assert [each.kind for each in index.extents()] == [
             Kind.DATA,
             Kind.ZERO,
@@ -386,7 +386,8 @@ def test_more_pages_than_fit_into_one_piece_are_named_zero(tmp_path: Path) -> No
     with files.open_to_read(tmp_path / "new.blocks") as file:
         index = PagedIndex(file, size, BLOCK, Pages(Place.at(tmp_path), CODEC))
         assert len(list(index.names())) == index.pages == 65536 + 6
-        assert list(index.names(65537)) == list(index.names())[65537:]
+        for first, end in ((65537, None), (3, 9), (65535, 65537), (65540, 10**9)):
+            assert list(index.names(first, end)) == list(index.names())[first:end]
         assert list(index.extents()) == [
             Extent(0, count * BLOCK, Kind.ZERO),
             Extent(count * BLOCK, 5, Kind.ZERO),
@@ -455,13 +456,15 @@ def raw(lines: bytes) -> Iterator[files.File]:
         pytest.param(GOOD + b"\n", "has 196 bytes, not 195", id="too-long"),
         pytest.param(b"", "has 0 bytes, not 195", id="empty"),
         pytest.param(
-            GOOD[:LINE] + bytes(LINE) + GOOD[2 * LINE :], "is not a hash", id="unwritten-line"
+            GOOD[:LINE] + bytes(LINE) + GOOD[2 * LINE :],
+            "has no hash in line 1, or in one after",
+            id="unwritten-line",
         ),
     ],
 )
-def test_a_list_that_is_not_whole_has_no_hash(lines: bytes, message: str) -> None:
+def test_a_list_that_is_not_whole_is_refused(lines: bytes, message: str) -> None:
     with raw(lines) as file, pytest.raises(DamagedError, match=message):
-        hash_of(file, 3, CODEC)
+        check_hash(file, 3, digest_of(lines), CODEC)
 
 
 NO_HASHES = [
@@ -479,7 +482,7 @@ NO_HASHES = [
 def test_a_line_of_format_1_that_is_not_a_hash_is_damage(line: bytes) -> None:
     with raw(GOOD[:LINE] + line + GOOD[2 * LINE :]) as file:
         index = FlatIndex(file, 48, BLOCK, CODEC)
-        with pytest.raises(DamagedError, match="is not a hash"):
+        with pytest.raises(DamagedError, match="has no hash in line"):
             index.digest(1)
 
 
@@ -489,9 +492,9 @@ def test_a_line_of_an_index_that_is_not_a_hash_is_damage(tmp_path: Path, line: b
         shelf = Pages(Place.at(tmp_path), CODEC)
         index = PagedIndex(file, 3 * LINES * BLOCK, BLOCK, shelf)
         for read in (index.digest, index.check_page):
-            with pytest.raises(DamagedError, match="is not a hash"):
+            with pytest.raises(DamagedError, match="has no hash in line"):
                 read(LINES if read == index.digest else 1)
-        with pytest.raises(DamagedError, match="is not a hash"):
+        with pytest.raises(DamagedError, match="has no hash in line"):
             list(index.names())
 
 
@@ -527,12 +530,15 @@ def test_a_file_that_ends_too_early_is_damaged_and_says_where(tmp_path: Path) ->
         flat = FlatIndex(file, 48, BLOCK, CODEC)
         paged = PagedIndex(file, 3 * LINES * BLOCK, BLOCK, Pages(Place.at(tmp_path), CODEC))
         for read in (lambda: flat.lines(0, 3), lambda: list(paged.names())):
-            with pytest.raises(DamagedError, match="ends in line 1"):
+            with pytest.raises(DamagedError, match="has no hash in line"):
                 read()
 
 
 def test_a_parent_that_is_shorter_than_its_size_says_cannot_begin_a_draft(tmp_path: Path) -> None:
     with raw(GOOD[:LINE]) as file:
         parent = FlatIndex(file, 48, BLOCK, CODEC)
-        with pytest.raises(DamagedError, match="ends in line 1"), draft_in(tmp_path, 48, parent):
+        with (
+            pytest.raises(DamagedError, match="has no hash in line"),
+            draft_in(tmp_path, 48, parent),
+        ):
             pass
