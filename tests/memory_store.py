@@ -1,10 +1,10 @@
-"""A second implementation of Store and Blocks: blocks in a dict, indexes below a temporary folder.
+"""A second implementation of Store and Blocks: blocks in a dict, indexes and pages in a folder.
 
 It is what each real store is compared with, so it is as plain as can be: no threads of its own,
-nothing clever, nothing on disk but the indexes.
+nothing clever, nothing on disk but the indexes and pages.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from backy.errors import DamagedError
@@ -13,6 +13,7 @@ from backy.model.revision import Revision
 from backy.stores.blocks import BY_DIGEST, BlockStore
 from backy.stores.codec import Codec
 from backy.stores.index import Index
+from backy.stores.used import Used
 from backy.system.files import Cache
 from backy.system.place import Place
 
@@ -26,7 +27,7 @@ class MemoryStore(BlockStore):
         super().__init__(root, block_size, codec)
         self.blocks = MemoryBlocks(block_size, codec)
 
-    def _new_blocks(
+    def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> "AbstractContextManager[MemoryBlocks]":
         return nullcontext(self.blocks)
@@ -36,12 +37,10 @@ class MemoryStore(BlockStore):
     ) -> "AbstractContextManager[MemoryBlocks]":
         return nullcontext(self.blocks)
 
-    def collect(
-        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
-    ) -> int:
-        named = {index.digest(number) for index in indexes for number in range(index.blocks)}
-        unnamed = self.blocks.plain.keys() - named
-        return sum(len(self.blocks.plain.pop(digest)) for digest in unnamed)
+    def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
+        freed = super().collect(used, leave)
+        unused = [digest for digest in self.blocks.plain if not used.is_block(digest)]
+        return freed + sum(len(self.blocks.plain.pop(digest)) for digest in unused)
 
 
 class MemoryBlocks:

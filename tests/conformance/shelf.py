@@ -1,8 +1,9 @@
 """A store with published revisions and no repository around them: what the suites work on."""
 
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from backy.image.copy import copy
 from backy.image.image import Image
 from backy.model.revision import Consistency, Disk, Revision, id_for
 from backy.stores import Store, StoreClass
-from backy.stores.blocks import BlockDraft, StoredImage
+from backy.stores.blocks import StoredImage
 from backy.stores.codec import Codec
+from backy.stores.draft import BlockDraft, draft_disk
+from backy.stores.used import Used
 from backy.stores.zstd import ZstdCodec
 from backy.system.place import Place
+from tests.lab.paged import block_hashes, copies, page_names, text_of
 from tests.memory_source import BytesImage
 
 DISK = "vda"
@@ -41,7 +45,7 @@ class Shelf:
     @contextmanager
     def draft(self, size: int, parent: Revision | None = None) -> Iterator[BlockDraft]:
         """A draft in a folder of its own, which stays there."""
-        with self.store.draft(self.new_folder(), DISK, size, parent) as draft:
+        with draft_disk(self.store, self.new_folder(), DISK, size, parent) as draft:
             yield draft
 
     def new_folder(self) -> Place:
@@ -57,15 +61,16 @@ class Shelf:
         """A revision whose only disk is `content`."""
         image = BytesImage(content) if isinstance(content, bytes) else content
         folder = self.new_folder()
-        with self.store.draft(folder, DISK, image.size, parent) as draft:
+        with draft_disk(self.store, folder, DISK, image.size, parent) as draft:
             read = copy(image, draft)
             disk = Disk(
                 size=image.size,
                 block_size=self.block_size,
-                index_hash=draft.index_hash(),
+                index_hash=draft.finish(),
                 read=read,
                 changed=draft.changed,
                 stored=draft.stored,
+                pages=draft.index.page_bytes,
             )
         return self.rename(folder, disk, parent)
 
@@ -82,6 +87,15 @@ class Shelf:
         folder.path.rename(self.folder(revision))
         self.revisions.append(revision)
         return revision
+
+    def flat(self, revision: Revision) -> Revision:
+        """A revision as format 1 has it: its index lists the blocks, and it has no pages."""
+        index = text_of(digests(self, revision))
+        self.index(revision).write_bytes(index)
+        disk = replace(revision.disks[DISK], index_hash=self.codec.digest(index))
+        for folder in ("pages", "twins"):
+            shutil.rmtree(self.root / folder)
+        return replace(revision, format=1, disks={DISK: disk})
 
     def folder(self, revision: Revision) -> Path:
         return self.root / "revisions" / revision.id
@@ -103,16 +117,20 @@ class Shelf:
 
     def collect(self, *keep: Revision) -> int:
         """Drop what none of `keep` names; what is not kept needs no folder any more."""
-        with ExitStack() as stack:
-            indexes = [
-                stack.enter_context(
-                    self.store.open_index(Place.at(self.folder(each)), DISK, each.disks[DISK])
-                )
-                for each in keep
-            ]
-            return self.store.collect(indexes)
+        used = Used(has_named_blocks=self.store.shares_blocks)
+        for each in keep:
+            with self.store.open_index(each, DISK) as index:
+                used.add(index, each.disks[DISK].index_hash)
+        assert not used.unknown
+        return self.store.collect(used)
+
+    def pages(self, revision: Revision) -> list[list[Path]]:
+        """Both copies of each page, in the order of the disk."""
+        return [copies(self.root, name) for name in page_names(self.folder(revision), DISK)]
 
 
 def digests(shelf: Shelf, revision: Revision) -> list[str]:
-    """The lines of an index."""
-    return shelf.index(revision).read_text().splitlines()
+    """The hashes of the blocks."""
+    if revision.format == 1:
+        return page_names(shelf.folder(revision), DISK)
+    return block_hashes(shelf.root, shelf.folder(revision), DISK)

@@ -10,28 +10,23 @@ A store that needs another file system than pytest's overrides the fixture `fold
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import ClassVar
 
 import pytest
-from blake3 import blake3
 
 from backy.errors import DamagedError
 from backy.model.extent import Kind
 from backy.model.revision import Revision
-from backy.stores import StoreClass
-from backy.stores.codec import Codec
-from backy.stores.zstd import ZstdCodec
+from backy.stores.draft import draft_disk
 from backy.units import KiB, MiB
+from tests.conformance.paging import LosingSuite
 from tests.conformance.shelf import Shelf, digests
 from tests.memory_source import BytesImage, changed, sample
 from tests.memory_store import MemoryStore
 
-Bad = Callable[[bytes], bytes]
 ODD = 12_345  # bytes; no multiple of a block, a page or a sector
 BLOCK_SIZES = [
     pytest.param(64 * KiB, id="64KiB"),
@@ -40,25 +35,12 @@ BLOCK_SIZES = [
 ]
 
 
-class StoreSuite:
+class StoreSuite(LosingSuite):
     """One store in `folder`, at each of several block sizes, with one codec."""
-
-    make_store: ClassVar[StoreClass]
-    codec: ClassVar[Codec] = ZstdCodec(1)
-
-    @staticmethod
-    def digest(content: bytes) -> str:
-        """The name of these bytes, by no code of backy's."""
-        return blake3(content).hexdigest()
 
     @abstractmethod
     def damage(self, shelf: Shelf, revision: Revision, number: int) -> None:
         """Change a stored byte of that block behind the store's back."""
-
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        """An empty folder on the file system that the store is for."""
-        return tmp_path
 
     @pytest.fixture(params=BLOCK_SIZES)
     def shelf(self, folder: Path, request: pytest.FixtureRequest) -> Shelf:
@@ -68,9 +50,6 @@ class StoreSuite:
     def small(self, folder: Path) -> Shelf:
         """For what has nothing to do with the block size."""
         return self.new_shelf(folder, 64 * KiB)
-
-    def new_shelf(self, folder: Path, block_size: int) -> Shelf:
-        return Shelf.new(folder / "store", type(self).make_store, block_size, self.codec)
 
     @pytest.mark.parametrize(
         ("blocks", "more"),
@@ -86,14 +65,12 @@ class StoreSuite:
         revision = shelf.publish(content)
         assert shelf.read(revision) == content
 
-    def test_index_is_the_digest_of_each_block(self, shelf: Shelf) -> None:
+    def test_each_block_has_its_digest(self, shelf: Shelf) -> None:
         content = sample(2 * shelf.block_size + ODD)
         revision = shelf.publish(content)
         size = shelf.block_size
         plain = [content[start : start + size] for start in range(0, len(content), size)]
         assert digests(shelf, revision) == [self.digest(block) for block in plain]
-        index_hash = revision.disks["vda"].index_hash
-        assert index_hash == self.digest(shelf.index(revision).read_bytes())
 
     def test_keeps_through_a_history_what_the_memory_store_keeps(
         self, shelf: Shelf, tmp_path: Path
@@ -186,11 +163,11 @@ class StoreSuite:
         parent = shelf.publish(content)
         new = changed(content, shelf.block_size + 5)
         folder = shelf.new_folder()
-        with shelf.store.draft(folder, "vda", len(new), parent) as draft:
+        with draft_disk(shelf.store, folder, "vda", len(new), parent) as draft:
             shelf.folder(parent).rename(shelf.root / "removed")
             start = shelf.block_size
             draft.write(start, memoryview(new)[start : 2 * start])
-            disk = replace(parent.disks["vda"], index_hash=draft.index_hash())
+            disk = replace(parent.disks["vda"], index_hash=draft.finish())
         revision = shelf.rename(folder, disk, parent)
         assert shelf.read(revision) == new
 
@@ -208,7 +185,7 @@ class StoreSuite:
             draft.write(0, memoryview(sample(small.block_size)))
             draft.zero(2 * small.block_size, small.block_size)
             with pytest.raises(DamagedError, match="block 1 was never written"):
-                draft.index_hash()
+                draft.finish()
 
     @pytest.mark.parametrize("by", [1, -1], ids=["grown", "shrunk"])
     def test_a_resized_disk_does_not_begin_with_the_short_last_block_of_its_parent(
@@ -218,9 +195,9 @@ class StoreSuite:
         parent = small.publish(content)
         with small.draft(len(content) + by, parent) as draft:
             with pytest.raises(DamagedError, match="block 2 was never written"):
-                draft.index_hash()
+                draft.finish()
             draft.zero(2 * small.block_size, ODD + by)
-            assert draft.index_hash()
+            assert draft.finish()
 
     def test_any_revision_can_be_removed_without_the_others(self, small: Shelf) -> None:
         contents = [sample(4 * small.block_size + ODD)]
@@ -258,31 +235,3 @@ class StoreSuite:
         self.damage(small, revision, 1)
         with pytest.raises(DamagedError, match=rf"\b{small.block_size}\b"):
             small.read(revision)
-
-    @pytest.mark.parametrize(
-        "bad",
-        [
-            pytest.param(lambda good: b"", id="empty"),
-            pytest.param(lambda good: good[:-1], id="cut-short"),
-            pytest.param(lambda good: good[:-65], id="a-line-less"),
-            pytest.param(lambda good: good + good[:65], id="a-line-more"),
-            pytest.param(lambda good: good[65:130] + good[:65] + good[130:], id="lines-swapped"),
-            pytest.param(lambda good: b"../../x" + good[7:], id="forged"),
-            pytest.param(lambda good: bytes(len(good)), id="torn"),
-            pytest.param(None, id="missing"),
-        ],
-    )
-    def test_an_index_that_is_not_the_published_one_is_refused(
-        self, small: Shelf, bad: Bad | None
-    ) -> None:
-        content = sample(3 * small.block_size + ODD)
-        revision = small.publish(content)
-        index = small.index(revision)
-        good = index.read_bytes()
-        index.unlink()
-        if bad:
-            index.write_bytes(bad(good))
-        with pytest.raises(DamagedError, match=index.name), small.open(revision):
-            pytest.fail("it was opened")
-        with pytest.raises(DamagedError, match=index.name), small.draft(len(content), revision):
-            pytest.fail("it was built upon")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from backy.model.revision import Revision
 from backy.operations.backup import backup
-from backy.repository.manifest import Settings
 from backy.repository.create import create
+from backy.repository.manifest import Settings
 from backy.repository.repository import Repository
 from backy.stores.codec import Codec
 from backy.units import KiB
+from tests.lab.paged import block_hashes, copies, page_names
 from tests.memory_source import MemorySource
 
 BLOCK = 64 * KiB
@@ -69,9 +70,15 @@ class Made:
         )
 
     def lines(self, revision: Revision, disk: str = "vda") -> list[str]:
-        return (
-            (self.repository.folder_of(revision).path / f"{disk}.blocks").read_text().splitlines()
-        )
+        """The hash of each block."""
+        return block_hashes(self.root, self.folder(revision), disk)
+
+    def folder(self, revision: Revision) -> Path:
+        return self.repository.folder_of(revision).path
+
+    def pages(self, revision: Revision, disk: str = "vda") -> list[list[Path]]:
+        """Both copies of each page, in the order of the disk."""
+        return [copies(self.root, name) for name in page_names(self.folder(revision), disk)]
 
     def chunk(self, revision: Revision, number: int, disk: str = "vda") -> Path:
         """The file with a block, in the store "chunks"."""
@@ -80,3 +87,11 @@ class Made:
 
     def chunks(self) -> set[str]:
         return {path.name for path in self.root.glob("chunks/*/*")}
+
+    def stored(self) -> set[Path]:
+        """Every file in the folders that revisions share: chunks, pages and twins."""
+        return {
+            path
+            for folder in ("chunks", "pages", "twins")
+            for path in self.root.glob(f"{folder}/*/*")
+        }

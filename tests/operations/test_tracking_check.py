@@ -19,8 +19,11 @@ from backy.operations.tracking_check import PERIOD_SECONDS, TrackedImage, blocks
 from backy.repository import status
 from backy.repository.summary import summarize
 from backy.sources import Request
-from backy.stores.index import IndexDraft, start_draft
+from backy.stores.index_draft import IndexDraft
+from backy.stores.pages import Pages
 from backy.stores.zstd import ZstdCodec
+from backy.system import files
+from backy.system.place import Place
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import BytesImage, MemorySnapshot, MemorySource, changed, sample
 
@@ -32,8 +35,9 @@ NAME = "ab" * 32
 def index_of(blocks: int, data: set[int]) -> Iterator[IndexDraft]:
     """An index with data in these blocks, and zeroes elsewhere."""
     with tempfile.TemporaryDirectory() as folder:
-        index = start_draft(Path(folder) / "vda.blocks", blocks * BLOCK, BLOCK, ZstdCodec(1), None)
-        with index.file:
+        root, codec = Place.at(Path(folder)), ZstdCodec(1)
+        with files.create(root / "scratch") as scratch:
+            index = IndexDraft(scratch, blocks * BLOCK, BLOCK, Pages(root, codec), None)
             index.put_zero(0, blocks)
             for number in data:
                 index.put(number, NAME)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,20 @@ REVISION = Revision(
     seconds=12.345,
     consistency=Consistency.CRASH,
     disks={
-        "vda": Disk(40 * GiB, BLOCK, "ab" * 32, 3 * GiB, 512 * MiB, 200 * MiB, 4 * MiB),
+        "vda": Disk(
+            40 * GiB, BLOCK, "ab" * 32, 3 * GiB, 512 * MiB, 200 * MiB, 4 * MiB, pages=98_930
+        ),
         "data-1.raw": Disk(1, BLOCK, "0" * 64, 1, 0, 0, 0, "its bitmap is gone"),
     },
     tags=("daily", "manual:vor-größerem-umbau"),
     trust=Trust.VERIFIED,
     verified=datetime(2026, 11, 24, 3, 0, 0, tzinfo=UTC),
     warnings=("disk data-1.raw is new; all of it was read",),
+)
+OLD = replace(
+    REVISION,
+    format=1,
+    disks={name: replace(disk, pages=0) for name, disk in REVISION.disks.items()},
 )
 
 Json = dict[str, Any]
@@ -94,15 +102,17 @@ def refuse_constant(name: str) -> None:
 
 
 def test_repository_json_is_written_byte_for_byte_as_it_always_was() -> None:
-    assert_golden("repository.json", encode_settings(SETTINGS))
+    assert_golden("format-2/repository.json", encode_settings(SETTINGS))
+    assert_golden("repository.json", encode_settings(replace(SETTINGS, format=1)))
 
 
 def test_revision_json_is_written_byte_for_byte_as_it_always_was() -> None:
-    assert_golden("revision.json", encode_revision(REVISION))
+    assert_golden("format-2/revision.json", encode_revision(REVISION))
 
 
 def test_a_repository_json_of_always_is_read() -> None:
-    assert read_settings(FOLDER / "repository.json") == SETTINGS
+    assert read_settings(FOLDER / "format-2" / "repository.json") == SETTINGS
+    assert read_settings(FOLDER / "repository.json") == replace(SETTINGS, format=1)
 
 
 def test_a_revision_json_without_what_came_later_is_read(repository: Path) -> None:
@@ -114,12 +124,25 @@ def test_a_revision_json_without_what_came_later_is_read(repository: Path) -> No
 
 
 def test_a_revision_json_of_always_is_read(repository: Path) -> None:
-    content = (FOLDER / "revision.json").read_bytes()
+    content = (FOLDER / "format-2" / "revision.json").read_bytes()
     assert read_revision_from(repository, content) == REVISION
+    content = (FOLDER / "revision.json").read_bytes()
+    assert read_revision_from(repository, content) == OLD
+
+
+def test_a_record_of_format_1_keeps_its_format_when_it_is_written_again(repository: Path) -> None:
+    content = (FOLDER / "revision.json").read_bytes()
+    again = json.loads(encode_revision(read_revision_from(repository, content)))
+    for disk in again["disks"].values():
+        assert disk.pop("pages") == 0
+    assert again == json.loads(content)
+    settings = read_settings_from(repository, (FOLDER / "repository.json").read_bytes())
+    assert encode_settings(settings) == (FOLDER / "repository.json").read_bytes()
 
 
 def test_the_record_on_the_screen_is_the_one_on_disk() -> None:
-    assert {"format": 1, **revision_record(REVISION)} == json.loads(encode_revision(REVISION))
+    for revision in (REVISION, OLD):
+        assert revision_record(revision) == json.loads(encode_revision(revision))
 
 
 def test_what_older_versions_did_not_write_has_a_default(repository: Path) -> None:
@@ -129,7 +152,7 @@ def test_what_older_versions_did_not_write_has_a_default(repository: Path) -> No
     revision = read_revision_from(repository, content)
     assert (revision.tags, revision.trust, revision.verified) == ((), Trust.TRUSTED, None)
     settings = read_settings_from(repository, b'{"format":1,"store":"images","block_size":65536}')
-    assert settings == Settings("images", 64 * KiB, 1, {})
+    assert settings == Settings("images", 64 * KiB, 1, {}, format=1)
 
 
 sizes = st.integers(0, 2**60)
@@ -160,6 +183,7 @@ revisions = st.builds(
     tags=st.lists(st.from_regex(r"[a-zäöü0-9][a-z:@]{0,9}", fullmatch=True), max_size=3).map(tuple),
     trust=st.sampled_from(Trust),
     verified=st.none() | times,
+    format=st.sampled_from([1, 2]),
     warnings=st.lists(st.text(st.characters(codec="utf-8"), max_size=20), max_size=2).map(tuple),
 )
 
@@ -204,7 +228,7 @@ def test_what_is_no_record_is_an_error_that_names_the_file(
     assert len(caught.value.message) < 1000
 
 
-@pytest.mark.parametrize("version", [2, 99, 10**30])
+@pytest.mark.parametrize("version", [3, 99, 10**30])
 def test_a_newer_format_says_to_update(repository: Path, version: int) -> None:
     settings = changed(encode_settings(SETTINGS), "format", value=version)
     with pytest.raises(ConfigError, match=f"has format {version}") as in_settings:
@@ -215,7 +239,7 @@ def test_a_newer_format_says_to_update(repository: Path, version: int) -> None:
     assert in_settings.value.hint == in_revision.value.hint == "Update backy."
 
 
-@pytest.mark.parametrize("version", [0, -1, None, "1", "2", [1], {"major": 2}, 1.5])
+@pytest.mark.parametrize("version", [0, -1, None, True, "1", "2", [1], {"major": 2}, 1.5])
 def test_a_format_that_never_was_does_not_say_to_update(repository: Path, version: object) -> None:
     content = changed(encode_settings(SETTINGS), "format", value=version)
     with pytest.raises(ConfigError, match="has format") as caught:
@@ -394,6 +418,7 @@ FORGED = [
     pytest.param(("disks", "vda", "index_hash"), "0" * 64 + "\n", id="hash-and-a-newline"),
     pytest.param(("disks", "vda", "stored"), 10**400, id="more-stored-than-there-is"),
     pytest.param(("disks", "vda", "changed"), -5, id="less-than-nothing-changed"),
+    pytest.param(("disks", "vda", "pages"), -1, id="less-than-no-pages"),
     pytest.param(("disks", "vda"), None, id="disk-without-anything"),
 ]
 

@@ -29,8 +29,9 @@ from backy.operations.backup import backup
 from backy.operations.restore import restore
 from backy.operations.verify import verify
 from backy.repository import repository, trash
-from backy.repository.manifest import Settings, encode_revision
 from backy.repository.create import create
+from backy.repository.draft import draft_revision
+from backy.repository.manifest import Settings, encode_revision
 from backy.repository.repository import Repository, jobs
 from backy.system import files, folders
 from tests.lab.repositories import BLOCK, Made, names
@@ -136,7 +137,7 @@ def test_who_waits_for_whom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str, verb: str
 ) -> None:
     """With no patience, whoever would have to wait gives up; nobody else notices the lock."""
-    monkeypatch.setattr(repository, "_PATIENCE", 0)
+    monkeypatch.setattr(repository, "PATIENCE", 0)
     made = Made(tmp_path / "base")
     for content in (b"one", b"two", b"three"):
         made.backup(content)
@@ -271,7 +272,7 @@ def test_what_a_killed_backup_left_vanishes_at_the_next(made: Made) -> None:
 
 
 def test_a_draft_is_no_revision_until_it_is_published(made: Made) -> None:
-    with made.repository.exclusive("backup"), made.repository.draft() as draft:
+    with made.repository.exclusive("backup"), draft_revision(made.repository) as draft:
         assert draft.folder.is_folder()
         assert made.ids() == []
 

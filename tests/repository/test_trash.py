@@ -9,8 +9,10 @@ from typing import Self
 
 import pytest
 
-from backy.errors import BusyError, DamagedError, NotFoundError
+from backy.errors import BusyError, NotFoundError
+from backy.model.revision import Revision
 from backy.repository import trash
+from tests.lab.paged import place
 from tests.lab.repositories import BLOCK, Made, names
 from tests.memory_source import sample
 
@@ -92,30 +94,34 @@ def test_removing_frees_nothing(made: Made) -> None:
     assert made.chunks() > chunks
 
 
-def test_purge_drops_exactly_the_chunks_that_no_revision_names(made: Made) -> None:
+def test_purge_drops_exactly_the_chunks_and_pages_that_no_revision_names(made: Made) -> None:
     shared, only_old = sample(BLOCK), sample(BLOCK, seed=1)
     old = made.backup(shared + only_old)
     new = made.backup(shared + sample(BLOCK, seed=2))
-    gone = made.chunk(old, 1)
-    size = gone.stat().st_size
-    before = made.chunks()
+    unused = {made.chunk(old, 1), *made.pages(old)[0]}
+    unused.add(place(made.root, "twins", old.disks["vda"].index_hash))
+    size = sum(path.stat().st_size for path in unused)
+    before = made.stored()
     trash.remove(made.repository, [old])
     purged = trash.purge(made.repository)
     assert (purged.revisions, purged.kept, purged.freed) == ((old.id,), (), size)
-    assert before - made.chunks() == {gone.name}
-    assert made.ids() == [new.id]
+    assert before - made.stored() == unused
+    assert (made.ids(), purged.unknown) == ([new.id], ())
     assert made.intact()
 
 
 def test_purge_drops_what_failed_and_killed_backups_left(made: Made) -> None:
     revision = made.backup(sample(3 * BLOCK))
-    named = made.chunks()
+    named = made.stored()
     folder = made.chunk(revision, 0).parent
     for name in ("0" * 64 + ".zst", f".{'1' * 64}.zst.4711", f".{'1' * 64}.4711"):
         (folder / name).write_bytes(b"torn")
+    for path in made.pages(revision)[0]:
+        for name in ("0" * 64, f".{'1' * 64}.4711"):
+            (path.parent / name).write_bytes(b"torn")
     purged = trash.purge(made.repository)
-    assert purged.freed == 12
-    assert made.chunks() == named
+    assert (purged.freed, purged.foreign) == (28, ())
+    assert made.stored() == named
     assert made.intact()
 
 
@@ -213,21 +219,77 @@ def test_purge_waits_for_no_backup_but_says_who_runs_it(made: Made) -> None:
         trash.purge(made.repository)
 
 
-@pytest.mark.parametrize("file", ["revision.json", "vda.blocks"])
-@pytest.mark.parametrize("place", ["history", "trash"])
-def test_purge_touches_no_chunk_while_it_cannot_tell_what_is_named(
-    made: Made, file: str, place: str
+def spoil(made: Made, revision: Revision, what: str) -> None:
+    """Cut a file that says what a revision uses, in all copies."""
+    index = place(made.root, "twins", revision.disks["vda"].index_hash)
+    paths = {
+        "revision.json": [made.folder(revision) / "revision.json"],
+        "index": [made.folder(revision) / "vda.blocks", index],
+        "page": made.pages(revision)[0],
+    }
+    for path in paths[what]:
+        path.write_bytes(path.read_bytes()[:-30])
+
+
+@pytest.mark.parametrize("what", ["revision.json", "index", "page"])
+@pytest.mark.parametrize("where", ["history", "trash"])
+def test_purge_keeps_what_it_cannot_rule_out_and_deletes_the_revisions(
+    made: Made, what: str, where: str
 ) -> None:
     damaged, other = made.backup(sample(3 * BLOCK)), made.backup(sample(3 * BLOCK, seed=1))
-    path = made.repository.folder_of(damaged).path / file
-    path.write_bytes(path.read_bytes()[:-70])
-    if place == "trash":
-        trash.remove(made.repository, [damaged])
+    third = made.backup(sample(3 * BLOCK, seed=2))
+    spoil(made, damaged, what)
     trash.remove(made.repository, [other])
-    chunks = made.chunks()
-    with pytest.raises(DamagedError, match=damaged.id):
-        trash.purge(made.repository, older_than_seconds=3600)
-    assert made.chunks() == chunks
+    purged = ({path: path.read_bytes() for path in made.stored()}, trash.purge(made.repository))
+    assert purged[1].revisions == (other.id,)
+    before = purged[0]
+    if where == "trash":
+        trash.remove(made.repository, [damaged])
+    for result in (purged[1], trash.purge(made.repository, older_than_seconds=3600)):
+        [unknown] = result.unknown
+        assert str(made.root) in unknown
+    gone = before.keys() - made.stored()
+    # The pages and the index of the purged revision are used by nobody, if all indexes are known.
+    assert {path.parent.parent.name for path in gone} <= {"pages", "twins"}
+    assert bool(gone) is (what == "page")
+    assert made.read(third) == made.contents[third.id]["vda"]
+
+
+@pytest.mark.parametrize("what", ["revision.json", "index", "page"])
+def test_once_what_cannot_be_read_is_purged_all_that_is_unused_is_freed(
+    made: Made, what: str
+) -> None:
+    damaged, other = made.backup(sample(3 * BLOCK)), made.backup(sample(3 * BLOCK, seed=1))
+    third = made.backup(sample(3 * BLOCK, seed=2))
+    spoil(made, damaged, what)
+    trash.remove(made.repository, [other])
+    assert trash.purge(made.repository).unknown
+    trash.remove(made.repository, [damaged])
+    purged = trash.purge(made.repository)
+    assert (purged.revisions, purged.unknown) == ((damaged.id,), ())
+    index = place(made.root, "twins", third.disks["vda"].index_hash)
+    chunks = {made.chunk(third, number) for number in range(3)}
+    assert made.stored() == {index, *chunks, *made.pages(third)[0]}
+    assert made.intact()
+
+
+def test_purge_reads_a_page_of_which_one_copy_is_left(made: Made) -> None:
+    revision, other = made.backup(sample(3 * BLOCK)), made.backup(sample(3 * BLOCK, seed=1))
+    page, twin = made.pages(revision)[0]
+    page.unlink()
+    trash.remove(made.repository, [other])
+    assert not trash.purge(made.repository).unknown
+    assert page.read_bytes() == twin.read_bytes()
+    assert len(made.chunks()) == 3
+
+
+def test_purge_does_not_take_pages_that_others_of_another_disk_share(made: Made) -> None:
+    content = sample(3 * BLOCK)
+    old, new = made.backup(vda=content), made.backup(vdb=content)
+    trash.remove(made.repository, [old])
+    trash.purge(made.repository)
+    assert made.read(new, "vdb") == content
+    assert made.intact()
 
 
 def test_revisions_in_the_trash_keep_their_chunks(made: Made) -> None:

@@ -18,6 +18,7 @@ from backy.system import files
 from backy.units import KiB
 from tests.conformance.shelf import Shelf, digests
 from tests.lab.handmade import compressed
+from tests.lab.paged import stored
 from tests.memory_source import BytesImage, changed, sample
 
 BLOCK = 64 * KiB
@@ -192,7 +193,11 @@ def test_collect_deletes_exactly_the_unused_chunks(shelf: Shelf) -> None:
     sizes = {path.name: len(frame) for path, frame in chunks(shelf).items()}
     unnamed = sizes.keys() - kept
     assert len(unnamed) == 2
-    assert shelf.collect(first, third) == sum(sizes[name] for name in unnamed)
+    pages = {path: len(content) for path, content in stored(shelf.root)}
+    freed = shelf.collect(first, third)
+    gone = pages.keys() - dict(stored(shelf.root)).keys()
+    assert freed == sum(sizes[name] for name in unnamed) + sum(pages[path] for path in gone)
+    assert len(gone) == 3  # a page, its twin, and the twin of the index
     assert {path.name for path in chunks(shelf)} == kept
     assert shelf.read(first) == DISK
     assert shelf.read(third) == changed(DISK, BLOCK)
