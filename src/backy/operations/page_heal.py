@@ -52,6 +52,10 @@ def make_again(
     Asks the images of the revisions that have the page, and `origins`. Raises StoreError.
     """
     codec, tried = repository.codec, set[tuple[str, str, int]]()
+    disk, page = places[0]
+    if codec.digest(zeroes := disk.image.index.zero_page(page)) == name:
+        repository.store.pages.put(zeroes)
+        return "its hash, which is that of zeroes"
     for disk, page in islice(places, _MOST_TRIED):
         first = page * PAGE_LINES
         numbers = range(first, first + disk.image.index.lines_of(page))
