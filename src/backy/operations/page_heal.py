@@ -23,13 +23,18 @@ _MOST_TRIED = 100  # places where the blocks should be, before the page is given
 _Read = Callable[[int], bytes | None]  # gives the content of a block of a disk
 
 
-def places_of(name: str, disks: Iterable[StoredDisk]) -> list[tuple[StoredDisk, int]]:
-    """Where these disks have the page with this digest: the disk, and the number of the page."""
+def places_of(
+    name: str, count: int, disks: Iterable[StoredDisk]
+) -> list[tuple[StoredDisk, int]]:
+    """Where these disks have the page with this digest: the disk, and the number of the page.
+
+    If a record is wrong about the size of its disk, the last page has not `count` lines.
+    """
     return [
         (disk, number)
         for disk in disks
         for number, each in enumerate(disk.image.index.names())
-        if each == name
+        if each == name and disk.image.index.lines_of(number) == count
     ]
 
 

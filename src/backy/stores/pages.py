@@ -71,6 +71,8 @@ class Pages:
                 translated(DamagedError, f"reading {path}"),
                 files.open_to_read(path, cache) as file,
             ):
+                if file.size() != count * LINE:  # or a record is wrong, and asks for terabytes
+                    return b""
                 buffer = files.buffer(count * LINE + files.PAGE)
                 content = bytes(buffer[: file.read_into(0, buffer)])
         except DamagedError as error:
