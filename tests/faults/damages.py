@@ -1,6 +1,6 @@
 """A small repository whose source is gone, ways to damage it, and what backy must say then.
 
-What must be found is told from the lines of the whole indexes, by no code of backy's.
+What must be found is told from the lines of the whole indexes and pages, by no code of backy's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,12 +23,14 @@ from backy.model.revision import time_of
 from backy.operations.scrub import Limits, Scrub
 from backy.repository import quarantine
 from backy.repository.quarantine import Occurrence, Report
+from tests.lab.indexes import COPIES, PAGE_BLOCKS, block_names, page_names
 from tests.lab.repositories import BLOCK, Made
 from tests.lab.watchdog import ends
 
 JOB = "vm1"
 DISKS = ("vda", "vdc")  # one bit apart from each other and from what may become of them
 OPTIONAL = ("lock", "scrub.json", "report.json", "stored", "space")  # what a restore does not need
+TWICE = ("index", "page", "twin")  # kinds of files of which there are two copies
 STATUS = ("status.json", ".status.lock")  # what it neither reads nor writes
 Place = tuple[str, str, int]  # a revision, its disk, the number of a block
 
@@ -45,11 +47,19 @@ def noise(seed: str) -> bytes:
 
 
 def history() -> Iterator[dict[str, bytes]]:
-    """The disks of each revision: zero blocks, blocks used several times, a short last block."""
+    """The disks of each revision: zero blocks, blocks used several times, a short last block.
+
+    Disk vdc has two pages, of which two revisions share the first; the third has zeroes there.
+    """
     shared, short, end = pattern("shared"), pattern("short", 5000), pattern("end", 777)
-    for first, fourth, second in (("a", "b", "c"), ("A", "b", "c"), ("A", "B", "C")):
+    full, empty = pattern("full") + bytes((PAGE_BLOCKS - 1) * BLOCK), bytes(PAGE_BLOCKS * BLOCK)
+    for first, fourth, second, page in (
+        ("a", "b", "c", full),
+        ("A", "b", "c", full),
+        ("A", "B", "C", empty),
+    ):
         vda = [pattern(first), shared, bytes(BLOCK), noise(fourth), shared, short]
-        yield {"vda": b"".join(vda), "vdc": shared + pattern(second) + end}
+        yield {"vda": b"".join(vda), "vdc": page + shared + pattern(second) + end}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,12 @@ class Whole:
         self._leave_what_else_there_may_be(made)
         self.root = made.root
         self.lines = {
-            (each, disk): (self.root / f"revisions/{each}/{disk}.blocks").read_text().splitlines()
+            (each, disk): block_names(self.root, self.root / f"revisions/{each}", disk)
+            for each in self.ids
+            for disk in DISKS
+        }
+        self.pages = {
+            (each, disk): page_names(self.root / f"revisions/{each}", disk)
             for each in self.ids
             for disk in DISKS
         }
@@ -136,6 +151,27 @@ class Whole:
         """Where a block is used."""
         return {place for place in self.places() if self.line(place) == digest}
 
+    def paged(self, name: str) -> set[Place]:
+        """The blocks whose hashes are in a page."""
+        return {
+            (revision, disk, number)
+            for revision, disk, number in self.places()
+            if self.pages[revision, disk][number // PAGE_BLOCKS] == name
+        }
+
+    def listed(self, file: str) -> set[Place]:
+        """The blocks whose hashes are in an index, a page or a twin, itself or by its pages."""
+        if kind_of(file) == "index":
+            return self.all_of(file)
+        indexes = [each for each in self.copies_of(file) if kind_of(each) == "index"]
+        return self.paged(Path(file).name).union(*map(self.all_of, indexes))
+
+    def copies_of(self, file: str) -> list[str]:
+        """All other files with the content of an index, a page or a twin."""
+        content = (self.root / file).read_bytes()
+        lists = [each for each in self.files() if kind_of(each) in TWICE and each != file]
+        return [each for each in lists if (self.root / each).read_bytes() == content]
+
     def all_of(self, file: str) -> set[Place]:
         """The blocks of the disk that an index or image is of."""
         path = Path(file)
@@ -156,6 +192,10 @@ class Whole:
         block = self.contents[revision][disk][number * BLOCK : (number + 1) * BLOCK]
         return not any(block)
 
+    def are_zero(self, places: Iterable[Place]) -> bool:
+        """Whether all these blocks are zeroes."""
+        return all(map(self.is_zero, places))
+
     # What anybody reads.
 
     def by_hand(self, base: Path, revision: str, disk: str) -> bytes:
@@ -163,8 +203,10 @@ class Whole:
         if self.store == "images":
             return (base / JOB / f"revisions/{revision}/{disk}.img").read_bytes()
         index = f"revisions/{revision}/{disk}.blocks"
-        recipe = f"sed 's|^..|chunks/&/&|; s|$|.zst|' {index} | xargs zstd -dcq"
-        done = subprocess.run(recipe, shell=True, cwd=base / JOB, capture_output=True, check=False)
+        pages = f"sed 's|^..|pages/&/&|' {index} | xargs cat"
+        recipe = f"set -o pipefail; {pages} | sed 's|^..|chunks/&/&|; s|$|.zst|' | xargs zstd -dcq"
+        command = ["bash", "-c", recipe]
+        done = subprocess.run(command, cwd=base / JOB, capture_output=True, check=False)
         return b"" if done.returncode else done.stdout
 
     def is_right_by_hand(self, base: Path, lost: set[Place]) -> bool:
@@ -183,6 +225,8 @@ def kind_of(file: str) -> str:
         return "status"
     if name in {"repository.json", "restore.sh", "revision.json"} | set(OPTIONAL):
         return "optional" if name in OPTIONAL else name
+    if Path(file).parts[0] in COPIES:
+        return {"pages": "page", "twins": "twin"}[Path(file).parts[0]]
     return {".zst": "chunk", ".blocks": "index", ".img": "image"}[Path(file).suffix]
 
 
@@ -235,10 +279,30 @@ def flip(path: Path, offset: int, bit: int = 1) -> None:
 
 
 def _costs(whole: Whole, file: str) -> set[Place]:
-    """The blocks that need a file."""
+    """The blocks that need a file. Of what is kept twice one copy does."""
     if kind_of(file) == "chunk":
         return whole.named(Path(file).stem)
-    return whole.all_of(file) if kind_of(file) in {"index", "image"} else set()
+    return whole.all_of(file) if kind_of(file) == "image" else set()
+
+
+def in_all_copies(whole: Whole, damage: Damage) -> Damage:
+    """The same damage in every copy of a page or index: in both, and in indexes that are alike."""
+    [file] = damage.files
+    copies = whole.copies_of(file)
+
+    def strike(root: Path) -> None:
+        aside = root / "aside"
+        for copy in copies:
+            (root / file).rename(aside)
+            (root / copy).rename(root / file)
+            damage.strike(root)
+            if os.path.lexists(root / file):
+                (root / file).rename(root / copy)
+            aside.rename(root / file)
+        damage.strike(root)
+
+    costs = frozenset(place for each in (file, *copies) for place in whole.listed(each))
+    return Damage((file, *copies), f"{damage.what} in all copies", strike, costs)
 
 
 def _make_folder(path: Path) -> None:
@@ -319,8 +383,8 @@ def swapped(whole: Whole, file: str) -> Damage:
 def _other(whole: Whole, file: str) -> str:
     """The nearest other file of the kind that has other content: an older one where there is."""
     path = Path(file)
-    if kind_of(file) == "chunk":
-        names = [each for each in whole.files() if kind_of(each) == "chunk"]
+    if (kind := kind_of(file)) in {"chunk", "page", "twin"}:
+        names = [each for each in whole.files() if kind_of(each) == kind]
         return names[names.index(file) - 1]
     position = whole.ids.index(path.parent.name)
     for each in (*reversed(whole.ids[:position]), *whole.ids[position + 1 :]):

@@ -21,6 +21,7 @@ from backy.system import files
 from tests.faults.damages import (
     BREAKS,
     JOB,
+    TWICE,
     Damage,
     Place,
     Said,
@@ -28,11 +29,13 @@ from tests.faults.damages import (
     broken,
     flip,
     flips,
+    in_all_copies,
     kind_of,
     older,
     run,
     swapped,
 )
+from tests.lab.indexes import bad_lists
 from tests.lab.repositories import BLOCK
 
 SEED = int(os.environ.get("BACKY_SEED", "1"))
@@ -71,6 +74,8 @@ class Case:
             for each in damage.places
             if self.by_block and (whole.is_zero(each) or whole.copies(each) - damage.places)
         }
+        if damage.kind == "page" and (whole.store == "images" or whole.are_zero(damage.places)):
+            self.healed = set(damage.places)
         self.lost = set(damage.places) - self.healed
 
     def verify(self) -> tuple[Said, set[Place], set[Place]]:
@@ -107,6 +112,8 @@ class Case:
         """
         failed = set()
         concerned = disks_of(set(self.damage.places))
+        if self.damage.kind in TWICE:
+            concerned.update(*(disks_of(self.whole.listed(file)) for file in self.damage.files))
         others = [each for each in self.whole.lines if each not in concerned and not may_fail(each)]
         passed = others if FLIPS > 1 else self._draw.sample(others, min(1, len(others)))
         for disk in {*self.whole.lines} - {*others} | {*passed}:
@@ -191,6 +198,8 @@ def verify_first(case: Case) -> None:
         assert (said.code, lost, healed) == (0, set(), set()), said
         check_script(case, said)
         assert case.failing(lambda _: False) == set()
+    elif kind in TWICE and not case.damage.places:
+        check_mended(case, said, lost, healed)
     elif said.code == 0 and not healed:
         # Nothing that anybody reads has changed; zstd ignores one bit of a frame's header.
         assert kind == "chunk", said
@@ -211,6 +220,15 @@ def check_blocks(case: Case, said: Said, lost: set[Place], healed: set[Place]) -
         case.is_reported(lost, healed)
     assert case.whole.is_right_by_hand(case.base, lost)
     assert case.failing(lambda disk: disk in disks_of(lost)) == disks_of(lost)
+
+
+def check_mended(case: Case, said: Said, lost: set[Place], healed: set[Place]) -> None:
+    """The other copy was good: nothing is damaged, and both copies are as they were."""
+    assert (said.code, lost, healed) == (0, set(), set()), said
+    assert all(file in said.warned() for file in case.damage.files), said
+    assert bad_lists(case.base / JOB) == set()
+    assert case.whole.is_right_by_hand(case.base, set())
+    assert case.failing(lambda _: False) == set()
 
 
 def check_settings(case: Case, said: Said) -> None:
@@ -246,7 +264,7 @@ def restore_first(case: Case) -> None:
     """Restore finds what is damaged without verify, and verify agrees."""
     kind = case.damage.kind
     failed = case.failing(lambda disk: may_fail(case, disk))
-    if kind in {"chunk", "index", "image"}:
+    if kind in {"chunk", "image", *TWICE}:
         if kind == "chunk" and not failed:
             assert case.whole.is_right_by_hand(case.base, set())
             return
@@ -264,6 +282,8 @@ def restore_first(case: Case) -> None:
             case.is_reported(case.lost, case.healed)
         assert case.whole.is_right_by_hand(case.base, case.lost)
     said, _, _ = case.verify()
+    if kind in TWICE and not case.lost:
+        assert bad_lists(case.base / JOB) == set()
     if kind == "restore.sh":
         check_script(case, said)
     if failed:
@@ -299,10 +319,16 @@ def test_a_flipped_bit_changes_nothing_that_is_restored_or_is_found(
     for file in whole.files():
         draw = random.Random(f"{SEED} {whole.store} {whole.label(file)}")
         damages = list(flips(whole, file, min(FLIPS, MOST), draw))
+        damages += of_all_copies(whole, damages)
         wrong += judge(whole, damages, target, draw)
         count += len(damages)
     print(f"{whole.store}, seed {SEED}: {count} bits flipped")  # noqa: T201 - for soak
     assert not wrong, "\n\n".join(wrong)
+
+
+def of_all_copies(whole: Whole, damages: Sequence[Damage]) -> list[Damage]:
+    """The damages of indexes and pages, in all copies."""
+    return [in_all_copies(whole, each) for each in damages if each.kind in {"index", "page"}]
 
 
 DAMAGES: dict[str, Callable[[Whole, str], Damage]] = {
@@ -327,7 +353,10 @@ def test_a_file_that_is_not_what_it_was_changes_nothing_that_is_restored_or_is_f
             # What can be healed of an image depends on which one it is.
             count = 2 * FLIPS if kind != "image" or how in BREAKS else len(found)
             some = draw.sample(found, min(count, len(found)))
-            wrong += judge(whole, [DAMAGES[how](whole, file) for file in some], target, draw)
+            damages = [DAMAGES[how](whole, file) for file in some]
+            if how != "swapped":
+                damages += of_all_copies(whole, damages)
+            wrong += judge(whole, damages, target, draw)
     assert not wrong, "\n\n".join(wrong)
 
 

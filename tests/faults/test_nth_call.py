@@ -19,7 +19,8 @@ import pytest
 
 from backy.errors import BackyError
 from tests.faults.calls import FAULTS, Calls, faults_of
-from tests.faults.workloads import WORKLOADS, Workload, check, one_worker, prepared
+from tests.faults.paged_workloads import ALL_WORKLOADS
+from tests.faults.workloads import Workload, check, one_worker, prepared
 
 SEED = int(os.environ.get("BACKY_SEED", "1"))
 ALL = os.environ.get("BACKY_ALL_CALLS") == "1"
@@ -47,7 +48,7 @@ def strike(base: Path, workload: Workload, store: str, case: Case) -> None:
             assert fault != "short", "a short read or write is no error"
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", ALL_WORKLOADS, ids=lambda workload: workload.name)
 def test_a_call_that_fails_leaves_the_old_or_the_new_history(
     workload: Workload, place: tuple[str, Path], request: pytest.FixtureRequest
 ) -> None:

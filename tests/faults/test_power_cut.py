@@ -18,6 +18,7 @@ import pytest
 
 from backy.repository.repository import Repository
 from tests.faults.journal import Journal, Survival
+from tests.faults.paged_workloads import ALL_WORKLOADS
 from tests.faults.recording import recording
 from tests.faults.workloads import (
     JOB,
@@ -89,7 +90,7 @@ def recorded(workload: Workload, store: str, folder: Path) -> tuple[Journal, Dis
     return journal, known
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", ALL_WORKLOADS, ids=lambda workload: workload.name)
 def test_a_power_cut_at_any_operation_leaves_the_old_or_the_new_history(
     workload: Workload, place: tuple[str, Path], case: str
 ) -> None:

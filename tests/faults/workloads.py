@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
 from backy.errors import DamagedError, NotFoundError
+from backy.model.extent import Kind, align
 from backy.model.revision import Revision, Trust, is_id
 from backy.operations.backup import backup
 from backy.operations.heal import Damage
@@ -23,9 +24,11 @@ from backy.repository.manifest import Settings
 from backy.repository.create import create
 from backy.repository.repository import Repository
 from backy.sources.file import FileSource
-from backy.stores import chunks
+from backy.stores import used
+from backy.stores.blocks import StoredImage
 from backy.system import files, folders, process
-from tests.lab.handmade import digest_of
+from tests.lab.handmade import digest_of, write_sparse
+from tests.lab.indexes import PAGE_BLOCKS, bad_lists, block_names, format_of
 
 BLOCK = 65536
 SIZE = 3 * BLOCK + 1234
@@ -33,6 +36,7 @@ JOB = "vm1"
 RESTORED = "restored.img"
 Disks = dict[str, bytes]  # what the disk of each revision held, by id
 Lost = set[tuple[str, int]]  # blocks that cannot be read: the revision's id, the block's number
+Bad = dict[str, bytes]  # what damaged blocks and pages held, by their hashes; a page holds blocks
 
 
 def noise(seed: object, size: int = SIZE) -> bytes:
@@ -65,7 +69,7 @@ def hasty() -> Iterator[None]:
         patch.object(files.File, "sync", lambda _: None),
         patch.object(files.File, "barrier", lambda _: None),
         patch.object(files.File, "_open_direct", lambda *_: -1),
-        patch.object(chunks, "_DIGEST_BITS", 16),  # 32 MiB take 30 ms to fill with zeroes
+        patch.object(used, "_DIGEST_BITS", 16),  # 32 MiB take 30 ms to fill with zeroes
     ):
         yield
 
@@ -73,7 +77,7 @@ def hasty() -> Iterator[None]:
 def run_backup(base: Path, content: bytes, store: str) -> Revision:
     """What `backy backup` does, the repository being made where there is none."""
     source = base.parent / f"{base.name}.source"
-    source.write_bytes(content)
+    write_sparse(source, content)
     root = base / JOB
     if (root / "repository.json").exists():
         repository = Repository(root)
@@ -83,29 +87,45 @@ def run_backup(base: Path, content: bytes, store: str) -> Revision:
     return backup(repository, FileSource(**settings))
 
 
-def read_all(repository: Repository, bad: dict[str, bytes] | None = None) -> tuple[Disks, Lost]:
+def read_all(repository: Repository, bad: Bad | None = None) -> tuple[Disks, Lost]:
     """Every disk of the history, read through the store, block by block.
 
-    A block that is found damaged is an error; but not where `bad` has its hash, and what it was.
+    A block that is found damaged is an error; but not where `bad` has its hash, or that of its
+    page, and what was there.
     """
     held: Disks = {}
     lost: Lost = set()
     for revision in repository.history().revisions:
         with repository.store.open(revision, "vda") as image:
             content = bytearray(image.size)
-            for number in range(image.index.blocks):
-                start, length = number * image.block_size, image.index.length_of(number)
-                try:
-                    image.readinto(start, memoryview(content)[start : start + length])
-                except DamagedError:
-                    digest = image.index.digest(number)
-                    if digest not in (bad or {}):
-                        raise
-                    content[start : start + length] = (bad or {})[digest]
-                    lost.add((revision.id, number))
+            for extent in align(image.extents(), image.block_size, image.size):
+                if extent.kind is Kind.ZERO:
+                    continue
+                for start in range(extent.start, extent.end, image.block_size):
+                    number = start // image.block_size
+                    part = memoryview(content)[start : start + image.index.length_of(number)]
+                    try:
+                        image.readinto(start, part)
+                    except DamagedError:
+                        known = _known(image, number, bad or {})
+                        if known is None:
+                            raise
+                        part[:] = known
+                        lost.add((revision.id, number))
             held[revision.id] = bytes(content)
     assert not repository.history().unreadable
     return held, lost
+
+
+def _known(image: StoredImage, number: int, bad: Bad) -> bytes | None:
+    """What a block held that cannot be read, if it is one of those that were damaged."""
+    try:
+        return bad.get(image.index.digest(number))
+    except DamagedError:
+        page, within = divmod(number, PAGE_BLOCKS)
+        start, length = within * image.block_size, image.index.length_of(number)
+        known = bad.get(image.index.name(page))
+        return known and known[start : start + length]
 
 
 @dataclass(frozen=True)
@@ -114,7 +134,8 @@ class Workload:
 
     `old` and `new` are how many of the oldest are out of the history before and after it. One that
     `reads_one` revision need not know of damage in the others: if one of them could not be opened
-    just then, the next verify finds that.
+    just then, the next verify finds that. `bad` is what it damages, `newest` what the newest
+    revision has then, and the live source; `later` is backed up afterwards.
     """
 
     name: str
@@ -127,31 +148,34 @@ class Workload:
     is_damaged: bool = False
     has_source: bool = False
     reads_one: bool = False
+    bad: Bad = field(default_factory=lambda: BAD)
+    newest: bytes = SECOND
+    later: bytes = THIRD
 
 
-def _opened(base: Path) -> Repository:
+def opened(base: Path) -> Repository:
     return Repository(base / JOB)
 
 
-def _remove_oldest(repository: Repository) -> None:
+def remove_oldest(repository: Repository) -> None:
     oldest = min(each.name for each in (repository.folder / "revisions").iterdir())
     trash.remove(repository, [each for each in repository.history().revisions if each.id == oldest])
 
 
-def _verify(repository: Repository) -> list[Damage]:
+def verify_all(repository: Repository) -> list[Damage]:
     return list(
         verify(repository, repository.history().revisions, origins=[LiveSource(repository)])
     )
 
 
-def _scrub(repository: Repository) -> list[Damage]:
+def scrub_all(repository: Repository) -> list[Damage]:
     return list(
         Scrub(repository, timedelta(days=30)).run(Limits(), origins=[LiveSource(repository)])
     )
 
 
-def _restore(base: Path) -> None:
-    repository = _opened(base)
+def restore_newest(base: Path) -> None:
+    repository = opened(base)
     newest = max(each.name for each in (repository.folder / "revisions").iterdir())
     restore(
         repository,
@@ -168,7 +192,7 @@ def damage(repository: Repository, bad: dict[str, bytes]) -> None:
     size = repository.settings.block_size
     for revision in repository.history().revisions:
         folder = repository.folder_of(revision).path
-        for number, digest in enumerate((folder / "vda.blocks").read_text().split()):
+        for number, digest in enumerate(block_names(repository.folder, folder, "vda")):
             chunk = repository.folder / "chunks" / digest[:2] / f"{digest}.zst"
             if digest in bad and repository.settings.store == "images":
                 places.add((folder / "vda.img", number * size + len(bad[digest]) // 2))
@@ -199,12 +223,12 @@ def _damage(repository: Repository) -> None:
 
 def _damage_and_tell(repository: Repository) -> None:
     _damage_without_source(repository)
-    assert _verify(repository)
+    assert verify_all(repository)
 
 
 def _heal_and_delete(repository: Repository) -> None:
     _damage(repository)
-    assert _verify(repository)
+    assert verify_all(repository)
 
 
 WORKLOADS = (
@@ -216,33 +240,33 @@ WORKLOADS = (
         lambda b, s: run_backup(b, THIRD, s),
         adds=THIRD,
     ),
-    Workload("remove", (FIRST, SECOND), lambda b, _: _remove_oldest(_opened(b)), new=1),
+    Workload("remove", (FIRST, SECOND), lambda b, _: remove_oldest(opened(b)), new=1),
     Workload(
         "undo",
         (FIRST, SECOND),
-        lambda b, _: trash.undo(_opened(b)),
-        prepare=_remove_oldest,
+        lambda b, _: trash.undo(opened(b)),
+        prepare=remove_oldest,
         old=1,
     ),
     Workload(
         "purge",
         (FIRST, SECOND, THIRD),
-        lambda b, _: trash.purge(_opened(b)),
-        prepare=_remove_oldest,
+        lambda b, _: trash.purge(opened(b)),
+        prepare=remove_oldest,
         old=1,
         new=1,
     ),
     Workload(
         "tag-change",
         (FIRST, SECOND),
-        lambda b, _: _opened(b).retag(_opened(b).history().revisions, add={"new"}, drop=set()),
+        lambda b, _: opened(b).retag(opened(b).history().revisions, add={"new"}, drop=set()),
     ),
-    Workload("verify", (FIRST, SECOND), lambda b, _: _verify(_opened(b))),
-    Workload("scrub", (FIRST, SECOND), lambda b, _: _scrub(_opened(b))),
+    Workload("verify", (FIRST, SECOND), lambda b, _: verify_all(opened(b))),
+    Workload("scrub", (FIRST, SECOND), lambda b, _: scrub_all(opened(b))),
     Workload(
         "verify-that-heals",
         (FIRST, SECOND),
-        lambda b, _: _verify(_opened(b)),
+        lambda b, _: verify_all(opened(b)),
         prepare=_damage,
         is_damaged=True,
         has_source=True,
@@ -250,7 +274,7 @@ WORKLOADS = (
     Workload(
         "scrub-that-heals",
         (FIRST, SECOND),
-        lambda b, _: _scrub(_opened(b)),
+        lambda b, _: scrub_all(opened(b)),
         prepare=_damage,
         is_damaged=True,
         has_source=True,
@@ -258,21 +282,21 @@ WORKLOADS = (
     Workload(
         "scrub-that-cannot-heal",
         (FIRST, SECOND),
-        lambda b, _: _scrub(_opened(b)),
+        lambda b, _: scrub_all(opened(b)),
         prepare=_damage_without_source,
         is_damaged=True,
     ),
     Workload(
         "verify-that-cannot-heal",
         (FIRST, SECOND),
-        lambda b, _: _verify(_opened(b)),
+        lambda b, _: verify_all(opened(b)),
         prepare=_damage_without_source,
         is_damaged=True,
     ),
     Workload(
         "restore-that-heals",
         (FIRST, SECOND),
-        lambda b, _: _restore(b),
+        lambda b, _: restore_newest(b),
         prepare=_damage,
         is_damaged=True,
         has_source=True,
@@ -290,7 +314,7 @@ WORKLOADS = (
         "delete-reports",
         (FIRST, SECOND),
         lambda b, _: quarantine.delete(
-            _opened(b), [each.id for each in quarantine.reports(_opened(b))]
+            opened(b), [each.id for each in quarantine.reports(opened(b))]
         ),
         prepare=_heal_and_delete,
     ),
@@ -303,7 +327,7 @@ def prepared(base: Path, workload: Workload, store: str) -> Disks:
     for content in workload.before:
         known[run_backup(base, content, store).id] = content
     if workload.before:
-        workload.prepare(_opened(base))
+        workload.prepare(opened(base))
     return known
 
 
@@ -324,25 +348,26 @@ def check(
             workload.command(base, store)
         repository = Repository(root)
         if workload.is_damaged and not workload.reads_one:
-            _check_damage_is_known(repository)
+            _check_damage_is_known(repository, workload.bad)
         if workload.has_source:
-            _check_healed(repository)
+            _check_healed(repository, workload.bad)
         if workload.is_damaged:
-            _check_next(base, SECOND, store)
-        newest = _check_next(base, THIRD, store)
+            _check_next(base, workload, workload.newest, store)
+        newest = _check_next(base, workload, workload.later, store)
         trash.purge(repository)
         # The revisions of the store "images" that are still damaged have good copies by now.
-        assert all(each.healed for each in _verify(repository))
+        assert all(each.healed for each in verify_all(repository))
         held, _ = read_all(repository)
-        assert held.pop(newest) == THIRD
-        assert set(held.values()) <= {*known.values(), workload.adds, SECOND}
-        assert _verify(repository) == []
+        assert held.pop(newest) == workload.later
+        assert set(held.values()) <= {*known.values(), workload.adds, workload.newest}
+        assert verify_all(repository) == []
+        assert bad_lists(root) == set()
 
 
-def _check_next(base: Path, content: bytes, store: str) -> str:
+def _check_next(base: Path, workload: Workload, content: bytes, store: str) -> str:
     """The next backup is whole, whatever is damaged of the others; its id."""
     revision = run_backup(base, content, store)
-    held, lost = read_all(_opened(base), BAD)
+    held, lost = read_all(opened(base), workload.bad)
     assert held[revision.id] == content
     assert revision.id not in {each for each, _ in lost}
     return revision.id
@@ -352,8 +377,9 @@ def check_history(
     repository: Repository, workload: Workload, known: Disks, *, has_ended: bool
 ) -> None:
     """Just after the fault: what is published reads back, but for what was damaged before."""
-    held, lost = read_all(repository, BAD if workload.is_damaged else None)
-    trust = {each.id: each.trust for each in repository.history().revisions}
+    held, lost = read_all(repository, workload.bad if workload.is_damaged else None)
+    history = repository.history().revisions
+    trust = {each.id: each.trust for each in history}
     assert not any(trust[each] is Trust.VERIFIED for each, _ in lost)
     ids = sorted(known)
     added = held.keys() - known.keys()
@@ -366,9 +392,11 @@ def check_history(
     for name in folders.list_folder(repository.folder / "quarantine"):
         assert not is_id(name) or quarantine.find(repository, name).id == name
     restored = repository.folder.parent / RESTORED
-    assert not restored.exists() or restored.read_bytes() == SECOND
+    formats = [format_of(repository.folder_of(each).path) for each in history]
+    assert max(formats, default=1) <= repository.settings.format
+    assert not restored.exists() or restored.read_bytes() == workload.newest
     if not workload.is_damaged:
-        assert _verify(repository) == []
+        assert verify_all(repository) == []
 
 
 def check_evidence(repository: Repository) -> None:
@@ -391,9 +419,9 @@ def check_undo(repository: Repository, known: Disks) -> None:
     assert held.items() <= known.items()
 
 
-def _check_damage_is_known(repository: Repository) -> None:
+def _check_damage_is_known(repository: Repository, bad: Bad) -> None:
     """What cannot be read says so in each revision that has it, so nothing is built upon it."""
-    _, lost = read_all(repository, BAD)
+    _, lost = read_all(repository, bad)
     for revision in repository.history().revisions:
         ranges = revision.damaged.get("vda", ())
         for each, number in lost:
@@ -403,10 +431,10 @@ def _check_damage_is_known(repository: Repository) -> None:
                 assert any(low <= start < low + length for low, length in ranges), (each, number)
 
 
-def _check_healed(repository: Repository) -> None:
+def _check_healed(repository: Repository, bad: Bad) -> None:
     """With the source in reach one verify makes everything whole, and says so."""
-    before = read_all(repository, BAD)[1]
-    found = _verify(repository)
+    before = read_all(repository, bad)[1]
+    found = verify_all(repository)
     assert all(each.healed for each in found)
     named = {
         (each.revision, start // BLOCK)

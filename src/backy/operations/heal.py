@@ -128,7 +128,7 @@ class Healer:
     _warned: set[str] = field(default_factory=set)
     _opened: list[StoredDisk] = field(default_factory=list)
     _opened_ids: list[str] = field(default_factory=list)
-    _checked: set[str] = field(default_factory=set)
+    _checked: set[tuple[str, int]] = field(default_factory=set)
 
     def heal(self, blocks: Sequence[BadBlock]) -> list[Damage]:
         """Repair blocks wherever they are stored, or distrust the revisions that have them.
@@ -153,9 +153,10 @@ class Healer:
         Gives each range of each revision that it names, if neither copy was good.
         """
         with self._lock:
-            if name in self._checked:
+            key = name, stored.image.index.lines_of(page)
+            if key in self._checked:
                 return []
-            self._checked.add(name)
+            self._checked.add(key)
             try:
                 stored.image.index.check_page(page)
             except DamagedError as error:
@@ -180,8 +181,11 @@ class Healer:
         page = bad.number // PAGE_LINES
         if bad.stored.digest(bad.number) is None:
             damages = self._heal_page(bad.stored, page, bad.reason)
-            is_healed = bad.stored.digest(bad.number) is not None
-            return bad.stored.block(bad.number) if is_healed else None, damages
+            if bad.stored.digest(bad.number) is None:
+                return None, damages
+            whole = bad.stored.block(bad.number)
+            good, more = (whole, []) if whole is not None else self._heal(bad)
+            return good, [*damages, *more]
         whole = bad.stored.block(bad.number)
         if whole is not None:
             self.watcher.warn(f"damaged when it was first read, but not now: {bad.reason}")
@@ -211,12 +215,12 @@ class Healer:
 
     def _heal_page(self, stored: StoredDisk, page: int, reason: str) -> list[Damage]:
         """Make a lost page again from the blocks that it names, or distrust its revisions."""
-        name = stored.image.index.name(page)
-        if name in self._handled:
+        name, count = stored.image.index.name(page), stored.image.index.lines_of(page)
+        if (name, count) in self._handled:
             return []
-        self._handled.add(name)
+        self._handled.add((name, count))
         self._open_all()
-        places = page_heal.places_of(name, [stored, *self._opened])
+        places = page_heal.places_of(name, count, [stored, *self._opened])
         healed = None
         try:
             healed = page_heal.make_again(self.repository, self.origins, places, name)

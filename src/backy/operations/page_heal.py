@@ -23,13 +23,18 @@ _MOST_TRIED = 100  # places where the blocks should be, before the page is given
 _Read = Callable[[int], bytes | None]  # gives the content of a block of a disk
 
 
-def places_of(name: str, disks: Iterable[StoredDisk]) -> list[tuple[StoredDisk, int]]:
-    """Where these disks have the page with this digest: the disk, and the number of the page."""
+def places_of(
+    name: str, count: int, disks: Iterable[StoredDisk]
+) -> list[tuple[StoredDisk, int]]:
+    """Where these disks have the page with this digest: the disk, and the number of the page.
+
+    If a record is wrong about the size of its disk, the last page has not `count` lines.
+    """
     return [
         (disk, number)
         for disk in disks
         for number, each in enumerate(disk.image.index.names())
-        if each == name
+        if each == name and disk.image.index.lines_of(number) == count
     ]
 
 
@@ -52,6 +57,10 @@ def make_again(
     Asks the images of the revisions that have the page, and `origins`. Raises StoreError.
     """
     codec, tried = repository.codec, set[tuple[str, str, int]]()
+    disk, page = places[0]
+    if codec.digest(zeroes := disk.image.index.zero_page(page)) == name:
+        repository.store.pages.put(zeroes)
+        return "its hash, which is that of zeroes"
     for disk, page in islice(places, _MOST_TRIED):
         first = page * PAGE_LINES
         numbers = range(first, first + disk.image.index.lines_of(page))

@@ -212,13 +212,14 @@ def checked_index(path: Place, disk: Disk, codec: Codec, shelf: Pages | None) ->
     paths = [path]
     if shelf:
         count = block_count(count, PAGE_LINES)
+    if shelf and path.parent.exists():  # else the revision was removed
         paths.append(shelf.twin(disk.index_hash))
     with _first_good(paths, disk.index_hash, count, codec) as file:
         if not shelf:
             yield FlatIndex(file, disk.size, disk.block_size, codec)
             return
         if file.path != path:
-            shelf.mend(path, file.read_bytes(0, count * LINE))
+            shelf.mend_index(path, file.read_bytes(0, count * LINE))
         yield PagedIndex(file, disk.size, disk.block_size, shelf)
 
 

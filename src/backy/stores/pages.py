@@ -6,7 +6,8 @@ An index has a twin, too. Each read checks the hash; a bad copy is replaced by t
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.stores.codec import Codec
@@ -70,6 +71,8 @@ class Pages:
                 translated(DamagedError, f"reading {path}"),
                 files.open_to_read(path, cache) as file,
             ):
+                if file.size() != count * LINE:  # or a record is wrong, and asks for terabytes
+                    return b""
                 buffer = files.buffer(count * LINE + files.PAGE)
                 content = bytes(buffer[: file.read_into(0, buffer)])
         except DamagedError as error:
@@ -80,12 +83,22 @@ class Pages:
         return content if is_whole else b""
 
     def mend(self, path: Place, content: bytes) -> None:
-        """Replace a bad page or index by its other copy, whose `content` is good.
+        """Replace a bad page or twin by its other copy, whose `content` is good.
 
         In a repository that is read-only or full, the good copy must do.
         """
-        try:
+        with self._noted(path):
             self._twins.repair(path, content, len(content))
+
+    def mend_index(self, path: Place, content: bytes) -> None:
+        """The same for an index. Makes no folder: the revision may have been removed meanwhile."""
+        with self._noted(path):
+            self._twins.put_in_place(path, content, len(content))
+
+    @contextmanager
+    def _noted(self, path: Place) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self._notes.append(f"{path} is damaged, and cannot be replaced: {error.strerror}")
         else:
@@ -99,7 +112,7 @@ class Pages:
             if content and not other:
                 self.mend(twin, content)
             elif other and not content:
-                self.mend(path, other)
+                self.mend_index(path, other)
 
     def take_notes(self) -> list[str]:
         """What was found since the last call: a sentence for each bad copy."""
