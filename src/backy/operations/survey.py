@@ -144,10 +144,18 @@ def _pages(holder: StoredDisk, first: int, end: int) -> Iterator[tuple[int, int,
 
 
 def check_pages(holders: Sequence[StoredDisk], where: Range, healer: Healer) -> Iterator[Damage]:
-    """Read all copies of the pages of a range from the medium; heal them, or give what is lost."""
+    """Read all copies of the pages of a range from the medium, each page once in this command.
+
+    Gives the ranges of those that were lost in both copies, healed or not.
+    """
     for holder in holders:
         for page, _, _, name in _pages(holder, *_blocks_of(holder, where)):
-            yield from healer.check_page(holder, page, name)
+            if name not in healer.checked:
+                healer.checked.add(name)
+                try:
+                    holder.image.index.check_page(page)
+                except DamagedError as error:
+                    yield from healer.heal_page(holder, page, error.message)
 
 
 class Survey:
