@@ -24,6 +24,7 @@ import zstandard
 import backy as package
 from tests.cli import in_process
 from tests.lab.dispositions import WITH_DEFAULTS
+from tests.lab.paged import block_hashes
 from tests.lab.watchdog import ends
 
 MIB = 1024**2
@@ -165,16 +166,14 @@ class Backy:
         folder = self.base / job / "revisions" / self.revisions(job)[-1 - back]
         if self.store == "images":
             return (folder / f"{disk}.img").read_bytes()
-        chunks = [
-            f"{line[:2]}/{line}.zst" for line in (folder / f"{disk}.blocks").read_text().split()
-        ]
-        paths = [self.base / job / "chunks" / chunk for chunk in chunks]
+        names = block_hashes(self.base / job, folder, disk)
+        paths = [self.base / job / "chunks" / name[:2] / f"{name}.zst" for name in names]
         return b"".join(zstandard.decompress(path.read_bytes()) for path in paths)
 
     def chunk(self, job: str, revision: str, block: int) -> Path:
         """The file that a block of disk vda is kept in."""
-        index = self.base / job / "revisions" / revision / "vda.blocks"
-        digest = index.read_text().splitlines()[block]
+        folder = self.base / job / "revisions" / revision
+        digest = block_hashes(self.base / job, folder)[block]
         return self.base / job / "chunks" / digest[:2] / f"{digest}.zst"
 
     def damage(self, job: str, revision: str, block: int) -> None:
@@ -195,7 +194,11 @@ class Backy:
     def chunks_named(self, job: str) -> set[str]:
         """The names that the indexes of the published revisions have."""
         indexes = (self.base / job / "revisions").glob("[0-9]*/*.blocks")
-        return {name for index in indexes for name in index.read_text().split()}
+        return {
+            name
+            for index in indexes
+            for name in block_hashes(self.base / job, index.parent, index.stem)
+        }
 
     def said_of(self, job: str, revision: str) -> dict[str, Any]:
         """The content of a revision.json."""

@@ -9,6 +9,7 @@ from backy.errors import DamagedError
 from backy.model.extent import Extent, Kind
 from backy.model.revision import Revision
 from backy.operations.diff import diff
+from tests.lab.losses import index_copies, spoil
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import changed, sample
 
@@ -104,7 +105,7 @@ def test_no_block_is_read(made: Made) -> None:
 @pytest.mark.parametrize("which", [0, 1], ids=["older", "newer"])
 def test_a_damaged_index_is_an_error_that_names_it(made: Made, which: int) -> None:
     revisions = [made.backup(DISK), made.backup(changed(DISK, 5))]
-    path = made.repository.folder_of(revisions[which]).path / "vda.blocks"
-    path.write_bytes(path.read_bytes()[::-1])
-    with pytest.raises(DamagedError, match=str(path)):
+    copies = index_copies(made.root, made.repository.folder_of(revisions[which]).path)
+    spoil(copies)
+    with pytest.raises(DamagedError, match=str(copies[0])):
         between(made, *revisions)

@@ -395,7 +395,7 @@ class _Listener:
 def test_a_revision_that_is_being_purged_does_not_stop_the_healing_of_others(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backy.repository.repository._PATIENCE", 0)
+    monkeypatch.setattr("backy.repository.repository.PATIENCE", 0)
     purged, kept = made.backup(changed(DISK, 5)), made.backup(DISK)
     damage(made, kept)
     with locked(made.repository.folder_of(purged).path):

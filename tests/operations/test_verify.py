@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,16 +11,18 @@ import pytest
 
 from backy.errors import BackyError
 from backy.model.extent import Extent
-from backy.model.revision import Disk, Revision, Trust
+from backy.model.revision import Revision, Trust
 from backy.operations.heal import Damage
 from backy.operations.verify import verify
 from backy.repository import repository, trash
 from backy.stores import Store
-from backy.stores.blocks import BlockDraft, Blocks, StoredImage
+from backy.stores.blocks import Blocks, StoredImage
 from backy.stores.index import Index
+from backy.stores.used import Used
 from backy.system.files import Cache
 from backy.system.folders import locked
 from backy.system.place import Place
+from tests.lab.losses import index_copies, lose, spoil
 from tests.lab.repositories import BLOCK, Made, names
 from tests.memory_source import changed, sample
 
@@ -36,6 +38,8 @@ class CountingStore:
 
     def __init__(self, store: Store) -> None:
         self.shares_blocks = store.shares_blocks
+        self.pages = store.pages
+        self.block_size = store.block_size
         self.reads: Counter[tuple[str, int]] = Counter()
         self.caches: set[Cache] = set()
         self._store = store
@@ -48,23 +52,21 @@ class CountingStore:
         with self._store.open(revision, disk, cache) as image:
             yield StoredImage(image.index, CountingBlocks(image._blocks, self.reads))
 
-    @contextmanager
-    def draft(
+    def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None
-    ) -> Iterator[BlockDraft]:
-        with self._store.draft(folder, disk, size, parent) as draft:
-            yield draft
+    ) -> AbstractContextManager[Blocks]:
+        return self._store.new_blocks(folder, disk, size, parent)
 
-    def open_index(self, folder: Place, disk: str, record: Disk) -> AbstractContextManager[Index]:
-        return self._store.open_index(folder, disk, record)
+    def open_index(
+        self, revision: Revision, disk: str, folder: Place | None = None
+    ) -> AbstractContextManager[Index]:
+        return self._store.open_index(revision, disk, folder)
 
     def plain_path(self, revision: Revision, disk: str) -> Place:
         return self._store.plain_path(revision, disk)
 
-    def collect(
-        self, indexes: Iterable[Index], leave: Callable[[Place], None] = lambda _: None
-    ) -> int:
-        return self._store.collect(indexes, leave)
+    def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
+        return self._store.collect(used, leave)
 
 
 class CountingBlocks:
@@ -241,14 +243,27 @@ def test_a_damaged_short_last_block_is_named_with_its_own_length(either: Made) -
     assert ranges(run(either)) == [(revision.id, "vda", LAST * BLOCK, SHORT)]
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda path: path.unlink(), lambda path: flip(path, 70)], ids=["missing", "flipped"]
-)
-def test_a_damaged_index_makes_its_whole_disk_damaged_and_no_other(
-    either: Made, damage: Callable[[Path], None]
+@pytest.mark.parametrize("damage", [lose, spoil], ids=["missing", "flipped"])
+@pytest.mark.parametrize("copy", [0, 1], ids=["index", "twin"])
+def test_an_index_with_one_bad_copy_is_repaired_by_the_other(
+    either: Made, damage: Callable[[list[Path]], None], copy: int
 ) -> None:
-    first, second, third = (either.backup(vda=DISK, vdb=b"x") for _ in range(3))
-    damage(either.repository.folder_of(second).path / "vda.blocks")
+    first, second = either.backup(DISK), either.backup(changed(DISK, BLOCK))
+    copies = index_copies(either.root, either.repository.folder_of(first).path)
+    whole = copies[0].read_bytes()
+    damage([copies[copy]])
+    assert run(either) == []
+    assert [path.read_bytes() for path in copies] == [whole, whole]
+    assert [either.again(each).trust for each in (first, second)] == [Trust.VERIFIED] * 2
+
+
+@pytest.mark.parametrize("damage", [lose, spoil], ids=["missing", "flipped"])
+def test_an_index_with_two_bad_copies_makes_its_whole_disk_damaged_and_no_other(
+    either: Made, damage: Callable[[list[Path]], None]
+) -> None:
+    contents = (DISK, changed(DISK, 5), DISK)
+    first, second, third = (either.backup(vda=each, vdb=b"x") for each in contents)
+    damage(index_copies(either.root, either.repository.folder_of(second).path))
     [found] = run(either)
     assert ranges([found]) == [(second.id, "vda", 0, len(DISK))]
     assert "vda.blocks" in found.reason
@@ -260,9 +275,9 @@ def test_a_damaged_index_makes_its_whole_disk_damaged_and_no_other(
 
 
 def test_damage_is_carried_on_past_a_revision_whose_index_is_gone(made: Made) -> None:
-    first, second, third = (made.backup(DISK) for _ in range(3))
+    first, second, third = (made.backup(each) for each in (DISK, changed(DISK, 5), DISK))
     flip(made.chunk(first, DATA), 100)
-    (made.repository.folder_of(second).path / "vda.blocks").unlink()
+    lose(index_copies(made.root, made.repository.folder_of(second).path))
     assert sorted(ranges(run(made))) == [
         (first.id, "vda", DATA * BLOCK, BLOCK),
         (second.id, "vda", 0, len(DISK)),
@@ -342,7 +357,7 @@ def test_a_revision_removed_meanwhile_is_not_called_damaged_and_the_others_are_v
 def test_a_revision_that_could_not_be_read_is_not_called_verified(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repository, "_PATIENCE", 0)
+    monkeypatch.setattr(repository, "PATIENCE", 0)
     revision = made.backup(DISK)
     with locked(made.repository.folder_of(revision).path), suppress(BackyError):
         run(made)
@@ -367,8 +382,8 @@ def test_all_bytes_are_announced_and_then_reported(made: Made) -> None:
             pytest.fail(text)
 
     made.backup(vda=DISK, vdb=b"x")
-    bad = made.backup(vda=DISK, vdb=b"x")
-    (made.repository.folder_of(bad).path / "vdb.blocks").unlink()
+    bad = made.backup(vda=DISK, vdb=b"y")
+    lose(index_copies(made.root, made.repository.folder_of(bad).path, "vdb"))
     total = Total()
     assert (
         len(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backy.cli.progress import Meter
 from backy.errors import DamagedError
 from backy.model.messages import DamageEvent
-from backy.units import counted, format_rate
+from backy.units import counted, format_rate, format_size
 
 if TYPE_CHECKING:
     from backy.operations.heal import Damage
@@ -38,10 +38,11 @@ def damage_shown(job: str, shown: Meter) -> Callable[[Damage], None]:
 
 
 def ending(findings: Findings, read: int, seconds: float) -> str:
-    """The end of the last line: the number of healed ranges, the time and the rate."""
+    """The end of the last line: pages that were read, healed ranges, the time and the rate."""
     healed = counted(findings.healed, "damaged range")
     note = f", {healed} healed" if findings.healed else ""
-    return f"{note}, {seconds:.1f} s, {format_rate(read, seconds)}"
+    pages = f", {format_size(findings.pages)} of indexes and pages" if findings.pages else ""
+    return f"{pages}{note}, {seconds:.1f} s, {format_rate(read, seconds)}"
 
 
 def raise_damaged(job: str, findings: Findings, revisions: int) -> None:

@@ -109,14 +109,14 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator
 def revision_table(history: Iterable[Revision]) -> Iterator[str]:
     """The table of `backy list JOB`."""
     headings = (
-        "revision", "time (UTC)", "size", "changed", "stored", "took", "consistency", "trust",
-        "tags",
+        "revision", "time (UTC)", "size", "changed", "stored", "pages", "took", "consistency",
+        "trust", "tags",
     )  # fmt: skip
     return table(headings, map(_revision_row, history))
 
 
 def _revision_row(revision: Revision) -> list[str]:
-    sizes = (format_size(total(revision, what)) for what in ("size", "changed", "stored"))
+    sizes = (format_size(total(revision, what)) for what in ("size", "changed", "stored", "pages"))
     return [
         revision.id, f"{revision.time:%Y-%m-%d %H:%M:%S}", *sizes,
         format_duration(revision.seconds), revision.consistency.value, revision.trust.value,
@@ -125,15 +125,16 @@ def _revision_row(revision: Revision) -> list[str]:
 
 
 def total(revision: Revision, what: str) -> int:
-    """The sum over all disks of "size", "read", "changed" or "stored", in bytes."""
+    """The sum over all disks of "size", "read", "changed", "stored" or "pages", in bytes."""
     return sum(getattr(disk, what) for disk in revision.disks.values())
 
 
 def summary(revision: Revision, seconds: float) -> str:
-    """The last line of a backup: read, changed, stored, ratio, seconds, rate."""
+    """The last line of a backup: read, changed, stored, ratio, pages, seconds, rate."""
     read, changed, stored = (total(revision, what) for what in ("read", "changed", "stored"))
     ratio = f"{changed / stored:.1f}:1" if stored else "-"
+    pages = f"pages {format_size(size)}, " if (size := total(revision, "pages")) else ""
     return (
         f"read {format_size(read)}, changed {format_size(changed)}, stored {format_size(stored)} "
-        f"(ratio {ratio}), {seconds:.1f} s, {format_rate(read, seconds)}"
+        f"(ratio {ratio}), {pages}{seconds:.1f} s, {format_rate(read, seconds)}"
     )

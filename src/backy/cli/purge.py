@@ -9,7 +9,7 @@ from typer import Argument, Option
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, warn
-from backy.errors import UsageError
+from backy.errors import DamagedError, UsageError
 from backy.model.answers import EraseAnswer, PurgeAnswer
 from backy.units import counted, format_size
 
@@ -34,8 +34,9 @@ def purge(
 ) -> None:
     """Delete removed revisions for good, and free their space.
 
-    Also deletes every stored block that no revision uses. Needs no space, so it works on a full
-    disk.
+    Also deletes every stored block and page that no revision uses. If an index or a page cannot be
+    read, what only that may use is kept, and the exit code is 6. Needs no space, so it works on a
+    full disk.
 
     With --job it deletes a whole repository. The job must have been taken out of the configuration
     before.
@@ -56,9 +57,15 @@ def purge(
     if purged.foreign:
         warn(f"{job}: not made by backy, left alone: {', '.join(map(ascii, purged.foreign))}")
     kept_note = f"; {len(purged.kept)} kept (too young, or being read)" if purged.kept else ""
-    freed = f"freed {format_size(purged.freed)} of chunks"
+    freed = f"freed {format_size(purged.freed)} of chunks and pages"
     text = f"{job}: purged {counted(len(purged.revisions), 'revision')}, {freed}{kept_note}"
     record = PurgeAnswer(
-        job=str(job), purged=purged.revisions, kept=purged.kept, freed=purged.freed
-    )
+        job=str(job), purged=purged.revisions, kept=purged.kept, freed=purged.freed,
+        unknown=purged.unknown,
+    )  # fmt: skip
     answer(as_json, record, text)
+    if purged.unknown:
+        more = f" and {len(purged.unknown) - 1} more like this" if purged.unknown[1:] else ""
+        why = f"{job}: what only this may use was kept: {purged.unknown[0]}{more}"
+        hint = f"backy verify {job} names the damage. Remove what cannot be read, and purge again."
+        raise DamagedError(why, hint)

@@ -79,6 +79,7 @@ def _say(job: str, result: ScrubResult, within: str, seconds: float, *, as_json:
         read=result.read,
         damaged=result.lost,
         healed=result.healed,
+        pages=result.pages,
         total=covered.total,
         within=covered.read,
         oldest_seconds=covered.oldest.total_seconds() if covered.oldest is not None else None,

@@ -32,6 +32,7 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
             revisions=[revision.id for revision in result.revisions],
             damaged=result.lost,
             healed=result.healed,
+            pages=result.pages,
             size=result.size,
             seconds=shown.seconds,
         )

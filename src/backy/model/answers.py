@@ -34,7 +34,13 @@ TaskVerb = Annotated[str, ("enum", "the tasks of the daemon")]
 # What is stored.
 
 
-class ListedJob(TypedDict):
+class JobAnswer(TypedDict):
+    """What concerns one job."""
+
+    job: JobName
+
+
+class ListedJob(JobAnswer):
     """One job.
 
     store: The store of its repository: images, chunks, or that of a plug-in.
@@ -43,20 +49,18 @@ class ListedJob(TypedDict):
     damaged: Why some revisions cannot be listed; for people.
     """
 
-    job: JobName
     store: str
     block_size: BlockSize
     revisions: Sequence[RevisionRecord]
     damaged: Sequence[str]
 
 
-class UnusableJob(TypedDict):
+class UnusableJob(JobAnswer):
     """One job whose repository cannot be opened.
 
     error: Why; for people.
     """
 
-    job: JobName
     error: Text
 
 
@@ -85,7 +89,7 @@ class ChangedRange(TypedDict):
     kind: Literal["data", "zero"]
 
 
-class DiffAnswer(TypedDict):
+class DiffAnswer(JobAnswer):
     """What changed from `old` to `new`.
 
     old: The older revision.
@@ -93,13 +97,12 @@ class DiffAnswer(TypedDict):
     extents: The ranges that changed, in whole blocks, ascending for each disk.
     """
 
-    job: JobName
     old: RevisionId
     new: RevisionId
     extents: Sequence[ChangedRange]
 
 
-class FindAnswer(TypedDict):
+class FindAnswer(JobAnswer):
     """Where a disk is.
 
     revision: The revision.
@@ -108,20 +111,18 @@ class FindAnswer(TypedDict):
     path: The path, from the root.
     """
 
-    job: JobName
     revision: RevisionId
     disk: DiskName
     store: str
     path: Path
 
 
-class TagAnswer(TypedDict):
+class TagAnswer(JobAnswer):
     """The revisions as they are now.
 
     revisions: The revisions that were named, changed or not.
     """
 
-    job: JobName
     revisions: Annotated[Sequence[RevisionRecord], ("minItems", 1)]
 
 
@@ -136,47 +137,45 @@ class InitAnswer(TypedDict):
     marker: str
 
 
-class RemoveAnswer(TypedDict):
+class RemoveAnswer(JobAnswer):
     """What was moved to the trash.
 
     removed: The ids of the revisions.
     """
 
-    job: JobName
     removed: RevisionIds
 
 
-class UndoAnswer(TypedDict):
+class UndoAnswer(JobAnswer):
     """What came back from the trash.
 
     restored: The ids of the revisions.
     """
 
-    job: JobName
     restored: RevisionIds
 
 
-class PurgeAnswer(TypedDict):
+class PurgeAnswer(JobAnswer):
     """What was deleted for good.
 
     purged: The ids of the revisions.
     kept: The ids of the revisions that stay in the trash: too young, or being read.
-    freed: The chunks that were deleted, in bytes.
+    freed: The chunks and pages that were deleted, in bytes.
+    unknown: What could not be read; what only that may use was kept. For people.
     """
 
-    job: JobName
     purged: RevisionIds
     kept: RevisionIds
     freed: Bytes
+    unknown: Sequence[str]
 
 
-class EraseAnswer(TypedDict):
+class EraseAnswer(JobAnswer):
     """With --job: the whole repository was deleted.
 
     erased: That it is gone.
     """
 
-    job: JobName
     erased: Literal[True]
 
 
@@ -189,13 +188,12 @@ class ReportsAnswer(TypedDict):
     reports: Sequence[ReportRecord]
 
 
-class ReportsDeleteAnswer(TypedDict):
+class ReportsDeleteAnswer(JobAnswer):
     """What was deleted.
 
     deleted: The ids of the reports.
     """
 
-    job: JobName
     deleted: RevisionIds
 
 
@@ -217,7 +215,7 @@ class ConfigProblem(TypedDict):
     message: Text
 
 
-class LookedSource(TypedDict):
+class LookedSource(JobAnswer):
     """What a look at the source of a job found.
 
     job: The name of the job.
@@ -225,7 +223,6 @@ class LookedSource(TypedDict):
     error: Why it could not be opened; empty if it could.
     """
 
-    job: JobName
     disks: Sequence[DiskName]
     error: str
 
@@ -261,37 +258,34 @@ class JobsAnswer(TypedDict):
 # What the daemon does.
 
 
-class RunAnswer(TypedDict):
+class RunAnswer(JobAnswer):
     """The daemon backs the job up before all others.
 
     state: What it does now.
     """
 
-    job: JobName
     state: Literal["waiting"]
 
 
-class PauseAnswer(TypedDict):
+class PauseAnswer(JobAnswer):
     """The job starts nothing by itself from now on.
 
     state: What it does now.
     """
 
-    job: JobName
     state: Literal["paused"]
 
 
-class ResumeAnswer(TypedDict):
+class ResumeAnswer(JobAnswer):
     """The job goes on.
 
     state: What it does now.
     """
 
-    job: JobName
     state: Literal["resumed"]
 
 
-class JobOverview(TypedDict):
+class JobOverview(JobAnswer):
     """One job.
 
     state: What it does, or how it is: new without a revision, failed if the last backup did,
@@ -320,7 +314,6 @@ class JobOverview(TypedDict):
       if it is unknown.
     """
 
-    job: JobName
     state: Literal[
         "running", "waiting", "paused", "failed", "damaged", "unreadable", "idle", "new", "broken"
     ]

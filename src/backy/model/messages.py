@@ -85,6 +85,7 @@ class DiskRecord(TypedDict):
 class RevisionRecord(TypedDict):
     """One completed backup of all disks of a VM.
 
+    format: 2 if the indexes of its disks list pages, 1 if they list blocks.
     id: Its name: the time in UTC and four random characters.
     time: When it was made, in UTC and whole seconds.
     parent: The id of the revision that it was compared with, or null.
@@ -102,6 +103,7 @@ class RevisionRecord(TypedDict):
       ascending; the whole disk if there are too many.
     """
 
+    format: Literal[1, 2]
     id: RevisionId
     time: Time
     parent: RevisionId | None
@@ -132,12 +134,12 @@ class OccurrenceRecord(TypedDict):
 
 
 class ReportRecord(TypedDict):
-    """One block that was found damaged.
+    """One block that was found damaged, or one page of an index in both copies.
 
     id: Its name: the time in UTC and the first four digits of the hash.
     time: When the damage was found, in UTC and whole seconds.
     verb: The command that found it: verify, scrub or restore.
-    digest: The BLAKE3-256 that the block should have.
+    digest: The BLAKE3-256 that the block or page should have.
     reason: What was wrong with the stored bytes; for people.
     revisions: The ids of all revisions that had the bad bytes, sorted.
     occurrences: Where in these revisions: the first 1,000 ranges.
@@ -237,19 +239,24 @@ class ErrorEvent(TypedDict):
     traceback: NotRequired[Text]
 
 
-class BackupFinished(TypedDict):
+class Finished(TypedDict):
+    """The last event of a command."""
+
+    event: Literal["finished"]
+    job: JobName
+
+
+class BackupFinished(Finished):
     """The revision was published.
 
     seconds: How long the command took, in seconds.
     """
 
-    event: Literal["finished"]
-    job: JobName
     seconds: Seconds
     revision: RevisionRecord
 
 
-class RestoreFinished(TypedDict):
+class RestoreFinished(Finished):
     """The disk is restored. An error follows on standard error if some of it is lost.
 
     revision: The revision that was restored.
@@ -261,8 +268,6 @@ class RestoreFinished(TypedDict):
     healed: The ranges that were damaged and came from elsewhere; the target has the right bytes.
     """
 
-    event: Literal["finished"]
-    job: JobName
     revision: RevisionId
     disk: DiskName
     target: Text
@@ -273,31 +278,37 @@ class RestoreFinished(TypedDict):
     healed: Ranges
 
 
-class VerifyFinished(TypedDict):
+class Checked(Finished):
+    """The last event of verify or scrub."""
+
+    damaged: Count
+    healed: Count
+    pages: Bytes
+    seconds: Seconds
+
+
+class VerifyFinished(Checked):
     """Everything was read; an error follows on standard error if damage was not healed.
 
     revisions: The ids of the revisions that were read, oldest first.
     damaged: How many damaged ranges were not healed, and how many revisions are unusable.
     healed: How many damaged ranges were healed.
+    pages: How much was read of indexes and pages, in all copies, in bytes.
     size: The size of all disks that were verified, in bytes.
     seconds: How long the command took, in seconds.
     """
 
-    event: Literal["finished"]
-    job: JobName
     revisions: RevisionIds
-    damaged: Count
-    healed: Count
     size: Bytes
-    seconds: Seconds
 
 
-class ScrubFinished(TypedDict):
+class ScrubFinished(Checked):
     """The scrub of one job ended; damage that was not healed is an error on standard error.
 
-    read: How much this run read, in bytes.
+    read: How much data this run read, in bytes.
     damaged: How many damaged ranges were not healed, and how many revisions are unusable.
     healed: How many damaged ranges were healed.
+    pages: How much it read of indexes and pages, in all copies, in bytes.
     total: How much there is to read, in bytes, each stored block once; before the first scrub, at
       least what the newest revision has.
     within: How much of it was read within the promised time, in bytes.
@@ -306,15 +317,10 @@ class ScrubFinished(TypedDict):
     seconds: How long it took, in seconds.
     """
 
-    event: Literal["finished"]
-    job: JobName
     read: Bytes
-    damaged: Count
-    healed: Count
     total: Bytes
     within: Bytes
     oldest_seconds: Seconds | None
-    seconds: Seconds
 
 
 class ExpiredRevision(TypedDict):
@@ -334,15 +340,13 @@ class ExpiredRevision(TypedDict):
     why: Text
 
 
-class ExpireFinished(TypedDict):
+class ExpireFinished(Finished):
     """What the schedule does not keep.
 
     dry_run: Whether nothing was changed.
     expired: The revisions that change, oldest first.
     """
 
-    event: Literal["finished"]
-    job: JobName
     dry_run: bool
     expired: Sequence[ExpiredRevision]
 

@@ -114,7 +114,7 @@ class Healer:
 
     `stack` closes what it opens when it has something to repair. `is_unrecorded` means that damage
     may be missing from the record of a revision that has it. Then this command must not call any
-    revision verified, nor any slice read.
+    revision verified, nor any slice read. `checked` has the pages that `check_pages` has read.
     """
 
     repository: Repository
@@ -123,12 +123,12 @@ class Healer:
     watcher: Watcher
     stack: ExitStack
     is_unrecorded: bool = False
+    checked: set[tuple[str, int]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _handled: set[object] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
     _opened: list[StoredDisk] = field(default_factory=list)
     _opened_ids: list[str] = field(default_factory=list)
-    _checked: set[tuple[str, int]] = field(default_factory=set)
 
     def heal(self, blocks: Sequence[BadBlock]) -> list[Damage]:
         """Repair blocks wherever they are stored, or distrust the revisions that have them.
@@ -147,21 +147,13 @@ class Healer:
         with self._lock:
             return self._heal(bad)
 
-    def check_page(self, stored: StoredDisk, page: int, name: str) -> list[Damage]:
-        """Read all copies of a page, unless this command did so before, and heal it if it is lost.
+    def heal_page(self, stored: StoredDisk, page: int, reason: str) -> list[Damage]:
+        """Make a page again that is lost in both copies, or distrust the revisions that have it.
 
-        Gives each range of each revision that it names, if neither copy was good.
+        Gives each range of each revision that it names, unless this command handled it before.
         """
         with self._lock:
-            key = name, stored.image.index.lines_of(page)
-            if key in self._checked:
-                return []
-            self._checked.add(key)
-            try:
-                stored.image.index.check_page(page)
-            except DamagedError as error:
-                return self._heal_page(stored, page, error.message)
-            return []
+            return self._heal_page(stored, page, reason)
 
     def distrust(self, lost: Iterable[Occurrence]) -> None:
         """Record the lost ranges in each revision that has them."""
@@ -201,15 +193,13 @@ class Healer:
         occurrences = list(self._occurrences(bad, places))
         if good is None:
             self._warn_of_failures()
-        report = self._report(bad, occurrences)
+        stored = bad.stored.image.read_stored(bad.number)
+        report = self._report(bad.digest, bad.reason, occurrences, stored)
         healed = origin if good and self._repair(bad, places, memoryview(good)) else None
         if not healed:
             self.distrust(occurrences)
-        elif report:
-            try:
-                quarantine.heal(self.repository, report, healed)
-            except StoreError as error:
-                self.watcher.warn(f"not noted as healed: {error.message}")
+        else:
+            self._note_healed(report, healed)
         reason = bad.reason
         return good, [Damage(**asdict(lost), reason=reason, healed=healed) for lost in occurrences]
 
@@ -221,13 +211,16 @@ class Healer:
         self._handled.add((name, count))
         self._open_all()
         places = page_heal.places_of(name, count, [stored, *self._opened])
+        lost = list(dict.fromkeys(page_heal.range_of(holder, number) for holder, number in places))
+        report = self._report(name, reason, lost, b"")
         healed = None
         try:
             healed = page_heal.make_again(self.repository, self.origins, places, name)
         except StoreError as error:
             self.watcher.warn(f"healing failed: {error.message}")
-        lost = {page_heal.range_of(holder, number) for holder, number in places}
-        if not healed:
+        if healed:
+            self._note_healed(report, healed)
+        else:
             self._warn_of_failures()
             self.distrust(lost)
         return _joined(Damage(**asdict(each), reason=reason, healed=healed) for each in lost)
@@ -321,23 +314,31 @@ class Healer:
                 self._warned.add(origin.name)
                 self.watcher.warn(*failures([origin]))
 
-    def _report(self, bad: BadBlock, occurrences: Sequence[Occurrence]) -> Report | None:
+    def _report(
+        self, digest: str, reason: str, occurrences: Sequence[Occurrence], stored: bytes
+    ) -> Report | None:
         """Keep the evidence. A store that is full or read-only must not stop the repair."""
         report = Report(
             id="",
             time=datetime.now(UTC).replace(microsecond=0),
             verb=self.verb,
-            digest=bad.digest,
-            reason=bad.reason,
+            digest=digest,
+            reason=reason,
             revisions=tuple(sorted({place.revision for place in occurrences})),
             occurrences=tuple(occurrences),
         )
         try:
-            stored = bad.stored.image.read_stored(bad.number)
             return quarantine.add(self.repository, report, stored)
         except StoreError as error:
             self.watcher.warn(f"no report was kept: {error.message}")
             return None
+
+    def _note_healed(self, report: Report | None, healed: str) -> None:
+        try:
+            if report:
+                quarantine.heal(self.repository, report, healed)
+        except StoreError as error:
+            self.watcher.warn(f"not noted as healed: {error.message}")
 
     def _repair(self, bad: BadBlock, places: Sequence[StoredDisk], block: memoryview) -> bool:
         """Replace the bad bytes, and read them again. False if they are not all good now."""

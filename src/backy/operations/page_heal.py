@@ -23,9 +23,7 @@ _MOST_TRIED = 100  # places where the blocks should be, before the page is given
 _Read = Callable[[int], bytes | None]  # gives the content of a block of a disk
 
 
-def places_of(
-    name: str, count: int, disks: Iterable[StoredDisk]
-) -> list[tuple[StoredDisk, int]]:
+def places_of(name: str, count: int, disks: Iterable[StoredDisk]) -> list[tuple[StoredDisk, int]]:
     """Where these disks have the page with this digest: the disk, and the number of the page.
 
     If a record is wrong about the size of its disk, the last page has not `count` lines.

@@ -77,7 +77,7 @@ class Limits:
 
 @dataclass(slots=True)
 class ScrubResult(Findings):
-    """What a scrub found, how many bytes it read, and how well the promise is kept now."""
+    """What a scrub found, how many bytes of data it read, and how well the promise is kept now."""
 
     read: int = 0
     coverage: Coverage = field(default_factory=lambda: Coverage(0, 0, None))
@@ -109,7 +109,8 @@ def scrub_job(
         result.damages.append(damage)
         on_damage(damage)
     result.unasked = failures(origins)
-    result.read, result.coverage = scrub.bytes, scrub.coverage()
+    result.read, result.pages = scrub.bytes, repository.store.pages.checked
+    result.coverage = scrub.coverage()
     result.revisions = len(scrub.history.revisions)
     try:
         _record(repository, result.coverage)

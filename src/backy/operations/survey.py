@@ -101,7 +101,7 @@ class _Part:
         """The blocks that must be read, each with a key that is equal for shared bytes.
 
         The key is a hash of 128 bits; it is None if the location is not known. A hole need not be
-        read if the index says zero. A page that is lost has none: PageCheck found it before.
+        read if the index says zero. A page that is lost has none: `check_pages` found it before.
         """
         index = self.holder.image.index
         zero = index.codec.zero_digest(index.block_size).encode()
@@ -144,10 +144,19 @@ def _pages(holder: StoredDisk, first: int, end: int) -> Iterator[tuple[int, int,
 
 
 def check_pages(holders: Sequence[StoredDisk], where: Range, healer: Healer) -> Iterator[Damage]:
-    """Read all copies of the pages of a range from the medium; heal them, or give what is lost."""
+    """Read all copies of the pages of a range from the medium, each page once in this command.
+
+    Gives the ranges of those that were lost in both copies, healed or not.
+    """
     for holder in holders:
         for page, _, _, name in _pages(holder, *_blocks_of(holder, where)):
-            yield from healer.check_page(holder, page, name)
+            key = name, holder.image.index.lines_of(page)
+            if key not in healer.checked:
+                healer.checked.add(key)
+                try:
+                    holder.image.index.check_page(page)
+                except DamagedError as error:
+                    yield from healer.heal_page(holder, page, error.message)
 
 
 class Survey:

@@ -28,12 +28,14 @@ class Findings:
 
     `damages` are the damaged ranges, healed or not. `unreadable` says by revision id why a
     revision.json cannot be read. `unasked` has a sentence for each origin of good bytes that could
-    not be asked, with the reason.
+    not be asked, with the reason. `pages` counts the bytes of indexes and pages that were read, in
+    all their copies.
     """
 
     damages: list[Damage] = field(default_factory=list)
     unreadable: Mapping[str, DamagedError] = field(default_factory=dict)
     unasked: Sequence[str] = ()
+    pages: int = 0
 
     @property
     def lost(self) -> int:
@@ -90,6 +92,7 @@ def verify_job(
         result.damages.append(damage)
         on_damage(damage)
     result.unasked = failures(origins)
+    result.pages = repository.store.pages.checked
     return result
 
 

@@ -1,4 +1,4 @@
-"""Quarantine: damaged blocks, each kept with a report until somebody deletes it.
+"""Quarantine: damaged blocks and pages, each kept with a report until somebody deletes it.
 
 quarantine/ID/report.json   when, by which command, which ranges of which revisions, healed or not
 quarantine/ID/stored        the damaged bytes from the store, if they could be read
@@ -40,7 +40,7 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The report.json of one damaged block.
+    """The report.json of one damaged block, or of a page that was damaged in both copies.
 
     `verb` is the command that found it, `digest` the hash that it should have, `reason` how it is
     damaged. `revisions` are all revisions that had the bad bytes, `occurrences` the first 1,000
@@ -58,7 +58,9 @@ class Report:
 
 
 def add(repository: Repository, report: Report, stored: bytes) -> Report:
-    """Keep a damaged block with its report, durably. Replaces an earlier report not yet healed.
+    """Keep a damaged block or page with its report, durably.
+
+    Replaces an earlier report that is not healed yet.
 
     Returns the report with its id, and with a time that no other report has.
 

@@ -31,13 +31,17 @@ def is_list(lines: bytes) -> bool:
 
 
 class Pages:
-    """The pages of the repository in `root`. Several threads may use it."""
+    """The pages of the repository in `root`. Several threads may use it.
+
+    `checked` counts the bytes of all copies of pages and indexes that were read to check them.
+    """
 
     def __init__(self, root: Place, codec: Codec) -> None:
         self.codec = codec
         self._twins = NamedFiles(root / "twins", cache=Cache.USE)
         self.copies = NamedFiles(root / "pages", cache=Cache.USE), self._twins
         self._notes: list[str] = []
+        self.checked = 0
 
     def get(self, name: str, count: int, *, is_checked: bool = False) -> bytes:
         """The page with this digest, which has `count` lines.
@@ -79,6 +83,8 @@ class Pages:
             if not error.is_damage:
                 raise
             return b""
+        if cache is Cache.AVOID:
+            self.checked += len(content)
         is_whole = len(content) == count * LINE and self.codec.digest(content) == name
         return content if is_whole else b""
 
