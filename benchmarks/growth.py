@@ -69,8 +69,8 @@ def growth(trial: Trial) -> None:
     for disk in (huge, small):
         trial.time(f"{disk.job}: first", Command([*backy, "backup", disk.job]))
     _deltas(trial, backy, base / JOB, huge, small)
-    _history(trial, base / JOB)
     _cpu(trial, "1 TiB: CPU of diff", backy, "diff", "1", "latest")
+    _history(trial, base / JOB)
     _purge(trial, backy)
 
 
