@@ -107,3 +107,10 @@ def on_xfs(trial: Trial) -> Path:
     if trial.xfs is None:
         raise BenchmarkError("this row needs the XFS file system")
     return trial.xfs
+
+
+def on_ext4(trial: Trial) -> Path:
+    """Where the row may write on a new ext4."""
+    if trial.ext4 is None:
+        raise BenchmarkError("this row needs the ext4 file system")
+    return trial.ext4

@@ -90,7 +90,7 @@ def _loop_device(results: Results) -> list[str]:
 def _times(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
-        if row.key in ("version", "fleet", "floor", "nbd"):
+        if row.key in ("version", "fleet", "floor", "nbd", "growth"):
             continue
         figures = [_mib(report.results.median(row.name, name)) for name in ("size", "growth")]
         files = report.results.median(row.name, "files")
@@ -116,7 +116,7 @@ def _targets(report: Report) -> list[str]:
     lines = []
     for verdict in judge(report.results, report.rows, report.workload):
         unit = f" {verdict.unit}" if verdict.unit else ""
-        digits = 0 if verdict.unit == "MiB" else 2 + (verdict.unit == "s")
+        digits = 0 if verdict.unit in ("KiB", "MiB") else 2 + (verdict.unit == "s")
         measured = NOT_MEASURED
         if verdict.measured is not None:
             measured = f"{verdict.measured:.{digits}f}{unit}"

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from benchmarks.workload import Workload
 EXT4_PAUSE_SECONDS = 65
 XFS_MINIMUM_BYTES = 1 * GIB
 XFS_FACTOR = 2.5
+EXT4_BYTES = 64 * GIB  # sparse; the row `growth` writes less than 3 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,17 @@ def run_all(plan: Plan, results: Results) -> None:
 
 
 def _run_round(plan: Plan, ordered: list[Row], heading: str, results: Results) -> None:
-    needs_xfs = any(row.on_xfs for row in ordered)
     size = max(XFS_MINIMUM_BYTES, int(plan.workload.size_bytes * XFS_FACTOR))
     backing, mountpoint = plan.work / "xfs.img", plan.work / "xfs"
-    with xfs.mounted(backing, mountpoint, size) if needs_xfs else nullcontext():
-        if needs_xfs:
+    ext4 = plan.work / "ext4"
+    with ExitStack() as stack:
+        if any(row.on_xfs for row in ordered):
+            stack.enter_context(xfs.mounted(backing, mountpoint, size))
             results.figures.setdefault("XFS", {})["direct I/O"] = [float(xfs.direct_io(backing))]
+        if any(row.on_ext4 for row in ordered):
+            stack.enter_context(
+                xfs.mounted(plan.work / "ext4.img", ext4, EXT4_BYTES, xfs.MAKE_EXT4)
+            )
         for row in ordered:
             folder = plan.work / "round" / row.name.replace(" ", "-").replace("/", "-")
             folder.mkdir()
@@ -86,6 +92,7 @@ def _run_round(plan: Plan, ordered: list[Row], heading: str, results: Results) -
                 heading,
                 folder,
                 mountpoint if row.on_xfs else None,
+                ext4 if row.on_ext4 else None,
                 plan.workload,
                 plan.settings,
                 results,
@@ -98,7 +105,7 @@ def _run_row(row: Row, trial: Trial, results: Results) -> None:
         row.run(trial)
     except BenchmarkError as error:
         # The report goes to other people, who need not know where things are on this machine.
-        places = (trial.folder, trial.xfs, trial.workload.image.parent)
+        places = (trial.folder, trial.xfs, trial.ext4, trial.workload.image.parent)
         text = str(error)
         for place in filter(None, places):
             text = text.replace(str(place), "…")
@@ -107,7 +114,8 @@ def _run_row(row: Row, trial: Trial, results: Results) -> None:
 
 
 def _clear(trees: Path, work: Path) -> bool:
-    xfs.remove(work / "xfs.img", work / "xfs")
+    for name in ("xfs", "ext4"):
+        xfs.remove(work / f"{name}.img", work / name)
     if not trees.exists():
         return False
     shutil.rmtree(trees)

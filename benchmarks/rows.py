@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import delta, nbd, ours, peers
+from benchmarks import delta, growth, nbd, ours, peers
 from benchmarks.measure import Run, output_of
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial
@@ -30,11 +30,12 @@ PACKAGES = {
 XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
-OURS = ("chunks", "images", *TOLD, "sparse-chunks", "sparse-images", "version", "fleet", "nbd")
+SPARSE = ("sparse-chunks", "sparse-images")
+OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", "nbd")
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
-NEEDED = {"floor": ("blake3", "zstandard"), "nbd": ("backy",)}
+NEEDED = {"floor": ("blake3", "zstandard"), "nbd": ("backy",), "growth": ("backy",)}
 FLOOR_MODES = ("full", "unchanged", "changed", "verify")
 FLOOR_PROGRAM = Path(__file__).with_name("floor.py")
 
@@ -48,6 +49,7 @@ class Row:
     run: Callable[[Trial], None]
     programs: tuple[str, ...] = ()
     on_xfs: bool = False
+    on_ext4: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -100,6 +102,13 @@ def all_rows(settings: Settings) -> list[Row]:
             (*TOLD_PROGRAMS, *XFS_PROGRAMS),
             on_xfs=True,
         ),
+        Row(
+            "growth",
+            "backy chunks, what a revision takes",
+            growth.growth,
+            ("mkfs.ext4", "losetup"),
+            on_ext4=True,
+        ),
         Row("version", "backy --version", ours.version),
         Row("fleet", "backy check, 10,000 jobs", ours.fleet),
         Row("nbd", "backy NBD client", nbd.nbd, ("qemu-nbd", "nbdcopy")),
@@ -128,8 +137,8 @@ def missing(row: Row, settings: Settings) -> str | None:
     for program in row.programs:
         if shutil.which(program) is None:
             return f"{program} is not installed: apt-get install {PACKAGES[program]}"
-    if row.on_xfs and os.geteuid() != 0:
-        return "only root can mount the XFS file system"
+    if (row.on_xfs or row.on_ext4) and os.geteuid() != 0:
+        return "only root can mount its file system"
     return None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks import growth
 from benchmarks.delta import DELTA_BYTES
 from benchmarks.results import Results
 from benchmarks.rows import Row
@@ -86,6 +87,8 @@ def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Ver
             data = full * DELTA_BYTES / workload.data_bytes
             limit = SPARSE_LIMIT_SECONDS + data
             yield Verdict(f"{row.name}: delta", "1.5 s plus the data", seconds, limit, "s")
+        if row.key == "growth":
+            yield from _limits(results, row)
         if row.key in ONE_STEP:
             step, limit_seconds = ONE_STEP[row.key]
             yield Verdict(row.name, "-", results.median(row.name, step), limit_seconds, "s")
@@ -94,6 +97,13 @@ def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Ver
             share = None if peak is None else peak / MIB
             limit = PEAK_LIMIT_BYTES / MIB
             yield Verdict(f"{row.name}: peak memory", "-", share, limit, "MiB")
+
+
+def _limits(results: Results, row: Row) -> Iterator[Verdict]:
+    for figure, (limit, unit, factor) in growth.LIMITS.items():
+        value = results.median(row.name, figure)
+        measured = None if value is None else value / factor
+        yield Verdict(figure, "-", measured, limit, unit)
 
 
 def _ratio(results: Results, row: Row, target: Target) -> Verdict:

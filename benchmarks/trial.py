@@ -56,13 +56,14 @@ class Trial:
     """Where a row works and where its figures go.
 
     `folder` is new, on the file system of the work folder, and stays until the end of the round;
-    `xfs` is a mounted XFS file system where the row asked for it.
+    `xfs` and `ext4` are mounted file systems where the row asked for them.
     """
 
     row: str
     heading: str
     folder: Path
     xfs: Path | None
+    ext4: Path | None
     workload: Workload
     settings: Settings
     results: Results

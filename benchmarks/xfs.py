@@ -1,19 +1,23 @@
-"""A fresh XFS file system that can reflink, on a loop device, for as long as it is needed."""
+"""A fresh file system on a loop device, for as long as it is needed."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError, output_of
 
 UNMOUNT_ATTEMPTS = 10
+MAKE_XFS = ("mkfs.xfs", "-q", "-m", "reflink=1")
+MAKE_EXT4 = ("mkfs.ext4", "-q")
 
 
 @contextmanager
-def mounted(backing: Path, mountpoint: Path, size_bytes: int) -> Iterator[Path]:
-    """Make `backing`, put XFS on it and mount it; all of that is gone at the end.
+def mounted(
+    backing: Path, mountpoint: Path, size_bytes: int, maker: Sequence[str] = MAKE_XFS
+) -> Iterator[Path]:
+    """Make `backing`, run `maker` on it and mount it; all of that is gone at the end.
 
     The backing file is new and sparse each time: a tool that wrote into space which an earlier
     one had allocated would save the allocation below, and look faster than it is.
@@ -24,8 +28,8 @@ def mounted(backing: Path, mountpoint: Path, size_bytes: int) -> Iterator[Path]:
         with backing.open("wb") as file:
             file.truncate(size_bytes)
         device = _attach(backing)
-        output_of(["mkfs.xfs", "-q", "-m", "reflink=1", device])
-        output_of(["mount", "-t", "xfs", device, str(mountpoint)])
+        output_of([*maker, device])
+        output_of(["mount", device, str(mountpoint)])
         yield mountpoint
     finally:
         remove(backing, mountpoint)

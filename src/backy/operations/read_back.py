@@ -23,7 +23,7 @@ from backy.stores.draft import BlockDraft
 from backy.stores.index import Index
 
 _SAMPLE = 8  # blocks of the whole disk that are read
-_LOOK_UP_SECONDS = 0.25
+_LOOK_UP_SECONDS = 0.2  # for blocks; IndexDraft has 0.05 s for pages
 
 
 class ReadBack:

@@ -14,7 +14,7 @@ from backy.system import files, folders
 from backy.system.place import Place
 
 UNWRITTEN = bytes(LINE)
-_LOOK_UP_SECONDS = 0.1
+_LOOK_UP_SECONDS = 0.05  # for pages; ReadBack has 0.2 s for blocks
 
 
 class IndexDraft(Index):
@@ -138,7 +138,7 @@ class IndexDraft(Index):
                 self._scratch.write(start * LINE, line * (stop - start))
 
     def look_up(self) -> None:
-        """Look whether the parent's pages are stored, from any on, for a tenth of a second."""
+        """Look whether the parent's pages are stored, from any on, for a twentieth of a second."""
         until = time.monotonic() + _LOOK_UP_SECONDS
         begin = random.randrange(self.pages)  # noqa: S311 - it keeps nothing secret
         for page in (*range(begin, self.pages), *range(begin)):
