@@ -1460,6 +1460,8 @@ def test_what_is_refused_is_refused_where_nobody_can_hear_why(
 ) -> None:
     target = tmp_path / "disk.img"
     repository.add("20261125T004938Z-x7k3", {"vda": VDA})
+    if repository.store == "chunks":
+        repository.index_twin("20261125T004938Z-x7k3", "vda").write_bytes(b"short")
     for file in repository.path.glob("revisions/20261125*/vda.*"):
         file.write_bytes(b"short")
     for redirection in ("2>/dev/full", "2>&-"):
