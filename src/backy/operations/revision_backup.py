@@ -24,6 +24,7 @@ from backy.operations.disk_backup import DiskBackup
 from backy.operations.hooks import Around, Runner
 from backy.operations.plausibility import suspicion
 from backy.repository import status, trash
+from backy.repository.create import renew_format
 from backy.repository.draft import RevisionDraft, draft_revision
 from backy.repository.manifest import revision_record
 from backy.repository.repository import Repository
@@ -83,7 +84,7 @@ class RevisionBackup:
             snapshot = stack.enter_context(taken.open())
             disks = self._copy_disks(draft, parent, snapshot)
             _write_files(draft, snapshot)
-            if self.repository.renew_format():
+            if renew_format(self.repository):
                 self.warnings.append("the repository has format 2 now, which needs this backy")
             self.warnings += self.repository.store.pages.take_notes()
             self.warnings += snapshot.warnings()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
 from backy.model.names import is_job
-from backy.model.revision import NEWEST_FORMAT, Revision, is_id
+from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
 from backy.repository.manifest import (
@@ -149,22 +149,13 @@ class Repository:
     def remember_source(self, source: dict[str, object]) -> None:
         """Save the settings of a source, for backups that name none. Raises StoreError."""
         if source != self.settings.source:
-            self._write_settings(replace(self.settings, source=source))
+            self.change_settings(replace(self.settings, source=source))
 
-    def _write_settings(self, settings: Settings) -> None:
+    def change_settings(self, settings: Settings) -> None:
+        """Replace repository.json durably. Raises StoreError."""
         with translated(StoreError, f"{self.name}: writing repository.json"):
             folders.write_file(self.root / "repository.json", encode_settings(settings))
         self.settings = settings
-
-    def renew_format(self) -> bool:
-        """Allow revisions of the newest format, durably; return whether that is new.
-
-        From then on older versions of backy refuse the repository. Raises StoreError.
-        """
-        if self.settings.format == NEWEST_FORMAT:
-            return False
-        self._write_settings(replace(self.settings, format=NEWEST_FORMAT))
-        return True
 
     def renew_script(self) -> bool:
         """Replace restore.sh if it differs from this version's; return whether it did.

@@ -219,7 +219,7 @@ def checked_index(path: Place, disk: Disk, codec: Codec, shelf: Pages | None) ->
             yield FlatIndex(file, disk.size, disk.block_size, codec)
             return
         if file.path != path:
-            shelf.mend_index(path, file.read_bytes(0, count * LINE))
+            shelf.mend(path, file.read_bytes(0, count * LINE), is_index=True)
         yield PagedIndex(file, disk.size, disk.block_size, shelf)
 
 

@@ -82,14 +82,6 @@ class Index(ABC):
         """The length of a block in bytes: the block size, or less for the last block."""
         return min(self.block_size, self.size - number * self.block_size)
 
-    def comparable(self, other: Index) -> int:
-        """How many blocks from the start have the same length in both, so may be the same."""
-        if self.block_size != other.block_size:
-            return 0
-        if self.size == other.size:
-            return self.blocks
-        return min(self.size, other.size) // self.block_size
-
     def lines(self, first: int, count: int) -> bytes:
         """`count` lines from block `first` on. Raises DamagedError if a page is lost."""
         return b"".join(
@@ -188,7 +180,7 @@ class Index(ABC):
         try:
             lines = self.lines(first, end - first)
             if since:
-                old = since.lines(first, max(0, min(end, self.comparable(since)) - first))
+                old = since.lines(first, max(0, min(end, since.blocks) - first))
         except DamagedError:
             return [(Kind.DATA, 0, end - first)]
         return list(_runs(lines, old, self.zero_line(first)))

@@ -50,7 +50,10 @@ class IndexDraft(Index):
 
         If the disk was resized, the line of a short last block is not one of them.
         """
-        count = self.comparable(parent)
+        # The line of a short last block does not fit a disk of another size.
+        count = self.blocks
+        if self.size != parent.size:
+            count = min(self.size, parent.size) // self.block_size
         whole = self.pages if self.size == parent.size else count // PAGE_LINES
         names = parent.names()
         for page in range(whole):
@@ -143,7 +146,8 @@ class IndexDraft(Index):
         begin = random.randrange(self.pages)  # noqa: S311 - it keeps nothing secret
         for page in (*range(begin, self.pages), *range(begin)):
             name = self.name(page)
-            if name and not self._shelf.has_both(name):
+            paths = [copy.path(name) for copy in self._shelf.copies] if name else []
+            if not all(path.exists() for path in paths):
                 self._get(page, name, is_checked=True)  # which brings a missing copy back
             if time.monotonic() > until:
                 break
@@ -172,7 +176,7 @@ class IndexDraft(Index):
             folders.remove_file(path)
             with files.create(path) as file:
                 file.write(0, content)
-        self.page_bytes += len(content) + self._shelf.put_twin(digest, content)
+        self.page_bytes += len(content) + self._shelf.put_copy(self._shelf.twins, digest, content)
         return digest
 
     def _put(self, lines: bytes) -> str:

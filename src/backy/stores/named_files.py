@@ -77,10 +77,10 @@ class NamedFiles:
     def repair(self, path: Place, content: bytes | memoryview, length: int) -> None:
         """Replace a file, or whatever is in its place, or create it; durable on return."""
         folders.make_folder(path.parent)
-        self.put_in_place(path, content, length)
+        self.replace_durably(path, content, length)
         folders.sync_folder(path.parent.parent)
 
-    def put_in_place(self, path: Place, content: bytes | memoryview, length: int) -> None:
+    def replace_durably(self, path: Place, content: bytes | memoryview, length: int) -> None:
         """The same, in a folder that must exist."""
         if path.is_folder():
             folders.remove_tree(path)  # a file cannot be renamed over a folder

@@ -6,8 +6,7 @@ An index has a twin, too. Each read checks the hash; a bad copy is replaced by t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.stores.codec import Codec
@@ -38,8 +37,8 @@ class Pages:
 
     def __init__(self, root: Place, codec: Codec) -> None:
         self.codec = codec
-        self._twins = NamedFiles(root / "twins", cache=Cache.USE)
-        self.copies = NamedFiles(root / "pages", cache=Cache.USE), self._twins
+        self.twins = NamedFiles(root / "twins", cache=Cache.USE)
+        self.copies = NamedFiles(root / "pages", cache=Cache.USE), self.twins
         self._notes: list[str] = []
         self.checked = 0
 
@@ -88,23 +87,15 @@ class Pages:
         is_whole = len(content) == count * LINE and self.codec.digest(content) == name
         return content if is_whole else b""
 
-    def mend(self, path: Place, content: bytes) -> None:
-        """Replace a bad page or twin by its other copy, whose `content` is good.
+    def mend(self, path: Place, content: bytes, *, is_index: bool = False) -> None:
+        """Replace a bad page, twin or index by its other copy, whose `content` is good.
 
-        In a repository that is read-only or full, the good copy must do.
+        In a repository that is read-only or full, the good copy must do. No folder is made for an
+        index: its revision may have been removed meanwhile.
         """
-        with self._noted(path):
-            self._twins.repair(path, content, len(content))
-
-    def mend_index(self, path: Place, content: bytes) -> None:
-        """The same for an index. Makes no folder: the revision may have been removed meanwhile."""
-        with self._noted(path):
-            self._twins.put_in_place(path, content, len(content))
-
-    @contextmanager
-    def _noted(self, path: Place) -> Iterator[None]:
         try:
-            yield
+            write = self.twins.replace_durably if is_index else self.twins.repair
+            write(path, content, len(content))
         except OSError as error:
             self._notes.append(f"{path} is damaged, and cannot be replaced: {error.strerror}")
         else:
@@ -112,13 +103,13 @@ class Pages:
 
     def check_index(self, path: Place, name: str, count: int) -> None:
         """Read an index of `count` lines and its twin from the medium; repair one by the other."""
-        twin = self._twins.path(name)
+        twin = self.twins.path(name)
         with suppress(DamagedError):
             content, other = (self._read(each, name, count, Cache.AVOID) for each in (path, twin))
             if content and not other:
                 self.mend(twin, content)
             elif other and not content:
-                self.mend_index(path, other)
+                self.mend(path, other, is_index=True)
 
     def take_notes(self) -> list[str]:
         """What was found since the last call: a sentence for each bad copy."""
@@ -129,13 +120,10 @@ class Pages:
     def put(self, content: bytes) -> tuple[str, int]:
         """Keep a page; return its digest, and how many bytes were written."""
         name = self.codec.digest(content)
-        return name, sum(self._put(copy, name, content) for copy in self.copies)
+        return name, sum(self.put_copy(copy, name, content) for copy in self.copies)
 
-    def put_twin(self, name: str, content: bytes) -> int:
-        """Keep the twin of an index; return how many bytes were written."""
-        return self._put(self._twins, name, content)
-
-    def _put(self, copy: NamedFiles, name: str, content: bytes) -> int:
+    def put_copy(self, copy: NamedFiles, name: str, content: bytes) -> int:
+        """Keep one of the `copies` of a page or index; return how many bytes were written."""
         path = copy.path(name)
         with translated(StoreError, f"writing {path}"):
             if not path.exists():
@@ -146,11 +134,6 @@ class Pages:
                 copy.repair(path, content, len(content))
         return len(content)
 
-    def has_both(self, name: str) -> bool:
-        """Whether both copies of a page have a name."""
-        with translated(StoreError, f"looking for page {name}"):
-            return all(copy.path(name).exists() for copy in self.copies)
-
     def twin(self, name: str) -> Place:
         """Where the twin of an index is."""
-        return self._twins.path(name)
+        return self.twins.path(name)
