@@ -15,10 +15,12 @@ from backy.stores.named_files import NamedFiles
 from backy.system import files
 from backy.system.files import Cache
 from backy.system.place import Place
+from backy.units import MiB
 
 LINE = 65  # bytes: 64 hex digits and a newline
 _MOST_NOTES = 10
 _DIGITS = b"0123456789abcdef"
+_PIECE = 4 * MiB  # of an index that is read at a time
 
 
 def is_list(lines: bytes) -> bool:
@@ -28,6 +30,19 @@ def is_list(lines: bytes) -> bool:
     """
     ends = b"\n" * (len(lines) // LINE)
     return lines[LINE - 1 :: LINE] == ends and lines.translate(None, _DIGITS) == ends
+
+
+def _pieces(file: files.File, length: int) -> Iterator[bytes]:
+    """The content of a list. Raises DamagedError at the first piece that cannot be part of one.
+
+    So a sparse file of terabytes, whose size somebody forged in a record, is not read to its end.
+    """
+    buffer = files.buffer(_PIECE)
+    for start in range(0, length, _PIECE):
+        piece = bytes(buffer[: file.read_into(start, buffer)])
+        if piece.translate(None, _DIGITS + b"\n"):
+            raise DamagedError(f"{file.path} is no list of hashes")
+        yield piece
 
 
 class Pages:
@@ -114,11 +129,27 @@ class Pages:
         """Read an index of `count` lines and its twin from the medium; repair one by the other."""
         twin = self._twins.path(name)
         with suppress(DamagedError):
-            content, other = (self._read(each, name, count, Cache.AVOID) for each in (path, twin))
-            if content and not other:
-                self.mend(twin, content)
-            elif other and not content:
-                self.mend_index(path, other)
+            is_good, has_twin = (self._has_digest(each, name, count) for each in (path, twin))
+            if is_good and not has_twin:
+                self.mend(twin, self._read(path, name, count, Cache.USE))
+            elif has_twin and not is_good:
+                self.mend_index(path, self._read(twin, name, count, Cache.USE))
+
+    def _has_digest(self, path: Place, name: str, count: int) -> bool:
+        """Whether a list on the medium has this digest; keeps little of it in memory."""
+        try:
+            with (
+                translated(DamagedError, f"reading {path}"),
+                files.open_to_read(path, Cache.AVOID) as file,
+            ):
+                if file.size() != count * LINE:
+                    return False
+                self.checked += count * LINE
+                return self.codec.digest_of_pieces(_pieces(file, count * LINE)) == name
+        except DamagedError as error:
+            if not error.is_damage:
+                raise
+            return False
 
     def take_notes(self) -> list[str]:
         """What was found since the last call: a sentence for each bad copy."""
