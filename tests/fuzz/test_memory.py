@@ -252,9 +252,8 @@ def test_a_command_meets_a_forged_index_in_little_memory(
 def test_a_command_meets_an_index_of_pages_that_nobody_has_in_little_memory(
     hostile: Sandbox, command: str
 ) -> None:
-    """16,384 names of pages, as a disk of 258 GiB has in blocks of 64 KiB."""
-    lines = hashes()[: 65 * 16_384]
-    forge(hostile, lines, 16_384 * LINES, None, version=2)
+    """60 names of pages, as a disk of nearly 1 GiB has in blocks of 64 KiB."""
+    forge(hostile, hashes()[: 65 * 60], 60 * LINES, None, version=2)
     arguments = [each.replace("@target", f"{hostile.folder}/target") for each in COMMANDS[command]]
     hostile.backy(*arguments, is_measured=True)
 
