@@ -29,8 +29,8 @@ from backy.operations.heal import Damage
 from backy.operations.restore import restore
 from backy.operations.verify import verify
 from backy.repository import trash
-from backy.repository.manifest import Settings
 from backy.repository.create import create
+from backy.repository.manifest import Settings
 from backy.repository.repository import Repository
 from backy.stores.codec import Codec
 from backy.stores.zstd import ZstdCodec

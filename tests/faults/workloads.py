@@ -20,8 +20,8 @@ from backy.operations.restore import restore
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
 from backy.repository import quarantine, trash
-from backy.repository.manifest import Settings
 from backy.repository.create import create
+from backy.repository.manifest import Settings
 from backy.repository.repository import Repository
 from backy.sources.file import FileSource
 from backy.stores import used

@@ -33,6 +33,11 @@ from backy.repository.repository import Repository
 from backy.sources import file
 from backy.stores import chunks, images
 from backy.stores.blocks import checked_index
+from backy.stores.data import data_bytes
+from backy.stores.index import PAGE_LINES, Index
+from backy.stores.named_files import NamedFiles
+from backy.stores.pages import Pages
+from backy.stores.used import Used
 from backy.stores.zstd import ZstdCodec
 from backy.system import place as places
 from backy.system.files import Cache
@@ -51,23 +56,35 @@ _CHANGES = {"os.chmod", "os.chown", "os.mkdir", "os.remove", "os.rmdir", "os.tru
 _PAIRS = {"os.link", "os.rename", "os.symlink"}
 
 
-def index(path: str, size: int, block_size: int, index_hash: str) -> None:
-    """Everything that is done with an index."""
-    with checked_index(Path(path), Disk(size, block_size, index_hash, 0, 0, 0), CODEC) as opened:
-        for number in {0, opened.blocks // 2, opened.blocks - 1}:
-            opened.digest(number)
-        for _ in opened.find([CODEC.digest(b"nowhere")]):
-            pass
-        for _ in opened.extents():
-            pass
-        chunks.UsedDigests().add_all(opened)
+def index(path: str, size: int, block_size: int, index_hash: str, pages: str = "") -> None:
+    """Everything that is done with an index: of format 2 if there is a folder with its pages."""
+    disk, shelf = Disk(size, block_size, index_hash, 0, 0, 0), None
+    if pages:
+        shelf = Pages(Place.at(Path(pages)), CODEC)
+    with checked_index(Place.at(Path(path)), disk, CODEC, shelf) as opened:
+        use(opened)
+
+
+def use(opened: Index) -> None:
+    """What reads an index, all of it. Raises what was wrong with the first block."""
+    for _ in opened.find([CODEC.digest(b"nowhere")]):
+        pass
+    for _ in opened.extents():
+        pass
+    used = Used(has_named_blocks=True)
+    used.add(opened, "0" * 64)
+    for number in sorted({0, opened.blocks // 2, opened.blocks - 1}):
+        opened.digest(number)
+        opened.check_page(number // PAGE_LINES)
+    data_bytes(opened)
 
 
 def chunk(folder: str, digest: str, block_size: int) -> None:
     """What reads a block of a store of chunks."""
     buffers = chunks.ChunkBuffers(block_size, CODEC)
     block = buffers.block[:block_size]
-    blocks = chunks.ChunkBlocks(Place.at(Path(folder)), block_size, CODEC, buffers, Cache.SPARE)
+    found = NamedFiles(Place.at(Path(folder)), CODEC.suffix)
+    blocks = chunks.ChunkBlocks(found, block_size, CODEC, buffers, Cache.SPARE)
     blocks.get(0, digest, block)
 
 

@@ -10,14 +10,15 @@ import pytest
 from backy.operations.backup import backup
 from backy.operations.origin import LiveSource
 from backy.operations.verify import verify
-from backy.repository.manifest import Settings, encode_settings
 from backy.repository.create import create
+from backy.repository.manifest import Settings, encode_settings
 from backy.repository.repository import Repository
 from backy.repository.trash import remove
 from backy.sources.file import FileSource
 from tests.fuzz import sandbox
 from tests.fuzz.sandbox import Child, Sandbox
 from tests.fuzz.verbs import prepare
+from tests.lab.paged import block_hashes
 from tests.lab.volumes import Mounts
 
 BLOCK = 65536
@@ -63,7 +64,7 @@ def _damage(repository: Repository) -> None:
             file.write(b"bad")
         path.chmod(0o444)
     else:
-        digest = path.read_text().splitlines()[1]
+        digest = block_hashes(repository.folder, path.parent)[1]
         chunk = repository.folder / "chunks" / digest[:2] / f"{digest}.zst"
         chunk.write_bytes(chunk.read_bytes()[:-5])
     source = Path(repository.settings.source["disks"]["vda"])

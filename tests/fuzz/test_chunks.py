@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from backy.errors import BackyError, DamagedError, StoreError
 from backy.operations.verify import verify
 from backy.stores.chunks import ChunkBlocks, ChunkBuffers
+from backy.stores.named_files import NamedFiles
 from backy.stores.zstd import ZstdCodec
 from backy.system.files import Cache
 from backy.system.place import Place
@@ -36,7 +37,13 @@ class Shelf:
         self.folder = folder
         self.codec = ZstdCodec(1)
         self.buffers = ChunkBuffers(BLOCK, self.codec)
-        self.blocks = ChunkBlocks(Place.at(folder), BLOCK, self.codec, self.buffers, Cache.SPARE)
+        self.blocks = ChunkBlocks(
+            NamedFiles(Place.at(folder), self.codec.suffix),
+            BLOCK,
+            self.codec,
+            self.buffers,
+            Cache.SPARE,
+        )
 
     def path(self, digest: str) -> Path:
         return self.folder / digest[:2] / f"{digest}.zst"

@@ -6,7 +6,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import blake3
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +14,8 @@ from tests.fuzz.conftest import BLOCK, copied
 from tests.fuzz.mutate import Json, changed_tree, places, with_change
 from tests.fuzz.sandbox import Child, Sandbox
 from tests.fuzz.verbs import ALL, real, say
+from tests.lab.handmade import digest_of
+from tests.lab.paged import LINES, copies, text_of
 
 CHANGING = "list verify backup remove undo purge delete"
 USING = "diff restore keep-going verify scrub backup purge"
@@ -47,7 +48,9 @@ def test_a_repository_of_any_name_in_the_base_directory_is_no_bug(
 
 
 ODD = ["00010101T000000Z-aaaa", "20261399T000000Z-aaaa", "a\nb", "\x1b[2J", "\udcff", ".odd"]
-FOLDERS = ["revisions", "trash", "trash/@batch", "quarantine", "chunks", "chunks/@ab"]
+FOLDERS = [
+    "revisions", "trash", "trash/@batch", "quarantine", "chunks", "chunks/@ab", "pages", "twins",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("names", [[END], ODD], ids=["last-time-there-is", "odd"])
@@ -115,36 +118,45 @@ def test_no_record_makes_backy_read_or_write_outside_its_repository(
             sandbox.backy(*arguments)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "../../../../../../../neighbour/chunks/",
-        "..",
-        "/../../../../neighbour/restore.sh",
-        "@neighbour/",
-        "\0",
-    ],
-    ids=ascii,
-)
-def test_no_index_makes_backy_read_or_write_outside_its_repository(
-    hostile: Sandbox, line: str
+LINES_OUT = [
+    "../../../../../../../neighbour/chunks/",
+    "../../../neighbour/pages/",
+    "..",
+    "/../../../../neighbour/restore.sh",
+    "@neighbour/",
+    "\0",
+]
+
+
+@pytest.mark.parametrize("what", ["format-1", "index", "page"])
+@pytest.mark.parametrize("line", LINES_OUT, ids=ascii)
+def test_no_index_or_page_makes_backy_read_or_write_outside_its_repository(
+    hostile: Sandbox, line: str, what: str
 ) -> None:
     for revision in hostile.revisions():
         if revision.exists():
-            forge(revision, line.replace("@neighbour", str(hostile.neighbour)))
+            forge(hostile, revision, line.replace("@neighbour", str(hostile.neighbour)), what)
     for command in USING.split():
         arguments = [real(hostile, each) for each in ALL[command]]
         hostile.backy(*arguments)
 
 
-def forge(folder: Path, line: str) -> None:
-    """An index of such lines, with its hash in revision.json."""
+def forge(hostile: Sandbox, folder: Path, line: str, what: str) -> None:
+    """An index, or a page, of such lines; and all hashes above it are right."""
     record = json.loads((folder / "revision.json").read_text())
     disk = record["disks"]["vda"]
     blocks = -(-disk["size"] // BLOCK)
-    content = (line.ljust(64, "a")[:64].encode() + b"\n") * blocks
+    forged = line.ljust(64, "a")[:64].encode() + b"\n"
+    record["format"] = 1 if what == "format-1" else 2
+    content = forged * (blocks if what == "format-1" else -(-blocks // LINES))
+    if what == "page":
+        page = forged * blocks
+        for path in copies(hostile.root, digest_of(page)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(page)
+        content = text_of([digest_of(page)])
     (folder / "vda.blocks").write_bytes(content)
-    disk["index_hash"] = blake3.blake3(content).hexdigest()
+    disk["index_hash"] = digest_of(content)
     (folder / "revision.json").write_text(json.dumps(record))
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.fuzz import frames
 from tests.fuzz.sandbox import MIB, MOST, Child, Outcome, Sandbox
+from tests.lab.paged import LINES, copies
 
 ID = "20261123T004938Z-x7k2"
 REPORT = "20261124T030000Z-abab"
@@ -131,14 +132,17 @@ def test_a_record_of_a_gibibyte_is_not_read(hostile: Sandbox, kind: str) -> None
         assert "larger than" in outcome.message
 
 
-def forge(hostile: Sandbox, content: bytes, blocks: int, index_hash: str | None = None) -> Path:
+def forge(
+    hostile: Sandbox, content: bytes, blocks: int, index_hash: str | None = None, version: int = 1
+) -> Path:
     """Give the newest revision a disk of so many blocks, with this index."""
     folder = hostile.revisions()[-1]
     path = folder / "vda.blocks"
     path.write_bytes(content)
-    os.truncate(path, 65 * blocks)
+    os.truncate(path, 65 * (blocks if version == 1 else -(-blocks // LINES)))
     record = json.loads((folder / "revision.json").read_text())
     index_hash = index_hash or blake3.blake3(content).hexdigest()
+    record["format"] = version
     record["disks"]["vda"] |= {"size": blocks * BLOCK, "index_hash": index_hash}
     (folder / "revision.json").write_text(json.dumps(record))
     return path
@@ -165,22 +169,50 @@ INDEXES: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("name", INDEXES)
-def test_a_forged_index_is_read_in_little_memory(child: Child, tmp_path: Path, name: str) -> None:
+def test_a_forged_index_is_read_in_little_memory(
+    child: Child, tmp_path: Path, name: str, version: int
+) -> None:
+    """In format 2 with as many pages as a disk of 3 TiB has in blocks of 64 KiB."""
     content = INDEXES[name]()
     assert len(content) == LENGTH
     path = tmp_path / "vda.blocks"
     path.write_bytes(content)
     index_hash = blake3.blake3(content).hexdigest()
-    bounded(child.do("index", path, BLOCKS * BLOCK, BLOCK, index_hash))
+    if version == 1:
+        bounded(child.do("index", path, BLOCKS * BLOCK, BLOCK, index_hash))
+    else:
+        size = BLOCKS * LINES * BLOCK
+        outcome = bounded(child.do("index", path, size, BLOCK, index_hash, tmp_path))
+        assert outcome.error == "DamagedError"
 
 
-def test_a_sparse_index_of_a_tebibyte_is_refused_at_once(child: Child, tmp_path: Path) -> None:
+def test_pages_of_a_gibibyte_are_read_in_little_memory(child: Child, tmp_path: Path) -> None:
+    name = "f" * 64
+    for path in copies(tmp_path, name):
+        path.parent.mkdir(parents=True)
+        gibibyte(path)
+    index = f"{name}\n".encode()
+    (tmp_path / "vda.blocks").write_bytes(index)
+    index_hash = blake3.blake3(index).hexdigest()
+    size = LINES * BLOCK
+    outcome = bounded(child.do("index", tmp_path / "vda.blocks", size, BLOCK, index_hash, tmp_path))
+    assert outcome.error == "DamagedError"
+    assert outcome.peak < 16 * MIB + (32 * MIB)  # 32 MiB are what a purge takes for any index
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_sparse_index_of_a_tebibyte_is_refused_at_once(
+    child: Child, tmp_path: Path, version: int
+) -> None:
     path = tmp_path / "vda.blocks"
     path.touch()
-    blocks = (1 << 40) // 65
-    os.truncate(path, 65 * blocks)
-    outcome = bounded(child.do("index", path, blocks * BLOCK, BLOCK, "0" * 64))
+    lines = (1 << 40) // 65
+    os.truncate(path, 65 * lines)
+    blocks = lines if version == 1 else LINES * lines
+    pages = [tmp_path] if version == 2 else []
+    outcome = bounded(child.do("index", path, blocks * BLOCK, BLOCK, "0" * 64, *pages))
     assert outcome.error == "DamagedError"
 
 
@@ -196,6 +228,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(
     ("name", "command"),
     [
@@ -204,12 +237,23 @@ COMMANDS = {
     ],
 )
 def test_a_command_meets_a_forged_index_in_little_memory(
-    hostile: Sandbox, command: str, name: str
+    hostile: Sandbox, command: str, name: str, version: int
 ) -> None:
+    blocks = (1 << 34) if name == "sparse" else BLOCKS * (LINES if version == 2 else 1)
     if name == "sparse":
-        forge(hostile, b"", 1 << 34, "0" * 64)
+        forge(hostile, b"", blocks, "0" * 64, version)
     else:
-        forge(hostile, INDEXES[name](), BLOCKS)
+        forge(hostile, INDEXES[name](), blocks, None, version)
+    arguments = [each.replace("@target", f"{hostile.folder}/target") for each in COMMANDS[command]]
+    hostile.backy(*arguments, is_measured=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_meets_an_index_of_pages_that_nobody_has_in_little_memory(
+    hostile: Sandbox, command: str
+) -> None:
+    """60 names of pages, as a disk of nearly 1 GiB has in blocks of 64 KiB."""
+    forge(hostile, hashes()[: 65 * 60], 60 * LINES, None, version=2)
     arguments = [each.replace("@target", f"{hostile.folder}/target") for each in COMMANDS[command]]
     hostile.backy(*arguments, is_measured=True)
 

@@ -39,9 +39,10 @@ LOOK = """
 import sys
 from pathlib import Path
 from backy.repository.repository import Repository
+from backy.repository.tags import retag
 repository = Repository(Path(sys.argv[1]))
 [revision] = repository.history().revisions
-repository.retag([revision], {"looked-at"}, set())
+retag(repository, [revision], add={"looked-at"}, drop=set())
 print(sorted({"blake3", "zstandard"} & set(sys.modules)))
 with repository.store.open(revision, "vda"):
     print(sorted({"blake3", "zstandard"} & set(sys.modules)))
@@ -72,8 +73,11 @@ def test_blocks_and_indexes_have_the_names_that_the_codec_gives(made: Made) -> N
     blocks = [DISK[start : start + BLOCK] for start in range(0, len(DISK), BLOCK)]
     names = [blake3(block, key=KEY).hexdigest() for block in blocks]
     assert made.lines(revision) == names
-    index = (made.repository.folder_of(revision).path / "vda.blocks").read_bytes()
+    index = (made.folder(revision) / "vda.blocks").read_bytes()
     assert revision.disks["vda"].index_hash == blake3(index, key=KEY).hexdigest()
+    for page, twin in made.pages(revision):
+        assert page.read_bytes() == twin.read_bytes()
+        assert page.name == blake3(page.read_bytes(), key=KEY).hexdigest()
     if made.store == "chunks":
         assert made.chunks() == {f"{name}.z" for name in names}
 

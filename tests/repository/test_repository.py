@@ -33,6 +33,7 @@ from backy.repository.create import create
 from backy.repository.draft import draft_revision
 from backy.repository.manifest import Settings, encode_revision
 from backy.repository.repository import Repository, jobs
+from backy.repository.tags import retag
 from backy.system import files, folders
 from tests.lab.repositories import BLOCK, Made, names
 from tests.memory_source import FailingSource, sample
@@ -99,8 +100,8 @@ VERBS: dict[str, Verb] = {
     "purge": lambda made: trash.purge(made.repository),
     "remove": lambda made: trash.remove(made.repository, made.repository.history().revisions[:1]),
     "undo": lambda made: trash.undo(made.repository),
-    "tag": lambda made: made.repository.retag(
-        made.repository.history().revisions[:1], {"x"}, set()
+    "tag": lambda made: retag(
+        made.repository, made.repository.history().revisions[:1], add={"x"}, drop=set()
     ),
     "verify": lambda made: list(
         verify(made.repository, made.repository.history().revisions[:1], origins=[])
@@ -389,10 +390,10 @@ def test_a_damaged_revision_is_told_apart_and_hides_no_other(made: Made) -> None
 
 def test_a_change_keeps_what_another_process_changed_meanwhile(made: Made) -> None:
     revision = made.backup()
-    made.repository.retag([revision], {"daily", "weekly"}, set())
+    retag(made.repository, [revision], add={"daily", "weekly"}, drop=set())
     Repository(made.root).change(revision, lambda old: replace(old, trust=Trust.DISTRUSTED))
     assert made.again(revision).tags == ("daily", "weekly")
-    made.repository.retag([made.again(revision)], set(), {"daily"})
+    retag(made.repository, [made.again(revision)], add=set(), drop={"daily"})
     assert made.again(revision).tags == ("weekly",)
     assert made.again(revision).trust is Trust.DISTRUSTED
 
@@ -400,14 +401,14 @@ def test_a_change_keeps_what_another_process_changed_meanwhile(made: Made) -> No
 def test_tags_that_two_commands_add_at_once_are_both_kept(made: Made) -> None:
     revision = made.backup()
     for tag in ("daily", "weekly"):
-        made.repository.retag([revision], {tag}, set())
+        retag(made.repository, [revision], add={tag}, drop=set())
     assert made.again(revision).tags == ("daily", "weekly")
 
 
 def test_a_bad_tag_changes_nothing(made: Made) -> None:
     revision = made.backup()
     with pytest.raises(ConfigError, match="cannot be a tag"):
-        made.repository.retag([revision], {"good", "bad tag"}, set())
+        retag(made.repository, [revision], add={"good", "bad tag"}, drop=set())
     assert made.again(revision).tags == ()
 
 

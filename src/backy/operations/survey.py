@@ -41,12 +41,11 @@ def opened(
         for revision in having:
             try:
                 stack.enter_context(repository.reading(revision))
-                record, path = revision.disks[name], repository.folder_of(revision)
-                if revision.format > 1:
-                    count = block_count(block_count(record.size, record.block_size), PAGE_LINES)
-                    path /= f"{name}.blocks"
-                    repository.store.pages.check_index(path, record.index_hash, count)
                 image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
+                if revision.format > 1:
+                    path = repository.folder_of(revision) / f"{name}.blocks"
+                    digest, pages = revision.disks[name].index_hash, image.index.pages
+                    repository.store.pages.check_index(path, digest, pages)
             except (DamagedError, NotFoundError) as error:
                 if isinstance(error, DamagedError) and not error.is_damage:
                     raise

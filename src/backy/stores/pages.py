@@ -102,7 +102,10 @@ class Pages:
             self._notes.append(f"{path} was damaged; its other copy was good and replaced it")
 
     def check_index(self, path: Place, name: str, count: int) -> None:
-        """Read an index of `count` lines and its twin from the medium; repair one by the other."""
+        """Read an index of `count` lines and its twin from the medium; repair one by the other.
+
+        The index was opened before: a size that somebody forged would take terabytes of memory.
+        """
         twin = self.twins.path(name)
         with suppress(DamagedError):
             content, other = (self._read(each, name, count, Cache.AVOID) for each in (path, twin))
