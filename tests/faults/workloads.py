@@ -23,6 +23,7 @@ from backy.repository import quarantine, trash
 from backy.repository.manifest import Settings
 from backy.repository.create import create
 from backy.repository.repository import Repository
+from backy.repository.tags import retag
 from backy.sources.file import FileSource
 from backy.stores import used
 from backy.stores.blocks import StoredImage
@@ -259,7 +260,7 @@ WORKLOADS = (
     Workload(
         "tag-change",
         (FIRST, SECOND),
-        lambda b, _: opened(b).retag(opened(b).history().revisions, add={"new"}, drop=set()),
+        lambda b, _: retag(opened(b), opened(b).history().revisions, add={"new"}, drop=set()),
     ),
     Workload("verify", (FIRST, SECOND), lambda b, _: verify_all(opened(b))),
     Workload("scrub", (FIRST, SECOND), lambda b, _: scrub_all(opened(b))),

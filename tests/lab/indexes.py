@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from tests.lab.handmade import digest_of
@@ -69,19 +71,20 @@ def bad_lists(root: Path) -> set[str]:
     return bad
 
 
-def turn_back(root: Path) -> None:
+def turn_back(root: Path, digest: Callable[[bytes], str] = digest_of) -> None:
     """Make a repository one of format 1, as older versions wrote it, with the same revisions."""
-    for record in root.glob("revisions/*/revision.json"):
+    revisions = root.glob("revisions/*/revision.json"), root.glob("trash/*/*/revision.json")
+    for record in chain(*revisions):
         document = json.loads(record.read_text())
         for disk, entry in document["disks"].items():
             lines = "".join(f"{name}\n" for name in block_names(root, record.parent, disk))
             (record.parent / f"{disk}.blocks").write_text(lines)
-            entry["index_hash"] = digest_of(lines.encode())
+            entry["index_hash"] = digest(lines.encode())
             entry.pop("pages", None)
         _write_record(record, document)
     _write_record(root / "repository.json", json.loads((root / "repository.json").read_text()))
     for folder in COPIES:
-        shutil.rmtree(root / folder)
+        shutil.rmtree(root / folder, ignore_errors=True)
 
 
 def _write_record(path: Path, document: dict[str, object]) -> None:
