@@ -29,15 +29,16 @@ from backy.operations.heal import Damage
 from backy.operations.restore import restore
 from backy.operations.verify import verify
 from backy.repository import trash
-from backy.repository.manifest import Settings
 from backy.repository.create import create
+from backy.repository.manifest import Settings
 from backy.repository.repository import Repository
 from backy.repository.tags import retag
 from backy.stores.codec import Codec
 from backy.stores.zstd import ZstdCodec
 from backy.units import KiB
 from tests.keyed_codec import KeyedCodec
-from tests.lab.indexes import COPIES, block_names, format_of, page_names, page_path, turn_back
+from tests.lab.indexes import COPIES, format_of, turn_back
+from tests.lab.paged import block_hashes, page_names, place
 from tests.lab.repositories import names
 from tests.memory_source import FailingSource, MemorySource, changed, sample
 
@@ -242,7 +243,7 @@ class Commands(RuleBasedStateMachine):
 
     def lines(self, revision: Revision, name: str) -> list[str]:
         folder = self.repository.folder_of(revision).path
-        return block_names(self.repository.folder, folder, name)
+        return block_hashes(self.repository.folder, folder, name)
 
     def holders(self, revision: Revision, digest: str) -> set[str]:
         """The revisions that a damage of that revision's block touches."""
@@ -279,7 +280,7 @@ class Commands(RuleBasedStateMachine):
         names = {
             name
             for index in self.indexes("revisions/*", "trash/*/*")
-            for name in block_names(root, index.parent, index.stem)
+            for name in block_hashes(root, index.parent, index.stem)
         }
         return {f"{name}{self.codec.suffix}" for name in names}
 
@@ -298,9 +299,9 @@ class Commands(RuleBasedStateMachine):
         for index in self.indexes(*folders):
             if format_of(index.parent) == 2:
                 pages = page_names(index.parent, index.stem)
-                used |= {str(page_path(Path(), each, copy)) for each in pages for copy in COPIES}
+                used |= {str(place(Path(), copy, each)) for each in pages for copy in COPIES}
                 twin = self.codec.digest(index.read_bytes())
-                used.add(str(page_path(Path(), twin, "twins")))
+                used.add(str(place(Path(), "twins", twin)))
         return used
 
     # What holds after every step.

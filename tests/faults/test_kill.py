@@ -32,13 +32,14 @@ from backy.sources import open_source
 from tests.cli.runner import MIB, Backy, Store
 from tests.faults.workloads import Disks, damage, hasty, read_all
 from tests.lab.handmade import digest_of, write_sparse
-from tests.lab.indexes import COPIES, PAGE_BLOCKS, page_names, page_path, turn_back
+from tests.lab.indexes import COPIES, turn_back
+from tests.lab.paged import LINES, page_names, place
 
 KILLS = int(os.environ.get("BACKY_KILLS", "8"))
 SEED = int(os.environ.get("BACKY_SEED", "1"))
 BLOCK = 64 * 1024
 DATA = 8 * MIB  # at the end of the disk, behind a page of zeroes
-SIZE = PAGE_BLOCKS * BLOCK + DATA
+SIZE = LINES * BLOCK + DATA
 JOB = "vm1"
 KEPT = 2  # revisions that a purge leaves
 ARGUMENTS: dict[str, list[str]] = {
@@ -149,10 +150,10 @@ class Victim:
         number = self.chance.randrange(len(names))
         copies = self.chance.choice([COPIES, COPIES[:1], COPIES[1:]])
         for copy in copies:
-            page_path(root, names[number], copy).write_bytes(b"torn")
+            place(root, copy, names[number]).write_bytes(b"torn")
         if copies == COPIES:
-            start = number * PAGE_BLOCKS * BLOCK
-            page = self.held[revision][start : start + PAGE_BLOCKS * BLOCK]
+            start = number * LINES * BLOCK
+            page = self.held[revision][start : start + LINES * BLOCK]
             self.bad = {names[number]: page}
 
     def _write(self) -> None:

@@ -23,13 +23,14 @@ from backy.operations.verify import verify
 from backy.repository import trash
 from backy.repository.repository import Repository
 from tests.faults.damages import JOB, Whole, run
-from tests.lab.indexes import COPIES, PAGE_BLOCKS, bad_lists, lists_of, page_names, page_path
+from tests.lab.indexes import COPIES, bad_lists, lists_of
 from tests.lab.needs import need, no_mounts
+from tests.lab.paged import LINES, page_names, place
 from tests.lab.reflink import unmount
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import MemorySource
 
-WIDE = PAGE_BLOCKS * BLOCK  # bytes of a page
+WIDE = LINES * BLOCK  # bytes of a page
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def page(made: Made, revision: int, number: int) -> str:
 def lose(root: Path, name: str) -> None:
     """Damage both copies of a page."""
     for folder in COPIES:
-        page_path(root, name, folder).write_bytes(b"torn")
+        place(root, folder, name).write_bytes(b"torn")
 
 
 def restores(whole: Whole, base: Path, target: Path) -> Iterator[tuple[str, str, bytes]]:
@@ -154,13 +155,13 @@ def test_a_purge_keeps_the_blocks_that_a_lost_page_may_name_until_its_revisions_
     made: Made,
 ) -> None:
     lost = page(made, 0, 1)
-    path = page_path(made.root, lost)
+    path = place(made.root, "pages", lost)
     blocks = path.read_text().split()
     lose(made.root, lost)
     first, second, third = made.repository.history().revisions
     trash.remove(made.repository, [third])
     before = made.chunks()
-    unused = page_path(made.root, page_names_in_trash(made.root, third.id)[0])
+    unused = place(made.root, "pages", page_names_in_trash(made.root, third.id)[0])
     purged = trash.purge(made.repository)
     assert purged.revisions == (third.id,)
     assert len(purged.unknown) == 1
@@ -171,7 +172,7 @@ def test_a_purge_keeps_the_blocks_that_a_lost_page_may_name_until_its_revisions_
     purged = trash.purge(made.repository)
     assert purged.unknown == ()
     used = {line for name in page_names(made.root / "revisions" / second.id, "vda")
-            for line in page_path(made.root, name).read_text().split()}  # fmt: skip
+            for line in place(made.root, "pages", name).read_text().split()}  # fmt: skip
     assert {name.partition(".")[0] for name in made.chunks()} == used
     assert not used.issuperset(blocks)
     assert made.intact()
@@ -189,7 +190,7 @@ def test_a_purge_keeps_every_page_that_a_lost_index_may_name_until_its_revision_
     first, _, third = made.repository.history().revisions
     index = first.disks["vda"].index_hash
     for path in (made.root / f"revisions/{first.id}/vda.blocks",
-                 page_path(made.root, index, "twins")):  # fmt: skip
+                 place(made.root, "twins", index)):  # fmt: skip
         path.write_bytes(b"torn")
     trash.remove(made.repository, [third])
     pages = {path.name for path in made.root.glob("pages/*/*")}
@@ -217,7 +218,7 @@ def test_a_backup_reads_again_what_a_lost_page_of_its_parent_had(
 ) -> None:
     for number in (0, 1):
         for folder in COPIES:
-            path = page_path(made.root, page(made, 2, number), folder)
+            path = place(made.root, folder, page(made, 2, number))
             path.unlink()
             if damage:
                 path.write_bytes(damage)
@@ -237,9 +238,9 @@ def test_a_backup_never_builds_upon_a_torn_page_that_a_killed_one_left(made: Mad
     names = page_names(other.root / "revisions" / revision.id, "vda")
     for name in names:
         for folder in COPIES:
-            path = page_path(made.root, name, folder)
+            path = place(made.root, folder, name)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(page_path(other.root, name).read_bytes()[:4096])
+            path.write_bytes(place(other.root, "pages", name).read_bytes()[:4096])
     made.backup(content)
     assert made.intact()
     assert bad_lists(made.root) == set()
