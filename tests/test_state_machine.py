@@ -32,10 +32,13 @@ from backy.repository import trash
 from backy.repository.create import create
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository
+from backy.repository.tags import retag
 from backy.stores.codec import Codec
 from backy.stores.zstd import ZstdCodec
 from backy.units import KiB
 from tests.keyed_codec import KeyedCodec
+from tests.lab.indexes import COPIES, format_of, turn_back
+from tests.lab.paged import block_hashes, page_names, place
 from tests.lab.repositories import names
 from tests.memory_source import FailingSource, MemorySource, changed, sample
 
@@ -150,7 +153,8 @@ class Commands(RuleBasedStateMachine):
     @rule(data=st.data(), add=st.booleans())
     def tags(self, data: st.DataObject, add: bool) -> None:
         revision = data.draw(self.one())
-        self.repository.retag([revision], {"x"} if add else set(), set() if add else {"x"})
+        more, less = ({"x"}, set[str]()) if add else (set[str](), {"x"})
+        retag(self.repository, [revision], add=more, drop=less)
         kept = self.history[revision.id]
         kept.tags = tuple(sorted(({"x"} if add else set()) | (set(kept.tags) - {"x"})))
 
@@ -177,6 +181,8 @@ class Commands(RuleBasedStateMachine):
         assert set(purged.revisions) | set(purged.kept) == gone
         kept = [{i: batch[i] for i in batch if i in purged.kept} for batch in self.removed]
         self.removed = [batch for batch in kept if batch]
+        assert purged.unknown == ()
+        assert self.lists() == self.used_lists("revisions/*", "trash/*/*")
         if self.store == "chunks":
             assert self.chunks() == self.named()
 
@@ -216,12 +222,28 @@ class Commands(RuleBasedStateMachine):
         with path.open("r+b") as file:
             os.pwrite(file.fileno(), before[offset : offset + 1], offset)
 
+    @precondition(lambda self: self.used_lists("revisions/*"))
+    @rule(data=st.data())
+    def verifies_after_one_copy_was_lost(self, data: st.DataObject) -> None:
+        """Of a page or of an index: the other one does, and brings it back."""
+        name = data.draw(st.sampled_from(sorted(self.used_lists("revisions/*"))))
+        lost = self.repository.folder / name
+        lost.unlink()
+        self.verifies()
+        assert lost.exists()
+
+    @rule()
+    def was_written_by_an_older_version(self) -> None:
+        """All of it becomes format 1."""
+        turn_back(self.repository.folder, self.codec.digest)
+        self.repository = Repository(self.repository.folder, lambda _: self.codec)
+
     def one(self) -> st.SearchStrategy[Revision]:
         return st.sampled_from(self.repository.history().revisions)
 
     def lines(self, revision: Revision, name: str) -> list[str]:
-        index = self.repository.folder_of(revision).path / f"{name}.blocks"
-        return index.read_text().splitlines()
+        folder = self.repository.folder_of(revision).path
+        return block_hashes(self.repository.folder, folder, name)
 
     def holders(self, revision: Revision, digest: str) -> set[str]:
         """The revisions that a damage of that revision's block touches."""
@@ -255,9 +277,32 @@ class Commands(RuleBasedStateMachine):
 
     def named(self) -> set[str]:
         root = self.repository.folder
-        indexes = [*root.glob("revisions/*/*.blocks"), *root.glob("trash/*/*/*.blocks")]
-        lines = {line for index in indexes for line in index.read_text().splitlines()}
-        return {f"{line}{self.codec.suffix}" for line in lines}
+        names = {
+            name
+            for index in self.indexes("revisions/*", "trash/*/*")
+            for name in block_hashes(root, index.parent, index.stem)
+        }
+        return {f"{name}{self.codec.suffix}" for name in names}
+
+    def indexes(self, *folders: str) -> list[Path]:
+        root = self.repository.folder
+        return [path for each in folders for path in root.glob(f"{each}/*.blocks")]
+
+    def lists(self) -> set[str]:
+        """The pages and twins that are stored."""
+        root = self.repository.folder
+        return {str(path.relative_to(root)) for each in COPIES for path in root.glob(f"{each}/*/*")}
+
+    def used_lists(self, *folders: str) -> set[str]:
+        """Those that the revisions of format 2 in these folders use."""
+        used = set()
+        for index in self.indexes(*folders):
+            if format_of(index.parent) == 2:
+                pages = page_names(index.parent, index.stem)
+                used |= {str(place(Path(), copy, each)) for each in pages for copy in COPIES}
+                twin = self.codec.digest(index.read_bytes())
+                used.add(str(place(Path(), "twins", twin)))
+        return used
 
     # What holds after every step.
 

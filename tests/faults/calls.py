@@ -25,7 +25,7 @@ from backy.system import files, folders, place
 Fault = Callable[..., Any]
 OS = {
     "open", "close", "fstat", "pread", "preadv", "pwrite", "write", "fsync", "ftruncate",
-    "copy_file_range", "lseek", "listdir", "scandir", "posix_fadvise", "fchmod", "stat", "mkdir",
+    "lseek", "listdir", "scandir", "posix_fadvise", "fchmod", "stat", "mkdir",
     "rename", "link", "unlink", "rmdir",
 }  # fmt: skip
 CONTROL = {"flock", "ioctl"}
@@ -34,10 +34,10 @@ PATH = (
     "stat", "lstat", "exists", "is_dir", "is_file", "iterdir", "mkdir", "rename", "unlink", "rmdir",
 )  # fmt: skip
 TAKING_SPACE = {
-    "open", "close", "pwrite", "write", "fsync", "ftruncate", "copy_file_range", "ioctl",
+    "open", "close", "pwrite", "write", "fsync", "ftruncate", "ioctl",
     "fallocate", "syncfs", "mkdir", "rename", "link", "fchmod",
 }  # fmt: skip
-SHORT = {"pread", "preadv", "pwrite", "write", "copy_file_range"}
+SHORT = {"pread", "preadv", "pwrite", "write"}
 # Python repeats all others itself when a signal came (PEP 475), fcntl.flock among them; unless
 # the signal's handler raises, which is the fault "signal".
 NOT_REPEATED = {"ioctl", "fallocate", "syncfs", "syscall"}
@@ -135,9 +135,6 @@ def short(name: str, real: Callable[..., Any], *arguments: Any, **named: Any) ->
     if name == "pread":
         descriptor, length, offset = arguments
         return real(descriptor, max(1, length // 2), offset)
-    if name == "copy_file_range":
-        origin, target, length, *rest = arguments
-        return real(origin, target, max(1, length // 2), *rest)
     return real(*arguments, **named)
 
 

@@ -23,7 +23,8 @@ from backy.model.revision import time_of
 from backy.operations.scrub import Limits, Scrub
 from backy.repository import quarantine
 from backy.repository.quarantine import Occurrence, Report
-from tests.lab.indexes import COPIES, PAGE_BLOCKS, block_names, page_names
+from tests.lab.indexes import COPIES
+from tests.lab.paged import LINES, block_hashes, page_names
 from tests.lab.repositories import BLOCK, Made
 from tests.lab.watchdog import ends
 
@@ -52,7 +53,7 @@ def history() -> Iterator[dict[str, bytes]]:
     Disk vdc has two pages, of which two revisions share the first; the third has zeroes there.
     """
     shared, short, end = pattern("shared"), pattern("short", 5000), pattern("end", 777)
-    full, empty = pattern("full") + bytes((PAGE_BLOCKS - 1) * BLOCK), bytes(PAGE_BLOCKS * BLOCK)
+    full, empty = pattern("full") + bytes((LINES - 1) * BLOCK), bytes(LINES * BLOCK)
     for first, fourth, second, page in (
         ("a", "b", "c", full),
         ("A", "b", "c", full),
@@ -101,7 +102,7 @@ class Whole:
         self._leave_what_else_there_may_be(made)
         self.root = made.root
         self.lines = {
-            (each, disk): block_names(self.root, self.root / f"revisions/{each}", disk)
+            (each, disk): block_hashes(self.root, self.root / f"revisions/{each}", disk)
             for each in self.ids
             for disk in DISKS
         }
@@ -156,7 +157,7 @@ class Whole:
         return {
             (revision, disk, number)
             for revision, disk, number in self.places()
-            if self.pages[revision, disk][number // PAGE_BLOCKS] == name
+            if self.pages[revision, disk][number // LINES] == name
         }
 
     def listed(self, file: str) -> set[Place]:

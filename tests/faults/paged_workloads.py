@@ -25,19 +25,19 @@ from tests.faults.workloads import (
     scrub_all,
     verify_all,
 )
-from tests.lab.handmade import blocks, digest_of
-from tests.lab.indexes import COPIES, PAGE_BLOCKS, page_of, page_path, turn_back
+from tests.lab.indexes import COPIES, turn_back
+from tests.lab.paged import LINES, blake3_of, hashes_of, place, text_of
 
-FULL = noise("full", BLOCK) + bytes((PAGE_BLOCKS - 1) * BLOCK)
-EMPTY = bytes(PAGE_BLOCKS * BLOCK)
+FULL = noise("full", BLOCK) + bytes((LINES - 1) * BLOCK)
+EMPTY = bytes(LINES * BLOCK)
 WIDE_FIRST, WIDE_SECOND, WIDE_THIRD = FULL + FIRST, FULL + SECOND, EMPTY + THIRD
 # What is damaged: a page that two revisions share, and one that only the second has.
-BAD_PAGES = {digest_of(page_of(list(blocks(page, BLOCK)))): page for page in (FULL, SECOND)}
+BAD_PAGES = {blake3_of(text_of(hashes_of(page, BLOCK))): page for page in (FULL, SECOND)}
 
 
 def _cut(repository: Repository, folder: str, names: list[str]) -> None:
     for name in names:
-        path = page_path(repository.folder, name, folder)
+        path = place(repository.folder, folder, name)
         path.write_bytes(path.read_bytes()[:100])
 
 

@@ -65,10 +65,6 @@ class RecordingFile(files.File):
             self._changed(content=os.pread(original.descriptor, original.size(), 0))
         return done
 
-    def copy_from(self, original: files.File, length: int) -> None:
-        super().copy_from(original, length)
-        self._changed(content=os.pread(original.descriptor, length, 0))
-
     def sync(self) -> None:
         super().sync()
         if self._node is not None:

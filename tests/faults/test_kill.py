@@ -31,12 +31,15 @@ from backy.repository.repository import Repository
 from backy.sources import open_source
 from tests.cli.runner import MIB, Backy, Store
 from tests.faults.workloads import Disks, damage, hasty, read_all
-from tests.lab.handmade import digest_of
+from tests.lab.handmade import digest_of, write_sparse
+from tests.lab.indexes import COPIES, turn_back
+from tests.lab.paged import LINES, page_names, place
 
 KILLS = int(os.environ.get("BACKY_KILLS", "8"))
 SEED = int(os.environ.get("BACKY_SEED", "1"))
 BLOCK = 64 * 1024
-SIZE = 8 * MIB
+DATA = 8 * MIB  # at the end of the disk, behind a page of zeroes
+SIZE = LINES * BLOCK + DATA
 JOB = "vm1"
 KEPT = 2  # revisions that a purge leaves
 ARGUMENTS: dict[str, list[str]] = {
@@ -84,11 +87,11 @@ class Victim:
         self.bad: dict[str, bytes] = {}
         self._backy = backy
         self._source = source
-        self._content = bytearray(self.chance.randbytes(SIZE))
+        self._content = bytearray(SIZE - DATA) + self.chance.randbytes(DATA)
         # Seconds that a command takes to come to its first lock, and that it works from then on.
         self._starts = 0.3
         self._works = dict.fromkeys(ARGUMENTS, 0.1)
-        source.write_bytes(self._content)
+        write_sparse(source, bytes(self._content))
         first = backy.backup(JOB, source, "--block-size", "64KiB")
         self.held[first] = bytes(self._content)
 
@@ -122,6 +125,8 @@ class Victim:
         newest = max(self.held)
         if verb == "backup":
             self._write()
+            if self.chance.random() < 0.3:
+                turn_back(self._opened().folder)
         elif verb == "purge":
             unwanted = self._opened().history().revisions[:-KEPT]
             trash.remove(self._opened(), unwanted)
@@ -129,11 +134,27 @@ class Victim:
         elif self.chance.random() < 0.7:
             # The source is as the newest revision, so that what is damaged can be healed.
             self._content[:] = self.held[newest]
-            self._source.write_bytes(self._content)
-            start = self.chance.randrange(SIZE // BLOCK) * BLOCK
+            write_sparse(self._source, bytes(self._content))
+            if self.chance.random() < 0.5:
+                self._lose_page(newest)
+                return
+            start = self.chance.randrange(SIZE - DATA, SIZE, BLOCK)
             block = self.held[newest][start : start + BLOCK]
             self.bad = {digest_of(block): block}
             damage(self._opened(), self.bad)
+
+    def _lose_page(self, revision: str) -> None:
+        """One copy of a page, or both: then nobody knows its blocks' hashes but by the source."""
+        root = self._opened().folder
+        names = page_names(root / "revisions" / revision, "vda")
+        number = self.chance.randrange(len(names))
+        copies = self.chance.choice([COPIES, COPIES[:1], COPIES[1:]])
+        for copy in copies:
+            place(root, copy, names[number]).write_bytes(b"torn")
+        if copies == COPIES:
+            start = number * LINES * BLOCK
+            page = self.held[revision][start : start + LINES * BLOCK]
+            self.bad = {names[number]: page}
 
     def _write(self) -> None:
         """What a machine does to its disk: writes here and there, zeroes something."""
@@ -143,7 +164,7 @@ class Victim:
             is_zero = self.chance.random() < 0.1
             data = bytes(length) if is_zero else self.chance.randbytes(length)
             self._content[start : start + length] = data
-        self._source.write_bytes(self._content)
+        write_sparse(self._source, bytes(self._content))
 
     def _kill(self, verb: str) -> bool:
         """Kill a command some time after its start or its first lock; whether it lived till then.

@@ -23,12 +23,14 @@ from backy.repository import quarantine, trash
 from backy.repository.create import create
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository
+from backy.repository.tags import retag
 from backy.sources.file import FileSource
 from backy.stores import used
 from backy.stores.blocks import StoredImage
 from backy.system import files, folders, process
 from tests.lab.handmade import digest_of, write_sparse
-from tests.lab.indexes import PAGE_BLOCKS, bad_lists, block_names, format_of
+from tests.lab.indexes import bad_lists, format_of
+from tests.lab.paged import LINES, block_hashes
 
 BLOCK = 65536
 SIZE = 3 * BLOCK + 1234
@@ -122,7 +124,7 @@ def _known(image: StoredImage, number: int, bad: Bad) -> bytes | None:
     try:
         return bad.get(image.index.digest(number))
     except DamagedError:
-        page, within = divmod(number, PAGE_BLOCKS)
+        page, within = divmod(number, LINES)
         start, length = within * image.block_size, image.index.length_of(number)
         known = bad.get(image.index.name(page))
         return known and known[start : start + length]
@@ -192,7 +194,7 @@ def damage(repository: Repository, bad: dict[str, bytes]) -> None:
     size = repository.settings.block_size
     for revision in repository.history().revisions:
         folder = repository.folder_of(revision).path
-        for number, digest in enumerate(block_names(repository.folder, folder, "vda")):
+        for number, digest in enumerate(block_hashes(repository.folder, folder, "vda")):
             chunk = repository.folder / "chunks" / digest[:2] / f"{digest}.zst"
             if digest in bad and repository.settings.store == "images":
                 places.add((folder / "vda.img", number * size + len(bad[digest]) // 2))
@@ -259,7 +261,7 @@ WORKLOADS = (
     Workload(
         "tag-change",
         (FIRST, SECOND),
-        lambda b, _: opened(b).retag(opened(b).history().revisions, add={"new"}, drop=set()),
+        lambda b, _: retag(opened(b), opened(b).history().revisions, add={"new"}, drop=set()),
     ),
     Workload("verify", (FIRST, SECOND), lambda b, _: verify_all(opened(b))),
     Workload("scrub", (FIRST, SECOND), lambda b, _: scrub_all(opened(b))),

@@ -80,7 +80,7 @@ class Lab:
 def _kind_of(place: str) -> str:
     """What is the same for all places that are treated alike, such as chunks."""
     place = re.sub(r"[0-9a-f]{64}", "HASH", place)
-    place = re.sub(r"^chunks/[0-9a-f]{2}(?=/|$)", "chunks/AB", place)
+    place = re.sub(r"^(chunks|pages|twins)/[0-9a-f]{2}(?=/|$)", r"\1/AB", place)
     return re.sub(r"\.\d+\.", ".NUMBER.", place)
 
 
