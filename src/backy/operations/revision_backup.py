@@ -85,7 +85,9 @@ class RevisionBackup:
             _write_files(draft, snapshot)
             if self.repository.renew_format():
                 why = "versions of backy that know only format 1 refuse it"
-                self.warnings.append(f"the repository has format {NEWEST_FORMAT} from now on; {why}")
+                self.warnings.append(
+                    f"the repository has format {NEWEST_FORMAT} from now on; {why}"
+                )
             self.warnings += self.repository.store.pages.take_notes()
             self.warnings += snapshot.warnings()
             for warning in self.warnings:

@@ -7,7 +7,7 @@ image. Reads bypass the page cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -19,6 +19,7 @@ from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk
 from backy.repository.repository import Repository
 from backy.stores.blocks import BY_DIGEST
 from backy.stores.index import PAGE_LINES, block_count, by_page
+from backy.stores.pages import LINE
 from backy.system import process
 from backy.system.files import Cache
 from backy.units import GiB
@@ -41,11 +42,7 @@ def opened(
         for revision in having:
             try:
                 stack.enter_context(repository.reading(revision))
-                record, path = revision.disks[name], repository.folder_of(revision)
-                if revision.format > 1:
-                    count = block_count(block_count(record.size, record.block_size), PAGE_LINES)
-                    path /= f"{name}.blocks"
-                    repository.store.pages.check_index(path, record.index_hash, count)
+                _check_index(repository, revision, name)
                 image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
             except (DamagedError, NotFoundError) as error:
                 if isinstance(error, DamagedError) and not error.is_damage:
@@ -56,6 +53,25 @@ def opened(
             else:
                 holders.append(StoredDisk(revision, name, image))
         yield holders, damages
+
+
+def _check_index(repository: Repository, revision: Revision, name: str) -> None:
+    """Read both copies of an index from the medium; replace a bad one by the good one."""
+    pages, disk = repository.store.pages, revision.disks[name]
+    count = block_count(disk.size, disk.block_size)
+    if revision.format == 1:  # there is one copy, which is hashed when it is opened
+        pages.checked += count * LINE
+        return
+    count = block_count(count, PAGE_LINES)
+    path, twin = repository.folder_of(revision) / f"{name}.blocks", pages.twin(disk.index_hash)
+    with suppress(DamagedError):
+        content, other = (
+            pages.read(each, disk.index_hash, count, Cache.AVOID) for each in (path, twin)
+        )
+        if content and not other:
+            pages.mend(twin, content)
+        elif other and not content:
+            pages.mend_index(path, other)
 
 
 @dataclass(frozen=True, slots=True)
