@@ -24,7 +24,8 @@ import zstandard
 import backy as package
 from tests.cli import in_process
 from tests.lab.dispositions import WITH_DEFAULTS
-from tests.lab.paged import block_hashes
+from tests.lab.losses import index_copies, lose
+from tests.lab.paged import block_hashes, copies, page_names
 from tests.lab.watchdog import ends
 
 MIB = 1024**2
@@ -186,6 +187,15 @@ class Backy:
         with path.open("r+b") as file:  # a read-only mode does not stop root
             [byte] = os.pread(file.fileno(), 1, offset)
             os.pwrite(file.fileno(), bytes([byte ^ 1]), offset)
+
+    def lose_index(self, job: str, revision: str, disk: str = "vda") -> None:
+        """Delete both copies of the index of a disk."""
+        lose(index_copies(self.base / job, self.base / job / "revisions" / revision, disk))
+
+    def pages(self, job: str, revision: str, disk: str = "vda") -> list[list[Path]]:
+        """Both copies of each page of a disk, in order."""
+        names = page_names(self.base / job / "revisions" / revision, disk)
+        return [copies(self.base / job, name) for name in names]
 
     def chunks_of(self, job: str) -> set[str]:
         """The names of all chunks that are there."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from backy.units import format_size
 from tests.cli.machine import used
 from tests.cli.runner import MIB, Backy, called, data, environment, image, overwrite, tree
 from tests.lab.devices import loop_device
@@ -177,9 +178,13 @@ def test_the_summary_says_what_was_read_changed_and_stored(backy: Backy, tmp_pat
     said = backy.quiet("backup", "vm1", "--source", source).out
     pattern = (
         r"vm1: \d{8}T\d{6}Z-\w{4}: read 13\.0 MiB, changed 13\.0 MiB, stored \d+\.\d KiB "
-        r"\(ratio \d+\.\d:1\), \d+\.\d s, \d+\.\d [KMG]iB/s\n"
+        r"\(ratio \d+\.\d:1\), pages (\d+\.\d KiB), \d+\.\d s, \d+\.\d [KMG]iB/s\n"
     )
-    assert re.fullmatch(pattern, said)
+    found = re.fullmatch(pattern, said)
+    assert found
+    written = [*(backy.base / "vm1").glob("*/??/*"), *(backy.base / "vm1").glob("*/*/vda.blocks")]
+    pages = sum(path.stat().st_size for path in written if path.suffix != ".zst")
+    assert found[1] == format_size(pages)
 
 
 def test_the_settings_of_a_new_repository_are_as_asked_for(backy: Backy, tmp_path: Path) -> None:

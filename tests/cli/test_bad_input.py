@@ -278,7 +278,7 @@ def test_an_impossible_setting_is_refused_and_makes_no_repository(
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        pytest.param(lambda old: old.replace('"format": 1', '"format": 2'), "format 2", id="newer"),
+        pytest.param(lambda old: old.replace('"format": 2', '"format": 3'), "format 3", id="newer"),
         pytest.param(lambda old: old[: len(old) // 2], "cut short", id="truncated"),
         pytest.param(lambda old: "", "cut short", id="empty"),
         pytest.param(lambda old: '{"name": "something else"}', "not written by", id="foreign"),
@@ -305,9 +305,9 @@ def test_a_repository_that_is_not_understood_is_left_alone(
 
 def test_a_newer_format_tells_to_update(aged: Backy) -> None:
     path = aged.base / "vm1" / "repository.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
     said = aged.refuses(3, "list", "vm1")
-    assert str(path) in said.message
+    assert said.message == f"{path} has format 3; this version of backy knows formats up to 2"
     assert said.hint == "Update backy."
 
 

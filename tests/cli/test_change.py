@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runner import SMALL, Backy, data, image, refusal, tree
+from tests.lab.losses import lose
 
 
 def tags(backy: Backy) -> list[list[str]]:
@@ -156,13 +157,53 @@ def test_a_purge_drops_what_failed_backups_left(aged: Backy) -> None:
 
 
 def test_a_purge_that_cannot_tell_what_is_in_use_drops_no_chunk(aged: Backy) -> None:
-    old, middle, _ = aged.revisions("vm1")
+    old, middle, new = aged.revisions("vm1")
     aged.quiet("remove", "vm1", "-r", old)
-    (aged.base / "vm1" / "revisions" / middle / "vda.blocks").unlink()
+    aged.lose_index("vm1", middle)
     before = aged.chunks_of("vm1")
-    said = refusal(aged.run("purge", "vm1"), 6)
+    result = aged.run("purge", "vm1")
+    said = refusal(result, 6)
     assert middle in said.message
+    assert "backy verify vm1" in said.hint
+    assert result.out == "vm1: purged 1 revision, freed 0 B of chunks and pages\n"
     assert aged.chunks_of("vm1") == before
+    assert aged.revisions("vm1") == [middle, new]
+
+
+def test_a_purge_tells_programs_what_it_could_not_read(aged: Backy) -> None:
+    middle = aged.revisions("vm1")[1]
+    aged.lose_index("vm1", middle)
+    result = aged.run("purge", "vm1", "--json")
+    assert [middle in text for text in result.record()["unknown"]] == [True]
+    assert result.error()["exit_code"] == result.code == 6
+
+
+def test_what_a_purge_could_not_rule_out_is_freed_when_the_damaged_revision_is_gone(
+    aged: Backy,
+) -> None:
+    old, middle, new = aged.revisions("vm1")
+    aged.lose_index("vm1", middle)
+    aged.quiet("remove", "vm1", "-r", old)
+    assert aged.run("purge", "vm1").code == 6
+    aged.quiet("remove", "vm1", "-r", middle)
+    aged.quiet("purge", "vm1")
+    assert aged.chunks_of("vm1") == aged.chunks_named("vm1")
+    assert aged.revisions("vm1") == [new]
+
+
+@pytest.mark.parametrize("what", ["index", "page"])
+def test_a_purge_keeps_all_blocks_of_an_only_revision_whose_index_or_page_is_lost(
+    backy: Backy, tmp_path: Path, what: str
+) -> None:
+    revision = backy.backup("vm1", image(tmp_path / "vm1.img", SMALL[1]))
+    before = backy.chunks_of("vm1")
+    if what == "index":
+        backy.lose_index("vm1", revision)
+    else:
+        lose(backy.pages("vm1", revision)[0])
+    assert backy.run("purge", "vm1").code == 6
+    assert backy.chunks_of("vm1") == before
+    assert backy.revisions("vm1") == [revision]
 
 
 @pytest.mark.parametrize("text", ["week", "-1d", ""])

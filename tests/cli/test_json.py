@@ -161,7 +161,7 @@ def test_a_backup_tells_progress_warnings_and_the_revision(either: Backy, tmp_pa
     said = valid("backup", result)
     assert {each["event"] for each in said} == {"progress", "warning", "finished"}
     stored = either.said_of("vm1", either.revisions("vm1")[-1])
-    assert stored == {"format": 1} | said[-1]["revision"]
+    assert stored == said[-1]["revision"]
 
 
 def pause(seconds: float) -> None:

@@ -250,7 +250,7 @@ def test_a_disk_without_its_index_is_refused_and_nothing_else_is_promised(
     orphan: Backy, tmp_path: Path
 ) -> None:
     [revision] = orphan.revisions("vm1")
-    (orphan.base / "vm1" / "revisions" / revision / "vda.blocks").unlink()
+    orphan.lose_index("vm1", revision)
     said = orphan.refuses(6, "restore", "vm1", tmp_path / "new.img", "--keep-going")
     assert "vda.blocks" in said.message
     assert "--keep-going" not in said.hint

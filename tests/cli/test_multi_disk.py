@@ -94,8 +94,7 @@ def test_each_disk_is_verified_and_listed(two_disks: Backy) -> None:
 
 
 def test_a_damaged_disk_leaves_the_other_whole(two_disks: Backy, tmp_path: Path) -> None:
-    index = next(two_disks.base.glob("vm1/revisions/*/vdb.blocks"))
-    index.write_bytes(b"x" * index.stat().st_size)
+    two_disks.lose_index("vm1", two_disks.revisions("vm1")[-1], "vdb")
     two_disks.ok("restore", "vm1", tmp_path / "a.img", "--disk", "vda")
     assert (tmp_path / "a.img").read_bytes() == SMALL[1]
     two_disks.refuses(6, "restore", "vm1", tmp_path / "b.img", "--disk", "vdb")

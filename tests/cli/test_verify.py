@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from backy.units import format_size
 from tests.cli.runner import MIB, SMALL, Backy, data, image, overwrite, refusal
 
 Damager = Callable[[Path], None]
@@ -44,7 +45,10 @@ def test_a_sound_history_is_verified_and_says_so_from_then_on(
     overwrite(source, 0, b"changed")
     either.backup("vm1", source)
     said = either.quiet("verify", "vm1").out
-    assert re.fullmatch(r"vm1: 2 revisions, 6\.0 MiB verified, \d+\.\d s, .+/s\n", said)
+    # Both copies of two indexes of one line, and of two pages of four.
+    pages = re.escape(format_size(2 * 2 * (1 + 4) * 65))
+    pattern = rf"vm1: 2 revisions, 6\.0 MiB verified, {pages} of indexes and pages, \d.\d s, .+/s\n"
+    assert re.fullmatch(pattern, said)
     for revision in either.revisions("vm1"):
         assert either.said_of("vm1", revision)["trust"] == "verified"
         assert either.said_of("vm1", revision)["verified"]
@@ -117,7 +121,7 @@ def test_a_damaged_block_comes_back_from_the_source_and_that_is_said(
     either.damage("vm1", revision, 1)
     result = either.ok("verify", "vm1")
     assert f"healed from the source: {revision} vda bytes {MIB} to {2 * MIB}: " in result.err
-    assert "verified, 1 damaged range healed, " in result.out
+    assert " of indexes and pages, 1 damaged range healed, " in result.out
     assert either.content("vm1") == data(1)
     either.quiet("verify", "vm1")
 
@@ -125,7 +129,10 @@ def test_a_damaged_block_comes_back_from_the_source_and_that_is_said(
 @pytest.mark.parametrize("name", ["vda.blocks", "vda.img"])
 def test_a_missing_file_damages_the_whole_disk(plain: Backy, tmp_path: Path, name: str) -> None:
     revision = plain.backup("vm1", image(tmp_path / "vm1.img", SMALL[1]))
-    (plain.base / "vm1" / "revisions" / revision / name).unlink()
+    if name == "vda.img":
+        (plain.base / "vm1" / "revisions" / revision / name).unlink()
+    else:
+        plain.lose_index("vm1", revision)
     said = plain.refuses(6, "verify", "vm1")
     assert f"damaged: {revision} vda bytes 0 to 200000: " in said.before
 

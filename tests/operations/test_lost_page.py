@@ -1,4 +1,4 @@
-"""A page whose two copies are lost is made again from its blocks; else exactly its range is lost."""
+"""A page that is lost in both copies is made again from its blocks; else just its range is lost."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -19,7 +19,7 @@ from backy.errors import (
 from backy.image.image import LARGEST, SIZE_HINT
 from backy.image.progress import Watcher
 from backy.model.names import check_disk_name
-from backy.model.revision import Consistency, Disk, Revision, Trust
+from backy.model.revision import NEWEST_FORMAT, Consistency, Disk, Revision, Trust
 from backy.operations.disk_backup import DiskBackup
 from backy.operations.hooks import Around, Runner
 from backy.operations.plausibility import suspicion
@@ -85,7 +85,10 @@ class RevisionBackup:
             disks = self._copy_disks(draft, parent, snapshot)
             _write_files(draft, snapshot)
             if renew_format(self.repository):
-                self.warnings.append("the repository has format 2 now, which needs this backy")
+                why = "versions of backy that know only format 1 refuse it"
+                self.warnings.append(
+                    f"the repository has format {NEWEST_FORMAT} from now on; {why}"
+                )
             self.warnings += self.repository.store.pages.take_notes()
             self.warnings += snapshot.warnings()
             for warning in self.warnings:

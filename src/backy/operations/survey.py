@@ -7,7 +7,7 @@ image. Reads bypass the page cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -19,6 +19,7 @@ from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk
 from backy.repository.repository import Repository
 from backy.stores.blocks import BY_DIGEST
 from backy.stores.index import PAGE_LINES, block_count, by_page
+from backy.stores.pages import LINE
 from backy.system import process
 from backy.system.files import Cache
 from backy.units import GiB
@@ -42,10 +43,7 @@ def opened(
             try:
                 stack.enter_context(repository.reading(revision))
                 image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
-                if revision.format > 1:
-                    path = repository.folder_of(revision) / f"{name}.blocks"
-                    digest, pages = revision.disks[name].index_hash, image.index.pages
-                    repository.store.pages.check_index(path, digest, pages)
+                _check_index(repository, StoredDisk(revision, name, image))
             except (DamagedError, NotFoundError) as error:
                 if isinstance(error, DamagedError) and not error.is_damage:
                     raise
@@ -55,6 +53,25 @@ def opened(
             else:
                 holders.append(StoredDisk(revision, name, image))
         yield holders, damages
+
+
+def _check_index(repository: Repository, stored: StoredDisk) -> None:
+    """Read both copies of an index from the medium; replace a bad one by the good one.
+
+    It was opened before, since a size that somebody forged would take terabytes of memory.
+    """
+    pages, revision, index = repository.store.pages, stored.revision, stored.image.index
+    if revision.format == 1:  # there is one copy, which was hashed when it was opened
+        pages.checked += index.blocks * LINE
+        return
+    name = revision.disks[stored.disk].index_hash
+    path, twin = repository.folder_of(revision) / f"{stored.disk}.blocks", pages.twin(name)
+    with suppress(DamagedError):
+        content, other = (pages.read(each, name, index.pages, Cache.AVOID) for each in (path, twin))
+        if content and not other:
+            pages.mend(twin, content)
+        elif other and not content:
+            pages.mend(path, other, is_index=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def read_record(
     newest = getattr(value_class, "NEWEST_FORMAT", _FORMAT)
     if version not in range(1, newest + 1) or version is True:
         newer = isinstance(version, int) and version > newest
-        why = f"has format {version!r:.40}; this version of backy knows {newest}"
+        why = f"has format {version!r:.40}; this version of backy knows formats up to {newest}"
         raise kind(f"{path} {why}", "Update backy." if newer else hint)
     if newest > _FORMAT:
         record["format"] = version

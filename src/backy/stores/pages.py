@@ -6,8 +6,6 @@ An index has a twin, too. Each read checks the hash; a bad copy is replaced by t
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from backy.errors import DamagedError, StoreError, translated
 from backy.stores.codec import Codec
 from backy.stores.named_files import NamedFiles
@@ -52,7 +50,7 @@ class Pages:
         good, bad = b"", []
         for copy in self.copies:
             path = copy.path(name)
-            content = self._read(path, name, count, cache)
+            content = self.read(path, name, count, cache)
             if not content:
                 bad.append(path)
                 continue
@@ -67,8 +65,11 @@ class Pages:
             self.mend(path, good)
         return good
 
-    def _read(self, path: Place, name: str, count: int, cache: Cache) -> bytes:
-        """The content of a file; nothing if it is missing, or has another digest."""
+    def read(self, path: Place, name: str, count: int, cache: Cache) -> bytes:
+        """The content of a page or index of `count` lines; nothing if it is missing or not `name`.
+
+        Raises DamagedError if this machine could not read it.
+        """
         try:
             with (
                 translated(DamagedError, f"reading {path}"),
@@ -101,19 +102,6 @@ class Pages:
         else:
             self._notes.append(f"{path} was damaged; its other copy was good and replaced it")
 
-    def check_index(self, path: Place, name: str, count: int) -> None:
-        """Read an index of `count` lines and its twin from the medium; repair one by the other.
-
-        The index was opened before: a size that somebody forged would take terabytes of memory.
-        """
-        twin = self.twins.path(name)
-        with suppress(DamagedError):
-            content, other = (self._read(each, name, count, Cache.AVOID) for each in (path, twin))
-            if content and not other:
-                self.mend(twin, content)
-            elif other and not content:
-                self.mend(path, other, is_index=True)
-
     def take_notes(self) -> list[str]:
         """What was found since the last call: a sentence for each bad copy."""
         notes, self._notes = self._notes, []
@@ -131,7 +119,7 @@ class Pages:
         with translated(StoreError, f"writing {path}"):
             if not path.exists():
                 copy.create(path, content, len(content))
-            elif self._read(path, name, len(content) // LINE, Cache.USE):
+            elif self.read(path, name, len(content) // LINE, Cache.USE):
                 return 0
             else:
                 copy.repair(path, content, len(content))
