@@ -6,7 +6,8 @@ may be large: the index and its pages have the same size whatever the blocks hol
 - 32 GiB, data in each block, read in full each time: ten blocks change.
 - 1 TiB, read through the source `exec`, whose program tells what changed: 100 blocks change. Each
   page has one block with data, so all pages differ.
-- The same disk with 1,440 revisions. The first six are those. The others are made in one process,
+- `diff` of two revisions of that disk that differ in one block.
+- The same disk with 1,440 revisions. The first seven are those. The others are made in one process,
   `python -m benchmarks.growth`, by the drafts that a backup uses, with ten changed blocks each:
   to start the command 1,440 times would take half an hour.
 
@@ -69,6 +70,8 @@ def growth(trial: Trial) -> None:
     for disk in (huge, small):
         trial.time(f"{disk.job}: first", Command([*backy, "backup", disk.job]))
     _deltas(trial, backy, base / JOB, huge, small)
+    huge.change(1, "one block")
+    trial.time("1 TiB: one block", Command([*backy, "backup", JOB]))
     _cpu(trial, "1 TiB: CPU of diff", backy, "diff", "1", "latest")
     _history(trial, base / JOB)
     _purge(trial, backy)
@@ -130,7 +133,7 @@ def _deltas(
 
 def _history(trial: Trial, repository: Path) -> None:
     """Make the history, and say what it occupies."""
-    count = REVISIONS - 1 - RUNS
+    count = REVISIONS - 2 - RUNS
     root = Path(__file__).resolve().parent.parent
     output_of([sys.executable, "-m", "benchmarks.growth", str(repository), str(count)], cwd=root)
     trial.say(f"{count} revisions")

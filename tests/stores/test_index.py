@@ -1,6 +1,6 @@
 """An index is a list of pages, or of blocks; it says what a naive reading of the files says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -241,7 +241,7 @@ def test_the_blocks_with_data_are_those_that_are_not_zero(
     content: bytes, number: int, data: st.DataObject | None
 ) -> None:
     blocks = in_blocks(content, BLOCK)
-    borders = range(len(blocks) + 1)
+    borders: Sequence[int] = range(len(blocks) + 1)
     if data:
         borders = data.draw(st.lists(st.sampled_from(borders), min_size=2, max_size=4).map(sorted))
     with made(content, number) as index:
@@ -401,10 +401,10 @@ class Counting(Pages):
 
     def __init__(self, root: Path) -> None:
         super().__init__(Place.at(root), CODEC)
-        self.read: list[str] = []
+        self.asked: list[str] = []
 
     def get(self, name: str, count: int, *, is_checked: bool = False) -> bytes:
-        self.read.append(name)
+        self.asked.append(name)
         return super().get(name, count, is_checked=is_checked)
 
 
@@ -421,7 +421,7 @@ def test_only_pages_that_differ_are_read_to_compare_two_indexes(tmp_path: Path) 
         before, after = (PagedIndex(file, len(old), BLOCK, shelf) for file in (one, two))
         changed = [each for each in after.extents(before) if each.kind is not Kind.SAME]
         assert changed == [Extent(4 * LINES * BLOCK, BLOCK, Kind.DATA)]
-        assert shelf.read == [after.name(4), before.name(4)]
+        assert shelf.asked == [after.name(4), before.name(4)]
 
 
 def test_a_draft_reads_only_the_pages_that_change(tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_a_draft_reads_only_the_pages_that_change(tmp_path: Path) -> None:
         draft.put(5 * LINES, NAMES[1])
         draft.put(5 * LINES + 1, NAMES[1])
         finished(draft, tmp_path)
-        assert shelf.read == [parent.name(5)]
+        assert shelf.asked == [parent.name(5)]
 
 
 GOOD = text_of(hashes_of(b"a" * 16 + b"b" * 16 + b"c" * 16, BLOCK))
