@@ -84,7 +84,8 @@ run "cmp report.pdf found.pdf"
 # Only the store "chunks" has chunks; on XFS or btrfs the demo ends here.
 if [ -d backups/vm1/chunks ]; then
     say "Damage the backup: overwrite three bytes of one chunk. The source still has that block, so verify heals it."
-    chunk=$(sed 's|^..|backups/vm1/chunks/&/&|; s|$|.zst|' "$(backy find vm1)" |
+    chunk=$(sed 's|^..|backups/vm1/pages/&/&|' "$(backy find vm1)" | xargs cat |
+        sed 's|^..|backups/vm1/chunks/&/&|; s|$|.zst|' |
         xargs ls -S | sed -n 1p) # The largest chunk of the newest revision.
     rot="printf 'rot' | dd of=$chunk bs=1 seek=50000 conv=notrunc status=none"
     run "$rot"

@@ -120,7 +120,9 @@ def layout(repository: Path) -> Layout:
     """How the chunks of the newest revision lie."""
     os.sync()
     revision = max(path for path in (repository / "revisions").iterdir())
-    digests = (revision / "vda.blocks").read_text().split()
+    names = (revision / "vda.blocks").read_text().split()
+    pages = (repository / "pages" / each[:2] / each for each in names)
+    digests = [digest for page in pages for digest in page.read_text().split()]
     chunks = [repository / "chunks" / each[:2] / f"{each}.zst" for each in digests]
     places = [(place(path), path.stat().st_size) for path in chunks]
     distances = [abs(after - (start + size)) for (start, size), (after, _) in pairwise(places)]
