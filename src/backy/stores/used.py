@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable
+from itertools import count
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.stores.index import Index
@@ -37,10 +38,12 @@ class Used:
         """Add the index with this hash, with its pages and their blocks."""
         self._indexes.add(index_hash)
         try:
-            for page, name in enumerate(index.names()):
-                if name not in self._pages:
-                    self._pages.add(name)
-                    self._add_page(index, page)
+            # A long history has millions of names, nearly all of them known.
+            places = dict(zip(index.names(), count(), strict=False))
+            new = set(places) - self._pages
+            self._pages |= new
+            for page in sorted(places[name] for name in new):
+                self._add_page(index, page)
         except DamagedError as error:
             self.add_unknown(error.message)
 
@@ -110,7 +113,7 @@ class UsedDigests:
         self._bits = bytearray(1 << (_DIGEST_BITS - 3))
         self._start = secrets.randbelow(64 - _DIGEST_BITS // 4 + 1)
 
-    def _bit_of(self, digest: bytes | str) -> tuple[int, int]:
+    def _bit_of(self, digest: str) -> tuple[int, int]:
         """Where the bit of a digest is: the byte, and the bit in it as a mask."""
         value = int(digest[self._start : self._start + _DIGEST_BITS // 4], 16)
         return value >> 3, 1 << (value & 7)
@@ -121,6 +124,8 @@ class UsedDigests:
 
     def add_all(self, lines: bytes) -> None:
         """Add every line of a page."""
-        for start in range(0, len(lines), LINE):
-            byte, bit = self._bit_of(lines[start : start + LINE])
-            self._bits[byte] |= bit
+        # As in `_bit_of`; a long history has millions of lines, and a call for each takes as long.
+        bits, digits = self._bits, _DIGEST_BITS // 4
+        for start in range(self._start, len(lines), LINE):
+            value = int(lines[start : start + digits], 16)
+            bits[value >> 3] |= 1 << (value & 7)
