@@ -29,10 +29,10 @@ class Counting(Pages):
 
     def __init__(self, root: Path) -> None:
         super().__init__(Place.at(root), ZstdCodec(1))
-        self.read: list[str] = []
+        self.names_read: list[str] = []
 
     def get(self, name: str, count: int, *, is_checked: bool = False) -> bytes:
-        self.read.append(name)
+        self.names_read.append(name)
         return super().get(name, count, is_checked=is_checked)
 
 
@@ -59,7 +59,7 @@ def test_each_page_is_read_once_however_many_indexes_share_it(tmp_path: Path) ->
         with opened(tmp_path, shelf, name, len(lines)) as index:
             used.add(index, index_hash)
         lines = [digest_of(b"new"), *lines[1:]]
-    assert len(shelf.read) == len(set(shelf.read)) == 4
+    assert len(shelf.names_read) == len(set(shelf.names_read)) == 4
     assert all(used.is_block(each) for each in [*lines, *hashes(0, 1)])
     assert removed(used, tmp_path) == set()
 
@@ -70,7 +70,7 @@ def test_a_store_without_names_of_blocks_reads_no_page(tmp_path: Path) -> None:
     write_pages(tmp_path, hashes(9, LINES), tmp_path, "other")
     with opened(tmp_path, shelf, "vda", LINES) as index:
         used.add(index, index_hash)
-    assert shelf.read == []
+    assert shelf.names_read == []
     assert len(removed(used, tmp_path)) == 3
 
 
