@@ -29,7 +29,9 @@ from backy.repository.manifest import Settings
 from backy.sources import open_source
 from tests.cli.machine import MIB, ballast, ext4
 from tests.faults.workloads import Disks, damage, read_all
+from tests.lab import paged
 from tests.lab.handmade import digest_of
+from tests.lab.indexes import COPIES
 from tests.lab.needs import need
 from tests.lab.reflink import missing, reflink_file_system
 
@@ -116,11 +118,17 @@ class Round:
         self.content = self.content[:start] + new + self.content[start + length :]
 
     def damage(self) -> None:
-        """Some blocks of the newest revision go bad; the source still has them."""
+        """Some blocks of the newest revision go bad, and its page; the source still has them."""
         for number in self.chance.sample(range(SIZE // BLOCK), 5):
             block = self.content[number * BLOCK : (number + 1) * BLOCK]
             self.bad[digest_of(block)] = block
         damage(self.repository, self.bad)
+        newest = self.repository.folder / "revisions" / max(self.held)
+        [page] = paged.page_names(newest)
+        copies = [paged.place(self.repository.folder, each, page) for each in COPIES]
+        for path in self.chance.choice([copies, copies[:1], copies[1:]]):
+            path.write_bytes(path.read_bytes()[:65])
+        self.bad[page] = self.content
 
     def remove_oldest(self) -> None:
         oldest = self.repository.history().revisions[0]

@@ -158,6 +158,11 @@ def test_nothing_below_a_repository_is_reached_by_its_path(lab: Lab) -> None:
         assert touched or verb in UNTOUCHED, verb
 
 
+def test_both_copies_of_pages_and_of_indexes_are_among_the_places(lab: Lab) -> None:
+    kinds = {_kind_of(place) for verb in ALL for place in lab.places(verb)}
+    assert kinds >= {"pages", "pages/AB", "pages/AB/HASH", "twins", "twins/AB", "twins/AB/HASH"}
+
+
 @dataclass(frozen=True)
 class Attack:
     """What is put where, for which verb."""

@@ -212,7 +212,6 @@ def checked_index(path: Place, disk: Disk, codec: Codec, shelf: Pages | None) ->
     paths = [path]
     if shelf:
         count = block_count(count, PAGE_LINES)
-    if shelf and path.parent.exists():  # else the revision was removed
         paths.append(shelf.twin(disk.index_hash))
     with _first_good(paths, disk.index_hash, count, codec) as file:
         if not shelf:
@@ -238,4 +237,7 @@ def _first_good(paths: Sequence[Place], name: str, count: int, codec: Codec) -> 
             if not error.is_damage:
                 raise
             errors.append(error)
+            with suppress(OSError):
+                if not path.parent.exists():  # the revision was removed, and its twin says nothing
+                    break
     raise errors[0]
