@@ -426,7 +426,7 @@ else
         esac
         from_twins=$(printf '%s\n' "$chosen" | sed '/^pages/d' | sort -u | wc -l)
         [ "$from_twins" -eq 0 ] ||
-            say "$from_twins pages of $disk are missing or damaged: their twins are used instead"
+            say "missing or damaged pages of $disk, whose twins are used instead: $from_twins"
     fi
     all_chunks_exist || {
         name_bad_blocks
