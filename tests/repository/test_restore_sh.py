@@ -927,7 +927,7 @@ def test_pages_that_were_swapped_are_replaced_by_their_twins(
     one.rename(tmp_path / "aside")
     other.rename(one)
     (tmp_path / "aside").rename(other)
-    assert "2 pages of vda are" in machine.restore(paged, tmp_path / "new")
+    assert "twins are used instead: 2\n" in machine.restore(paged, tmp_path / "new")
     assert (tmp_path / "new").read_bytes() == PAGED
 
 
@@ -938,7 +938,7 @@ def test_all_pages_may_be_lost_if_the_twins_are_there(
     if b3sum:
         machine.install("b3sum")
     shutil.rmtree(paged.path / "pages")
-    assert "4 pages of vda are" in machine.restore(paged, tmp_path / "new")
+    assert "twins are used instead: 4\n" in machine.restore(paged, tmp_path / "new")
     assert (tmp_path / "new").read_bytes() == PAGED
 
 
@@ -949,7 +949,7 @@ def test_a_folder_of_pages_that_is_no_folder_costs_its_pages_only(
     shutil.rmtree(folder)
     os.mkfifo(folder)
     with ends(60):
-        assert "1 pages of vda are" in machine.restore(paged, tmp_path / "new")
+        assert "twins are used instead: 1\n" in machine.restore(paged, tmp_path / "new")
     assert (tmp_path / "new").read_bytes() == PAGED
 
 
