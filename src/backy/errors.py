@@ -136,6 +136,16 @@ class CancelledError(BackyError):
     exit_code = 130
 
 
+class DamageIgnored:
+    """A context manager that ends its body at stored bytes that are damaged; raises the rest."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> bool:
+        return isinstance(error, StoreError) and error.is_damage
+
+
 @contextmanager
 def translated(kind: type[BackyError], what: str, hint: str = "") -> Iterator[None]:
     """Turn an OSError in the body into `kind`, or into FullError if a store has no space left.

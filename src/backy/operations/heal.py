@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 
-from backy.errors import DamagedError, NotFoundError, StoreError
+from backy.errors import DamageIgnored, NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import Extent, Kind, merge, merge_ranges
 from backy.model.revision import Revision, Trust
@@ -66,12 +66,9 @@ class StoredDisk:
 
     def digest(self, number: int) -> str | None:
         """The digest of a block, or None if its page is lost. Raises as `damage` does."""
-        try:
+        with DamageIgnored():
             return self.image.index.digest(number)
-        except DamagedError as error:
-            if not error.is_damage:
-                raise
-            return None
+        return None
 
     def block(self, number: int) -> bytes | None:
         """A block, or None if it is damaged. Raises as `damage` does."""
@@ -129,6 +126,7 @@ class Healer:
     _warned: set[str] = field(default_factory=set)
     _opened: list[StoredDisk] = field(default_factory=list)
     _opened_ids: list[str] = field(default_factory=list)
+    _pages: page_heal.PageMap = field(default_factory=dict)
 
     def heal(self, blocks: Sequence[BadBlock]) -> list[Damage]:
         """Repair blocks wherever they are stored, or distrust the revisions that have them.
@@ -210,7 +208,10 @@ class Healer:
             return []
         self._handled.add((name, count))
         self._open_all()
-        places = page_heal.places_of(name, count, [stored, *self._opened])
+        if not self._pages:
+            self._pages = page_heal.pages_of(self._opened)
+        known = self._pages.get((name, count), {}).items()
+        places = [(stored, page), *((each, number) for number, disks in known for each in disks)]
         lost = list(dict.fromkeys(page_heal.range_of(holder, number) for holder, number in places))
         report = self._report(name, reason, lost, b"")
         healed = None
@@ -237,6 +238,7 @@ class Healer:
             self.stack.close()
             self._opened = list(self._open(history.revisions))
             self._opened_ids = ids
+            self._pages.clear()
 
     def _open(self, history: Sequence[Revision]) -> Iterator[StoredDisk]:
         process.allow_open_files(4 * sum(len(revision.disks) for revision in history) + 1000)

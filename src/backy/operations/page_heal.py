@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from backy.errors import StoreError, translated
 from backy.operations.origin import Origin
 from backy.repository.quarantine import Occurrence
 from backy.repository.repository import Repository
@@ -20,20 +21,22 @@ if TYPE_CHECKING:
     from backy.operations.heal import StoredDisk
 
 _MOST_TRIED = 100  # places where the blocks should be, before the page is given up
+PageMap = dict[tuple[str, int], dict[int, list["StoredDisk"]]]
 _Read = Callable[[int], bytes | None]  # gives the content of a block of a disk
 
 
-def places_of(name: str, count: int, disks: Iterable[StoredDisk]) -> list[tuple[StoredDisk, int]]:
-    """Where these disks have the page with this digest: the disk, and the number of the page.
+def pages_of(disks: Iterable[StoredDisk]) -> PageMap:
+    """Where these disks have which page: by its digest and length in lines, by its number.
 
-    If a record is wrong about the size of its disk, the last page has not `count` lines.
+    Made once for all pages that are lost. If a record is wrong about the size of its disk, the
+    last page has another length there.
     """
-    return [
-        (disk, number)
-        for disk in disks
-        for number, each in enumerate(disk.image.index.names())
-        if each == name and disk.image.index.lines_of(number) == count
-    ]
+    pages: PageMap = {}
+    for disk in disks:
+        for number, name in enumerate(disk.image.index.names()):
+            key = name, disk.image.index.lines_of(number)
+            pages.setdefault(key, {}).setdefault(number, []).append(disk)
+    return pages
 
 
 def range_of(disk: StoredDisk, page: int) -> Occurrence:
@@ -57,7 +60,7 @@ def make_again(
     codec, tried = repository.codec, set[tuple[str, str, int]]()
     disk, page = places[0]
     if codec.digest(zeroes := disk.image.index.zero_page(page)) == name:
-        repository.store.pages.put(zeroes)
+        _store(repository, name, zeroes)
         return "its hash, which is that of zeroes"
     for disk, page in islice(places, _MOST_TRIED):
         first = page * PAGE_LINES
@@ -67,7 +70,7 @@ def make_again(
                 tried.add((title, disk.disk, page))
                 lines = _lines(read, numbers, codec)
                 if codec.digest(lines) == name:
-                    repository.store.pages.put(lines)
+                    _store(repository, name, lines)
                     return title
     return None
 
@@ -91,3 +94,11 @@ def _lines(read: _Read, numbers: Iterable[int], codec: Codec) -> bytes:
             return b""
         lines.append(f"{codec.digest(block)}\n".encode())
     return b"".join(lines)
+
+
+def _store(repository: Repository, name: str, lines: bytes) -> None:
+    """Replace both copies, which may look good in the page cache."""
+    for copy in repository.store.pages.copies:
+        path = copy.path(name)
+        with translated(StoreError, f"writing {path}"):
+            copy.repair(path, lines, len(lines))

@@ -14,6 +14,7 @@ from backy.errors import StoreError, translated
 from backy.model.revision import Revision, id_for, is_id, time_for, time_of, whole_seconds
 from backy.repository.manifest import encode_revision
 from backy.repository.repository import Repository
+from backy.repository.trash import all_folders
 from backy.system import files, folders
 from backy.system.signals import shielded
 
@@ -28,7 +29,7 @@ def draft_revision(repository: Repository, now: datetime | None = None) -> Itera
     """
     revisions = repository.root / "revisions"
     with translated(StoreError, f"{repository.name}: making a draft"):
-        newest = max((folder.name for folder in repository.folders()), default=None)
+        newest = max((folder.name for folder in all_folders(repository.root)), default=None)
         folders.remove_hidden(revisions, is_id)
         draft = RevisionDraft(repository, newest, now or datetime.now(UTC))
     try:

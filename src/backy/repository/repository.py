@@ -194,16 +194,6 @@ class Repository:
                 unreadable[name] = error
         return History(revisions[::-1], dict(reversed(unreadable.items())))
 
-    def folders(self) -> Iterator[Place]:
-        """The folders of all revisions: those in the history and those in the trash.
-
-        Raises OSError if one of them cannot be listed.
-        """
-        trash = self.root / "trash"
-        batches = [trash / name for name in filter(is_id, folders.list_folder(trash))]
-        for folder in (self.root / "revisions", *batches):
-            yield from (folder / name for name in folders.list_folder(folder) if is_id(name))
-
     def _read(self, folder: Place) -> Revision:
         return read_revision(folder / "revision.json", self.settings.block_size)
 

@@ -273,12 +273,23 @@ def _hide(folder: Place, hidden: Place) -> bool:
     return True
 
 
+def all_folders(root: Place) -> Iterator[Place]:
+    """The folders of all revisions of a repository: those in the history and those in the trash.
+
+    Raises OSError if one of them cannot be listed.
+    """
+    trash = root / "trash"
+    batches = [trash / name for name in filter(is_id, folders.list_folder(trash))]
+    for folder in (root / "revisions", *batches):
+        yield from (folder / name for name in folders.list_folder(folder) if is_id(name))
+
+
 def _used(repository: Repository) -> Used:
     """What all revisions use. The history lock keeps them from moving between history and trash."""
     store = repository.store
     used = Used(has_named_blocks=store.shares_blocks)
     with repository.history_lock():
-        for folder in repository.folders():
+        for folder in all_folders(repository.root):
             try:
                 revision = read_revision(folder / "revision.json", repository.settings.block_size)
                 for name, disk in revision.disks.items():

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from itertools import groupby, repeat
 
-from backy.errors import DamagedError
+from backy.errors import DamagedError, DamageIgnored
 from backy.model.extent import Extent, Kind, merge
 from backy.stores.codec import Codec
 from backy.stores.pages import LINE, Pages, is_list
@@ -118,10 +118,9 @@ class Index(ABC):
                 yield page * PAGE_LINES + within, digest
 
     def _found(self, page: int, wanted: set[bytes]) -> list[tuple[int, str]]:
-        try:
+        lines: list[bytes] = []
+        with DamageIgnored():
             lines = self.page(page).split()
-        except DamagedError:
-            return []
         if wanted.isdisjoint(lines):
             return []
         return [(within, line.decode()) for within, line in enumerate(lines) if line in wanted]
@@ -176,14 +175,11 @@ class Index(ABC):
 
     def _compared(self, since: Index | None, first: int, end: int) -> list[tuple[Kind, int, int]]:
         """The runs of blocks in a part of a page; see `_runs`."""
-        old = b""
-        try:
+        with DamageIgnored():
             lines = self.lines(first, end - first)
-            if since:
-                old = since.lines(first, max(0, min(end, since.blocks) - first))
-        except DamagedError:
-            return [(Kind.DATA, 0, end - first)]
-        return list(_runs(lines, old, self.zero_line(first)))
+            old = since.lines(first, max(0, min(end, since.blocks) - first)) if since else b""
+            return list(_runs(lines, old, self.zero_line(first)))
+        return [(Kind.DATA, 0, end - first)]
 
 
 def by_page(first: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -6,7 +6,7 @@ An index has a twin, too. Each read checks the hash; a bad copy is replaced by t
 
 from __future__ import annotations
 
-from backy.errors import DamagedError, StoreError, translated
+from backy.errors import DamagedError, DamageIgnored, StoreError, translated
 from backy.stores.codec import Codec
 from backy.stores.named_files import NamedFiles
 from backy.system import files
@@ -70,19 +70,15 @@ class Pages:
 
         Raises DamagedError if this machine could not read it.
         """
-        try:
-            with (
-                translated(DamagedError, f"reading {path}"),
-                files.open_to_read(path, cache) as file,
-            ):
-                if file.size() != count * LINE:  # or a record is wrong, and asks for terabytes
-                    return b""
+        content = b""
+        with (
+            DamageIgnored(),
+            translated(DamagedError, f"reading {path}"),
+            files.open_to_read(path, cache) as file,
+        ):
+            if file.size() == count * LINE:  # or a record is wrong, and asks for terabytes
                 buffer = files.buffer(count * LINE + files.PAGE)
                 content = bytes(buffer[: file.read_into(0, buffer)])
-        except DamagedError as error:
-            if not error.is_damage:
-                raise
-            return b""
         if cache is Cache.AVOID:
             self.checked += len(content)
         is_whole = len(content) == count * LINE and self.codec.digest(content) == name
