@@ -8,7 +8,8 @@ import pytest
 from backy.errors import DamagedError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.revision import Revision, Trust
-from backy.operations.heal import Damage
+from backy.operations import page_heal
+from backy.operations.heal import Damage, StoredDisk
 from backy.operations.origin import Origin
 from backy.operations.restore import RestoredDisk, restore
 from backy.operations.scrub import Limits, Scrub
@@ -301,3 +302,21 @@ def test_a_purge_keeps_what_a_lost_page_may_use_and_all_is_freed_when_it_is_gone
     assert purged.unknown == ()
     assert not kept.exists()
     assert chunks.read(new) == changed(DISK, PAGE + 5)
+
+
+def test_many_lost_pages_are_looked_for_once(chunks: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each search goes through all pages of all revisions, which may be millions."""
+    chunks.backup(DISK)
+    chunks.backup(changed(DISK, 0))
+    searches: list[int] = []
+    pages_of = page_heal.pages_of
+
+    def counted(disks: Sequence[StoredDisk]) -> page_heal.PageMap:
+        searches.append(len(disks))
+        return pages_of(disks)
+
+    monkeypatch.setattr(page_heal, "pages_of", counted)
+    lose([*chunks.root.glob("pages/*/*"), *chunks.root.glob("twins/*/*")])
+    damages = verified(chunks)
+    assert searches == [2]
+    assert sum(each.length for each in damages) == 2 * len(DISK)
