@@ -120,7 +120,7 @@ class Healer:
     watcher: Watcher
     stack: ExitStack
     is_unrecorded: bool = False
-    checked: set[tuple[str, int]] = field(default_factory=set)
+    checked: set[tuple[str, int, bool]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _handled: set[object] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
@@ -212,7 +212,7 @@ class Healer:
             self._pages = page_heal.pages_of(self._opened)
         known = self._pages.get((name, count), {}).items()
         places = [(stored, page), *((each, number) for number, disks in known for each in disks)]
-        lost = list(dict.fromkeys(page_heal.range_of(holder, number) for holder, number in places))
+        lost = page_heal.lost_ranges(stored, places)
         report = self._report(name, reason, lost, b"")
         healed = None
         try:

@@ -15,7 +15,7 @@ from backy.operations.origin import Origin
 from backy.repository.quarantine import Occurrence
 from backy.repository.repository import Repository
 from backy.stores.codec import Codec
-from backy.stores.index import PAGE_LINES
+from backy.stores.index import PAGE_LINES, FlatIndex
 
 if TYPE_CHECKING:
     from backy.operations.heal import StoredDisk
@@ -39,12 +39,21 @@ def pages_of(disks: Iterable[StoredDisk]) -> PageMap:
     return pages
 
 
-def range_of(disk: StoredDisk, page: int) -> Occurrence:
-    """The range of a disk whose blocks a page names."""
-    index = disk.image.index
-    start = page * PAGE_LINES * index.block_size
-    length = min(PAGE_LINES * index.block_size, index.size - start)
-    return Occurrence(disk.revision.id, disk.disk, start, length)
+def lost_ranges(
+    stored: StoredDisk, places: Iterable[tuple[StoredDisk, int]]
+) -> Sequence[Occurrence]:
+    """The ranges of disks whose blocks only a lost page names: one of format 1 has its own lines.
+
+    `stored` is where the page could not be read.
+    """
+    lost: dict[Occurrence, None] = {}
+    for disk, page in places:
+        index = disk.image.index
+        if disk is stored or not isinstance(index, FlatIndex):
+            start = page * PAGE_LINES * index.block_size
+            length = min(PAGE_LINES * index.block_size, index.size - start)
+            lost[Occurrence(disk.revision.id, disk.disk, start, length)] = None
+    return list(lost)
 
 
 def make_again(
@@ -55,13 +64,18 @@ def make_again(
 ) -> str | None:
     """Store the page `name` again; return where the blocks are from, or None if nobody has them.
 
-    Asks the images of the revisions that have the page, and `origins`. Raises StoreError.
+    Asks indexes of format 1 and images of revisions that have the page, and `origins`. Raises
+    StoreError.
     """
     codec, tried = repository.codec, set[tuple[str, str, int]]()
     disk, page = places[0]
     if codec.digest(zeroes := disk.image.index.zero_page(page)) == name:
         _store(repository, name, zeroes)
         return "its hash, which is that of zeroes"
+    for disk, page in places:
+        if isinstance(disk.image.index, FlatIndex) and disk.digest(page * PAGE_LINES):
+            _store(repository, name, disk.image.index.page(page))
+            return f"revision {disk.revision.id}"
     for disk, page in islice(places, _MOST_TRIED):
         first = page * PAGE_LINES
         numbers = range(first, first + disk.image.index.lines_of(page))
@@ -86,14 +100,8 @@ def _readers(
 
 
 def _lines(read: _Read, numbers: Iterable[int], codec: Codec) -> bytes:
-    """The page that names these blocks, as `read` gives them; b"" if it does not have them all."""
-    lines = []
-    for number in numbers:
-        block = read(number)
-        if not block:
-            return b""
-        lines.append(f"{codec.digest(block)}\n".encode())
-    return b"".join(lines)
+    """The page that names these blocks, as `read` gives them; another one if some are missing."""
+    return "".join(f"{codec.digest(read(number) or b'')}\n" for number in numbers).encode()
 
 
 def _store(repository: Repository, name: str, lines: bytes) -> None:

@@ -18,7 +18,7 @@ from backy.model.revision import Revision
 from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk
 from backy.repository.repository import Repository
 from backy.stores.blocks import BY_DIGEST
-from backy.stores.index import PAGE_LINES, block_count, by_page
+from backy.stores.index import PAGE_LINES, FlatIndex, block_count, by_page
 from backy.stores.pages import LINE
 from backy.system import process
 from backy.system.files import Cache
@@ -110,7 +110,9 @@ class _Part:
         image, end = self.holder.image, self.first + len(self.locations)
         # With the length, because a revision.json may be wrong about the size of its disk.
         start, length = self.first % PAGE_LINES, image.index.length_of(end - 1)
-        numbers = (number.to_bytes(8) for number in (start, len(self.locations), length))
+        # Of format 1 apart: it may have lines that are lost as a page of format 2.
+        is_flat = isinstance(image.index, FlatIndex)
+        numbers = (n.to_bytes(8) for n in (start, len(self.locations), length, is_flat))
         # This is asked for each page of each revision, so millions of times.
         by_digest = self.locations.count(BY_DIGEST) == len(self.locations)
         places = () if by_digest else filter(None, self.locations)
@@ -169,11 +171,13 @@ def check_pages(holders: Sequence[StoredDisk], where: Range, healer: Healer) -> 
     """
     for holder in holders:
         for page, _, _, name in _pages(holder, *_blocks_of(holder, where)):
-            key = name, holder.image.index.lines_of(page)
+            index = holder.image.index
+            # An index of format 1 has lines of its own, however a page of format 2 may be.
+            key = name, index.lines_of(page), isinstance(index, FlatIndex)
             if key not in healer.checked:
                 healer.checked.add(key)
                 try:
-                    holder.image.index.check_page(page)
+                    index.check_page(page)
                 except DamagedError as error:
                     yield from healer.heal_page(holder, page, error.message)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import count
 
 from backy.errors import DamagedError, StoreError, translated
-from backy.stores.index import Index
+from backy.stores.index import Index, PagedIndex
 from backy.stores.named_files import NamedFiles
 from backy.stores.pages import LINE
 from backy.system import folders
@@ -28,22 +28,22 @@ class Used:
 
     def __init__(self, *, has_named_blocks: bool) -> None:
         self.unknown: list[str] = []
-        self._pages: set[str] = set()
-        # Apart from the pages: an index of format 1 with one page has the digest of that page.
-        self._indexes: set[str] = set()
+        self._read: set[str] = set()  # pages of both formats whose blocks are known
+        self._lists: set[str] = set()  # pages and indexes that are files of their own
         self._blocks = UsedDigests() if has_named_blocks else None
         self._all_pages_known = True
 
     def add(self, index: Index, index_hash: str) -> None:
         """Add the index with this hash, with its pages and their blocks."""
-        self._indexes.add(index_hash)
         try:
             # A long history has millions of names, nearly all of them known.
             places = dict(zip(index.names(), count(), strict=False))
-            new = set(places) - self._pages
-            self._pages |= new
+            new = set(places) - self._read
+            self._read |= new
             for page in sorted(places[name] for name in new):
                 self._add_page(index, page)
+            if isinstance(index, PagedIndex):
+                self._lists |= places.keys() | {index_hash}
         except DamagedError as error:
             self.add_unknown(error.message)
 
@@ -69,7 +69,7 @@ class Used:
         return _remove(chunks, self.is_block, leave)
 
     def _is_page(self, digest: str) -> bool:
-        return not self._all_pages_known or digest in self._pages or digest in self._indexes
+        return not self._all_pages_known or digest in self._lists
 
     def is_block(self, digest: str) -> bool:
         """Whether a block may be in use; see UsedDigests."""
