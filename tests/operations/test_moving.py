@@ -15,7 +15,7 @@ from backy.repository import trash
 from backy.repository.repository import Repository
 from backy.repository.tags import retag
 from tests.lab.disks import PAGE, THREE_PAGES
-from tests.lab.indexes import format_of, turn_back
+from tests.lab.indexes import bad_lists, format_of, turn_back
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import MemorySource, changed
 from tests.operations.test_lost_page import Listener
@@ -126,3 +126,30 @@ def test_a_revision_of_a_newer_format_is_left_alone_and_named(made: Made) -> Non
     assert "has format 3" in error.message
     assert error.hint == "Update backy."
     assert len(history.revisions) == 1
+
+
+def test_a_page_is_checked_although_an_index_of_format_1_has_the_same_lines(made: Made) -> None:
+    made.backup(LATER)
+    [lost, *_] = sorted(made.root.glob("twins/*/*"))
+    lost.unlink()
+    assert list(verify(made.repository, revisions(made), origins=())) == []
+    assert bad_lists(made.root) == set()
+
+
+def test_an_index_of_format_1_heals_a_page_that_is_lost(made: Made) -> None:
+    made.backup(LATER)
+    for path in made.root.glob("pages/*/*"):
+        path.unlink()
+        (made.root / "twins" / path.parent.name / path.name).unlink()
+    damages = list(verify(made.repository, revisions(made), origins=()))
+    assert damages
+    assert all(damage.healed for damage in damages)
+    assert bad_lists(made.root) == set()
+
+
+def test_purge_keeps_no_pages_that_only_an_index_of_format_1_has_the_lines_of(made: Made) -> None:
+    moved = made.backup(LATER)
+    trash.remove(made.repository, [moved])
+    trash.purge(made.repository)
+    assert not [*made.root.glob("pages/*/*"), *made.root.glob("twins/*/*")]
+    assert made.intact()
