@@ -157,9 +157,11 @@ def test_an_idle_process_lets_all_others_go_first_and_so_do_its_threads() -> Non
     program = """if True:
         import ctypes, os, platform, threading
         from backy.system.priority import be_idle
+        from backy.system.priority import set_io_class
         ioprio_get = {"x86_64": 252, "aarch64": 31}[platform.machine()]
         def priority():
             return ctypes.CDLL(None).syscall(ioprio_get, 1, 0) >> 13
+        set_io_class(0, "best-effort")  # whoever runs the tests may be idle
         before = priority()
         be_idle()
         found = []
@@ -172,8 +174,7 @@ def test_an_idle_process_lets_all_others_go_first_and_so_do_its_threads() -> Non
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     before, *after = map(int, done.stdout.split())
-    assert before != 3
-    assert after == [3, 3, 19]
+    assert [before, *after] == [2, 3, 3, 19]
 
 
 def test_a_sleep_ends_when_the_process_is_stopped() -> None:
