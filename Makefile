@@ -11,8 +11,9 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 PREFIX ?= $(shell if [ "$$(id -u)" -eq 0 ]; then echo /usr/local; else echo "$$HOME/.local"; fi)
 # Their unit tests are run where this machine has them; the oldest Python that we support runs all tests.
 NEWER_PYTHONS := 3.12 3.13
-# Two workers even on a larger machine: the tests on real file systems and programs share one kernel.
-WORKERS ?= 2
+# Half of the time tests wait for programs and disks, so three workers keep two processors busy. There are no more of them on
+# a larger machine: the tests on real file systems and programs share one kernel.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -171,7 +171,7 @@ def write_sparse(path: Path, data: bytes) -> None:
     """Write `data` with a hole for every 64 KiB that are zero."""
     with path.open("wb") as file:
         for block in blocks(data, 65536):
-            if any(block):
+            if block != bytes(len(block)):
                 file.write(block)
             else:
                 file.seek(len(block), os.SEEK_CUR)
