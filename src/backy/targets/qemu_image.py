@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from backy.targets.remote import RemoteTarget, as_target_error
 
 _HINT = "Free some space or name another target."
 _OPEN_HINT = "Is it an image in that format, and does nothing else use it?"
+_LEFT_HINT = "If no restore to it runs, remove {} and run it again."
 _KEY = "?key-file="
 _SECTOR = 512  # bytes; sizes of such images are multiples of it
 _TIMEOUT_SECONDS = 60
@@ -64,7 +65,8 @@ class QemuImageTarget(RemoteTarget):
         """See RemoteTarget."""
         wanted = ImageFile(path=self._current(), format=self._kind, key_file=self._key)
         with ExitStack() as stack:
-            with as_target_error(_OPEN_HINT):
+            hint = f"{_OPEN_HINT} {_LEFT_HINT.format(self._partial.parent)}"
+            with as_target_error(_OPEN_HINT if self._exists() else hint):
                 arguments = ["--discard=unmap", *image_arguments(wanted)]
                 server = run_server(arguments, self._name, timeout_seconds=_TIMEOUT_SECONDS)
                 address = stack.enter_context(server)
@@ -93,6 +95,15 @@ class QemuImageTarget(RemoteTarget):
             folders.make_folder(self._partial.parent)
             folders.remove_file(self._partial)
             files.create(self._partial).close()  # for its owner only
+        try:
+            self._create(size)
+        except TargetError:
+            with suppress(OSError):  # nobody could continue it
+                folders.remove_tree(self._partial.parent)
+            raise
+        return not self._key
+
+    def _create(self, size: int) -> None:
         options: list[str] = []
         if self._key:
             key = str(self._key).replace(",", ",,")
@@ -102,7 +113,6 @@ class QemuImageTarget(RemoteTarget):
             title = f"making {self._name}"
             last = [str(self._partial), str(size)]
             output_of([*command, *last], title, timeout_seconds=_TIMEOUT_SECONDS)
-        return not self._key
 
     def _publish(self) -> None:
         """See RemoteTarget."""
