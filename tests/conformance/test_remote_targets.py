@@ -345,7 +345,7 @@ def test_an_export_of_the_bytes_of_an_image_is_not_destroyed(tmp_path: Path) -> 
 def test_an_image_that_names_other_files_is_refused(tmp_path: Path) -> None:
     base, path = tmp_path / "base", tmp_path / "vm1.qcow2"
     base.write_bytes(bytes(MiB))
-    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, path]
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base), str(path)]
     subprocess.run(create, check=True)
     with pytest.raises(TargetError, match="has some of its data in other files"):
         open_target(f"qcow2:{path}").check(MiB)
