@@ -133,7 +133,7 @@ class Rbd:
         named = [f"--{key}={value}" for key, value in options.items()]
         self._call(["create"], image, f"--size={size}B", *named)
 
-    def rename(self, image: str, name: str) -> None:
+    def name_anew(self, image: str, name: str) -> None:
         """Give an image another name in the same pool and namespace."""
         place = {f"dest-{key}": value for key, value in _place(image).items()}
         del place["dest-image"]

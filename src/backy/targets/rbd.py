@@ -110,4 +110,4 @@ class RbdTarget(RemoteTarget):
     def _publish(self) -> None:
         """See RemoteTarget."""
         with as_target_error(_HINT):
-            self._rbd.rename(self._partial, self._short)
+            self._rbd.name_anew(self._partial, self._short)
