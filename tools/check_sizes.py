@@ -57,7 +57,7 @@ _NEW_OPERATIONS = ("boot", "browse", "drill", "mount", "plan", "replicate", "res
 BUDGETS = (
     Budget(
         "core",
-        6200,
+        6210,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
             "model/", "system/", "image/", "stores/", "repository/", "operations/",
@@ -66,24 +66,28 @@ BUDGETS = (
     Budget("config, policy, monitoring", 1030, ("config/", "policy/", "monitoring/")),
     Budget("daemon", 1100, ("daemon/",)),
     Budget("cluster", 220, ("cluster/",)),
-    Budget("cli", 2000, ("cli/", "model/answers.py", "model/messages.py")),
+    Budget("cli", 2010, ("cli/", "model/answers.py", "model/messages.py")),
     Budget("api", 550, ("api/",)),
     Budget("access", 300, ("access/",)),
     Budget("web", 250, ("web/",)),
     Budget("nbd", 600, ("nbd/",)),
-    Budget("clients", 750, ("clients/",)),
+    Budget("clients", 780, ("clients/",)),
     Budget("sources", 1300, ("sources/",)),
-    Budget("targets", 400, ("targets/",)),
+    Budget("targets", 680, ("targets/",)),
     Budget("objects", 200, ("stores/objects/",)),
     Budget("new operations", 600, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
 MAX_SOURCE = 15_500
 
-# What a restore depends on: this module, every module that it imports, and the plug-ins it chooses.
+# What a restore to a file, a device or a pipe depends on: this module, every module that it
+# imports, and the plug-ins it chooses.  Other targets need the servers of a storage all the same.
 # Drafts and what purges need are in modules beside the stores.
 RESTORE = "backy.operations.restore"
-RESTORE_PLUGINS = ("backy.stores.chunks", "backy.stores.images", "backy.targets")
-MAX_RESTORE = 4800
+RESTORE_PLUGINS = (
+    "backy.stores.chunks", "backy.stores.images",
+    "backy.targets.device", "backy.targets.file", "backy.targets.stream",
+)  # fmt: skip
+MAX_RESTORE = 4840
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from backy.cli import values
-from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
+from backy.cli.app import AsJson, Context, Job, Spec, app
 from backy.cli.output import print_json, print_lines, warn
 from backy.cli.progress import meter
 from backy.errors import DamagedError, UsageError
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 _TARGET = "A file, a block device, a folder, or - for standard output."
-Target = Annotated[str, Argument(parser=values.target, metavar="TARGET", help=_TARGET)]
+Target = Annotated[str | None, Argument(parser=values.target, metavar="TARGET", help=_TARGET)]
+_DISKS = "Which disk; or a target for each: --disk vda=TARGET --disk vdb=TARGET."
+Disks = Annotated[list[str] | None, Option("--disk", metavar="NAME[=TARGET]", help=_DISKS)]
 OverSource = Annotated[bool, Option("--over-source", help="Allow the source itself as the target.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Allow a file that exists.")]
 KeepGoing = Annotated[
@@ -33,9 +35,9 @@ KeepGoing = Annotated[
 def restore(
     context: Context,
     job: Job,
-    target: Target,
+    target: Target = None,
     spec: Spec = "latest",
-    disk: OneDisk = None,
+    disks: Disks = None,
     overwrite: Overwrite = False,
     over_source: OverSource = False,
     keep_going: KeepGoing = False,
@@ -50,7 +52,9 @@ def restore(
     from backy.operations.restore import RestoreOptions, restore_job
     from backy.targets import STREAM
 
-    if as_json and target == STREAM:
+    wanted, disk = _wanted(target or "", disks or [])
+    words = [wanted] if isinstance(wanted, str) else list(wanted.values())
+    if as_json and STREAM in words:
         raise UsageError(
             "--json and the disk cannot both go to standard output", "Leave out --json."
         )
@@ -61,10 +65,21 @@ def restore(
         stack.callback(_print_restored, job, done)
         shown = stack.enter_context(meter(job, as_json=as_json))
         tell = partial(_print_record, job) if as_json else done.append
-        result = restore_job(context.obj, job, target, options, watcher=shown, on_disk=tell)
+        result = restore_job(context.obj, job, wanted, options, watcher=shown, on_disk=tell)
     for path in result.files:
         warn(f"{job}: {result.revision.id}: {path.name} restored to {path}")
-    _raise_lost(job, target, result)
+    _raise_lost(job, ", ".join(words), result)
+
+
+def _wanted(target: str, disks: list[str]) -> tuple[str | dict[str, str], str | None]:
+    """The target, or that of each disk by its name; and the name of the only disk, if one is."""
+    if target and len(disks) <= 1 and not any("=" in each for each in disks):
+        return target, disks[0] if disks else None
+    mapped = {name: word for name, _, word in (each.partition("=") for each in disks)}
+    if target or not mapped or len(mapped) < len(disks) or not all(mapped.values()):
+        hint = "Write: backy restore JOB TARGET, or backy restore JOB --disk vda=TARGET …"
+        raise UsageError("a restore needs one target, or one for each disk", hint)
+    return mapped, None
 
 
 def _print_record(job: str, done: RestoredDisk) -> None:

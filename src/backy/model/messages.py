@@ -30,6 +30,7 @@ Time = Annotated[
     ("format", "date-time"),
     ("pattern", "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
 ]
+ImageFormat = Annotated[str, ("pattern", "^([a-z0-9-]{1,20})?$")]
 Hash = Annotated[str, ("pattern", "^[0-9a-f]{64}$")]
 Bytes = Annotated[int, ("minimum", 0)]
 Count = Annotated[int, ("minimum", 0)]
@@ -67,6 +68,8 @@ class DiskRecord(TypedDict):
     read_back: How much was read from the medium again before it was published, in bytes.
     looked_up: How many blocks were looked up by the names of their chunks then.
     pages: How much the backup wrote for the index and its pages, in bytes.
+    image_format: The format of the image that the disk was kept in, such as qcow2, as QEMU calls
+      it; empty if the source does not know.
     """
 
     size: Length
@@ -80,6 +83,7 @@ class DiskRecord(TypedDict):
     read_back: Bytes
     looked_up: Count
     pages: Bytes
+    image_format: ImageFormat
 
 
 class RevisionRecord(TypedDict):

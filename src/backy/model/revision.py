@@ -55,6 +55,9 @@ class Disk:
     published, and had their hash. `looked_up`: blocks whose chunks were looked up by name then.
 
     `pages`: bytes written for the index and its pages, all copies together.
+
+    `image_format` is that of the image that the disk was kept in, such as qcow2, as QEMU calls it;
+    "" where the source does not know.
     """
 
     size: int
@@ -68,6 +71,7 @@ class Disk:
     read_back: int = 0
     looked_up: int = 0
     pages: int = 0
+    image_format: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,10 +36,10 @@ from backy.operations.site import Site
 from backy.repository.repository import Repository
 from backy.system import folders
 from backy.system.place import Place
-from backy.targets import is_folder, open_target, refuse_existing
+from backy.targets import in_format, is_folder, name_in_folder, open_target, refuse_existing
 from backy.units import KiB, MiB
 
-_OWN_KINDS = (".blocks", ".img")
+_OWN_KINDS = (".blocks", ".img", ".qcow2", ".vmdk", ".vhdx")
 _NO_SAVED_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EFBIG}  # a link, folder, FIFO …
 Ranges = tuple[tuple[int, int], ...]
 
@@ -157,18 +157,24 @@ def _words(
     repository: Repository, revision: Revision, target: str | Mapping[str, str], disk: str | None
 ) -> dict[str, str]:
     """The target of each disk to restore, as a word that `open_target` takes."""
+    formats = {name: disk.image_format for name, disk in revision.disks.items()}
     if not isinstance(target, str):
         words = {_disk_of(repository, revision, name): word for name, word in target.items()}
+        words = {name: in_format(word, formats[name]) for name, word in words.items()}
         if len(set(words.values())) < len(words):
             raise UsageError("two disks cannot go to one target", "Name another target for each.")
         return words
     if not is_folder(target):
-        return {_disk_of(repository, revision, disk): target}
+        name = _disk_of(repository, revision, disk)
+        return {name: in_format(target, formats[name])}
     names = [_disk_of(repository, revision, disk)] if disk else revision.disks
-    words = {name: f"{target.rstrip('/')}/{name}.img" for name in names}
-    for word in words.values():
+    words = {}
+    for name in names:
+        recorded = formats[name]
+        word = f"{target.rstrip('/')}/{name_in_folder(name, recorded)}"
         if Path(word).is_symlink():  # who put it there may mean another file
             raise TargetError(f"{word} is a link", "Remove it, or name what it leads to.")
+        words[name] = in_format(word, recorded)
     return words
 
 

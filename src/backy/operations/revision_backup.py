@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -114,8 +114,9 @@ class RevisionBackup:
             draft, parent, self.watcher, self.warnings, is_verified=self.is_verified
         )
         return {
-            check_disk_name(name): disk_backup.copy(
-                name, image, snapshot.full_read_reasons.get(name, "")
+            check_disk_name(name): replace(
+                disk_backup.copy(name, image, snapshot.full_read_reasons.get(name, "")),
+                image_format=snapshot.image_formats.get(name, ""),
             )
             for name, image in snapshot.disks.items()
         }

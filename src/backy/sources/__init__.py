@@ -72,6 +72,10 @@ class Snapshot(Protocol):
     def full_read_reasons(self) -> Mapping[str, str]:
         """By disk that the parent has, too: why change tracking could not be used."""
 
+    @property
+    def image_formats(self) -> Mapping[str, str]:
+        """The formats of the images that disks are kept in, as QEMU calls them, where known."""
+
     def warnings(self) -> Sequence[str]:
         """What an operator should know. Called once, after everything was read.
 
@@ -104,6 +108,7 @@ class SnapshotData:
     disks: dict[str, Image] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     full_read_reasons: dict[str, str] = field(default_factory=dict)
+    image_formats: dict[str, str] = field(default_factory=dict)
     early_warnings: list[str] = field(default_factory=list)
     final_checks: list[Callable[[], Iterable[str]]] = field(default_factory=list)
     """Called after everything was read; each gives more warnings, or raises SourceError."""

@@ -53,6 +53,7 @@ class ImageSource:
             for name, wanted in self.settings.disks.items():
                 image = open_image_file(wanted, self.settings.timeout)
                 data.disks[name] = stack.enter_context(image)
+                data.image_formats[name] = wanted.format
             yield data
 
     def remove_all_except(self, revisions: Collection[str]) -> None:

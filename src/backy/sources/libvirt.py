@@ -88,7 +88,7 @@ class LibvirtSource:
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Scratch files grow by what the guest overwrites until the end."""
         wanted = self._wanted()
-        data = SnapshotData(Consistency.CRASH)
+        data = SnapshotData(Consistency.CRASH, image_formats=dict(wanted.formats))
         with ExitStack() as stack:
             if wanted.domain.is_active:
                 tracked = self._take(wanted, request, data, stack)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 
 from backy.errors import TargetError, translated
 from backy.system import files, folders
@@ -27,24 +26,9 @@ class FileTarget(PathTarget):
 
     def check(self, size: int) -> None:
         """See Target."""
-        path = self._path
-        with translated(TargetError, self._looking, "Name another target."):
-            if path.is_symlink() and not path.exists():
-                why = f"{path} is a link to a file that does not exist"
-                raise TargetError(why, "Remove it, or mount what it leads to.")
-            if not path.resolve().parent.is_dir():
-                hint = "Make it first, or name another target."
-                raise TargetError(f"there is no folder {path.parent}", hint)
-            if path.is_dir():
-                raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
-            if path.exists() and not path.is_file():
-                why = f"{path} is neither a file nor a block device"
-                raise TargetError(why, "Use - for a stream.")
-            is_new = not path.exists()
-            if is_new and _is_for_devices(path.resolve()):
-                raise TargetError(f"there is no device {path}", "Is the name right?")
+        is_new = self.check_file()
         if not is_new:
-            with translated(TargetError, f"opening {path}", _HINT):
+            with translated(TargetError, f"opening {self._path}", _HINT):
                 file = files.open_to_write(self._place)
             self._check_unused(file)
             file.close()
@@ -102,8 +86,3 @@ class FileInFolder(FileTarget):
         """See PathTarget."""
         super().__init__(place)
         self._place = Place.at(self._path.parent) / self._path.name
-
-
-def _is_for_devices(path: Path) -> bool:
-    """Whether a new file would be kept in memory: a mistyped device, which would not be one."""
-    return path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")  # noqa: S108
