@@ -79,10 +79,17 @@ BUDGETS = (
 )  # fmt: skip
 MAX_SOURCE = 15_500
 
-# What a restore depends on: this module, every module that it imports, and the plug-ins it chooses.
-# Drafts and what purges need are in modules beside the stores.
+# What a restore depends on: this module, every module that it imports, and the plug-ins that every
+# restore needs. Drafts and what purges need are in modules beside the stores; a target that another
+# program serves is loaded only if somebody names it.
 RESTORE = "backy.operations.restore"
-RESTORE_PLUGINS = ("backy.stores.chunks", "backy.stores.images", "backy.targets")
+RESTORE_PLUGINS = (
+    "backy.stores.chunks",
+    "backy.stores.images",
+    "backy.targets.device",
+    "backy.targets.file",
+    "backy.targets.stream",
+)
 MAX_RESTORE = 4800
 
 

@@ -226,8 +226,9 @@ def assert_extents_hold(extents: object, disk: bytes) -> None:
 
 
 def entries(folder: Path) -> list[str]:
-    """All names below a folder."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """All names below a folder, but for files that the next restore continues."""
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return sorted(name for name in names if not name.endswith(".partial"))
 
 
 def descriptors() -> list[str]:

@@ -26,7 +26,7 @@ from backy.errors import BackyError
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import space
 from backy.operations.scrub_plan import Memory
-from backy.repository import quarantine
+from backy.repository import quarantine_reports
 from backy.repository.manifest import read_revision, read_settings
 from backy.repository.records import read_record
 from backy.repository.repository import Repository
@@ -74,7 +74,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "vm1/revisions/*/revision.json": read_revision,
     "vm1/status.json": lambda path: read_status(path.parent),
     "vm1/scrub.json": lambda path: read_record(path, Memory, BackyError, ""),
-    "vm1/quarantine/*/report.json": lambda path: quarantine.find(
+    "vm1/quarantine/*/report.json": lambda path: quarantine_reports.find(
         Repository(path.parents[2]), path.parent.name
     ),
 }

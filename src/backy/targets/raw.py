@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from backy.errors import TargetError, translated
 from backy.model.extent import Extent
 from backy.system import files
-from backy.system.files import Cache, File
+from backy.system.files import AnyPath, Cache, File
 
 
 class RawDraft:
@@ -66,9 +65,9 @@ def closing(file: File) -> Iterator[None]:
 
 
 @contextmanager
-def read_raw(path: Path) -> Iterator[RawImage]:
-    """The content of a raw file or block device. Raises TargetError."""
+def read_raw(path: AnyPath) -> Iterator[RawImage]:
+    """The content of a raw file or block device, from its medium. Raises TargetError."""
     with translated(TargetError, f"opening {path}"):
-        file = files.open_to_read(path, Cache.SPARE)
+        file = files.open_to_read(path, Cache.AVOID)
     with file:
         yield RawImage(file)

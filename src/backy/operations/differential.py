@@ -1,0 +1,116 @@
+"""Write only what differs: read the target, and hash it as the index of the stored disk does.
+
+The index says which bytes are right, so a block that the target has already costs no read of the
+store. An interrupted restore continues for the same reason.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from backy.errors import TargetError
+from backy.image.copy import is_zero
+from backy.image.image import Draft, Image
+from backy.model.extent import Extent, Kind, combine
+from backy.operations.heal import StoredDisk
+
+
+class ComparedImage:
+    """A stored disk as an Image: what `held`, the content of a target, has right comes from there.
+
+    `read(offset, buffer)` fills a buffer with one stored block that differs. Every read begins and
+    ends where stored blocks do.
+    """
+
+    def __init__(
+        self,
+        stored: StoredDisk,
+        held: Image,
+        read: Callable[[int, memoryview], None],
+        *,
+        reads_zeroes: bool,
+    ) -> None:
+        """With `reads_zeroes`, what `held` has in the place of zeroes is read; else it is ZERO."""
+        self.size = stored.image.size
+        self._stored = stored
+        self._held = held
+        self._read = read
+        self._stale = Kind.DATA if reads_zeroes else Kind.ZERO
+        self._same: set[int] = set()  # offsets of blocks that were read, and are not written yet
+
+    def extents(self) -> Iterator[Extent]:
+        """SAME where both have zeroes."""
+
+        def pick(kind: Kind, held: Kind) -> Kind:
+            if kind is Kind.DATA:
+                return kind
+            return Kind.SAME if held is Kind.ZERO else self._stale
+
+        return combine(self._stored.image.extents(), self._held.extents(), pick)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """See Image. What cannot be read from the target differs."""
+        is_readable = True
+        try:
+            self._held.readinto(offset, buffer)
+        except TargetError:
+            is_readable = False
+        for start, end in self.blocks(offset, len(buffer)):
+            piece = buffer[start - offset : end - offset]
+            if is_readable and self._is_right(start, piece):
+                self._same.add(start)
+            else:
+                self._read(start, piece)
+
+    def _is_right(self, offset: int, piece: memoryview) -> bool:
+        index = self._stored.image.index
+        digest = self._stored.digest(offset // index.block_size)
+        if is_zero(piece):  # without hashing: most of a new disk
+            return digest == index.codec.zero_digest(len(piece))
+        return digest == index.codec.digest(piece)
+
+    def blocks(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The stored blocks of a range, as (start, end)."""
+        block_size = self._stored.image.block_size
+        for start in range(offset, offset + length, block_size):
+            yield start, min(start + block_size, offset + length)
+
+    def forget(self, offset: int) -> bool:
+        """Whether the block at `offset` was right when it was read. Answers once."""
+        is_same = offset in self._same
+        self._same.discard(offset)
+        return is_same
+
+
+class DifferingDraft:
+    """A Draft that leaves out the blocks that are right. `written` counts the bytes of others."""
+
+    def __init__(self, draft: Draft, compared: ComparedImage) -> None:
+        self.block_size = draft.block_size
+        self.written = 0
+        self._draft = draft
+        self._compared = compared
+        self._lock = threading.Lock()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """See Draft."""
+        for start, end in self._compared.blocks(offset, len(data)):
+            if not self._compared.forget(start):
+                self._draft.write(start, data[start - offset : end - offset])
+                with self._lock:
+                    self.written += end - start
+
+    def zero(self, offset: int, length: int) -> None:
+        """See Draft."""
+        if length > self.block_size:  # nothing of it was read
+            self._draft.zero(offset, length)
+            return
+        for start, end in self._compared.blocks(offset, length):
+            if not self._compared.forget(start):
+                self._draft.zero(start, end - start)
+
+
+def data_of(image: Image) -> int:
+    """How many bytes of an image have to be read."""
+    return sum(extent.length for extent in image.extents() if extent.kind is Kind.DATA)
