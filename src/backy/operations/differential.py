@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from backy.errors import TargetError
 from backy.image.copy import is_zero
 from backy.image.image import Draft, Image
-from backy.model.extent import Extent, Kind, combine
+from backy.model.extent import Extent, Kind, combine, cover
 from backy.operations.heal import StoredDisk
 
 
@@ -47,7 +47,8 @@ class ComparedImage:
                 return kind
             return Kind.SAME if held is Kind.ZERO else self._stale
 
-        return combine(self._stored.image.extents(), self._held.extents(), pick)
+        held = cover(self._held.extents(), max(self.size, self._held.size), Kind.ZERO)
+        return combine(self._stored.image.extents(), held, pick)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """See Image. What cannot be read from the target differs."""

@@ -57,7 +57,8 @@ class RestoreOptions:
     `spec` is a revision word. `disk` chooses one of several disks. `overwrite` allows a file that
     exists, and `over_source` the source itself. `keep_going` writes zeroes in the place of lost
     blocks. `is_whole` writes all data, even what the target has already. `verify` compares each
-    target with the index at the end. At most `rate` bytes a second are read.
+    target with the index at the end. At most `rate` bytes a second are read. With `dry_run`, which
+    counts what would be written, nothing is written and no hook runs.
     """
 
     spec: str = "latest"
@@ -68,6 +69,7 @@ class RestoreOptions:
     is_whole: bool = False
     verify: Callable[[Way], None] | None = None
     rate: int | None = None
+    dry_run: Callable[[Way], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +135,21 @@ def restore_job(
     `restore` raises.
     """
     repository = site.repository(job)
-    revision, words, spared = checked(site, repository, target, options, watcher)
-    hooks, origins = site.hooks(job, watcher.note), site.origins(repository)
-    on_start(revision, words)
+    revision = repository.find(options.spec)
+    words = _words(repository, revision, target, options.disk)
+    spared = {} if options.over_source else _source_paths(site, repository, revision, watcher)
     in_folder = isinstance(target, str) and is_folder(target)
+    for word in words.values():
+        opened = open_target(word, in_folder=in_folder)
+        opened.refuse(spared)
+        if options.verify and opened.is_sequential:
+            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
+    if not options.overwrite and not options.over_source:
+        beside = _saved_files(repository, revision) if in_folder else []
+        refuse_existing([*words.values(), *(f"{target}/{name}" for name in beside)])
+    hooks = None if options.dry_run else site.hooks(job, watcher.note)
+    origins = site.origins(repository)
+    on_start(revision, words)
     pace = Pace(options.rate)
     watcher.begin(sum(_data_of(repository, revision, name) for name in words))
     disks = []
@@ -158,35 +171,9 @@ def restore_job(
         disks.append(done)
         on_disk(done)
     files: list[Path] = []
-    if isinstance(target, str) and in_folder:
+    if isinstance(target, str) and in_folder and not options.dry_run:
         files = restore_files(repository, revision, Path(target), watcher)
     return RestoreResult(revision, disks, files, failures(origins))
-
-
-def checked(
-    site: Site,
-    repository: Repository,
-    target: str | Mapping[str, str],
-    options: RestoreOptions,
-    watcher: Watcher,
-) -> tuple[Revision, Mapping[str, str], Mapping[str, Path]]:
-    """The revision to restore, the target of each disk, and the paths that must be spared.
-
-    Raises as `restore_job` does before a hook runs. Changes nothing.
-    """
-    revision = repository.find(options.spec)
-    words = _words(repository, revision, target, options.disk)
-    spared = {} if options.over_source else _source_paths(site, repository, revision, watcher)
-    in_folder = isinstance(target, str) and is_folder(target)
-    for word in words.values():
-        opened = open_target(word, in_folder=in_folder)
-        opened.refuse(spared)
-        if options.verify and opened.is_sequential:
-            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
-    if not options.overwrite and not options.over_source:
-        beside = _saved_files(repository, revision) if in_folder else []
-        refuse_existing([*words.values(), *(f"{target}/{name}" for name in beside)])
-    return revision, words, spared
 
 
 def _data_of(repository: Repository, revision: Revision, disk: str) -> int:
@@ -296,7 +283,7 @@ def restore(
             opened.refuse_format(partial(_start_of, image))
             data = data_of(image)
         way = Way(target, opened, stored, image, data, options, pace, watcher)
-        written = way.fill(explained)
+        written = options.dry_run(way) if options.dry_run else way.fill(explained)
         lost, healed = tuple(merge_ranges(image.lost)), tuple(merge_ranges(image.healed))
         _warn_of_damage(disk, lost, healed, watcher)
         if options.verify:

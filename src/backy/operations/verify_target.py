@@ -5,13 +5,10 @@ from __future__ import annotations
 from backy.errors import TargetError
 from backy.image.copy import copy
 from backy.image.image import Image
-from backy.image.pace import Pace, PacedImage
-from backy.image.progress import Watcher
+from backy.image.pace import PacedImage
 from backy.model.extent import merge_ranges
 from backy.operations.differential import ComparedImage, data_of
-from backy.operations.heal import StoredDisk
 from backy.operations.restore import Way
-from backy.units import counted
 
 _NAMED = 10  # ranges that a message names
 
@@ -22,28 +19,37 @@ def verify_target(way: Way) -> None:
         why = f"{way.target} was written, but cannot be read back"
         raise TargetError(why, "Leave out --verify.")
     with held as back:
-        wrong = differences(way.stored, back, way.pace, way.watcher) - way.image.lost
+        wrong = differences(way, back) - way.image.lost
     if wrong:
-        ranges = merge_ranges(wrong)
-        named = ", ".join(f"{start} to {start + length}" for start, length in ranges[:_NAMED])
-        left = len(ranges) - _NAMED
-        more = f", and {counted(left, 'more range')}" if left > 0 else ""
-        why = f"{way.target} does not have what was written: bytes {named}{more}"
+        ranges = [f"{start} to {start + length}" for start, length in merge_ranges(wrong)]
+        more = f", and {len(ranges) - _NAMED} more" if ranges[_NAMED:] else ""
+        named = f"bytes {', '.join(ranges[:_NAMED])}{more}"
+        why = f"{way.target} does not have what was written: {named}"
         raise TargetError(why, "Check its medium, and restore to another one.")
 
 
-def differences(
-    stored: StoredDisk, held: Image, pace: Pace, watcher: Watcher
-) -> set[tuple[int, int]]:
-    """The blocks of a stored disk of which `held` has other bytes, as (start, length)."""
+def count_differences(way: Way) -> int:
+    """How many bytes a restore would write, without writing: for a dry run.
+
+    Reads what the target holds, unless all data are to be written.
+    """
+    held = None if way.options.is_whole else way.opened.read_back()
+    if not held:
+        return way.data
+    with held as back:
+        return sum(length for _, length in differences(way, back))
+
+
+def differences(way: Way, held: Image) -> set[tuple[int, int]]:
+    """The blocks of a stored disk of which a target holds other bytes, as (start, length)."""
     found: set[tuple[int, int]] = set()
 
     def note(offset: int, piece: memoryview) -> None:
         found.add((offset, len(piece)))
 
-    compared = ComparedImage(stored, held, note, reads_zeroes=True)
-    watcher.begin(data_of(compared))
-    copy(PacedImage(compared, pace, watcher), _Nothing(stored.image.block_size))
+    compared = ComparedImage(way.stored, held, note, reads_zeroes=True)
+    way.watcher.begin(data_of(compared))
+    copy(PacedImage(compared, way.pace, way.watcher), _Nothing(way.stored.image.block_size))
     return found
 
 

@@ -88,7 +88,7 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
     """
     with (
         translated(StoreError, f"{root.name}: writing {root / 'status.json'}"),
-        _locked(root) as place,
+        locked(root) as place,
     ):
         try:
             old = read_status(place)
@@ -115,7 +115,8 @@ def _dated(status: Status, now: datetime) -> Status:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[Place]:
+def locked(root: Path) -> Iterator[Place]:
+    """The folder of a job, made if it is missing, and locked against others that write in it."""
     folders.make_folder(root)
     place = Place.at(root)
     with folders.locked(place / ".status.lock", make=True, patience_seconds=_PATIENCE):

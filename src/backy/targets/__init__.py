@@ -96,7 +96,7 @@ def refuse_existing(words: Iterable[str]) -> None:
         with translated(TargetError, f"looking at the target {word}", "Name another target."):
             is_used = word != STREAM and path.is_file() and path.stat().st_size
         if is_used:
-            hint = "Name a new file, or add --overwrite to replace it."
+            hint = "Name a new file, or add --overwrite to write what differs."
             raise TargetError(f"{path} exists", hint)
 
 
