@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from backy.errors import TargetError
 from backy.image.copy import is_zero
 from backy.image.image import Draft, Image
-from backy.model.extent import Extent, Kind, combine, cover
+from backy.model.extent import Extent, Kind, align, combine, cover
 from backy.operations.heal import StoredDisk
+from backy.units import MiB
 
 
 class ComparedImage:
@@ -52,17 +54,19 @@ class ComparedImage:
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """See Image. What cannot be read from the target differs."""
-        is_readable = True
-        try:
-            self._held.readinto(offset, buffer)
-        except TargetError:
-            is_readable = False
+        is_filled = self._fills(offset, buffer)
         for start, end in self.blocks(offset, len(buffer)):
             piece = buffer[start - offset : end - offset]
-            if is_readable and self._is_right(start, piece):
+            if (is_filled or self._fills(start, piece)) and self._is_right(start, piece):
                 self._same.add(start)
             else:
                 self._read(start, piece)
+
+    def _fills(self, offset: int, buffer: memoryview) -> bool:
+        with suppress(TargetError):
+            self._held.readinto(offset, buffer)
+            return True
+        return False
 
     def _is_right(self, offset: int, piece: memoryview) -> bool:
         index = self._stored.image.index
@@ -112,6 +116,15 @@ class DifferingDraft:
                 self._draft.zero(start, end - start)
 
 
-def data_of(image: Image) -> int:
-    """How many bytes of an image have to be read."""
-    return sum(extent.length for extent in image.extents() if extent.kind is Kind.DATA)
+def data_of(image: Image, block_size: int) -> int:
+    """How many bytes `copy` reads of an image for a draft of this block size."""
+    extents = align(image.extents(), block_size, image.size)
+    return sum(extent.length for extent in extents if extent.kind is Kind.DATA)
+
+
+def whole_blocks(block_size: int) -> int:
+    """A block size for targets: that of the store, or so many of these blocks that make 1 MiB.
+
+    So each stored block is decompressed only once.
+    """
+    return max(MiB // block_size, 1) * block_size

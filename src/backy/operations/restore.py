@@ -33,6 +33,7 @@ from backy.operations.differential import (
     ComparedImage,
     DifferingDraft,
     data_of,
+    whole_blocks,
 )
 from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
@@ -179,7 +180,7 @@ def restore_job(
 def _data_of(repository: Repository, revision: Revision, disk: str) -> int:
     """How many bytes of data a disk has; its size, if its index is damaged."""
     with suppress(StoreError), repository.store.open(revision, disk, may_be_cut=True) as image:
-        return data_of(image)
+        return data_of(image, whole_blocks(image.block_size))
     return revision.disks[disk].size
 
 
@@ -281,7 +282,7 @@ def restore(
             stored = StoredDisk(revision, disk, stack.enter_context(stored_image))
             image = HealingImage(stored, healer, keep_going=is_cut)
             opened.refuse_format(partial(_start_of, image))
-            data = data_of(image)
+            data = data_of(image, whole_blocks(stored.image.block_size))
         way = Way(target, opened, stored, image, data, options, pace, watcher)
         written = options.dry_run(way) if options.dry_run else way.fill(explained)
         lost, healed = tuple(merge_ranges(image.lost)), tuple(merge_ranges(image.healed))
@@ -321,10 +322,8 @@ class Way:
 
     def fill(self, explained: Callable[[], AbstractContextManager[None]]) -> int:
         """Write to the target what it does not have; return how many bytes of data those were."""
-        # Read whole stored blocks, so that each is decompressed only once.
-        stored_size, size = self.stored.image.block_size, self.image.size
+        size, blocks = self.image.size, whole_blocks(self.stored.image.block_size)
         has_content = not self.options.is_whole and self.opened.read_back() is not None
-        blocks = max(MiB // stored_size, 1) * stored_size
         with self.opened.open(size, blocks) as draft, explained(), ExitStack() as stack:
             # Only now it has the size of the disk.
             held = self.opened.read_back() if has_content else None
@@ -335,7 +334,7 @@ class Way:
             read = self.image.readinto
             compared = ComparedImage(self.stored, back, read, reads_zeroes=not knows_holes)
             differing = DifferingDraft(draft, compared)
-            self.watcher.begin(data_of(compared) - self.data)
+            self.watcher.begin(data_of(compared, blocks) - self.data)
             self._copy(compared, differing)
             return differing.written
 

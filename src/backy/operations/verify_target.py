@@ -48,7 +48,7 @@ def differences(way: Way, held: Image) -> set[tuple[int, int]]:
         found.add((offset, len(piece)))
 
     compared = ComparedImage(way.stored, held, note, reads_zeroes=True)
-    way.watcher.begin(data_of(compared))
+    way.watcher.begin(data_of(compared, way.stored.image.block_size))
     copy(PacedImage(compared, way.pace, way.watcher), _Nothing(way.stored.image.block_size))
     return found
 
