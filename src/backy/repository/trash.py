@@ -31,6 +31,7 @@ from backy.units import KiB
 _GONE = ".gone"  # the end of the hidden name of a repository that is being deleted
 _OWN = {
     "repository.json", "restore.sh", "status.json", "status.lock", "scrub.json", "lock",
+    "restores.json",
     "revisions", "trash", "quarantine", "chunks", "pages", "twins", "reserve",
 }  # fmt: skip
 _RESERVE = 256 * KiB  # XFS wants that much for a new folder, ext4 and btrfs want less
