@@ -161,7 +161,9 @@ def test_a_disk_without_damage_is_restored_as_ever(orphan: Backy, tmp_path: Path
     assert (tmp_path / "new.img").read_bytes() == DISK
 
 
-def test_without_it_a_lost_block_leaves_what_could_be_restored_under_another_name(orphan: Backy, tmp_path: Path) -> None:
+def test_without_it_a_lost_block_leaves_what_could_be_restored_under_another_name(
+    orphan: Backy, tmp_path: Path
+) -> None:
     damage(orphan, LAST)
     said = orphan.refuses(6, "restore", "vm1", tmp_path / "new.img")
     assert orphan.revisions("vm1")[0] in said.message

@@ -12,7 +12,7 @@ from backy.system.files import AnyPath, Cache, File
 
 
 class RawDraft:
-    """A raw file or block device, as a Draft. Writes only; never reads the target."""
+    """A raw file or block device, as a Draft. It only writes; RawImage reads."""
 
     def __init__(self, file: File, block_size: int, *, is_new: bool) -> None:
         self.block_size = block_size
@@ -32,7 +32,7 @@ class RawDraft:
 
 
 class RawImage:
-    """A raw file or block device, as an Image. Reads past the page cache."""
+    """A raw file or block device, as an Image that is read from the medium."""
 
     def __init__(self, file: File) -> None:
         self.size = file.size()
