@@ -18,36 +18,41 @@ from backy.operations.heal import StoredDisk
 from backy.units import MiB
 
 
-class ComparedImage:
-    """A stored disk as an Image: what `held`, the content of a target, has right comes from there.
+class Differential:
+    """A stored disk as an Image, and around `draft` a Draft: only what differs passes through.
 
-    `read(offset, buffer)` fills a buffer with one stored block that differs. Every read begins and
-    ends where stored blocks do.
+    `held` is what the target has now. Of a block that differs, `read(offset, buffer)` fills a
+    buffer with the right bytes; without it the block is passed on as it was found. Every read
+    begins and ends where stored blocks do. `written` counts the bytes that `draft` got, but for
+    zeroes.
     """
 
     def __init__(
         self,
         stored: StoredDisk,
         held: Image,
-        read: Callable[[int, memoryview], None],
-        *,
-        reads_zeroes: bool,
+        draft: Draft,
+        read: Callable[[int, memoryview], None] | None = None,
     ) -> None:
-        """With `reads_zeroes`, what `held` has in the place of zeroes is read; else it is ZERO."""
         self.size = stored.image.size
+        self.block_size = draft.block_size
+        self.written = 0
         self._stored = stored
         self._held = held
+        self._draft = draft
         self._read = read
-        self._stale = Kind.DATA if reads_zeroes else Kind.ZERO
-        self._same: set[int] = set()  # offsets of blocks that were read, and are not written yet
+        self._lock = threading.Lock()
+        self._same: set[int] = set()  # offsets of blocks that were read, and are not passed on yet
 
     def extents(self) -> Iterator[Extent]:
-        """SAME where both have zeroes."""
+        """SAME where both have zeroes. Where a target that knows its holes has none, ZERO."""
+        knows_holes = self._read and next(self._held.extents()).length < self.size
+        stale = Kind.ZERO if knows_holes else Kind.DATA
 
         def pick(kind: Kind, held: Kind) -> Kind:
             if kind is Kind.DATA:
                 return kind
-            return Kind.SAME if held is Kind.ZERO else self._stale
+            return Kind.SAME if held is Kind.ZERO else stale
 
         held = cover(self._held.extents(), max(self.size, self._held.size), Kind.ZERO)
         return combine(self._stored.image.extents(), held, pick)
@@ -55,11 +60,11 @@ class ComparedImage:
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """See Image. What cannot be read from the target differs."""
         is_filled = self._fills(offset, buffer)
-        for start, end in self.blocks(offset, len(buffer)):
+        for start, end in self._blocks(offset, len(buffer)):
             piece = buffer[start - offset : end - offset]
             if (is_filled or self._fills(start, piece)) and self._is_right(start, piece):
                 self._same.add(start)
-            else:
+            elif self._read:
                 self._read(start, piece)
 
     def _fills(self, offset: int, buffer: memoryview) -> bool:
@@ -75,45 +80,32 @@ class ComparedImage:
             return digest == index.codec.zero_digest(len(piece))
         return digest == index.codec.digest(piece)
 
-    def blocks(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The stored blocks of a range, as (start, end)."""
-        block_size = self._stored.image.block_size
-        for start in range(offset, offset + length, block_size):
-            yield start, min(start + block_size, offset + length)
-
-    def forget(self, offset: int) -> bool:
-        """Whether the block at `offset` was right when it was read. Answers once."""
-        is_same = offset in self._same
-        self._same.discard(offset)
-        return is_same
-
-
-class DifferingDraft:
-    """A Draft that leaves out the blocks that are right. `written` counts the bytes of others."""
-
-    def __init__(self, draft: Draft, compared: ComparedImage) -> None:
-        self.block_size = draft.block_size
-        self.written = 0
-        self._draft = draft
-        self._compared = compared
-        self._lock = threading.Lock()
-
     def write(self, offset: int, data: memoryview) -> None:
         """See Draft."""
-        for start, end in self._compared.blocks(offset, len(data)):
-            if not self._compared.forget(start):
-                self._draft.write(start, data[start - offset : end - offset])
-                with self._lock:
-                    self.written += end - start
+        for start, end in self._differing(offset, len(data)):
+            self._draft.write(start, data[start - offset : end - offset])
+            with self._lock:
+                self.written += end - start
 
     def zero(self, offset: int, length: int) -> None:
         """See Draft."""
         if length > self.block_size:  # nothing of it was read
             self._draft.zero(offset, length)
             return
-        for start, end in self._compared.blocks(offset, length):
-            if not self._compared.forget(start):
-                self._draft.zero(start, end - start)
+        for start, end in self._differing(offset, length):
+            self._draft.zero(start, end - start)
+
+    def _differing(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        for start, end in self._blocks(offset, length):
+            if start in self._same:
+                self._same.remove(start)
+            else:
+                yield start, end
+
+    def _blocks(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        block_size = self._stored.image.block_size
+        for start in range(offset, offset + length, block_size):
+            yield start, min(start + block_size, offset + length)
 
 
 def data_of(image: Image, block_size: int) -> int:

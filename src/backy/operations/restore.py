@@ -29,12 +29,7 @@ from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import merge_ranges
 from backy.model.names import check_disk_name
 from backy.model.revision import Revision, disk_of
-from backy.operations.differential import (
-    ComparedImage,
-    DifferingDraft,
-    data_of,
-    whole_blocks,
-)
+from backy.operations.differential import Differential, data_of, whole_blocks
 from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
 from backy.operations.hooks import Runner
@@ -152,7 +147,8 @@ def restore_job(
     origins = site.origins(repository)
     on_start(revision, words)
     pace = Pace(options.rate)
-    watcher.begin(sum(_data_of(repository, revision, name) for name in words))
+    times = 2 if options.verify else 1
+    watcher.begin(times * sum(_data_of(repository, revision, name) for name in words))
     disks = []
     for name, word in words.items():
         with _hooked(hooks, revision.id, name, word):
@@ -330,13 +326,10 @@ class Way:
             back = stack.enter_context(held) if held else None
             if not back or back.size < size:
                 return self._copy(self.image, draft)
-            knows_holes = next(back.extents()).length < size
-            read = self.image.readinto
-            compared = ComparedImage(self.stored, back, read, reads_zeroes=not knows_holes)
-            differing = DifferingDraft(draft, compared)
-            self.watcher.begin(data_of(compared, blocks) - self.data)
-            self._copy(compared, differing)
-            return differing.written
+            pair = Differential(self.stored, back, draft, self.image.readinto)
+            self.watcher.begin(data_of(pair, blocks) - self.data)
+            self._copy(pair, pair)
+            return pair.written
 
     def _copy(self, image: Image, draft: Draft) -> int:
         workers = 1 if self.opened.is_sequential else None

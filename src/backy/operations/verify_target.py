@@ -7,7 +7,7 @@ from backy.image.copy import copy
 from backy.image.image import Image
 from backy.image.pace import PacedImage
 from backy.model.extent import merge_ranges
-from backy.operations.differential import ComparedImage, data_of
+from backy.operations.differential import Differential, data_of
 from backy.operations.restore import Way
 
 _NAMED = 10  # ranges that a message names
@@ -42,25 +42,24 @@ def count_differences(way: Way) -> int:
 
 def differences(way: Way, held: Image) -> set[tuple[int, int]]:
     """The blocks of a stored disk of which a target holds other bytes, as (start, length)."""
-    found: set[tuple[int, int]] = set()
-
-    def note(offset: int, piece: memoryview) -> None:
-        found.add((offset, len(piece)))
-
-    compared = ComparedImage(way.stored, held, note, reads_zeroes=True)
-    way.watcher.begin(data_of(compared, way.stored.image.block_size))
-    copy(PacedImage(compared, way.pace, way.watcher), _Nothing(way.stored.image.block_size))
-    return found
+    found = _Found(way.stored.image.block_size)
+    pair = Differential(way.stored, held, found)
+    way.watcher.begin(data_of(pair, pair.block_size) - way.data)
+    copy(PacedImage(pair, way.pace, way.watcher), pair)
+    return found.blocks
 
 
-class _Nothing:
-    """A Draft that keeps nothing: the image is only read."""
+class _Found:
+    """A Draft that only remembers which blocks it got."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
+        self.blocks: set[tuple[int, int]] = set()
 
     def write(self, offset: int, data: memoryview) -> None:
         """See Draft."""
+        self.blocks.add((offset, len(data)))
 
     def zero(self, offset: int, length: int) -> None:
         """See Draft."""
+        self.blocks.add((offset, length))
