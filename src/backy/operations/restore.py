@@ -7,7 +7,7 @@ import html
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -135,11 +135,7 @@ def restore_job(
     words = _words(repository, revision, target, options.disk)
     spared = {} if options.over_source else _source_paths(site, repository, revision, watcher)
     in_folder = isinstance(target, str) and is_folder(target)
-    for word in words.values():
-        opened = open_target(word, in_folder=in_folder)
-        opened.refuse(spared)
-        if options.verify and opened.is_sequential:
-            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
+    _refuse_targets(words.values(), spared, options, in_folder=in_folder)
     if not options.overwrite and not options.over_source:
         beside = _saved_files(repository, revision) if in_folder else []
         refuse_existing([*words.values(), *(f"{target}/{name}" for name in beside)])
@@ -171,6 +167,16 @@ def restore_job(
     if isinstance(target, str) and in_folder and not options.dry_run:
         files = restore_files(repository, revision, Path(target), watcher)
     return RestoreResult(revision, disks, files, failures(origins))
+
+
+def _refuse_targets(
+    words: Iterable[str], spared: Mapping[str, Path], options: RestoreOptions, *, in_folder: bool
+) -> None:
+    for word in words:
+        opened = open_target(word, in_folder=in_folder)
+        opened.refuse(spared)
+        if options.verify and opened.is_sequential:
+            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
 
 
 def _data_of(repository: Repository, revision: Revision, disk: str) -> int:
