@@ -110,7 +110,7 @@ def test_a_dry_run_guesses_how_long_it_takes_from_the_restores_before(
     aged: Backy, tmp_path: Path
 ) -> None:
     target = tmp_path / "new.img"
-    first = aged.quiet("restore", "vm1", target, "--dry-run")
+    first = aged.quiet("restore", "vm1", target, "--dry-run", "--verify")
     assert first.out.endswith("would be written, nobody knows how long\n")
     assert aged.quiet("restore", "vm1", target, "--dry-run", "--json").last()["seconds"] is None
     aged.quiet("restore", "vm1", target)

@@ -77,7 +77,7 @@ def restore(
         keep_going,
         overwrite,
         is_whole=whole,
-        verify=verify_target if verify else None,
+        verify=verify_target if verify and not dry_run else None,
         rate=rate,
         dry_run=count_differences if dry_run else None,
     )
