@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
+from benchmarks import differential
 from benchmarks.results import Results
 from benchmarks.rows import Row
 from benchmarks.space import MIB, show_size
@@ -90,7 +91,7 @@ def _loop_device(results: Results) -> list[str]:
 def _times(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
-        if row.key in ("version", "fleet", "floor", "nbd", "growth"):
+        if row.key in ("version", "fleet", "floor", "nbd", "growth", "differential"):
             continue
         figures = [_mib(report.results.median(row.name, name)) for name in ("size", "growth")]
         files = report.results.median(row.name, "files")
@@ -101,7 +102,15 @@ def _times(report: Report) -> list[str]:
         *_table(("", *STEPS, "size MiB", "growth MiB", "files"), lines),
         *_one_step(report, "version", "version"),
         *_one_step(report, "fleet", "check"),
+        *_differential(report),
     ]
+
+
+def _differential(report: Report) -> list[str]:
+    name = _named(report.rows, "differential")
+    seconds = {step: report.results.seconds(name, step) for step in differential.STEPS}
+    said = ", ".join(f"{step} {_seconds(values)} s" for step, values in seconds.items() if values)
+    return ["", f"`{name}`: {said}."] if said else []
 
 
 def _one_step(report: Report, key: str, step: str) -> list[str]:

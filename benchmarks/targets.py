@@ -56,6 +56,7 @@ RATIOS = (
     Target("images", "scrub", 1 / 0.9, "", "verify"),
     Target("images", "full", 1.0, "cp --sparse=always on XFS", "full"),
     Target("images", "changed", 0.15, "restic", "changed"),
+    Target("differential", "restore 1 %", 0.30, "", "restore"),
     Target("nbd", "read", 1 / 0.7, "", "nbdcopy"),
     *(
         Target(key, "changed", 1 / 20, reference, "changed")

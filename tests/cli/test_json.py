@@ -178,6 +178,22 @@ def test_a_restore_tells_what_was_read(aged: Backy, tmp_path: Path) -> None:
     assert (finished["lost"], finished["healed"]) == ([], [])
 
 
+def test_a_dry_run_and_the_history_of_restores_are_as_described(
+    aged: Backy, tmp_path: Path
+) -> None:
+    command = ["restore", "vm1", str(tmp_path / "new.img"), "--json"]
+    planned = valid("restore", aged.quiet(*command, "--dry-run"))[-1]
+    assert (planned["dry_run"], planned["written"], planned["seconds"]) == (
+        True,
+        len(SMALL[3]),
+        None,
+    )
+    done = valid("restore", aged.quiet(*command))[-1]
+    assert (done["dry_run"], done["written"]) == (False, len(SMALL[3]))
+    (history,) = valid("history", aged.quiet("history", "vm1", "--json"))
+    assert [each["result"] for each in history["restores"]] == ["done"]
+
+
 def test_a_restore_tells_what_is_lost_and_what_came_from_elsewhere(
     aged: Backy, tmp_path: Path
 ) -> None:
@@ -458,6 +474,7 @@ FAILING = {
     "find": ["vm1", "-r", "9"],
     "tag": ["vm1", "+a", "-r", "9"],
     "remove": ["vm1", "-r", "9"],
+    "history": ["vm2"],
     "undo": ["vm1"],
     "purge": ["vm2"],
     "expire": ["vm1"],

@@ -106,6 +106,7 @@ COMMANDS_AT_WORK: dict[str, tuple[list[str], Proof]] = {
     "diff": (["vm1", "1", "0"], _LOOKS),
     "expire": (["vm1"], lambda it: it.tags() != [["upgrade"], ["daily"]]),
     "find": (["vm1"], _LOOKS),
+    "history": (["vm1"], _LOOKS),
     "init": ([], _LOOKS),
     "jobs": ([], _LOOKS),
     "list": (["vm1"], _LOOKS),

@@ -35,6 +35,7 @@ USES = {
     "diff": ["vm1", "1", "0"],
     "expire": ["vm1"],
     "find": ["vm1"],
+    "history": ["vm1"],
     "init": [],
     "jobs": ["--json"],
     "list": ["vm1"],

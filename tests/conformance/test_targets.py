@@ -34,7 +34,7 @@ def allocated(path: Path) -> int:
 
 
 class TestNewFile(TargetSuite):
-    last_calls: ClassVar = ["sync", "rename", "sync_folder", "sync"]
+    last_calls: ClassVar = ["sync", "rename", "sync_folder", "sync", "sync"]
 
     @contextmanager
     def open(self, folder: Path, size: int) -> Iterator[Trial]:

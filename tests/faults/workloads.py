@@ -19,7 +19,7 @@ from backy.operations.origin import LiveSource
 from backy.operations.restore import restore
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
-from backy.repository import quarantine, trash
+from backy.repository import quarantine_reports, trash
 from backy.repository.create import create
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository
@@ -320,8 +320,8 @@ WORKLOADS = (
     Workload(
         "delete-reports",
         (FIRST, SECOND),
-        lambda b, _: quarantine.delete(
-            opened(b), [each.id for each in quarantine.reports(opened(b))]
+        lambda b, _: quarantine_reports.delete(
+            opened(b), [each.id for each in quarantine_reports.reports(opened(b))]
         ),
         prepare=_heal_and_delete,
     ),
@@ -397,7 +397,7 @@ def check_history(
     assert all(held[each] == known[each] for each in held.keys() & known.keys())
     assert not added & {each for each, _ in lost}
     for name in folders.list_folder(repository.folder / "quarantine"):
-        assert not is_id(name) or quarantine.find(repository, name).id == name
+        assert not is_id(name) or quarantine_reports.find(repository, name).id == name
     restored = repository.folder.parent / RESTORED
     formats = [format_of(repository.folder_of(each).path) for each in history]
     assert max(formats, default=1) <= repository.settings.format
@@ -409,12 +409,12 @@ def check_history(
 def check_evidence(repository: Repository) -> None:
     """Of each bad block that was replaced the bytes are kept that the store had there."""
     held, lost = read_all(repository, BAD)
-    reports = {report.digest: report for report in quarantine.reports(repository)}
+    reports = {report.digest: report for report in quarantine_reports.reports(repository)}
     for digest, block in BAD.items():
         number = SECOND.index(block) // BLOCK
         having = {each for each, content in held.items() if block in content}
         if any((each, number) not in lost for each in having):
-            files = quarantine.files(repository, reports[digest])
+            files = quarantine_reports.files(repository, reports[digest])
             assert [path.name for path in files][:1] == ["stored"], digest
 
 

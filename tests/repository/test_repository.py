@@ -31,8 +31,9 @@ from backy.operations.verify import verify
 from backy.repository import repository, trash
 from backy.repository.create import create
 from backy.repository.draft import draft_revision
+from backy.repository.listing import jobs
 from backy.repository.manifest import Settings, encode_revision
-from backy.repository.repository import Repository, jobs
+from backy.repository.repository import Repository
 from backy.repository.tags import retag
 from backy.system import files, folders
 from tests.lab.repositories import BLOCK, Made, names

@@ -27,6 +27,10 @@ GROUPS = {
     },
     "Restore": {
         "restore": Entry("restore", "Restore one disk, or all disks of a revision."),
+        "history": Entry(
+            "history",
+            "Show the restores of a job: what, where to, who asked, and how they ended.",
+        ),
         "undo": Entry("undo", "Bring back what the last remove or expire took away."),
     },
     "Care": {

@@ -35,8 +35,8 @@ class Meter(ABC):
         self._done = 0
 
     def begin(self, total: int) -> None:
-        """Set the number of bytes to process."""
-        self._total = total
+        """Add to the number of bytes to process."""
+        self._total += total
 
     def advance(self, length: int) -> None:
         """Add `length` processed bytes."""

@@ -263,21 +263,26 @@ class BackupFinished(Finished):
 class RestoreFinished(Finished):
     """The disk is restored. An error follows on standard error if some of it is lost.
 
+    dry_run: Whether nothing was written.
     revision: The revision that was restored.
     target: The file or block device, as it was named.
     size: The size of the disk, in bytes.
     read: How much of it is data, in bytes.
-    seconds: How long it took, in seconds.
+    written: How much the target did not have, in bytes.
+    seconds: How long it took, in seconds; in a dry run about how long it would take, at the rate of
+      the job's last restores, or null.
     lost: The ranges that could not be restored; the target has zeroes there.
     healed: The ranges that were damaged and came from elsewhere; the target has the right bytes.
     """
 
+    dry_run: bool
     revision: RevisionId
     disk: DiskName
     target: Text
     size: Bytes
     read: Bytes
-    seconds: Seconds
+    written: Bytes
+    seconds: Seconds | None
     lost: Ranges
     healed: Ranges
 

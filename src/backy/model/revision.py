@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import ClassVar
 
-from backy.errors import ConfigError, NotFoundError
+from backy.errors import NotFoundError
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}")
 ID_TIME = "%Y%m%dT%H%M%SZ"
@@ -131,22 +131,6 @@ def dated_by(revisions: Iterable[Revision], now: datetime) -> list[Revision]:
 def whole_seconds(now: datetime) -> datetime:
     """A time as it is stored: in UTC, in whole seconds."""
     return now.astimezone(UTC).replace(microsecond=0)
-
-
-def time_for(now: datetime, newest: datetime | None) -> datetime:
-    """The time in a new id: `now` in whole seconds, or a second after `newest` if later.
-
-    So ids sort in the order of the backups for `ls`, restore.sh and the history, even if two
-    backups end in the same second or the clock was set back.
-    """
-    time = whole_seconds(now)
-    if not newest:
-        return time
-    try:
-        return max(time, newest + timedelta(seconds=1))
-    except OverflowError:
-        why = "a revision has the latest possible time, so no other can follow it"
-        raise ConfigError(why, "Move it out of the repository.") from None
 
 
 def id_for(time: datetime, suffix: str) -> str:

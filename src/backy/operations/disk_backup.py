@@ -14,7 +14,7 @@ from backy.model.extent import Extent
 from backy.model.revision import Consistency, Disk, Revision, Trust
 from backy.operations.read_back import ReadBack
 from backy.operations.tracking_check import TrackedImage, blocks_to_check
-from backy.repository import status
+from backy.repository import backup_status, status
 from backy.repository.draft import RevisionDraft
 from backy.stores.draft import BlockDraft, draft_disk
 from backy.system.files import Cache
@@ -146,7 +146,7 @@ class DiskBackup:
         with suppress(NotFoundError):  # it was removed meanwhile
             self._repository.change(parent, distrusted)
         now = self._draft.time
-        status.update(self._repository.folder, lambda old: status.tracking_failed(old, now))
+        status.update(self._repository.folder, lambda old: backup_status.tracking_failed(old, now))
 
 
 class SourceImage:

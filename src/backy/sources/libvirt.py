@@ -23,11 +23,12 @@ from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import ConfigError, SourceError
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
 from backy.sources.libvirt_files import saved_files
 from backy.sources.libvirt_job import BITMAP, BackupJob
 from backy.sources.scratch import check_space
+from backy.sources.snapshot_data import SnapshotData
 from backy.system import signals
 
 _SAFE_WITH_THREADS = (8, 2, 3)  # the first version of QEMU without the bug of `_check_harmless`

@@ -32,10 +32,11 @@ from backy.errors import SourceError, translated
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
 from backy.sources.qemu_objects import CHANGES, QemuObjects
 from backy.sources.scratch import SCRATCH_HINT, check_space, default_scratch, make_private
+from backy.sources.snapshot_data import SnapshotData
 from backy.system import folders
 
 Answer = dict[str, Any]  # one JSON object of QEMU's

@@ -64,11 +64,15 @@ class Target(Protocol):
         """A draft of a disk of `size` bytes that has this block size; the caller has checked it.
 
         On a clean exit the disk is complete and durable. A target that is new appears only then;
-        one that existed is overwritten in place, and of no use after an exception.
+        one that existed is overwritten in place, and of no use after an exception. Then the next
+        draft continues.
         """
 
     def read_back(self) -> AbstractContextManager[Image] | None:
-        """What it holds now, as an Image; None if that is nothing, or cannot be read."""
+        """What it holds now, as an Image; None if that is nothing, or cannot be read.
+
+        It is read from the medium. While a draft is open, it is what the draft will make complete.
+        """
 
 
 class TargetClass(Protocol):

@@ -49,7 +49,7 @@ class PathTarget:
         with translated(TargetError, self._looking, "Name another target."):
             is_used = self._path.is_file() and self._path.stat().st_size > 0
         if is_used:
-            hint = "Name a new file, or add --overwrite to replace it."
+            hint = "Name a new file, or add --overwrite to write what differs."
             raise TargetError(f"{self._path} exists", hint)
 
     def check_file(self) -> bool:
