@@ -375,10 +375,10 @@ def test_a_name_that_is_a_safe_folder_is_taken(name: str) -> None:
     assert check_job(name) == name
 
 
-def test_a_missing_repository_is_named_with_what_there_is(made: Made) -> None:
+def test_a_missing_repository_is_named_with_the_way_to_the_others(made: Made) -> None:
     with pytest.raises(NotFoundError, match="vm2") as caught:
         Repository(made.base / "vm2")
-    assert "vm1" in caught.value.hint
+    assert "backy list" in caught.value.hint
 
 
 def test_a_damaged_revision_is_told_apart_and_hides_no_other(made: Made) -> None:
