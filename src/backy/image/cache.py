@@ -237,6 +237,11 @@ class CachedImage:
         """
         return self._cache.start(self, offset // self.block_size)
 
+    def look_ahead(self, offset: int) -> None:
+        """Have the block at `offset` read, if a thread is free for it."""
+        if self._cache.may_read_ahead(self.block_size):
+            self._cache.start(self, offset // self.block_size, is_ahead=True)
+
     def length_of(self, number: int) -> int:
         """The length of a block in bytes: less than the block size for the last one."""
         return min(self.block_size, self.size - number * self.block_size)
@@ -248,9 +253,6 @@ class CachedImage:
     def _read_ahead(self, number: int) -> None:
         if not self._cache.is_sequential(self, number):
             return
-        blocks = -(-self.size // self.block_size)
-        ahead = max(2, _AHEAD // self.block_size)
-        for following in range(number + 1, min(number + 1 + ahead, blocks)):
-            if not self._cache.may_read_ahead(self.block_size):
-                return
-            self._cache.start(self, following, is_ahead=True)
+        end = min(self.size, (number + 1) * self.block_size + max(_AHEAD, 2 * self.block_size))
+        for following in range((number + 1) * self.block_size, end, self.block_size):
+            self.look_ahead(following)
