@@ -131,6 +131,7 @@ class BlockCache:
             if key in self._blocks:
                 done.set_result(None)
                 return done, False
+            done.set_running_or_notify_cancel()  # others may wait for it, so nobody may cancel it
             self._reads[key] = done
             return done, True
 
