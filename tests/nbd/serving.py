@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -163,6 +163,15 @@ class Client:
                 raise EOFError
             data += piece
         return data
+
+    def drain(self) -> None:
+        """Drop what the server has sent so far. Raises EOFError at the end."""
+        self._socket.settimeout(0)
+        with suppress(BlockingIOError):
+            while True:
+                if not self._socket.recv(1 << 20):
+                    raise EOFError
+        self._socket.settimeout(30)
 
     def is_hung_up(self) -> bool:
         """Whether the server closes the connection, whatever it sends before."""

@@ -94,7 +94,9 @@ class Server:
             try:
                 async with AsyncExitStack() as stack:
                     await self._speak(Channel(connection), stack)
-            except (OSError, TimeoutError) as error:
+            except ConnectionError:  # clients may leave without a word
+                pass
+            except OSError as error:
                 self._complain(f"a client was lost: {str(error) or 'it took too long'}")
 
     async def _speak(self, channel: Channel, stack: AsyncExitStack) -> None:
