@@ -265,7 +265,7 @@ def test_a_revision_is_not_purged_while_a_client_reads_it(aged: Backy, path: Pat
             assert client.stdout
             client.stdin.write("read 0 512\n")
             client.stdin.flush()
-            wait_for(lambda: "512" in client.stdout.readline(), "it was read")
+            assert "512" in client.stdout.readline()
             aged.ok("remove", "vm1", "-r", first)
             aged.run("purge", "vm1")
             client.communicate("read 64k 64k\nquit\n")
@@ -289,7 +289,7 @@ def test_with_tls_only_clients_with_a_certificate_read(aged: Backy, tmp_path: Pa
     ran("openssl", *make.split(), "-keyout", strange / "client-key.pem", "-out", strange / "c.pem")
     shutil.copy(strange / "c.pem", strange / "client-cert.pem")
     port = free_port()
-    listen = ["--listen", f"127.0.0.1:{port}", "--tls-certificates", keys]
+    listen: list[Argument] = ["--listen", f"127.0.0.1:{port}", "--tls-certificates", keys]
     with serving(aged, "vm1", *listen) as served:
         query = "?tls-certificates={}&tls-hostname=localhost"
         assert served.uri.startswith(f"nbds://127.0.0.1:{port}/vm1/")
@@ -378,7 +378,7 @@ def test_32_clients_at_once_take_at_most_200_mib(backy: Backy, tmp_path: Path, p
         backy.backup(f"vm{number}", image(tmp_path / "vm.img", content))
     with serving(backy, *(f"vm{number}" for number in range(4)), "--socket", path) as served:
         with ThreadPoolExecutor(32) as pool:
-            found = list(pool.map(content_of, served.uris * 8))
+            found = list(pool.map(content_of, [*served.uris] * 8))
         assert found == contents * 8
         status = Path(f"/proc/{served.running.process.pid}/status").read_text()
         [peak] = re.findall(r"VmHWM:\s+(\d+) kB", status)

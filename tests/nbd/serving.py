@@ -15,7 +15,8 @@ from backy.image.cache import BlockCache, CachedImage
 from backy.image.extent_map import ExtentMap
 from backy.model.extent import Extent, Kind
 from backy.nbd.exports import ALLOCATION
-from backy.nbd.server import Server, UnixPlace
+from backy.nbd.server import Server
+from backy.system.sockets import unix_listener
 from backy.units import KiB
 from tests.memory_source import BytesImage
 from tests.nbd.servers import short_folder
@@ -114,7 +115,7 @@ def serving(
         is_ready = threading.Event()
 
         async def run() -> None:
-            async with UnixPlace(made.path).listening() as listener:
+            with unix_listener(made.path) as listener:
                 is_ready.set()
                 await server.run(listener)
 
@@ -185,7 +186,7 @@ class Client:
     def option(self, number: int, data: bytes = b"") -> list[tuple[int, bytes]]:
         """Send an option; the type and content of all replies."""
         self.send(OPTION + struct.pack(">II", number, len(data)) + data)
-        replies = []
+        replies: list[tuple[int, bytes]] = []
         while not replies or not (replies[-1][0] == 1 or replies[-1][0] & 1 << 31):
             magic, option, kind, length = struct.unpack(">QIII", self.receive(20))
             assert (magic, option) == (REPLY, number)
