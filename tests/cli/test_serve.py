@@ -196,7 +196,8 @@ def test_a_client_sees_what_changed_since_another_revision(aged_either: Backy, p
         assert found == [(0, KIB64, 0), (KIB64, KIB64, 1), (2 * KIB64, 200_000 - 2 * KIB64, 0)]
         assert map_of(served.uri, f"backy:changed-since:{ids[0]}") == [(0, 200_000, 1)]
         asked = ["nbdinfo", "--map=backy:changed-since:nosuch", served.uri]
-        assert subprocess.run(asked, capture_output=True, check=False).returncode == 1
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        assert "server does not support metadata context" in done.stderr
         listed = ran("nbdinfo", served.uri)
         assert f"backy:changed-since:{ids[0]}" in listed
 
@@ -395,3 +396,15 @@ def test_systemd_hears_that_it_is_ready(aged: Backy, path: Path, folder: Path) -
             assert ear.recv(100) == b"READY=1"
             running.signal(signal.SIGINT)
             assert running.end().code == 0
+
+
+def test_a_disk_whose_index_is_lost_is_named_and_the_others_are_served(
+    two_disks: Backy, path: Path
+) -> None:
+    [revision] = two_disks.revisions("vm1")
+    two_disks.lose_index("vm1", revision, "vda")
+    with serving(two_disks, "vm1", "--socket", path) as served:
+        for uri, code in zip(served.uris, (1, 0), strict=True):
+            done = subprocess.run(["nbdcopy", uri, "null:"], capture_output=True, check=False)
+            assert done.returncode == code
+        assert f"vm1/{revision}/vda cannot be opened: " in served.end()
