@@ -58,6 +58,8 @@ RATIOS = (
     Target("images", "changed", 0.15, "restic", "changed"),
     Target("differential", "restore 1 %", 0.30, "", "restore"),
     Target("nbd", "read", 1 / 0.7, "", "nbdcopy"),
+    Target("serve", "images", 1 / 0.6, "", "nbdkit"),
+    Target("serve", "chunks", 1 / 0.8, "", "zstd -d"),
     *(
         Target(key, "changed", 1 / 20, reference, "changed")
         for key in ("told-chunks", "told-images")

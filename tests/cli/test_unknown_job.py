@@ -36,6 +36,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "resume": [],
     "run": [],
     "scrub": [],
+    "serve": ["--socket", "x.sock"],
     "status": [],
     "tag": ["+a"],
     "undo": [],

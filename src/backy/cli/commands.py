@@ -31,6 +31,7 @@ GROUPS = {
             "history",
             "Show the restores of a job: what, where to, who asked, and how they ended.",
         ),
+        "serve": Entry("serve", "Offer disks of revisions over NBD, for reading."),
         "undo": Entry("undo", "Bring back what the last remove or expire took away."),
     },
     "Care": {

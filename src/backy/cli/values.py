@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +19,7 @@ from backy.units import MiB, parse_duration, parse_size
 Value = TypeVar("Value")
 _SLOWEST = MiB  # bytes a second
 _LEVELS = range(1, 20)
+_LARGEST_PORT = 65535
 
 
 class WrongValueError(typer.BadParameter):
@@ -129,6 +133,33 @@ def target(text: str) -> str:
     """The target of a restore: a path, a URL or a dash; it must not be empty."""
     path(text)
     return text
+
+
+@_typed
+def group(name: str) -> int:
+    """The number of a group."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"there is no group {name!r}", "getent group shows all.") from None
+
+
+class Listen(NamedTuple):
+    """An address of this machine."""
+
+    host: str
+    port: int
+
+
+@_typed
+def listen(text: str) -> Listen:
+    """ADDRESS:PORT, with an IP address; one of IPv6 in brackets."""
+    host, _, port = text.rpartition(":")
+    with suppress(ValueError):
+        address = ip_address(host.removeprefix("[").removesuffix("]"))
+        if port.isdecimal() and int(port) <= _LARGEST_PORT:
+            return Listen(str(address), int(port))
+    raise ConfigError(f"{text!r} is no IP address and port", "Write 127.0.0.1:10809.")
 
 
 @_typed

@@ -292,6 +292,16 @@ class JobsAnswer(TypedDict):
 # What the daemon does.
 
 
+class ServeAnswer(TypedDict):
+    """The server listens.
+
+    uris: The NBD URIs of the disks that it offers, of the newest revision of each job; other
+      revisions have their id in its place.
+    """
+
+    uris: Sequence[Text]
+
+
 class RunAnswer(JobAnswer):
     """The daemon backs the job up before all others.
 
@@ -474,6 +484,7 @@ if TYPE_CHECKING:
         | ConfigCheckAnswer
         | JobsAnswer
         | RunAnswer
+        | ServeAnswer
         | PauseAnswer
         | ResumeAnswer
         | StatusAnswer

@@ -19,20 +19,21 @@ from backy.system import signals
 NBD_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
 REQUEST_MAGIC, SIMPLE_MAGIC, CHUNK_MAGIC = 0x25609513, 0x67446698, 0x668E33EF
 FIXED_NEWSTYLE, NO_ZEROES = 1, 2  # flags of the server
-READ_ONLY, SEND_FLUSH, SEND_TRIM, SEND_WRITE_ZEROES, CAN_MULTI_CONN = (
-    2,
-    4,
-    32,
-    64,
-    256,
-)  # of exports
-STARTTLS, GO, STRUCTURED_REPLY, SET_META_CONTEXT = 5, 7, 8, 10  # options
-ACK, INFO, META_CONTEXT, IS_REFUSED = 1, 3, 4, 1 << 31  # types of replies to options
+# Flags of an export.
+HAS_FLAGS, IS_READ_ONLY, SEND_FLUSH, SEND_TRIM, SEND_WRITE_ZEROES = 1, 2, 1 << 2, 1 << 5, 1 << 6
+CAN_SEND_DF, CAN_MULTI_CONN = 1 << 7, 1 << 8
+EXPORT_NAME, ABORT, LIST, STARTTLS, INFO_ONLY, GO, STRUCTURED_REPLY = 1, 2, 3, 5, 6, 7, 8  # options
+LIST_META_CONTEXT, SET_META_CONTEXT = 9, 10
+ACK, SERVER, INFO, META_CONTEXT, IS_REFUSED = 1, 2, 3, 4, 1 << 31  # types of replies to options
+UNSUPPORTED, POLICY, INVALID, TLS_REQUIRED, UNKNOWN_EXPORT = (
+    IS_REFUSED + n for n in (1, 2, 3, 5, 6)
+)
 INFO_EXPORT, INFO_BLOCK_SIZE = 0, 3
 READ, WRITE, DISCONNECT, FLUSH, TRIM, WRITE_ZEROES, BLOCK_STATUS = 0, 1, 2, 3, 4, 6, 7  # commands
+DONT_FRAGMENT, REQUEST_ONE = 1 << 2, 1 << 3  # flags of a request
 IS_LAST = 1  # flag of a chunk
 NONE, DATA, HOLE, STATUS, IS_ERROR = 0, 1, 2, 5, 1 << 15  # types of chunks
-STATE_ZERO = 2  # of base:allocation; a hole without it may read as anything
+STATE_HOLE, STATE_ZERO = 1, 2  # of base:allocation; a hole that is not zero may read as anything
 _LOOK_SECONDS = 0.5  # a thread that waits for the server looks so often whether it is to stop
 STATE_DIRTY = 1  # https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/nbd.txt
 

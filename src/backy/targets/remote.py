@@ -14,7 +14,7 @@ from backy.nbd.connections import Connections
 from backy.nbd.remote_draft import NbdDraft
 from backy.nbd.remote_image import ALLOCATION, NbdImage
 from backy.nbd.uri import Address
-from backy.nbd.wire import READ_ONLY
+from backy.nbd.wire import IS_READ_ONLY
 from backy.targets.formats import LENGTH, format_of
 from backy.units import format_size
 
@@ -79,7 +79,7 @@ class RemoteTarget:
         if self._exists():
             with self._connected() as connections:
                 has, flags = connections.export.size, connections.export.flags
-            if flags & READ_ONLY:
+            if flags & IS_READ_ONLY:
                 raise TargetError(f"{self._name} can only be read", "Is its server started so?")
             if has < size:
                 have = f"{format_size(has)} ({has} bytes)"

@@ -1,0 +1,214 @@
+"""The server's side of the first phase of NBD: the client chooses an export and features."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import struct
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import islice
+
+from backy.errors import BackyError
+from backy.image.extent_map import ExtentMap
+from backy.nbd import wire as nbd
+from backy.nbd.channel import Channel
+from backy.nbd.exports import ALLOCATION, Export, OpenExports
+from backy.nbd.wire import ViolationError
+from backy.units import KiB, MiB
+
+LARGEST_REQUEST = 32 * MiB
+_LONGEST_OPTION = 64 * KiB
+_LONGEST_STRING = 4 * KiB
+_MOST_NAMES, _MOST_CONTEXTS = 10_000, 8
+_MINIMUM, _PREFERRED = 1, 64 * KiB  # sizes of requests
+_PLAIN_OPTIONS = {nbd.STARTTLS, nbd.ABORT}
+
+
+@dataclass(slots=True)
+class Session:
+    """What client and server agreed on. `contexts` has those whose block status is asked for."""
+
+    export: Export
+    allocation: ExtentMap
+    is_structured: bool
+    contexts: dict[int, ExtentMap]
+
+
+class Negotiation:
+    """Answers the options of one client. `tls` makes the context that the client must use."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        exports: OpenExports,
+        tls: Callable[[], ssl.SSLContext] | None,
+        stack: AsyncExitStack,
+    ) -> None:
+        self._channel = channel
+        self._exports = exports
+        self._tls = tls
+        self._stack = stack  # closes what the session needs
+        self._is_structured = False
+        self._contexts: tuple[str, dict[int, ExtentMap]] = "", {}
+        self._opened: tuple[str, Export, bool] | None = None
+
+    async def run(self) -> Session | None:
+        """Answer options until the client chooses an export; None if it goes without.
+
+        Raises OSError if the connection is lost, or the client does not follow the protocol.
+        """
+        flags = nbd.FIXED_NEWSTYLE | nbd.NO_ZEROES
+        await self._channel.send(struct.pack(">8s8sH", nbd.NBD_MAGIC, nbd.OPTION_MAGIC, flags))
+        [chosen] = struct.unpack(">I", await self._channel.receive(4))
+        if chosen & ~flags or not chosen & nbd.FIXED_NEWSTYLE:
+            raise ViolationError("the client does not speak the fixed newstyle protocol")
+        while True:
+            magic, option, length = struct.unpack(">8sII", await self._channel.receive(16))
+            if magic != nbd.OPTION_MAGIC or length > _LONGEST_OPTION:
+                raise ViolationError("the client sent no option, or one that is too long")
+            data = await self._channel.receive(length)
+            if self._tls and not self._channel.is_encrypted and option not in _PLAIN_OPTIONS:
+                if option == nbd.EXPORT_NAME:
+                    raise ViolationError("the client does not use TLS")
+                await self._reply(option, nbd.TLS_REQUIRED, b"this server requires TLS")
+            elif option == nbd.ABORT:
+                await self._reply(option, nbd.ACK)
+                return None
+            elif option == nbd.EXPORT_NAME:
+                return await self._choose_old(data, chosen)
+            elif session := await self._answer(option, data):
+                return session
+
+    async def _answer(self, option: int, data: bytes) -> Session | None:
+        """Answer an option; give the session if that was the last one."""
+        try:
+            match option:
+                case nbd.STARTTLS:
+                    await self._start_tls(data)
+                case nbd.LIST:
+                    await self._list(data)
+                case nbd.STRUCTURED_REPLY:
+                    self._is_structured = True
+                    await self._reply(option, nbd.ACK)
+                case nbd.LIST_META_CONTEXT | nbd.SET_META_CONTEXT:
+                    await self._meta_context(option, data)
+                case nbd.INFO_ONLY | nbd.GO:
+                    return await self._choose(option, data)
+                case _:
+                    await self._reply(option, nbd.UNSUPPORTED)
+        except (struct.error, UnicodeDecodeError):
+            await self._reply(option, nbd.INVALID, b"the option makes no sense")
+        except BackyError as error:
+            await self._reply(option, nbd.UNKNOWN_EXPORT, error.message.encode()[:_LONGEST_STRING])
+        return None
+
+    async def _start_tls(self, data: bytes) -> None:
+        if not self._tls or data or self._channel.is_encrypted:
+            kind = nbd.INVALID if self._tls else nbd.POLICY
+            await self._reply(nbd.STARTTLS, kind)
+            return
+        await self._reply(nbd.STARTTLS, nbd.ACK)
+        await self._channel.start_tls(self._tls())
+        self._is_structured = False  # what was said in the open does not count
+
+    async def _list(self, data: bytes) -> None:
+        if data:
+            raise struct.error
+        names = await asyncio.to_thread(_first, self._exports.offered.names, _MOST_NAMES)
+        for name in names:
+            await self._reply(nbd.LIST, nbd.SERVER, _packed(name))
+        await self._reply(nbd.LIST, nbd.ACK)
+
+    async def _meta_context(self, option: int, data: bytes) -> None:
+        name, position = _string(data, 0)
+        [count] = struct.unpack_from(">I", data, position)
+        position, queries = position + 4, []
+        while position < len(data):
+            query, position = _string(data, position)
+            queries.append(query)
+        if count != len(queries) or not self._is_structured:
+            raise struct.error
+        export, _ = await self._open(name)
+        if option == nbd.LIST_META_CONTEXT:
+            known = await asyncio.to_thread(_first, export.contexts, _MOST_NAMES)
+            asked = tuple(queries) or ("",)
+            found = [(0, context) for context in known if context.startswith(asked)]
+        else:
+            found, chosen = [], {}
+            for context in list(dict.fromkeys(queries))[:_MOST_CONTEXTS]:
+                if status := await asyncio.to_thread(export.status, context):
+                    found.append((len(found) + 1, context))
+                    chosen[len(found)] = status
+            self._contexts = name, chosen
+        for number, context in found:
+            content = struct.pack(">I", number) + context.encode()
+            await self._reply(option, nbd.META_CONTEXT, content)
+        await self._reply(option, nbd.ACK)
+
+    async def _choose(self, option: int, data: bytes) -> Session | None:
+        name, position = _string(data, 0)
+        [count] = struct.unpack_from(">H", data, position)
+        if len(data) != position + 2 + 2 * count:
+            raise struct.error
+        session, flags = await self._session(name)
+        about = struct.pack(">HQH", nbd.INFO_EXPORT, session.export.image.size, flags)
+        await self._reply(option, nbd.INFO, about)
+        sizes = struct.pack(">HIII", nbd.INFO_BLOCK_SIZE, _MINIMUM, _PREFERRED, LARGEST_REQUEST)
+        await self._reply(option, nbd.INFO, sizes)
+        await self._reply(option, nbd.ACK)
+        return session if option == nbd.GO else None
+
+    async def _choose_old(self, data: bytes, chosen: int) -> Session:
+        """Answer the oldest way to choose an export, which knows no errors."""
+        try:
+            session, flags = await self._session(data.decode())
+        except (BackyError, UnicodeDecodeError) as error:
+            raise ViolationError("the client wants what is not there") from error
+        zeroes = bytes(0 if chosen & nbd.NO_ZEROES else 124)
+        about = struct.pack(">QH", session.export.image.size, flags)
+        await self._channel.send(about + zeroes)
+        return session
+
+    async def _session(self, name: str) -> tuple[Session, int]:
+        """The session with an export, and the flags of that."""
+        export, is_lasting = await self._open(name)
+        allocation = await asyncio.to_thread(export.status, ALLOCATION)
+        if not allocation:
+            raise AssertionError(ALLOCATION)
+        flags = nbd.HAS_FLAGS | nbd.IS_READ_ONLY
+        flags |= nbd.CAN_MULTI_CONN if is_lasting else 0
+        flags |= nbd.CAN_SEND_DF if self._is_structured else 0
+        contexts = self._contexts[1] if self._contexts[0] == name else {}
+        return Session(export, allocation, self._is_structured, contexts), flags
+
+    async def _open(self, name: str) -> tuple[Export, bool]:
+        """The export, kept open; one at a time."""
+        if not self._opened or self._opened[0] != name:
+            await self._stack.aclose()
+            self._opened, self._contexts = None, ("", {})
+            export, is_lasting = await self._stack.enter_async_context(self._exports.opened(name))
+            self._opened = name, export, is_lasting
+        return self._opened[1:]
+
+    async def _reply(self, option: int, kind: int, data: bytes = b"") -> None:
+        header = struct.pack(">QIII", nbd.OPTION_REPLY_MAGIC, option, kind, len(data))
+        await self._channel.send(header + data)
+
+
+def _first(items: Callable[[], Iterable[str]], count: int) -> list[str]:
+    return list(islice(items(), count))
+
+
+def _packed(text: str) -> bytes:
+    return struct.pack(">I", len(text.encode())) + text.encode()
+
+
+def _string(data: bytes, start: int) -> tuple[str, int]:
+    """The string at `start`, and where it ends. Raises struct.error, UnicodeDecodeError."""
+    [length] = struct.unpack_from(">I", data, start)
+    end = start + 4 + length
+    if end > len(data) or length > _LONGEST_STRING:
+        raise struct.error
+    return data[start + 4 : end].decode(), end
