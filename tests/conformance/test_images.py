@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from backy.image.cache import BlockCache, CachedImage
 from backy.image.image import Image
 from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
@@ -120,6 +121,15 @@ class TestHealing(ImageSuite):
             healing(made.repository, "restore", [Copy({"vda": content})]) as healer,
         ):
             yield HealingImage(StoredDisk(revision, "vda", image), healer, keep_going=False)
+
+
+class TestCached(ImageSuite):
+    """In a cache that is smaller than the image."""
+
+    @contextmanager
+    def open(self, content: bytes, folder: Path) -> Iterator[Image]:
+        with BlockCache(3 * STEP) as cache:
+            yield CachedImage(BytesImage(content), STEP, cache)
 
 
 def from_source(path: Path) -> Iterator[Image]:
