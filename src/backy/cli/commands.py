@@ -27,6 +27,9 @@ GROUPS = {
     },
     "Restore": {
         "restore": Entry("restore", "Restore one disk, or all disks of a revision."),
+        "mount": Entry(
+            "mount", "Show all revisions as files in a folder, until SIGTERM or fusermount3 -u."
+        ),
         "undo": Entry("undo", "Bring back what the last remove or expire took away."),
     },
     "Care": {
