@@ -76,7 +76,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 lock: $(VENV)/.uv ## write requirements/ from pyproject.toml
 	@$(LOCK) pyproject.toml --group dev --output-file requirements/dev.txt
 	@$(LOCK) pyproject.toml --group test --constraints requirements/dev.txt --output-file requirements/test.txt
-	@$(LOCK) pyproject.toml --constraints requirements/dev.txt --output-file requirements/run.txt
+	@$(LOCK) pyproject.toml --extra mount --constraints requirements/dev.txt --output-file requirements/run.txt
 	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 	@$(LOCK) --group lock --output-file requirements/uv.txt
 
