@@ -343,7 +343,7 @@ def _check(folder: Path, base: Path) -> None:
 def _is_left_over(folder: Path) -> bool:
     """Whether backy was mounted on the folder, and was killed."""
     try:
-        folder.stat()
+        os.scandir(folder).close()  # stat(2) may still know the answer
     except OSError as error:
         name = re.sub(r"[\\\s]", lambda found: f"\\{ord(found[0]):03o}", str(folder))
         mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")
