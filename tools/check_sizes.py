@@ -57,7 +57,7 @@ _NEW_OPERATIONS = ("boot", "browse", "drill", "mount", "plan", "replicate", "res
 BUDGETS = (
     Budget(
         "core",
-        6200,
+        6390,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
             "model/", "system/", "image/", "stores/", "repository/", "operations/",
@@ -66,7 +66,7 @@ BUDGETS = (
     Budget("config, policy, monitoring", 1030, ("config/", "policy/", "monitoring/")),
     Budget("daemon", 1100, ("daemon/",)),
     Budget("cluster", 220, ("cluster/",)),
-    Budget("cli", 2000, ("cli/", "model/answers.py", "model/messages.py")),
+    Budget("cli", 2030, ("cli/", "model/answers.py", "model/messages.py")),
     Budget("api", 550, ("api/",)),
     Budget("access", 300, ("access/",)),
     Budget("web", 250, ("web/",)),

@@ -35,7 +35,8 @@ from backy.operations.site import Site
 from backy.repository.repository import Repository, jobs
 from backy.stores.data import data_bytes
 from backy.stores.index import Index
-from backy.system import folders, process, signals
+from backy.system import folders, process
+from backy.system.library_signals import left_to_library
 from backy.units import MiB
 
 _CACHE = 64 * MiB  # bytes of blocks in memory, of all disks together
@@ -47,6 +48,7 @@ _OPTIONS = {
     "foreground": True, "ro": True, "noexec": True, "default_permissions": True,
     "fsname": "backy", "subtype": "backy",
     "kernel_cache": True,  # what a path has does not change
+    "max_idle_threads": 10,  # the default; libfuse 3.14.0 complains of its own
 }  # fmt: skip
 _ALLOW_OTHER = "Users but root need the line user_allow_other in /etc/fuse.conf for --allow-other."
 Result = TypeVar("Result")
@@ -298,7 +300,7 @@ def mount(
     jobs(site.base)
     _check(folder, site.base.resolve())
     process.allow_open_files(8 * _MOST_OPEN)
-    with BlockCache(_CACHE) as cache, signals.left_to_library(), ExitStack() as stack:
+    with BlockCache(_CACHE) as cache, left_to_library(), ExitStack() as stack:
         tree = Tree(site, patterns, 0o444 if allow_other else 0o400, cache, watcher)
         tree.ready = ready
         stack.callback(tree.close)

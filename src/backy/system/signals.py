@@ -105,21 +105,6 @@ def cancellable() -> Iterator[None]:
 
 
 @contextmanager
-def left_to_library() -> Iterator[None]:
-    """In the body the signals that `cancellable` handles have their defaults.
-
-    A library in C sets handlers of its own then; those of Python do not run while it has the
-    main thread.
-    """
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in _handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def shielded() -> Iterator[None]:
     """In the body no signal stops this process; those that arrive are handled at its end.
 
