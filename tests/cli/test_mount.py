@@ -277,6 +277,16 @@ def test_a_new_revision_appears_and_a_removed_one_goes_but_not_while_it_is_read(
         assert len(own.backy.chunks_of("web1")) == 1
 
 
+def test_a_repository_in_the_place_of_another_is_the_one_that_is_shown(own: View) -> None:
+    with own.mounted():
+        assert (own.folder / "web1/latest/vda.img").read_bytes() == next(own.disks())[1]
+        (own.base / "web1").rename(own.base / "moved")
+        new = own.backup(vda=b"new")
+        assert names(own.folder) == ["moved", "web1"]
+        wait_for(lambda: names(own.folder / "web1") == [new.id, "latest"], "the new repository")
+        assert (own.folder / "web1/latest/vda.img").read_bytes() == b"new"
+
+
 def test_only_jobs_that_match_a_pattern_are_shown(own: View) -> None:
     for job in ("web2", "db1", "db2"):
         own.backup(job, vda=b"disk")
