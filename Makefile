@@ -46,7 +46,7 @@ check: $(VENV)/.dev ## check format, lint, types, layers, doors and sizes
 	@$(BIN)/python -m tools.check_sizes
 
 bench: $(VENV)/.installed ## measure backy beside restic, borg and qemu-img
-	@echo restic borgbackup qemu-utils qemu-system-common libnbd-bin zstd xfsprogs mount | tools/apt-install -
+	@echo restic borgbackup qemu-utils qemu-system-common libnbd-bin zstd xfsprogs mount fuse3 | tools/apt-install -
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 demo: $(VENV)/.installed ## watch backy back up, damage, verify and restore a small disk image

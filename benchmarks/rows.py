@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import delta, growth, nbd, ours, peers
+from benchmarks import delta, growth, mount, nbd, ours, peers
 from benchmarks.measure import Run, output_of
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial
@@ -26,12 +26,13 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
     "losetup": "mount",
+    "fusermount3": "fuse3",
 }
 XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
 SPARSE = ("sparse-chunks", "sparse-images")
-OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", "nbd")
+OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", "mount", "nbd")
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
@@ -111,6 +112,7 @@ def all_rows(settings: Settings) -> list[Row]:
         ),
         Row("version", "backy --version", ours.version),
         Row("fleet", "backy check, 10,000 jobs", ours.fleet),
+        Row("mount", "backy mount", mount.mount, ("fusermount3",)),
         Row("nbd", "backy NBD client", nbd.nbd, ("qemu-nbd", "nbdcopy")),
         Row("floor", f"arithmetic on {settings.cores} cores", floor),
     ]
