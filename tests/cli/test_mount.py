@@ -288,6 +288,15 @@ def test_a_repository_in_the_place_of_another_is_the_one_that_is_shown(own: View
         assert (own.folder / "web1/latest/vda.img").read_bytes() == b"new"
 
 
+def test_a_pattern_that_no_job_matches_is_told_and_a_job_may_come(own: View) -> None:
+    with own.mounted("--job", "web[2-9]") as running:
+        assert names(own.folder) == []
+        own.backup("web2", vda=b"disk")
+        wait_for(lambda: names(own.folder) == ["web2"], "the job")
+        running.signal(signal.SIGTERM)
+        assert "has no job to show yet" in running.end().err
+
+
 def test_only_jobs_that_match_a_pattern_are_shown(own: View) -> None:
     for job in ("web2", "db1", "db2"):
         own.backup(job, vda=b"disk")
@@ -425,8 +434,11 @@ def test_a_damaged_block_is_healed_while_it_is_read(tmp_path: Path, reflink_fold
     with stored.open("r+b") as file:
         file.seek(BLOCK + 1)
         file.write(b"rot")
-    with own.mounted():
+    with own.mounted() as running:
         assert (own.folder / "web1" / first.id / "vda.img").read_bytes() == content
+        running.signal(signal.SIGTERM)
+        said = running.end().err
+    assert f"vda.img: bytes {BLOCK} to {2 * BLOCK} were damaged; a good copy was used" in said
     assert stored.read_bytes() == content
     assert "healed" in own.backy.ok("reports", "web1").out
 

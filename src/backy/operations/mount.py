@@ -25,7 +25,7 @@ from backy.errors import (
 )
 from backy.image.cache import BlockCache, CachedImage
 from backy.image.progress import Watcher
-from backy.model.extent import Extent, Kind
+from backy.model.extent import Extent, Kind, merge_ranges
 from backy.model.names import is_job
 from backy.model.revision import Revision, is_id
 from backy.operations.heal import StoredDisk, healing
@@ -37,11 +37,12 @@ from backy.stores.data import data_bytes
 from backy.stores.index import Index
 from backy.system import folders, process
 from backy.system.library_signals import left_to_library
-from backy.units import MiB
+from backy.units import MiB, TiB
 
 _CACHE = 64 * MiB  # bytes of blocks in memory, of all disks together
 _MOST_OPEN = 256  # files that are open at once; a disk takes up to four descriptors
 _REMEMBERED = 64  # repositories, and as many revisions
+_COUNTED = TiB  # bytes of data, to say how much a disk takes; enough to see that it has holes
 _MOST_NOTES = 4096  # sizes that are remembered, and messages that are not repeated
 _LATEST = "latest"
 _OPTIONS = {
@@ -122,7 +123,7 @@ class Tree:
     def _names(self, job: str = "", revision_id: str = "") -> Sequence[str]:
         if not job:
             found = jobs(self._site.base, lambda name: self.say(f"left alone: {name!a}"))
-            return list(filter(self._is_shown, found))
+            return [name for name in found if _is_like(name, self._patterns)]
         repository = self._repository(job)
         if not revision_id:
             ids = _ids(repository)
@@ -165,12 +166,12 @@ class Tree:
         return status | {"st_uid": os.getuid(), "st_gid": os.getgid()}
 
     def _count_data(self, path: str) -> int:
-        """How many bytes of a disk are data; all of them if its index cannot be read."""
+        """How many bytes of a disk are data, counted to 1 TiB; all if its index cannot be read."""
         repository, revision, name = self._found(path)
         disk = _disk_called(name, revision)
         size = revision.disks[disk].size
         with suppress(StoreError), repository.index(revision, disk) as index:
-            return min(size, data_bytes(index))
+            return min(size, data_bytes(index, _COUNTED))
         return size
 
     @_answered
@@ -181,13 +182,13 @@ class Tree:
         repository, revision, name = self._found(path)
         number = next(self._numbers)
         if disk := _disk_called(name, revision):
-            self._files[number] = self._disk(repository, revision, disk)
+            self._files[number] = self._disk(path, repository, revision, disk)
         else:
             content = folders.read_file(repository.folder_of(revision) / name, MiB)
             self._files[number] = _content(content)
         return number
 
-    def _disk(self, repository: Repository, revision: Revision, disk: str) -> _File:
+    def _disk(self, path: str, repository: Repository, revision: Revision, disk: str) -> _File:
         with ExitStack() as stack:
             origins = self._site.origins(repository)
             healer = stack.enter_context(healing(repository, "mount", origins, self._watcher))
@@ -195,9 +196,16 @@ class Tree:
             image = stack.enter_context(repository.store.open(revision, disk))
             healed = HealingImage(StoredDisk(revision, disk, image), healer, keep_going=False)
             cached = CachedImage(healed, image.block_size, self._cache)
+            stack.callback(self._tell_healed, path, healed)
             stack.callback(cached.close)
             extents = partial(_extents, image.index)
             return _File(image.size, cached.read, extents, stack.pop_all().close)
+
+    def _tell_healed(self, path: str, image: HealingImage) -> None:
+        for start, length in merge_ranges(image.healed):
+            self.say(
+                f"{path}: bytes {start} to {start + length} were damaged; a good copy was used"
+            )
 
     @_answered
     def read(self, path: str, length: int, offset: int, number: int) -> bytes:
@@ -224,12 +232,9 @@ class Tree:
         self._files.pop(number).close()
         return 0
 
-    def _is_shown(self, job: str) -> bool:
-        return any(fnmatchcase(job, pattern) for pattern in self._patterns)
-
     def _repository(self, job: str) -> Repository:
         """The repository of a job; opened again if another folder has its name now."""
-        if not is_job(job) or not self._is_shown(job):
+        if not is_job(job) or not _is_like(job, self._patterns):
             raise NotFoundError(f"there is no job {job!a}")
         status = (self._site.base / job).stat()
         return self._opened(job, (status.st_dev, status.st_ino))
@@ -246,12 +251,17 @@ class Tree:
         return repository, self._revision(repository, revision_id), name
 
 
+def _is_like(job: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(job, pattern) for pattern in patterns)
+
+
 def _parts(path: str) -> list[str]:
     return list(filter(None, path.split("/")))
 
 
 def _ids(repository: Repository) -> list[str]:
-    return list(filter(is_id, folders.list_folder(repository.root / "revisions")))
+    with translated(StoreError, "listing its revisions"):
+        return list(filter(is_id, folders.list_folder(repository.root / "revisions")))
 
 
 def _disk_called(name: str, revision: Revision) -> str:
@@ -297,7 +307,8 @@ def mount(
     Raises ConfigError if FUSE is not installed, TargetError if the folder cannot be used.
     """
     fuse, folder = _library(), folder.resolve()
-    jobs(site.base)
+    if not any(_is_like(job, patterns) for job in jobs(site.base)):
+        watcher.warn(f"{site.base} has no job to show yet")
     _check(folder, site.base.resolve())
     process.allow_open_files(8 * _MOST_OPEN)
     with BlockCache(_CACHE) as cache, left_to_library(), ExitStack() as stack:
