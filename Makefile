@@ -47,7 +47,7 @@ check: $(VENV)/.dev ## check format, lint, types, layers, doors and sizes
 	@$(BIN)/python -m tools.check_sizes
 
 bench: $(VENV)/.installed ## measure backy beside restic, borg and qemu-img
-	@echo restic borgbackup qemu-utils qemu-system-common libnbd-bin zstd xfsprogs mount | tools/apt-install -
+	@echo restic borgbackup qemu-utils qemu-system-common libnbd-bin zstd xfsprogs mount fuse3 | tools/apt-install -
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 demo: $(VENV)/.installed ## watch backy back up, damage, verify and restore a small disk image
@@ -77,7 +77,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 lock: $(VENV)/.uv ## write requirements/ from pyproject.toml
 	@$(LOCK) pyproject.toml --group dev --output-file requirements/dev.txt
 	@$(LOCK) pyproject.toml --group test --constraints requirements/dev.txt --output-file requirements/test.txt
-	@$(LOCK) pyproject.toml --constraints requirements/dev.txt --output-file requirements/run.txt
+	@$(LOCK) pyproject.toml --extra mount --constraints requirements/dev.txt --output-file requirements/run.txt
 	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 	@$(LOCK) --group lock --output-file requirements/uv.txt
 

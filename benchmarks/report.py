@@ -88,10 +88,14 @@ def _loop_device(results: Results) -> list[str]:
     return [f"XFS is on a loop device {'with' if direct[0] else 'without'} direct I/O."]
 
 
+# Rows that have lines of their own below.
+_WITHOUT_TIMES = {"version", "fleet", "floor", "mount", "nbd", "serve", "growth", "differential"}
+
+
 def _times(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
-        if row.key in {"version", "fleet", "floor", "nbd", "serve", "growth", "differential"}:
+        if row.key in _WITHOUT_TIMES:
             continue
         figures = [_mib(report.results.median(row.name, name)) for name in ("size", "growth")]
         files = report.results.median(row.name, "files")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import delta, differential, growth, nbd, ours, peers, serve
+from benchmarks import delta, differential, growth, mount, nbd, ours, peers, serve
 from benchmarks.measure import Run, output_of
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial
@@ -27,24 +27,14 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
     "losetup": "mount",
+    "fusermount3": "fuse3",
 }
 XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
 SPARSE = ("sparse-chunks", "sparse-images")
-OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet")
-OURS += ("nbd", "serve", "differential")
-    "chunks",
-    "images",
-    *TOLD,
-    *SPARSE,
-    "growth",
-    "version",
-    "fleet",
-    "nbd",
-    "serve",
-    "differential",
-)
+SERVERS = ("mount", "nbd", "serve")
+OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", *SERVERS, "differential")
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
@@ -124,6 +114,7 @@ def all_rows(settings: Settings) -> list[Row]:
         ),
         Row("version", "backy --version", ours.version),
         Row("fleet", "backy check, 10,000 jobs", ours.fleet),
+        Row("mount", "backy mount", mount.mount, ("fusermount3",)),
         Row("nbd", "backy NBD client", nbd.nbd, ("qemu-nbd", "nbdcopy")),
         Row("differential", "backy restore of what differs", differential.differential),
         Row(

@@ -57,6 +57,7 @@ RATIOS = (
     Target("images", "full", 1.0, "cp --sparse=always on XFS", "full"),
     Target("images", "changed", 0.15, "restic", "changed"),
     Target("differential", "restore 1 %", 0.30, "", "restore"),
+    Target("mount", "cached", 2.0, "", "plain"),
     Target("nbd", "read", 1 / 0.7, "", "nbdcopy"),
     Target("serve", "images", 1 / 0.6, "", "nbdkit"),
     Target("serve", "chunks", 1 / 0.8, "", "zstd -d"),
@@ -67,6 +68,7 @@ RATIOS = (
     ),
 )
 GROWTH_LIMIT = 1.1
+MOUNT_BYTES_A_SECOND = 0.6 * 1024 * MIB
 SPARSE_LIMIT_SECONDS = 1.5
 ONE_STEP = {"version": ("version", 0.150), "fleet": ("check", 2.0)}  # step, limit in seconds
 
@@ -90,8 +92,8 @@ def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Ver
             data = full * DELTA_BYTES / workload.data_bytes
             limit = SPARSE_LIMIT_SECONDS + data
             yield Verdict(f"{row.name}: delta", "1.5 s plus the data", seconds, limit, "s")
-        if row.key == "growth":
-            yield from _limits(results, row)
+        if row.key in ("growth", "mount"):
+            yield from (_limits if row.key == "growth" else _rates)(results, row, workload)
         if row.key in ONE_STEP:
             step, limit_seconds = ONE_STEP[row.key]
             yield Verdict(row.name, "-", results.median(row.name, step), limit_seconds, "s")
@@ -102,7 +104,13 @@ def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Ver
             yield Verdict(f"{row.name}: peak memory", "-", share, limit, "MiB")
 
 
-def _limits(results: Results, row: Row) -> Iterator[Verdict]:
+def _rates(results: Results, row: Row, workload: Workload) -> Iterator[Verdict]:
+    limit = workload.size_bytes / MOUNT_BYTES_A_SECOND
+    seconds = results.median(row.name, "cached")
+    yield Verdict(f"{row.name}: cached", "0.6 GiB a second", seconds, limit, "s")
+
+
+def _limits(results: Results, row: Row, _: Workload) -> Iterator[Verdict]:
     for figure, (limit, unit, factor) in growth.LIMITS.items():
         value = results.median(row.name, figure)
         measured = None if value is None else value / factor

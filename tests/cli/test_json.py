@@ -36,6 +36,7 @@ NOT_JSON = {
     "config schema": "prints a JSON Schema, and nothing else",
     "config show": "prints the configuration as JSON, and nothing else",
     "daemon": "prints nothing, and logs",
+    "mount": "prints that it is ready, and logs",
 }
 WITH_JSON = [name for name in COMMANDS if name not in NOT_JSON]
 

@@ -140,8 +140,8 @@ def words(worked: Worked, command: str) -> tuple[list[str], Proof]:
     return [*command.split(), *(each.replace("{report}", report) for each in arguments)], proof
 
 
-def test_every_command_is_here_that_ends_by_itself() -> None:
-    assert {*COMMANDS_AT_WORK, "daemon", "serve"} == set(COMMANDS)
+def test_every_command_is_here_but_those_that_run_until_a_signal() -> None:
+    assert {*COMMANDS_AT_WORK, "daemon", "mount", "serve"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS_AT_WORK)

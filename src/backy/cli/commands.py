@@ -32,6 +32,9 @@ GROUPS = {
             "Show the restores of a job: what, where to, who asked, and how they ended.",
         ),
         "serve": Entry("serve", "Offer disks of revisions over NBD, for reading."),
+        "mount": Entry(
+            "mount", "Show all revisions as files in a folder, until SIGTERM or fusermount3 -u."
+        ),
         "undo": Entry("undo", "Bring back what the last remove or expire took away."),
     },
     "Care": {

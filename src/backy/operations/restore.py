@@ -144,7 +144,7 @@ def restore_job(
     in_folder = isinstance(target, str) and is_folder(target)
     _refuse_targets(words.values(), spared, options, in_folder=in_folder)
     if not options.overwrite and not options.over_source:
-        beside = _saved_files(repository, revision) if in_folder else []
+        beside = saved_files(repository, revision) if in_folder else []
         refuse_existing([*words.values(), *(f"{target}/{name}" for name in beside)])
     hooks = None if options.dry_run else site.hooks(job, watcher.note)
     origins = site.origins(repository)
@@ -383,7 +383,7 @@ def restore_files(
     stored, target = repository.folder_of(revision), Place.at(folder)
     written = []
     with repository.reading(revision):
-        for name in _saved_files(repository, revision):
+        for name in saved_files(repository, revision):
             with translated(StoreError, f"reading {stored / name}"):
                 try:
                     content = folders.read_file(stored / name, MiB)
@@ -399,7 +399,8 @@ def restore_files(
     return written
 
 
-def _saved_files(repository: Repository, revision: Revision) -> list[str]:
+def saved_files(repository: Repository, revision: Revision) -> list[str]:
+    """The names in the folder of a revision that a source may have saved beside the disks."""
     return list(filter(_may_be_saved, folders.list_folder(repository.folder_of(revision))))
 
 

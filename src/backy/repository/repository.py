@@ -141,13 +141,15 @@ class Repository:
                     left -= min((folder / "revision.json").status().st_size, MiB)
                 if left < 0:
                     raise too_many
-                revisions.append(self._read(folder))
+                revisions.append(self.revision(name))
             except DamagedError as error:
                 unreadable[name] = error
         return History(revisions[::-1], dict(reversed(unreadable.items())))
 
-    def _read(self, folder: Place) -> Revision:
-        return read_revision(folder / "revision.json", self.settings.block_size)
+    def revision(self, revision_id: str) -> Revision:
+        """The published revision with this id, read alone. Raises DamagedError."""
+        path = self.root / "revisions" / revision_id / "revision.json"
+        return read_revision(path, self.settings.block_size)
 
     def find(self, spec: str) -> Revision:
         """The one revision that a revision word names.
@@ -237,7 +239,7 @@ class Repository:
         with self.history_lock():
             if not self.has(revision_id):
                 raise NotFoundError(f"{self.name}: revision {revision_id} was removed")
-            changed = update(self._read(path.parent))
+            changed = update(self.revision(revision_id))
             # First, so that monitoring never misses a revision that became distrusted.
             status.update(self.folder, lambda old: status.revision_changed(old, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):
