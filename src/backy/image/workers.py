@@ -17,6 +17,7 @@ Take = Callable[[Step, memoryview], None]
 _BUFFERS = 32 * MiB  # bytes of all buffers together, unless one alone is larger
 _MOST = 24  # threads; each has buffers in the stores, too
 _LOOK_SECONDS = 0.1
+_MOSTLY = 0.5  # the share of a thread's time below which it mostly waits
 
 
 def few() -> int:
@@ -128,18 +129,20 @@ class _Pool(Generic[Step]):
                 self._threads.append(thread)
 
     def grow(self) -> None:
-        """Start as many threads as keep the processors busy, at most twice as many as there are.
+        """If they mostly wait, start as many threads as keep the processors busy.
 
-        A thread that waits for a processor is busy, too: more of them would not help.
+        At most twice as many as there are. A thread that waits for a processor does not count as
+        waiting: more of them would not help.
         """
         threads = len(self._threads)
         if threads < self._most:
             with suppress(OSError):  # a thread has ended, or the kernel does not tell
                 busy = sum(process.busy_seconds(thread.native_id) for thread in self._threads)
                 now = time.monotonic()
-                share = (busy - self._busy) / (now - self._looked_at) / threads
+                share = max((busy - self._busy) / (now - self._looked_at) / threads, 0.01)
                 self._busy, self._looked_at = busy, now
-                self.start(min(int(process.processors() / max(share, 0.01)) + 2, 2 * threads))
+                if share < _MOSTLY:
+                    self.start(min(int(process.processors() / share) + 2, 2 * threads))
 
     def _work(self, ended: threading.Event) -> None:
         try:
