@@ -47,7 +47,7 @@ class TestZstd(CodecSuite):
         packed = zstandard.ZstdCompressor(1, write_checksum=True).compress(block)
         assert len(packed) == 3 * PAGE + over
         assert frame[: len(packed)] == packed
-        assert len(frame) == (3 if over in {-9, -8, 0} else 4) * PAGE
+        assert len(frame) == (3 if over < -7 else 4) * PAGE
         done = subprocess.run(["zstd", "-dcq"], input=frame, check=True, capture_output=True)
         assert done.stdout == block
         assert self.decoded(frame, len(block)) == block

@@ -67,12 +67,12 @@ def delayed_file_system(
         os.truncate(content, size)
         subprocess.run([f"mkfs.{kind}", "-q", content], check=True)
         server = stack.enter_context(_served(content, front, seconds))
-        attach = ["losetup", "--find", "--show", "--direct-io=on", front]
+        attach: list[str | Path] = ["losetup", "--find", "--show", "--direct-io=on", front]
         device = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
         stack.callback(subprocess.run, ["losetup", "--detach", device], check=True)
-        stack.callback(reflink.unmount, folder)
         delayed = Delayed(folder, device, server)
         delayed.mount()
+        stack.callback(reflink.unmount, folder)
         yield delayed
 
 
@@ -84,7 +84,8 @@ def _served(content: Path, front: Path, seconds: float) -> Iterator["subprocess.
         options = f"fd={fuse},rootmode=100000,user_id=0,group_id=0"
         mount: list[str | Path] = ["mount", "-i", "-t", "fuse", "-o", options, "delayed", front]
         subprocess.run(mount, check=True, pass_fds=[fuse])
-        words = [sys.executable, "-m", "tests.lab.delayed_file", content, str(fuse)]
+        program = Path(__file__).with_name("delayed_file.py")
+        words: list[str | Path] = [sys.executable, program, content, str(fuse)]
         server = subprocess.Popen(
             [*words, str(seconds)],
             pass_fds=[fuse],

@@ -1,6 +1,6 @@
 """A program that serves one file through FUSE, each read later than it could be answered.
 
-    python -m tests.lab.delayed_file FILE DESCRIPTOR SECONDS
+    python delayed_file.py FILE DESCRIPTOR SECONDS
 
 DESCRIPTOR is /dev/fuse, opened and mounted by `tests.lab.delayed`. Reads wait side by side, as on a
 network or on many spindles; nothing but the delay limits them. A line on stdin is answered by a
@@ -55,7 +55,7 @@ class _Server:
                 elif not os.read(descriptor, 1):
                     return
                 else:
-                    print(self._reads, self._most, flush=True)
+                    os.write(1, f"{self._reads} {self._most}\n".encode())
                     self._reads = self._most = 0
             while self._waiting and self._waiting[0][0] <= time.monotonic():
                 _, request, offset, size = heapq.heappop(self._waiting)
@@ -78,7 +78,7 @@ class _Server:
             self._most = max(self._most, len(self._waiting))
         elif operation == _WRITE:
             _, offset, size = _TRANSFER.unpack_from(body)
-            os.pwrite(self._file, body[_WRITE_HEADER_BYTES :][:size], offset)
+            os.pwrite(self._file, body[_WRITE_HEADER_BYTES:][:size], offset)
             self._answer(request, struct.pack("=II", size, 0))
         elif operation == _INIT:
             flags = _ASYNC_READ | _BIG_WRITES | _ASYNC_DIRECT_IO | _MAX_PAGES

@@ -48,9 +48,7 @@ def in_parallel(
                 pool.grow()
 
 
-def in_order(
-    steps: Iterator[Step], fetch: Take[Step], take: Take[Step], buffer_size: int
-) -> None:
+def in_order(steps: Iterator[Step], fetch: Take[Step], take: Take[Step], buffer_size: int) -> None:
     """Call `take(step, buffer)` for each step in order, in this thread; see `in_parallel`.
 
     Before it, other threads called `fetch(step, buffer)`, for the next steps meanwhile. So a signal

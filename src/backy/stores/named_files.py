@@ -10,7 +10,7 @@ import errno
 import threading
 
 from backy.system import files, folders
-from backy.system.files import Cache, File
+from backy.system.files import Cache
 from backy.system.place import Place
 
 _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2), O_TMPFILE
@@ -41,7 +41,8 @@ class NamedFiles:
         """
         try:
             with files.create_unnamed(self.folder, self._cache) as file:
-                _fill(file, content)
+                file.write(0, content)
+                file.start_writeback()
                 folders.link_unnamed(file, path)
         except FileNotFoundError:
             folders.make_folder(path.parent)
@@ -61,7 +62,8 @@ class NamedFiles:
             self.replace(path, content)
         else:
             with file:
-                _fill(file, content)
+                file.write(0, content)
+                file.start_writeback()
 
     def replace(self, path: Place, content: bytes | memoryview) -> None:
         """Replace a file in one step: published revisions may rely on its name."""
@@ -84,8 +86,3 @@ class NamedFiles:
             folders.remove_tree(path)  # a file cannot be renamed over a folder
         self.replace(path, content)
         folders.sync_folder(path.parent)
-
-
-def _fill(file: File, content: bytes | memoryview) -> None:
-    file.write(0, content)
-    file.start_writeback()

@@ -47,7 +47,7 @@ class ZstdCodec:
         return known
 
     def largest_frame(self, length: int) -> int:
-        """ZSTD_COMPRESSBOUND, zstd.h: 1/256 more than the block, and less than 4 KiB; and padding."""
+        """ZSTD_COMPRESSBOUND, zstd.h (1/256 more than the block, less than 4 KiB), and padding."""
         return length + length // 256 + 3 * PAGE
 
     def encode(self, block: memoryview, frame: memoryview) -> int:
@@ -55,13 +55,11 @@ class ZstdCodec:
         packed = self._contexts.compressor.compress(block)
         length = len(packed)
         frame[:length] = packed
-        padding = -length % PAGE
-        if 0 < padding < _SKIPPABLE.size:
-            padding += PAGE
-        if padding:
-            _SKIPPABLE.pack_into(frame, length, _PADDING, padding - _SKIPPABLE.size)
-            frame[length + _SKIPPABLE.size : length + padding] = bytes(padding - _SKIPPABLE.size)
-        return length + padding
+        start = length + _SKIPPABLE.size
+        zeroes = -start % PAGE
+        _SKIPPABLE.pack_into(frame, length, _PADDING, zeroes)
+        frame[start : start + zeroes] = bytes(zeroes)
+        return start + zeroes
 
     def decode(self, frame: memoryview, block: memoryview) -> None:
         """Decompress straight into `block`."""
