@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import count
 from typing import Generic, TypeVar
 
@@ -101,9 +101,12 @@ class _Pool(Generic[Step]):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stopped = True
-        with signals.shielded():
+        # After a first signal others are ignored.
+        with nullcontext() if signals.is_stopping() else signals.shielded():
             for thread, ended in zip(self._threads, self.ended, strict=True):
-                ended.wait()  # after a signal, `join` alone may return before the thread has ended
+                # After a signal, `join` alone may return before the thread has ended.
+                while not ended.wait(_LOOK_SECONDS):
+                    pass
                 thread.join()
         if self._error and not kind:
             raise self._error
