@@ -68,7 +68,7 @@ BUDGETS = (
     Budget("cluster", 220, ("cluster/",)),
     Budget("cli", 2000, ("cli/", "model/answers.py", "model/messages.py")),
     Budget("api", 550, ("api/",)),
-    Budget("access", 300, ("access/",)),
+    Budget("access", 240, ("access/",)),
     Budget("web", 250, ("web/",)),
     Budget("nbd", 600, ("nbd/",)),
     Budget("clients", 750, ("clients/",)),
