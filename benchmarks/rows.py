@@ -1,19 +1,16 @@
 """The rows of the table: how each is called, what it needs, and the function that runs it."""
 
 import importlib.util
-import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import delta, differential, growth, mount, nbd, ours, peers, serve
-from benchmarks.measure import Run, output_of
+from benchmarks import delta, differential, growth, mount, nbd, ours, peers, reader, serve
 from benchmarks.space import show_size
-from benchmarks.trial import Settings, Trial
+from benchmarks.trial import Settings, Trial, on_floor
 
 PACKAGES = {
     "restic": "restic",
@@ -34,13 +31,20 @@ TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
 SPARSE = ("sparse-chunks", "sparse-images")
 SERVERS = ("mount", "nbd", "serve")
-OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", *SERVERS, "differential")
+READER = ("together", "latency", "differential")
+OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", *READER, "version", "fleet", *SERVERS)
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
-NEEDED = {"floor": ("blake3", "zstandard"), "nbd": ("backy",), "growth": ("backy",)}
+ARITHMETIC = ("blake3", "zstandard")
+NEEDED = {
+    "chunks": ARITHMETIC,
+    "floor": ARITHMETIC,
+    "nbd": ("backy",),
+    "growth": ("backy",),
+    "latency": (*ARITHMETIC, "pytest"),
+}
 FLOOR_MODES = ("full", "unchanged", "changed", "verify")
-FLOOR_PROGRAM = Path(__file__).with_name("floor.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Row:
     programs: tuple[str, ...] = ()
     on_xfs: bool = False
     on_ext4: bool = False
+    needs_root: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -112,6 +117,14 @@ def all_rows(settings: Settings) -> list[Row]:
             ("mkfs.ext4", "losetup"),
             on_ext4=True,
         ),
+        Row("together", "backy chunks, four restores", reader.together),
+        Row(
+            "latency",
+            "backy chunks, 10 ms a read",
+            reader.latency,
+            ("mkfs.ext4", "losetup"),
+            needs_root=True,
+        ),
         Row("version", "backy --version", ours.version),
         Row("fleet", "backy check, 10,000 jobs", ours.fleet),
         Row("mount", "backy mount", mount.mount, ("fusermount3",)),
@@ -149,7 +162,7 @@ def missing(row: Row, settings: Settings) -> str | None:
     for program in row.programs:
         if shutil.which(program) is None:
             return f"{program} is not installed: apt-get install {PACKAGES[program]}"
-    if (row.on_xfs or row.on_ext4) and os.geteuid() != 0:
+    if (row.on_xfs or row.on_ext4 or row.needs_root) and os.geteuid() != 0:
         return "only root can mount its file system"
     return None
 
@@ -157,13 +170,13 @@ def missing(row: Row, settings: Settings) -> str | None:
 def floor(trial: Trial) -> None:
     """Hash and compress what the other rows store, and store nothing."""
     scratch = trial.folder / "frames"
+    block_bytes = trial.settings.block_sizes_bytes[0]
+    images: list[str | Path] = [
+        "--image",
+        trial.workload.image,
+        "--changed",
+        trial.workload.changed_image,
+    ]
     for mode in FLOOR_MODES:
-        words = [sys.executable, "-P", str(FLOOR_PROGRAM), mode, "--scratch", str(scratch)]
-        words += ["--image", str(trial.workload.image)]
-        words += ["--changed", str(trial.workload.changed_image)]
-        words += ["--block-size", str(trial.settings.block_sizes_bytes[0])]
-        cost = json.loads(output_of([*words, "--threads", str(trial.settings.cores)]))
-        run = Run(cost["seconds"], cost["cpu_seconds"], cost["peak_rss_bytes"])
-        trial.results.add_run(trial.row, mode, run)
-        trial.say(f"{mode} {run.seconds:.2f} s")
+        on_floor(trial, mode, scratch, block_bytes, images)
     trial.drop(scratch)

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from backy.errors import DamagedError, NotFoundError
+from backy.image import workers
 from backy.model.extent import Kind, align
 from backy.model.revision import Revision, Trust, is_id
 from backy.operations.backup import backup
@@ -60,7 +61,7 @@ BAD = {
 @contextmanager
 def one_worker() -> Iterator[None]:
     """Everything happens in one order."""
-    with patch.object(process, "processors", lambda: -1):
+    with patch.object(process, "processors", lambda: -1), patch.object(workers, "_MOST", 1):
         yield
 
 
