@@ -77,7 +77,7 @@ BUDGETS = (
     Budget("objects", 200, ("stores/objects/",)),
     Budget("new operations", 600, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
-MAX_SOURCE = 15_500
+MAX_SOURCE = 15_830
 
 # What a restore to a file, a device or a pipe depends on: this module, every module that it
 # imports, and the plug-ins it chooses.  Other targets need the servers of a storage all the same.

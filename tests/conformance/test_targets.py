@@ -59,6 +59,7 @@ class TestLongerThanTheFileWas(TestExistingFile):
     def open(self, folder: Path, size: int) -> Iterator[Trial]:
         with super().open(folder, size) as trial:
             os.truncate(folder / "disk.img", size // 2)
+            trial.is_used = size > 1
             yield trial
 
 
