@@ -1,6 +1,7 @@
 """Targets behind a server keep what a Target promises: NBD exports, images of QEMU, Ceph."""
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -414,3 +415,20 @@ def test_an_rbd_image_is_made_as_it_was_asked_for(ceph_pools: Cluster) -> None:
 def test_what_names_nothing_is_refused(word: str) -> None:
     with pytest.raises(UsageError):
         open_target(word)
+
+
+def test_the_rights_on_the_page_are_enough_for_an_image_of_ceph(ceph_pools: Cluster) -> None:
+    page = Path(__file__).parents[2] / "docs" / "targets.md"
+    found = re.search(r"mon '([^']*)' osd '([^']*)'", page.read_text())
+    assert found
+    osd = found[2].replace("POOL", "rbd")
+    user = ceph_pools.user(
+        "writer", found[1], f"{osd}, {osd.replace('rbd pool=rbd', 'rbd pool=data')}"
+    )
+    word = f"rbd:rbd/written?conf={ceph_pools.conf}&user={user}&data-pool=data"
+    for disk in (sample(MiB), bytes(MiB)):
+        restore(open_target(word), disk)
+        assert ceph_pools.export("rbd/written") == disk
+    with pytest.raises(TargetError, match="Operation not permitted"):
+        restore(open_target(word.replace("rbd:rbd/", "rbd:templates/")), sample(MiB))
+    ceph_pools.rbd("rm", "--no-progress", "rbd/written")

@@ -30,7 +30,7 @@ Time = Annotated[
     ("format", "date-time"),
     ("pattern", "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
 ]
-ImageFormat = Annotated[str, ("pattern", "^([a-z0-9-]{1,20})?$")]
+ImageFormat = Annotated[str, ("pattern", "^[A-Za-z0-9_.-]{0,64}$")]
 Hash = Annotated[str, ("pattern", "^[0-9a-f]{64}$")]
 Bytes = Annotated[int, ("minimum", 0)]
 Count = Annotated[int, ("minimum", 0)]

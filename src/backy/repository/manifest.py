@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from backy.model.messages import RevisionRecord
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
-_FORMAT = re.compile("[a-z0-9-]{1,20}")
+_FORMAT = re.compile("[A-Za-z0-9_.-]{1,64}")
 LEVELS = range(1, 20)  # of zstd; higher levels need more memory to decompress
 
 

@@ -176,6 +176,7 @@ class QemuSource:
                 address = parse_uri(f"nbd+unix:///{disk.id}?socket={quote(f'{folder}/nbd')}")
                 image = open_image(address, bitmap=disk.changes, timeout_seconds=timeout)
                 data.disks[name] = stack.enter_context(image)
+                data.image_formats[name] = disk.node.drv
             data.final_checks.append(partial(self._check, len(disks)))
             yield data
 
@@ -187,6 +188,7 @@ class QemuSource:
             for name, wanted in self.settings.images.items():
                 image = open_image_file(wanted, self.settings.timeout)
                 data.disks[name] = stack.enter_context(image)
+                data.image_formats[name] = wanted.format
                 if name in old_disks:
                     data.full_read_reasons[name] = "the VM is off"
             yield data

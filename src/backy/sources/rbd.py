@@ -164,6 +164,7 @@ class RbdSource:
         with ExitStack() as stack:
             for name, disk in disks.items():
                 data.disks[name] = self._image(name, disk, request, data, stack)
+                data.image_formats[name] = "raw"
             yield data
 
     def _image(

@@ -111,10 +111,11 @@ def in_format(word: str, recorded: str) -> str:
     """The same target, with the kind of image that a path stands for.
 
     That is what its suffix says; .img and .raw are raw. A path with another suffix, or with none,
-    gets the format that the disk was backed up from, if it is `recorded` and can be made.
+    gets the format that is `recorded` for the disk, if such an image can be made. Where none is
+    recorded, the bytes of the disk may be those of an image themselves, so the path stays raw.
     """
     path = Path(word)
-    if word == STREAM or _NAMED.fullmatch(word) or _is_device(path):
+    if not recorded or word == STREAM or _NAMED.fullmatch(word) or _is_device(path):
         return word
     suffix = path.suffix.lower().removeprefix(".")
     kind = suffix if suffix in {*_IMAGES, "img", "raw"} else recorded

@@ -18,7 +18,7 @@ from backy.nbd.wire import IS_READ_ONLY
 from backy.targets.formats import LENGTH, format_of
 from backy.units import format_size
 
-_HINT = "The target is not complete. When its server is back, run it again."
+_HINT = "Is the server running? What was written is not complete, so run it again."
 _TIMEOUT_SECONDS = 120  # to connect, and for each request
 
 
