@@ -77,7 +77,8 @@ BUDGETS = (
     Budget("objects", 200, ("stores/objects/",)),
     Budget("new operations", 600, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
-MAX_SOURCE = 15_830
+MAX_SOURCE = 15_500
+
 
 # What a restore depends on: this module, every module that it imports, and the plug-ins that every
 # restore needs. Drafts and what purges need are in modules beside the stores; a target that another

@@ -473,6 +473,7 @@ FAILING = {
     "list": ["vm2"],
     "diff": ["vm1", "9", "0"],
     "find": ["vm1", "-r", "9"],
+    "serve": ["vm2", "--socket", "x.sock"],
     "tag": ["vm1", "+a", "-r", "9"],
     "remove": ["vm1", "-r", "9"],
     "history": ["vm2"],

@@ -136,6 +136,13 @@ def target(text: str) -> str:
 
 
 @_typed
+def job_word(text: str) -> str:
+    """JOB or JOB@REV; returned as it was typed."""
+    check_job(text.rpartition("@")[0] or text)
+    return text
+
+
+@_typed
 def group(name: str) -> int:
     """The number of a group."""
     try:
@@ -156,7 +163,7 @@ def listen(text: str) -> Listen:
     """ADDRESS:PORT, with an IP address; one of IPv6 in brackets."""
     host, _, port = text.rpartition(":")
     with suppress(ValueError):
-        address = ip_address(host.removeprefix("[").removesuffix("]"))
+        address = ip_address(host[1:-1] if host[:1] + host[-1:] == "[]" else host)
         if port.isdecimal() and int(port) <= _LARGEST_PORT:
             return Listen(str(address), int(port))
     raise ConfigError(f"{text!r} is no IP address and port", "Write 127.0.0.1:10809.")
