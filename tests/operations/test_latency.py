@@ -12,8 +12,8 @@ from tests.lab.needs import need
 
 MIB = 1024**2
 SECONDS = 0.03  # a read: so long that what the processors have to do does not count
-MANY = 20  # a block is up to two reads, and without growth two processors have 4 threads
-DISK = Random(14).randbytes(40 * MIB)
+MANY = 10  # a block is up to two reads, and without growth two processors have 4 threads
+DISK = Random(14).randbytes(96 * MIB)
 FILE_SYSTEMS: dict[Store, str] = {"chunks": "ext4", "images": "xfs"}
 
 
