@@ -57,28 +57,27 @@ _NEW_OPERATIONS = ("boot", "browse", "drill", "mount", "plan", "replicate", "res
 BUDGETS = (
     Budget(
         "core",
-        6580,
+        6908,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
             "model/", "system/", "image/", "stores/", "repository/", "operations/",
         ),
     ),
-    Budget("config, policy, monitoring", 1030, ("config/", "policy/", "monitoring/")),
-    Budget("daemon", 1100, ("daemon/",)),
-    Budget("cluster", 220, ("cluster/",)),
-    Budget("cli", 2100, ("cli/", "model/answers.py", "model/messages.py")),
-    Budget("api", 280, ("api/",)),
-    Budget("access", 200, ("access/",)),
-    Budget("web", 150, ("web/",)),
-    Budget("nbd", 600, ("nbd/",)),
-    Budget("clients", 780, ("clients/",)),
-    Budget("sources", 1300, ("sources/",)),
-    Budget("targets", 680, ("targets/",)),
-    Budget("objects", 200, ("stores/objects/",)),
-    Budget("new operations", 600, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
+    Budget("config, policy, monitoring", 1019, ("config/", "policy/", "monitoring/")),
+    Budget("daemon", 1050, ("daemon/",)),
+    Budget("cluster", 0, ("cluster/",)),
+    Budget("cli", 2223, ("cli/", "model/answers.py", "model/messages.py")),
+    Budget("api", 0, ("api/",)),
+    Budget("access", 0, ("access/",)),
+    Budget("web", 0, ("web/",)),
+    Budget("nbd", 1069, ("nbd/",)),
+    Budget("clients", 777, ("clients/",)),
+    Budget("sources", 1302, ("sources/",)),
+    Budget("targets", 691, ("targets/",)),
+    Budget("objects", 0, ("stores/objects/",)),
+    Budget("new operations", 461, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
 MAX_SOURCE = 15_500
-
 
 # What a restore depends on: this module, every module that it imports, and the plug-ins that every
 # restore needs. Drafts and what purges need are in modules beside the stores; a target that another

@@ -20,6 +20,7 @@ import pytest
 
 from backy.errors import BackyError, CancelledError
 from backy.model.revision import Revision
+from backy.operations.differential import Differential
 from backy.operations.restore import RestoreOptions, restore
 from backy.system import files, folders
 from tests.cli.machine import ballast, ext4
@@ -184,5 +185,5 @@ def test_whichever_call_fails_it_is_continued(
 
 
 def run(made: Made, revision: Revision, path: Path) -> None:
-    options = RestoreOptions(overwrite=True)
+    options = RestoreOptions(overwrite=True, differ=Differential)
     restore(made.repository, revision, "vda", str(path), origins=[], options=options)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from backy.errors import DamagedError, TargetError
 from backy.model.revision import Revision
+from backy.operations.differential import Differential
 from backy.operations.restore import RestoredDisk, RestoreOptions, Way, restore
 from backy.operations.verify_target import count_differences, verify_target
 from backy.stores.blocks import StoredImage
@@ -65,9 +66,9 @@ def run(
     made: Made,
     revision: Revision,
     target: Path,
-    **options: bool | Callable[[Way], None] | Callable[[Way], int] | None,
+    **options: bool | type[Differential] | Callable[[Way], None] | Callable[[Way], int] | None,
 ) -> RestoredDisk:
-    wanted = RestoreOptions(**options)  # type: ignore[arg-type]
+    wanted = RestoreOptions(**{"differ": Differential, **options})  # type: ignore[arg-type]
     return restore(made.repository, revision, "vda", str(target), origins=[], options=wanted)
 
 
@@ -132,7 +133,7 @@ def test_a_whole_restore_reads_all_data_once_and_never_the_target(
 ) -> None:
     (tmp_path / "target.img").write_bytes(DISK)
     with reads() as read:
-        done = run(made, revision, tmp_path / "target.img", is_whole=True)
+        done = run(made, revision, tmp_path / "target.img", differ=None)
     assert len(read) == len(set(read)) >= DATA
     assert done.written == done.read
     assert (tmp_path / "target.img").read_bytes() == DISK

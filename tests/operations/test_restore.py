@@ -15,6 +15,7 @@ from backy.errors import (
     UsageError,
 )
 from backy.model.revision import Revision
+from backy.operations.differential import Differential
 from backy.operations.restore import RestoredDisk, RestoreOptions, restore_job
 from backy.operations.site import Site
 from backy.operations.verify_target import verify_target
@@ -360,7 +361,8 @@ def test_progress_counts_data_and_no_holes_and_comes_to_its_end(
     if old is not None:
         (folder / "vda.img").write_bytes(old)
     heard = Listener()
-    options = RestoreOptions(overwrite=True, verify=verify_target if verifies else None)
+    verify = verify_target if verifies else None
+    options = RestoreOptions(overwrite=True, differ=Differential, verify=verify)
     restore_job(Site(tmp_path), "vm1", str(folder), options, watcher=heard)
     assert (folder / "vda.img").read_bytes() == SPARSE
     assert heard.done == heard.total

@@ -9,8 +9,8 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import Context, app
-from backy.cli.output import print_lines, warn
-from backy.image.progress import Silence
+from backy.cli.output import print_lines
+from backy.cli.progress import Warnings
 
 _FOLDER = "An empty folder."
 Folder = Annotated[Path, Argument(parser=values.path, metavar="DIR", help=_FOLDER)]
@@ -37,21 +37,5 @@ def mount(
         print_lines([f"mounted {context.obj.base} at {folder}; to end it: fusermount3 -u {folder}"])
         notify("READY=1")
 
-    run(
-        context.obj,
-        folder,
-        patterns or ["*"],
-        allow_other=allow_other,
-        watcher=_Log(),
-        ready=ready,
-    )
-
-
-class _Log(Silence):
-    """A Watcher that prints warnings, and nothing else."""
-
-    def warn(self, text: str) -> None:
-        """See Watcher."""
-        warn(text)
-
-    note = warn
+    shown = patterns or ["*"]
+    run(context.obj, folder, shown, allow_other=allow_other, watcher=Warnings(), ready=ready)

@@ -10,11 +10,11 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, Spec, app
-from backy.cli.output import print_json, print_lines, warn
+from backy.cli.output import format_rate, print_json, print_lines, warn
 from backy.cli.progress import meter
 from backy.errors import DamagedError, UsageError
 from backy.model.messages import RestoreFinished
-from backy.units import counted, format_duration, format_rate, format_size
+from backy.units import counted, format_duration, format_size
 
 if TYPE_CHECKING:
     from backy.operations.restore import RestoredDisk, RestoreResult
@@ -63,6 +63,7 @@ def restore(
     Where the target has the right bytes already, nothing is read from the repository, and nothing
     written. So a restore that was interrupted continues if it is run again.
     """
+    from backy.operations.differential import Differential
     from backy.operations.recorded_restore import restore_recorded
     from backy.operations.restore import RestoreOptions, restore_job
     from backy.operations.verify_target import count_differences, verify_target
@@ -71,16 +72,15 @@ def restore(
     wanted, disk = _wanted(target or "", disks or [])
     words = [wanted] if isinstance(wanted, str) else list(wanted.values())
     if as_json and STREAM in words and not dry_run:
-        raise UsageError(
-            "--json and the disk cannot both go to standard output", "Leave out --json."
-        )
+        why = "--json and the disk cannot both go to standard output"
+        raise UsageError(why, "Leave out --json.")
     options = RestoreOptions(
         spec,
         disk,
         over_source,
         keep_going,
         overwrite,
-        is_whole=whole,
+        differ=None if whole else Differential,
         verify=verify_target if verify and not dry_run else None,
         rate=rate,
         dry_run=count_differences if dry_run else None,
@@ -114,10 +114,10 @@ def _known_rate(context: Context, job: str, limit: int | None) -> float:
     """The bytes of data a second that a restore of a job will take; 0 if nobody knows."""
     from backy.repository.restores import rate_of, read_restores
 
-    known = 0.0
     with suppress(DamagedError):
-        known = rate_of(read_restores(context.obj.repository(job).root)) or 0.0
-    return min(known, limit or known)
+        known = rate_of(read_restores(context.obj.repository(job).root))
+        return min(known, limit or known)
+    return 0.0
 
 
 def _print_record(job: str, dry_run: bool, pace: float, done: RestoredDisk) -> None:
@@ -154,19 +154,17 @@ def _print_restored(job: str, disks: list[RestoredDisk], _: float) -> None:
     from backy.targets import STREAM
 
     for done in disks:
+        is_partial = done.written != done.read
+        differed = f" and {format_size(done.written)} differed" if is_partial else ""
         text = (
             f"{job}: {done.revision}: {done.disk} restored to {done.target}: "
             f"{format_size(done.size)}, of which {format_size(done.read)} are data"
-            f"{_differed(done)}, {done.seconds:.1f} s, {format_rate(done.read, done.seconds)}"
+            f"{differed}, {done.seconds:.1f} s, {format_rate(done.read, done.seconds)}"
         )
         if done.target == STREAM:
             warn(text)
         else:
             print_lines([text])
-
-
-def _differed(done: RestoredDisk) -> str:
-    return f" and {format_size(done.written)} differed" if done.written != done.read else ""
 
 
 def _raise_lost(job: str, target: str, result: RestoreResult) -> None:

@@ -70,3 +70,9 @@ def copy(
     else:
         in_parallel(steps, take, step, workers)
     return read
+
+
+def data_of(image: Image, block_size: int) -> int:
+    """How many bytes `copy` reads of an image for a draft of this block size."""
+    extents = align(image.extents(), block_size, image.size)
+    return sum(extent.length for extent in extents if extent.kind is Kind.DATA)

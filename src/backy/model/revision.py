@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -121,11 +121,6 @@ def is_ahead(time: datetime, now: datetime) -> bool:
     Such a time says nothing, so nothing is planned, kept or promised because of it.
     """
     return time - now > _TOLERANCE
-
-
-def dated_by(revisions: Iterable[Revision], now: datetime) -> list[Revision]:
-    """Those of `revisions` that are not ahead of `now`, in their order."""
-    return [revision for revision in revisions if not is_ahead(revision.time, now)]
 
 
 def whole_seconds(now: datetime) -> datetime:

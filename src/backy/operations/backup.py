@@ -17,10 +17,11 @@ from backy.errors import (
     UsageError,
 )
 from backy.image.progress import SILENCE, Watcher
-from backy.model.revision import Revision, dated_by
+from backy.model.revision import Revision
 from backy.operations.hooks import Runner
 from backy.operations.revision_backup import RevisionBackup
 from backy.operations.site import Site
+from backy.policy.retention import dated_by
 from backy.repository import backup_status, status
 from backy.repository.create import create, discard_empty
 from backy.repository.manifest import Settings

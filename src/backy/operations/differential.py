@@ -13,9 +13,8 @@ from contextlib import suppress
 from backy.errors import TargetError
 from backy.image.copy import is_zero
 from backy.image.image import Draft, Image
-from backy.model.extent import Extent, Kind, align, combine, cover
+from backy.model.extent import Extent, Kind, combine, cover
 from backy.operations.heal import StoredDisk
-from backy.units import MiB
 
 
 class Differential:
@@ -106,17 +105,3 @@ class Differential:
         block_size = self._stored.image.block_size
         for start in range(offset, offset + length, block_size):
             yield start, min(start + block_size, offset + length)
-
-
-def data_of(image: Image, block_size: int) -> int:
-    """How many bytes `copy` reads of an image for a draft of this block size."""
-    extents = align(image.extents(), block_size, image.size)
-    return sum(extent.length for extent in extents if extent.kind is Kind.DATA)
-
-
-def whole_blocks(block_size: int) -> int:
-    """A block size for targets: that of the store, or so many of these blocks that make 1 MiB.
-
-    So each stored block is decompressed only once.
-    """
-    return max(MiB // block_size, 1) * block_size

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backy.errors import (
     ConfigError,
@@ -22,14 +23,13 @@ from backy.errors import (
     UsageError,
     translated,
 )
-from backy.image.copy import copy
+from backy.image.copy import copy, data_of
 from backy.image.image import Draft, Image
 from backy.image.pace import Pace, PacedImage
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import merge_ranges
 from backy.model.names import check_disk_name
 from backy.model.revision import Revision, disk_of
-from backy.operations.differential import Differential, data_of, whole_blocks
 from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
 from backy.operations.hooks import Runner
@@ -48,6 +48,9 @@ from backy.targets import (
 )
 from backy.units import KiB, MiB
 
+if TYPE_CHECKING:
+    from backy.operations.differential import Differential
+
 _OWN_KINDS = (".blocks", ".img", ".qcow2", ".vmdk", ".vhdx")
 _NO_SAVED_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EFBIG}  # a link, folder, FIFO …
 Ranges = tuple[tuple[int, int], ...]
@@ -59,9 +62,9 @@ class RestoreOptions:
 
     `spec` is a revision word. `disk` chooses one of several disks. `overwrite` allows a file that
     exists, and `over_source` the source itself. `keep_going` writes zeroes in the place of lost
-    blocks. `is_whole` writes all data, even what the target has already. `verify` compares each
-    target with the index at the end. At most `rate` bytes a second are read. With `dry_run`, which
-    counts what would be written, nothing is written and no hook runs.
+    blocks. `differ` is Differential: only what the target does not have is written; None writes all
+    data. `verify` compares each target with the index at the end. At most `rate` bytes a second are
+    read. With `dry_run`, which counts what would be written, nothing is written and no hook runs.
     """
 
     spec: str = "latest"
@@ -69,7 +72,7 @@ class RestoreOptions:
     over_source: bool = False
     keep_going: bool = False
     overwrite: bool = False
-    is_whole: bool = False
+    differ: type[Differential] | None = None
     verify: Callable[[Way], None] | None = None
     rate: int | None = None
     dry_run: Callable[[Way], int] | None = None
@@ -149,9 +152,8 @@ def restore_job(
     hooks = None if options.dry_run else site.hooks(job, watcher.note)
     origins = site.origins(repository)
     on_start(revision, words)
-    pace = Pace(options.rate)
-    times = 2 if options.verify else 1
-    watcher.begin(times * sum(_data_of(repository, revision, name) for name in words))
+    data = sum(_data_of(repository, revision, name) for name in words)
+    watcher.begin(2 * data if options.verify else data)
     disks = []
     for name, word in words.items():
         with _hooked(hooks, revision.id, name, word):
@@ -163,7 +165,6 @@ def restore_job(
                 word,
                 origins=origins,
                 options=options,
-                pace=pace,
                 spared=spared,
                 in_folder=in_folder,
                 watcher=watcher,
@@ -200,21 +201,18 @@ def _words(
     formats = {name: disk.image_format for name, disk in revision.disks.items()}
     if not isinstance(target, str):
         words = {_disk_of(repository, revision, name): word for name, word in target.items()}
-        words = {name: in_format(word, formats[name]) for name, word in words.items()}
-        if len(set(words.values())) < len(words):
-            raise UsageError("two disks cannot go to one target", "Name another target for each.")
-        return words
-    if not is_folder(target):
-        name = _disk_of(repository, revision, disk)
-        return {name: in_format(target, formats[name])}
-    names = [_disk_of(repository, revision, disk)] if disk else revision.disks
-    words = {}
-    for name in names:
-        recorded = formats[name]
-        word = f"{target.rstrip('/')}/{name_in_folder(name, recorded)}"
-        if Path(word).is_symlink():  # who put it there may mean another file
-            raise TargetError(f"{word} is a link", "Remove it, or name what it leads to.")
-        words[name] = in_format(word, recorded)
+    elif not is_folder(target):
+        words = {_disk_of(repository, revision, disk): target}
+    else:
+        names = [_disk_of(repository, revision, disk)] if disk else revision.disks
+        paths = {name: Path(target, name_in_folder(name, formats[name])) for name in names}
+        if link := next(filter(Path.is_symlink, paths.values()), None):
+            # Who put it there may mean another file.
+            raise TargetError(f"{link} is a link", "Remove it, or name what it leads to.")
+        words = {name: str(path) for name, path in paths.items()}
+    words = {name: in_format(word, formats[name]) for name, word in words.items()}
+    if len(set(words.values())) < len(words):
+        raise UsageError("two disks cannot go to one target", "Name another target for each.")
     return words
 
 
@@ -266,7 +264,6 @@ def restore(
     *,
     origins: Sequence[Origin],
     options: RestoreOptions = RestoreOptions(),
-    pace: Pace | None = None,
     spared: Mapping[str, Path] | None = None,
     in_folder: bool = False,
     watcher: Watcher = SILENCE,
@@ -282,7 +279,6 @@ def restore(
     holds other bytes at the end. Raises DamagedError if a block is lost and `keep_going` is False.
     """
     began = time.monotonic()
-    pace = pace or Pace(options.rate)
     opened = open_target(target, in_folder=in_folder)
     opened.refuse(spared or {})
     opened.check(revision.disks[disk].size)
@@ -292,13 +288,12 @@ def restore(
         explained = partial(_damage_explained, name, repository.name, origins, options)
         with explained():
             stack.enter_context(repository.reading(revision))
-            is_cut = options.keep_going
-            stored_image = repository.store.open(revision, disk, may_be_cut=is_cut)
-            stored = StoredDisk(revision, disk, stack.enter_context(stored_image))
-            image = HealingImage(stored, healer, keep_going=is_cut)
+            opening = repository.store.open(revision, disk, may_be_cut=options.keep_going)
+            stored = StoredDisk(revision, disk, stack.enter_context(opening))
+            image = HealingImage(stored, healer, keep_going=options.keep_going)
             opened.refuse_format(partial(_start_of, image))
             data = data_of(image, whole_blocks(stored.image.block_size))
-        way = Way(target, opened, stored, image, data, options, pace, watcher)
+        way = Way(target, opened, stored, image, data, options, Pace(options.rate), watcher)
         written = options.dry_run(way) if options.dry_run else way.fill(explained)
         lost, healed = tuple(merge_ranges(image.lost)), tuple(merge_ranges(image.healed))
         _warn_of_damage(disk, lost, healed, watcher)
@@ -338,14 +333,15 @@ class Way:
     def fill(self, explained: Callable[[], AbstractContextManager[None]]) -> int:
         """Write to the target what it does not have; return how many bytes of data those were."""
         size, blocks = self.image.size, whole_blocks(self.stored.image.block_size)
-        has_content = not self.options.is_whole and self.opened.read_back() is not None
+        differ = self.options.differ
+        has_content = differ is not None and self.opened.read_back() is not None
         with self.opened.open(size, blocks) as draft, explained(), ExitStack() as stack:
             # Only now it has the size of the disk.
             held = self.opened.read_back() if has_content else None
             back = stack.enter_context(held) if held else None
-            if not back or back.size < size:
+            if not differ or not back or back.size < size:
                 return self._copy(self.image, draft)
-            pair = Differential(self.stored, back, draft, self.image.readinto)
+            pair = differ(self.stored, back, draft, self.image.readinto)
             self.watcher.begin(data_of(pair, blocks) - self.data)
             self._copy(pair, pair)
             return pair.written
@@ -355,6 +351,14 @@ class Way:
         return copy(PacedImage(image, self.pace, self.watcher), draft, workers=workers)
 
 
+def whole_blocks(block_size: int) -> int:
+    """A block size for targets: that of the store, or so many of these blocks that make 1 MiB.
+
+    So each stored block is decompressed only once.
+    """
+    return max(MiB // block_size, 1) * block_size
+
+
 def _start_of(image: Image) -> bytes:
     start = bytearray(min(4 * KiB, image.size))
     image.readinto(0, memoryview(start))
@@ -362,12 +366,10 @@ def _start_of(image: Image) -> bytes:
 
 
 def _warn_of_damage(disk: str, lost: Ranges, healed: Ranges, watcher: Watcher) -> None:
-    for start, length in healed:
-        which = f"disk {disk}: bytes {start} to {start + length}"
-        watcher.warn(f"{which} were damaged; a good copy was used")
-    for start, length in lost:
-        which = f"disk {disk}: bytes {start} to {start + length}"
-        watcher.warn(f"{which} are lost; the target has zeroes there")
+    done = [(each, "were damaged; a good copy was used") for each in healed]
+    done += [(each, "are lost; the target has zeroes there") for each in lost]
+    for (start, length), what in done:
+        watcher.warn(f"disk {disk}: bytes {start} to {start + length} {what}")
 
 
 def restore_files(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from backy.errors import TargetError
-from backy.image.copy import copy
+from backy.image.copy import copy, data_of
 from backy.image.image import Image
 from backy.image.pace import PacedImage
 from backy.model.extent import merge_ranges
-from backy.operations.differential import Differential, data_of
+from backy.operations.differential import Differential
 from backy.operations.restore import Way
 
 _NAMED = 10  # ranges that a message names
@@ -33,7 +33,7 @@ def count_differences(way: Way) -> int:
 
     Reads what the target holds, unless all data are to be written.
     """
-    held = None if way.options.is_whole else way.opened.read_back()
+    held = way.opened.read_back() if way.options.differ else None
     if not held:
         return way.data
     with held as back:

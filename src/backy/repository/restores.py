@@ -79,8 +79,8 @@ def keep_restore(repository: Repository, record: RestoreRecord) -> None:
         folders.write_file(root / "restores.json", encode_record(kept))
 
 
-def rate_of(records: Sequence[RestoreRecord]) -> float | None:
-    """The bytes of data a second of the last restores; None if nobody knows."""
+def rate_of(records: Sequence[RestoreRecord]) -> float:
+    """The bytes of data a second of the last restores; 0 if nobody knows."""
     done = [record for record in records if record.result == DONE][-_LATEST:]
     seconds = sum(record.seconds for record in done)
-    return sum(record.data for record in done) / seconds if seconds else None
+    return sum(record.data for record in done) / seconds if seconds else 0.0
