@@ -319,6 +319,29 @@ def fill_and_lose(
             draft.zero(half, BLOCK)
 
 
+@pytest.mark.parametrize(
+    ("content", "is_used"),
+    [
+        pytest.param(bytes(4096), False, id="as-qemu-img-create-makes-it"),
+        pytest.param(bytes(3 * MiB) + b"x", True, id="a-byte-behind-zeroes"),
+        pytest.param(bytes(65 * MiB), True, id="more-zeroes-than-are-read"),
+    ],
+)
+def test_an_export_whose_data_are_all_zero_is_not_used(
+    tmp_path: Path, content: bytes, *, is_used: bool
+) -> None:
+    path = tmp_path / "export"
+    path.write_bytes(content)
+    os.truncate(path, 66 * MiB)
+    with unix_server("qemu-nbd", "-f", "raw", "--persistent", path) as uri:
+        target = open_target(uri)
+        if not is_used:
+            target.refuse_used()
+            return
+        with pytest.raises(TargetError, match="holds data, or its server cannot tell"):
+            target.refuse_used()
+
+
 def test_an_export_that_can_only_be_read_is_refused_before_anything(tmp_path: Path) -> None:
     path = tmp_path / "export"
     path.touch()

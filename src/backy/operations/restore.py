@@ -24,7 +24,7 @@ from backy.errors import (
     translated,
 )
 from backy.image.copy import copy, data_of
-from backy.image.image import Draft, Image
+from backy.image.image import Draft, Image, read_bytes
 from backy.image.pace import Pace, PacedImage
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import merge_ranges
@@ -291,7 +291,7 @@ def restore(
             opening = repository.store.open(revision, disk, may_be_cut=options.keep_going)
             stored = StoredDisk(revision, disk, stack.enter_context(opening))
             image = HealingImage(stored, healer, keep_going=options.keep_going)
-            opened.refuse_format(partial(_start_of, image))
+            opened.refuse_format(lambda: bytes(read_bytes(image, 0, min(4 * KiB, image.size))))
             data = data_of(image, whole_blocks(stored.image.block_size))
         way = Way(target, opened, stored, image, data, options, Pace(options.rate), watcher)
         written = options.dry_run(way) if options.dry_run else way.fill(explained)
@@ -357,12 +357,6 @@ def whole_blocks(block_size: int) -> int:
     So each stored block is decompressed only once.
     """
     return max(MiB // block_size, 1) * block_size
-
-
-def _start_of(image: Image) -> bytes:
-    start = bytearray(min(4 * KiB, image.size))
-    image.readinto(0, memoryview(start))
-    return bytes(start)
 
 
 def _warn_of_damage(disk: str, lost: Ranges, healed: Ranges, watcher: Watcher) -> None:

@@ -15,6 +15,7 @@ from backy.image.cache import BlockCache, CachedImage
 from backy.image.extent_map import ExtentMap
 from backy.image.progress import Watcher
 from backy.model.extent import Kind
+from backy.model.names import is_job
 from backy.model.revision import Revision, disk_of
 from backy.nbd.exports import ALLOCATION
 from backy.nbd.server import Server
@@ -106,7 +107,7 @@ class ServedJobs:
 
     def _parse(self, word: str, stack: ExitStack) -> tuple[str, str | None]:
         job, separator, spec = word.rpartition("@")
-        if not separator or self.site.root(word).exists():
+        if not separator or (is_job(word) and self.site.root(word).exists()):
             self.site.repository(word)
             return word, None
         repository = self._repository(job)

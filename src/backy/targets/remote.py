@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import ClassVar
 
 from backy.errors import SourceError, TargetError
-from backy.image.image import Image
-from backy.model.extent import Kind
+from backy.image.copy import is_zero
+from backy.image.image import Image, read_bytes
+from backy.model.extent import Kind, chop
 from backy.nbd.connections import Connections
 from backy.nbd.remote_draft import NbdDraft
 from backy.nbd.remote_image import ALLOCATION, NbdImage
 from backy.nbd.uri import Address
 from backy.nbd.wire import IS_READ_ONLY
 from backy.targets.formats import LENGTH, format_of
-from backy.units import format_size
+from backy.units import MiB, format_size
 
 _HINT = "Is the server running? What was written is not complete, so run it again."
 _TIMEOUT_SECONDS = 120  # to connect, and for each request
+_MOST_READ = 64  # pieces of 1 MiB
 
 
 class RemoteTarget:
@@ -58,18 +60,22 @@ class RemoteTarget:
         """See Target."""
         if self._exists():
             with self._connected() as connections:
-                start = memoryview(bytearray(min(LENGTH, connections.export.size)))
-                NbdImage(connections).readinto(0, start)
-            held = format_of(bytes(start))
+                size = min(LENGTH, connections.export.size)
+                held = format_of(bytes(read_bytes(NbdImage(connections), 0, size)))
             if held and format_of(read_start()) != held:
                 why = f"{self._name} holds a {held} image; the bytes of the disk would destroy it"
                 raise TargetError(why, "Name another target, or erase its first 4 KiB.")
 
     def refuse_used(self) -> None:
-        """See Target. Only what its server calls zero is not used."""
+        """See Target. It is not used if all is zero; only 64 MiB are read to find that out."""
         if self._exists():
             with self._connected() as connections:
-                is_used = any(each.kind is Kind.DATA for each in NbdImage(connections).extents())
+                image = NbdImage(connections)
+                data = (each for each in image.extents() if each.kind is Kind.DATA)
+                is_used = any(
+                    number >= _MOST_READ or not is_zero(read_bytes(image, each.start, each.length))
+                    for number, each in enumerate(chop(data, MiB))
+                )
             if is_used:
                 hint = "Name another target, or add --overwrite to replace its content."
                 raise TargetError(f"{self._name} holds data, or its server cannot tell", hint)
@@ -82,11 +88,8 @@ class RemoteTarget:
             if flags & IS_READ_ONLY:
                 raise TargetError(f"{self._name} can only be read", "Is its server started so?")
             if has < size:
-                have = f"{format_size(has)} ({has} bytes)"
-                need = f"{format_size(size)} ({size} bytes)"
-                raise TargetError(
-                    f"{self._name} has {have}; {need} are needed", "Name a larger target."
-                )
+                why = f"{self._name} has {has} bytes ({format_size(has)}); {size} are needed"
+                raise TargetError(why, "Name a larger target.")
 
     def capacity(self) -> int | None:
         """See Target."""
