@@ -29,7 +29,7 @@ from backy.sources.file import FileSource
 from backy.stores import used
 from backy.stores.blocks import StoredImage
 from backy.system import files, folders, process
-from tests.lab.handmade import digest_of, write_sparse
+from tests.lab.handmade import digest_of, frame_length, write_sparse
 from tests.lab.indexes import bad_lists, format_of
 from tests.lab.paged import LINES, block_hashes
 
@@ -205,7 +205,7 @@ def damage(repository: Repository, bad: dict[str, bytes]) -> None:
             if digest in bad and repository.settings.store == "images":
                 places.add((folder / "vda.img", number * size + len(bad[digest]) // 2))
             elif digest in bad:
-                places.add((chunk, chunk.stat().st_size // 2))
+                places.add((chunk, frame_length(chunk) // 2))
     assert places
     for path, offset in places:
         mode = path.stat().st_mode

@@ -44,7 +44,6 @@ from backy.targets import (
     is_folder,
     name_in_folder,
     open_target,
-    refuse_existing,
 )
 from backy.units import KiB, MiB
 
@@ -148,12 +147,13 @@ def restore_job(
     _refuse_targets(words.values(), spared, options, in_folder=in_folder)
     if not options.overwrite and not options.over_source:
         beside = saved_files(repository, revision) if in_folder else []
-        refuse_existing([*words.values(), *(f"{target}/{name}" for name in beside)])
+        for word in (*words.values(), *(f"{target}/{name}" for name in beside)):
+            open_target(word).refuse_used()
     hooks = None if options.dry_run else site.hooks(job, watcher.note)
     origins = site.origins(repository)
     on_start(revision, words)
-    data = sum(_data_of(repository, revision, name) for name in words)
-    watcher.begin(2 * data if options.verify else data)
+    times = 2 if options.verify else 1
+    watcher.begin(times * sum(_data_of(repository, revision, name) for name in words))
     disks = []
     for name, word in words.items():
         with _hooked(hooks, revision.id, name, word):
@@ -171,9 +171,8 @@ def restore_job(
             )
         disks.append(done)
         on_disk(done)
-    files: list[Path] = []
-    if isinstance(target, str) and in_folder and not options.dry_run:
-        files = restore_files(repository, revision, Path(target), watcher)
+    with_files = in_folder and not options.dry_run
+    files = restore_files(repository, revision, Path(str(target)), watcher) if with_files else []
     return RestoreResult(revision, disks, files, failures(origins))
 
 
@@ -333,11 +332,10 @@ class Way:
     def fill(self, explained: Callable[[], AbstractContextManager[None]]) -> int:
         """Write to the target what it does not have; return how many bytes of data those were."""
         size, blocks = self.image.size, whole_blocks(self.stored.image.block_size)
-        differ = self.options.differ
-        has_content = differ is not None and self.opened.read_back() is not None
+        differ = self.options.differ if self.opened.read_back() else None
         with self.opened.open(size, blocks) as draft, explained(), ExitStack() as stack:
             # Only now it has the size of the disk.
-            held = self.opened.read_back() if has_content else None
+            held = self.opened.read_back() if differ else None
             back = stack.enter_context(held) if held else None
             if not differ or not back or back.size < size:
                 return self._copy(self.image, draft)

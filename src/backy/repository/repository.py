@@ -94,6 +94,9 @@ class Repository:
         if is_cut:
             hint = "restore.sh in that folder works without it."
             raise ConfigError(f"{path} is missing", hint)
+        if not is_there and not folder.parent.exists():
+            hint = "Is the name right, and the file system mounted? backy init makes the folder."
+            raise StoreError(f"there is no folder {folder.parent}", hint)
         if not is_there:
             raise NotFoundError(f"there is no repository {folder}", "backy list shows all jobs.")
         self.settings = read_settings(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -99,12 +99,6 @@ def open_target(word: str, *, in_folder: bool = False) -> Target:
     if named := _NAMED.fullmatch(word):
         return _target_class(named[1], word)(word if named[1] in _URIS else named[2])
     return _target_class("device" if _is_device(Path(word)) else "file", word)(word)
-
-
-def refuse_existing(words: Iterable[str]) -> None:
-    """Raise TargetError if one of the targets that a user names has content."""
-    for word in words:
-        open_target(word).refuse_used()
 
 
 def in_format(word: str, recorded: str) -> str:
