@@ -39,7 +39,7 @@ def test_tells_what_went_where_who_asked_and_how_it_ended(aged: Backy, tmp_path:
 def test_names_the_user_behind_sudo(aged: Backy, tmp_path: Path) -> None:
     command = aged.command("restore", "vm1", tmp_path / "new.img")
     assert ran(command, environment(SUDO_USER="anna\x1b[31m")).code == 0
-    assert ", sudo of anna\x1b[31m)" in str(history(aged)[0]["asked_by"])
+    assert ", sudo of anna\\x1b[31m)" in str(history(aged)[0]["asked_by"])
     assert "sudo of anna\\x1b[31m)" in aged.quiet("history", "vm1").out
 
 

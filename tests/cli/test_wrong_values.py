@@ -31,7 +31,7 @@ WRONG = {
 # Whatever is typed here is a question to the repository: what does not exist has another code.
 ANYTHING = {"-r", "--disk", "REV", "REPORT"}
 PATTERNS = ("mount", "--job")  # any text is a pattern
-RIGHT = {"JOB": "vm1", "TARGET": "new.img", "REV": "0", "REPORT": "x"}
+RIGHT = {"DIR": "mnt", "JOB": "vm1", "TARGET": "new.img", "REV": "0", "REPORT": "x"}
 RIGHT |= {"+TAG|-TAG": "+new", "SPEC": "0"}
 
 

@@ -81,6 +81,10 @@ targets = st.builds(
 )
 
 
+def size_of(blocks: set[int]) -> int:
+    return sum(min(BLOCK, len(DISK) - number * BLOCK) for number in blocks)
+
+
 def make_target(path: Path, stale: set[int], length: int, fill: str) -> None:
     content = bytearray(DISK)
     for number in stale:
@@ -115,7 +119,8 @@ def test_whatever_the_target_has_it_becomes_the_disk_and_only_what_differs_is_re
         assert set(read) <= differ
         assert len(read) == len(set(read))
         has_data = {number for number in differ if any(DISK[number * BLOCK :][:BLOCK])}
-        assert done.written == sum(min(BLOCK, len(DISK) - number * BLOCK) for number in has_data)
+        # A block of zeroes between others that differ may be written with them.
+        assert size_of(has_data) <= done.written <= size_of(differ)
         assert has_data <= set(read)
 
 
