@@ -170,7 +170,7 @@ def test_a_target_that_cannot_be_written_is_named(
     assert what in said.message
     assert str(tmp_path) in said.message
     after = tree(tmp_path)
-    del after["backups/vm1/restores.json"]
+    after.pop("backups/vm1/restores.json", None)  # unless it is refused before it begins
     assert after == before
 
 

@@ -158,7 +158,7 @@ class Workload:
     @property
     def sample(self) -> int:
         """How many faults a normal run strikes: fewer where each takes half a second."""
-        return 8 if len(self.later) < 64 * BLOCK else 3
+        return 8 if len(self.later) < 64 * BLOCK else 2
 
 
 def opened(base: Path) -> Repository:

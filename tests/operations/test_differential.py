@@ -20,6 +20,7 @@ from backy.operations.restore import RestoredDisk, RestoreOptions, Way, restore
 from backy.operations.verify_target import count_differences, verify_target
 from backy.stores.blocks import StoredImage
 from backy.system import files
+from tests.faults.workloads import one_worker
 from tests.lab.devices import device_of, needs_loop_devices
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import changed, sample
@@ -313,6 +314,7 @@ class TestPartial:
             real(self, number, block)
 
         with (
+            one_worker(),  # so that what was read before the last MiB is written
             patch.object(StoredImage, "_read", failing),
             pytest.raises(TargetError, match="it is enough") as caught,
         ):
