@@ -204,11 +204,11 @@ def _words(
         words = {_disk_of(repository, revision, disk): target}
     else:
         names = [_disk_of(repository, revision, disk)] if disk else revision.disks
-        paths = {name: Path(target, name_in_folder(name, formats[name])) for name in names}
-        if link := next(filter(Path.is_symlink, paths.values()), None):
+        folder = target.rstrip("/")  # as it was typed: ./ab:c must not become ab:c, a plug-in's
+        words = {name: f"{folder}/{name_in_folder(name, formats[name])}" for name in names}
+        if link := next((word for word in words.values() if Path(word).is_symlink()), ""):
             # Who put it there may mean another file.
             raise TargetError(f"{link} is a link", "Remove it, or name what it leads to.")
-        words = {name: str(path) for name, path in paths.items()}
     words = {name: in_format(word, formats[name]) for name, word in words.items()}
     if len(set(words.values())) < len(words):
         raise UsageError("two disks cannot go to one target", "Name another target for each.")
@@ -269,9 +269,9 @@ def restore(
 ) -> RestoredDisk:
     """Write a disk to a target, as `open_target` takes it. On return it is complete and durable.
 
-    Zeroes become holes if the target can have them. Blocks that the target has already are neither
-    fetched nor written. Damaged blocks are healed from other revisions and `origins`; `watcher` is
-    warned of each damaged range.
+    Zeroes become holes if the target can have them. With `options.differ`, blocks that the target
+    has already are neither fetched nor written. Damaged blocks are healed from other revisions and
+    `origins`; `watcher` is warned of each damaged range.
 
     Raises TargetError, before anything is written, if the target is a path in `spared`, holds an
     image of a format, or cannot take the disk; if writing fails; and if it is to be verified and
