@@ -44,8 +44,7 @@ OneDisk = Annotated[str | None, Option("--disk", metavar="NAME", help=_DISK)]
 
 _BASE = "The folder with a repository for each job; by default as configured, or /srv/backy."
 BaseDir = Annotated[
-    Path | None,
-    Option(parser=values.path, metavar="FOLDER", envvar="BACKY_BASE_DIR", help=_BASE),
+    Path | None, Option(parser=values.path, metavar="FOLDER", envvar="BACKY_BASE_DIR", help=_BASE)
 ]
 _FILE = "The configuration; by default /etc/backy/backy.yaml or /etc/backy.conf."
 ConfigFile = Annotated[

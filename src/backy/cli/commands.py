@@ -28,8 +28,7 @@ GROUPS = {
     "Restore": {
         "restore": Entry("restore", "Restore one disk, or all disks of a revision."),
         "history": Entry(
-            "history",
-            "Show the restores of a job: what, where to, who asked, and how they ended.",
+            "history", "Show the restores of a job: what, where to, who asked, and how they ended."
         ),
         "serve": Entry("serve", "Offer disks of revisions over NBD, for reading."),
         "mount": Entry(

@@ -25,10 +25,6 @@ def find(
     if not place.exists():
         raise NotFoundError(f"{job}: {path} is missing", f"Run backy verify {job}.")
     record = FindAnswer(
-        job=job,
-        revision=revision.id,
-        disk=name,
-        store=repository.settings.store,
-        path=str(path),
+        job=job, revision=revision.id, disk=name, store=repository.settings.store, path=str(path)
     )
     answer(as_json, record, str(path))

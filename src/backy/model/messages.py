@@ -369,11 +369,7 @@ def error_event(error: BackyError) -> ErrorEvent:
     """The event for an error. A class of another module counts as its base in backy.errors."""
     name = next(kind.__name__ for kind in type(error).__mro__ if ERRORS.get(kind.__name__) is kind)
     return ErrorEvent(
-        event="error",
-        error=name,
-        exit_code=error.exit_code,
-        message=error.message,
-        hint=error.hint,
+        event="error", error=name, exit_code=error.exit_code, message=error.message, hint=error.hint
     )
 
 

@@ -60,9 +60,7 @@ def _damage(summary: Summary) -> Iterator[str]:
         yield f"reports of damage: {summary.reports}"
 
 
-def _state(
-    summary: Summary,
-) -> Literal["unreadable", "paused", "failed", "damaged", "idle", "new"]:
+def _state(summary: Summary) -> Literal["unreadable", "paused", "failed", "damaged", "idle", "new"]:
     if summary.problem:
         return "unreadable"
     if summary.status.paused:
