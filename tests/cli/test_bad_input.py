@@ -323,7 +323,7 @@ def test_a_bug_keeps_its_traceback_and_has_an_exit_code_of_its_own() -> None:
 
 BUG = """
 import sys
-from backy.cli import list as module, main
+from backy.cli import jobs as module, main
 module.all_jobs = lambda _: 1 / 0
 sys.exit(main())
 """

@@ -543,13 +543,13 @@ def test_a_bug_is_told_with_its_traceback() -> None:
     error = valid_error(result)
     assert (error["error"], error["exit_code"], result.code) == ("Bug", 70, 70)
     assert error["message"] == "ZeroDivisionError: division by zero"
-    assert "cli/list.py" in error["traceback"]
+    assert "cli/jobs.py" in error["traceback"]
     assert (result.err, result.out) == (f"{json.dumps(error)}\n", "")
 
 
 BUG = """
 import sys
-from backy.cli import list as module, main
+from backy.cli import jobs as module, main
 module.all_jobs = lambda _: 1 / 0
 sys.exit(main())
 """

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backy.cli import reports, scrub
+from backy.cli import reports, verify
 from backy.cli.output import print_document, print_lines, revision_table, summary
 from backy.errors import BackyError, ConfigError, DamagedError, NotFoundError
 from backy.model.revision import Revision, disk_of
@@ -176,7 +176,7 @@ def use_scrub(room: Room, content: bytes) -> None:
     assert list(run.run(Limits(), origins=[])) == []
     covered = run.coverage()
     with printed():
-        sys.stdout.write(scrub._covered(covered, "30d"))
+        sys.stdout.write(verify._covered(covered, "30d"))
         print_document([covered.total, covered.read])
     assert 0 <= covered.share <= 1
     again = path.read_bytes()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
@@ -17,10 +17,6 @@ from backy.cli.commands import COMMANDS
 from backy.cli.program import Program, print_version
 from backy.errors import BackyError, CancelledError
 
-if TYPE_CHECKING:
-    from backy.repository.repository import Repository
-
-Value = TypeVar("Value")
 app = Application(
     name="backy",
     cls=Program,
@@ -90,20 +86,17 @@ def all_jobs(context: Context) -> list[str]:
     return jobs(context.obj.base, lambda name: warn(f"{why}: {name!a}"))
 
 
-def each_job(
-    context: Context, jobs: Iterable[str], do: Callable[[Repository], Value]
-) -> tuple[list[Value], list[tuple[str, BackyError]]]:
-    """Call `do` with the repository of each job: the results, and the errors by job.
+def each_job(jobs: Iterable[str], do: Callable[[str], None]) -> list[tuple[str, BackyError]]:
+    """Call `do` with each job; an error does not stop the others. The errors, by job.
 
-    An error does not stop the others. Raises CancelledError.
+    Raises CancelledError.
     """
-    done: list[Value] = []
     failed: list[tuple[str, BackyError]] = []
     for job in jobs:
         try:
-            done.append(do(context.obj.repository(job)))
+            do(job)
         except CancelledError:
             raise
         except BackyError as error:
             failed.append((job, error))
-    return done, failed
+    return failed

@@ -60,14 +60,15 @@ def list_reports(context: Context, job: OneJob = None, as_json: AsJson = False) 
     """Show the damage that was found. Alone, it lists the reports of all jobs, or of one."""
     listing, rows = Listing("reports"), list[tuple[object, ...]]()
 
-    def show(repository: Repository) -> None:
+    def show(name: str) -> None:
+        repository = context.obj.repository(name)
         for report in quarantine_reports.reports(repository):
             if as_json:
                 listing.add(_record(repository, report))
             else:
                 rows.append(_row(repository, report))
 
-    _, unusable = each_job(context, [job] if job else all_jobs(context), show)
+    unusable = each_job([job] if job else all_jobs(context), show)
     if unusable and job:
         raise unusable[0][1]
     if as_json:

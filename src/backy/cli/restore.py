@@ -1,4 +1,4 @@
-"""backy restore: restore a disk, or all disks."""
+"""backy restore and history: restore a disk, or all disks; and what was restored before."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, Spec, app
-from backy.cli.output import format_rate, print_json, print_lines, warn
+from backy.cli.output import answer, format_rate, print_json, print_lines, table, warn
 from backy.cli.progress import meter
 from backy.errors import DamagedError, UsageError
+from backy.model.answers import HistoryAnswer, KeptRestore
 from backy.model.messages import RestoreFinished
 from backy.units import counted, format_duration, format_size
 
 if TYPE_CHECKING:
     from backy.operations.restore import RestoredDisk, RestoreResult
+    from backy.repository.restores import RestoreRecord
 
 
 _TARGET = "A file, a block device, a folder, or - for standard output."
@@ -176,3 +178,29 @@ def _raise_lost(job: str, target: str, result: RestoreResult) -> None:
         hints = [*result.unasked, rest, "Try an older revision for the lost ranges."]
         message = f"{job}: {result.revision.id} {names}: {are_lost}"
         raise DamagedError(message, ". ".join(hints))
+
+
+@app.command(epilog="Example: backy history vm1")
+def history(context: Context, job: Job, as_json: AsJson = False) -> None:
+    """Show the restores of a job: what, where to, who asked, and how they ended."""
+    from backy.repository.records import json_of
+    from backy.repository.restores import read_restores
+
+    records = read_restores(context.obj.repository(job).root)
+    kept = [KeptRestore(**json_of(record)) for record in records]  # type: ignore[typeddict-item]
+    headings = ("time (UTC)", "revision", "data", "written", "took", "result", "targets", "by")
+    rows = table(headings, map(_row, records))
+    answer(as_json, HistoryAnswer(job=job, restores=kept), rows)
+
+
+def _row(record: RestoreRecord) -> tuple[str, ...]:
+    return (
+        f"{record.time:%Y-%m-%d %H:%M:%S}",
+        record.revision,
+        format_size(record.data),
+        format_size(record.written),
+        format_duration(record.seconds),
+        record.result,
+        record.targets,
+        record.asked_by,
+    )

@@ -1,4 +1,4 @@
-"""backy serve: offer disks of revisions over NBD."""
+"""backy serve and mount: show the disks of revisions to other programs, for reading."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
-from backy.cli.output import answer
+from backy.cli.output import answer, print_lines
 from backy.cli.progress import Warnings
+from backy.daemon.systemd import notify
 from backy.errors import UsageError
 from backy.model.answers import ServeAnswer
 
@@ -32,6 +33,12 @@ Listen = Annotated[
 ]
 _TLS = "A folder with ca-cert.pem, server-cert.pem and server-key.pem; clients need one, too."
 Tls = Annotated[Path | None, Option(parser=values.path, metavar="FOLDER", help=_TLS)]
+_FOLDER = "An empty folder."
+Folder = Annotated[Path, Argument(parser=values.path, metavar="DIR", help=_FOLDER)]
+_PATTERN = "Only jobs with such a name: web* or db-[0-9]; may be repeated."
+Patterns = Annotated[list[str] | None, Option("--job", metavar="PATTERN", help=_PATTERN)]
+_OTHER = "Let all users read it, not only you."
+AllowOther = Annotated[bool, Option("--allow-other", help=_OTHER)]
 
 
 @app.command(epilog="Example: backy serve vm1 vm2@2026-11-23 --socket /run/backy/nbd.sock")
@@ -50,7 +57,6 @@ def serve(
     SIGTERM or Ctrl-C. The hash of every block is checked. A damaged block is healed if that is
     possible; if not, the client gets an error, and the block is named here.
     """
-    from backy.daemon.systemd import notify
     from backy.operations.serve import serve_jobs
 
     def listening(uris: Sequence[str]) -> None:
@@ -78,3 +84,23 @@ def _listener(
         hint = "Add --tls-certificates FOLDER, or listen at 127.0.0.1."
         raise UsageError(f"without TLS anybody could read the disks at {listen.host}", hint)
     return tcp_listener(*listen)
+
+
+@app.command(epilog="Example: backy mount /mnt/backups --job 'web*'")
+def mount(
+    context: Context, folder: Folder, patterns: Patterns = None, allow_other: AllowOther = False
+) -> None:
+    """Show all revisions as files in a folder, until SIGTERM or fusermount3 -u.
+
+    Each disk of a revision is DIR/JOB/REVISION/DISK.img, a raw image; DIR/JOB/latest leads to the
+    newest revision. New revisions appear, and removed ones go. Nothing can be written. The hash of
+    every block is checked, and a damaged block is healed if possible.
+    """
+    from backy.operations.mount import mount as run
+
+    def ready() -> None:
+        print_lines([f"mounted {context.obj.base} at {folder}; to end it: fusermount3 -u {folder}"])
+        notify("READY=1")
+
+    shown = patterns or ["*"]
+    run(context.obj, folder, shown, allow_other=allow_other, watcher=Warnings(), ready=ready)

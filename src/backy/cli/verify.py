@@ -1,15 +1,39 @@
-"""backy verify: read every stored byte again."""
+"""backy verify and scrub: read stored bytes again, and report and heal damage."""
 
 from __future__ import annotations
 
-import typer
+import time
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, cast
 
-from backy.cli.app import AsJson, Context, Job, Spec, app
-from backy.cli.damage import damage_shown, ending, raise_damaged
-from backy.cli.output import print_json
-from backy.cli.progress import meter
-from backy.model.messages import VerifyFinished
-from backy.units import counted, format_size
+from typer import Argument, Option
+
+from backy.cli import values
+from backy.cli.app import AsJson, Context, Job, Spec, all_jobs, app, each_job
+from backy.cli.output import answer, format_rate, print_json, print_lines, report
+from backy.cli.progress import Meter, meter
+from backy.errors import DamagedError
+from backy.model.messages import DamageEvent, ScrubFinished, VerifyFinished
+from backy.system import priority
+from backy.units import counted, format_duration, format_size, parse_duration
+
+if TYPE_CHECKING:
+    from backy.operations.heal import Damage
+    from backy.operations.scrub import ScrubResult
+    from backy.operations.scrub_plan import Coverage
+    from backy.operations.verify import Findings
+
+
+_JOBS = "Only these jobs."
+Jobs = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_JOBS)]
+_BOX = "Start no further slice after this time, such as 30m."
+Box = Annotated[int | None, Option(parser=values.duration, metavar="DURATION", help=_BOX)]
+_WITHIN = "The time within which each byte is to be read."
+Within = Annotated[str, Option(parser=values.span, metavar="DURATION", help=_WITHIN)]
+_RATE = "Read at most this much in a second."
+Rate = Annotated[int | None, Option(parser=values.rate, metavar="SIZE", help=_RATE)]
 
 
 @app.command(epilog="Example: backy verify vm1 -r latest")
@@ -23,7 +47,7 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
     from backy.operations.verify import verify_job
 
     with meter(job, as_json=as_json) as shown:
-        tell = damage_shown(job, shown)
+        tell = partial(_show_damage, job, shown)
         result = verify_job(context.obj, job, spec, watcher=shown, on_damage=tell)
     if as_json:
         finished = VerifyFinished(
@@ -37,8 +61,101 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
             seconds=shown.seconds,
         )
         print_json(finished)
-    raise_damaged(job, result, len(result.revisions))
+    _raise_damaged(job, result, len(result.revisions))
     if not as_json:
         count = counted(len(result.revisions), "revision")
         verified = f"{count}, {format_size(result.size)} verified"
-        typer.echo(f"{job}: {verified}{ending(result, result.size, shown.seconds)}")
+        print_lines([f"{job}: {verified}{_ending(result, result.size, shown.seconds)}"])
+
+
+@app.command(epilog="Example: backy scrub --max-duration 30m --rate 100MiB")
+def scrub(
+    context: Context,
+    names: Jobs = None,
+    max_duration: Box = None,
+    within: Within = "30d",
+    rate: Rate = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a share of the stored bytes again, and heal damage.
+
+    New blocks come first, then those that were read longest ago; those that were read in the last
+    half of the promised time can wait. The next run continues where this one ends. All other
+    processes have priority.
+    """
+    from backy.operations.scrub import Limits, longest_ago, scrub_job
+
+    until = time.monotonic() + max_duration if max_duration is not None else None
+    limits = Limits(until, rate)
+    priority.be_idle()
+    span = timedelta(seconds=parse_duration(within))
+
+    def scrub_one(job: str) -> None:
+        with meter(job, as_json=as_json) as shown:
+            tell = partial(_show_damage, job, shown)
+            result = scrub_job(context.obj, job, span, limits, watcher=shown, on_damage=tell)
+        _say(job, result, within, shown.seconds, as_json=as_json)
+
+    failed = each_job(longest_ago(context.obj.base, names or all_jobs(context)), scrub_one)
+    for _, other in failed[1:]:
+        report(other, as_json=as_json)
+    for _, first in failed:
+        raise first
+
+
+def _say(job: str, result: ScrubResult, within: str, seconds: float, *, as_json: bool) -> None:
+    covered = result.coverage
+    finished = ScrubFinished(
+        event="finished",
+        job=job,
+        read=result.read,
+        damaged=result.lost,
+        healed=result.healed,
+        pages=result.pages,
+        total=covered.total,
+        within=covered.read,
+        oldest_seconds=covered.oldest.total_seconds() if covered.oldest is not None else None,
+        seconds=seconds,
+    )
+    read = f"read {format_size(result.read)}{_ending(result, result.read, seconds)}"
+    answer(as_json, finished, f"{job}: {_covered(covered, within)}; {read}")
+    _raise_damaged(job, result, result.revisions)
+
+
+def _covered(covered: Coverage, within: str) -> str:
+    if covered.oldest is None:
+        return "nothing is stored"
+    return (
+        f"{100 * covered.share:.1f} % of {format_size(covered.total)} read within {within}, "
+        f"oldest {format_duration(covered.oldest.total_seconds())}"
+    )
+
+
+def _show_damage(job: str, shown: Meter, damage: Damage) -> None:
+    """Report a damaged range to the user at once."""
+    end = damage.start + damage.length
+    where = f"{damage.revision} {damage.disk} bytes {damage.start} to {end}"
+    what = f"healed from {damage.healed}" if damage.healed else "damaged"
+    event = {"event": "damage", "job": job} | asdict(damage)
+    shown.warn(f"{what}: {where}: {damage.reason}", cast("DamageEvent", event))
+
+
+def _ending(findings: Findings, read: int, seconds: float) -> str:
+    """The end of the last line: pages that were read, healed ranges, the time and the rate."""
+    healed = counted(findings.healed, "damaged range")
+    note = f", {healed} healed" if findings.healed else ""
+    pages = f", {format_size(findings.pages)} of indexes and pages" if findings.pages else ""
+    return f"{pages}{note}, {seconds:.1f} s, {format_rate(read, seconds)}"
+
+
+def _raise_damaged(job: str, findings: Findings, revisions: int) -> None:
+    """Raise DamagedError if ranges stay damaged."""
+    if findings.lost:
+        hints = [
+            *findings.unasked,
+            f"Run backy backup {job}: it stores again the blocks that the source still has",
+            f"backy reports {job} lists the damage.",
+        ]
+        ranges = counted(findings.lost, "damaged range")
+        message = f"{job}: {ranges} in {counted(revisions, 'revision')}"
+        raise DamagedError(message, ". ".join(hints))
