@@ -6,17 +6,12 @@ import json
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from backy.errors import BackyError, visible
-from backy.model.messages import bug_event, error_event
+from backy.model.messages import Message, bug_event, error_event
 from backy.model.revision import Revision
 from backy.system.standard_streams import is_journal
 from backy.units import format_duration, format_size
-
-if TYPE_CHECKING:
-    from backy.model.answers import Message
-
 
 _ERROR = 3  # the priority of an error, see syslog(3)
 

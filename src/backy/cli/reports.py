@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from typer import Argument, Option
 
@@ -13,8 +13,9 @@ from backy.cli.output import Listing, answer, print_lines, table
 from backy.cli.program import CommandGroup
 from backy.errors import UsageError, visible
 from backy.model.answers import ReportsDeleteAnswer
-from backy.model.messages import OccurrenceRecord, ReportRecord, time_text
+from backy.model.messages import ReportRecord, time_text
 from backy.repository import quarantine_reports
+from backy.repository.records import json_of
 from backy.repository.repository import Repository
 from backy.units import listed
 
@@ -85,23 +86,9 @@ def _row(repository: Repository, report: Report) -> tuple[object, ...]:
 
 
 def _record(repository: Repository, report: Report) -> ReportRecord:
-    return ReportRecord(
-        job=repository.name,
-        id=report.id,
-        time=time_text(report.time),
-        verb=report.verb,
-        digest=report.digest,
-        reason=report.reason,
-        revisions=report.revisions,
-        occurrences=[
-            OccurrenceRecord(
-                revision=place.revision, disk=place.disk, start=place.start, length=place.length
-            )
-            for place in report.occurrences
-        ],
-        healed=report.healed,
-        files=[str(path) for path in quarantine_reports.files(repository, report)],
-    )
+    files = [str(path) for path in quarantine_reports.files(repository, report)]
+    record = {"job": repository.name, **json_of(report), "time": time_text(report.time)}
+    return cast("ReportRecord", {**record, "files": files})
 
 
 @reports.command(epilog="Example: backy reports show vm1 20261123T004938Z-3fa1")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
@@ -15,6 +16,7 @@ from backy.cli.progress import meter
 from backy.errors import DamagedError, UsageError
 from backy.model.answers import HistoryAnswer, KeptRestore
 from backy.model.messages import RestoreFinished
+from backy.targets import STREAM
 from backy.units import counted, format_duration, format_size
 
 if TYPE_CHECKING:
@@ -69,7 +71,6 @@ def restore(
     from backy.operations.recorded_restore import restore_recorded
     from backy.operations.restore import RestoreOptions, restore_job
     from backy.operations.verify_target import count_differences, verify_target
-    from backy.targets import STREAM
 
     wanted, disk = _wanted(target or "", disks or [])
     words = [wanted] if isinstance(wanted, str) else list(wanted.values())
@@ -92,7 +93,7 @@ def restore(
     run = restore_job if dry_run else restore_recorded
     with ExitStack() as stack:
         # It is printed after the progress bar is gone, even after an error.
-        stack.callback(_print_planned if dry_run else _print_restored, job, done, pace)
+        stack.callback(_print_disks, job, dry_run, pace, done)
         shown = stack.enter_context(meter(job, as_json=as_json))
         tell = partial(_print_record, job, dry_run, pace) if as_json else done.append
         result = run(context.obj, job, wanted, options, watcher=shown, on_disk=tell)
@@ -123,47 +124,28 @@ def _known_rate(context: Context, job: str, limit: int | None) -> float:
 
 
 def _print_record(job: str, dry_run: bool, pace: float, done: RestoredDisk) -> None:
-    about = done.read / pace if pace else None
-    finished = RestoreFinished(
-        event="finished",
-        job=job,
-        dry_run=dry_run,
-        revision=done.revision,
-        disk=done.disk,
-        target=done.target,
-        size=done.size,
-        read=done.read,
-        written=done.written,
-        seconds=about if dry_run else done.seconds,
-        lost=done.lost,
-        healed=done.healed,
-    )
-    print_json(finished)
+    record = {"event": "finished", "job": job, "dry_run": dry_run} | asdict(done)
+    if dry_run:
+        record["seconds"] = done.read / pace if pace else None
+    print_json(cast("RestoreFinished", record))
 
 
-def _print_planned(job: str, disks: list[RestoredDisk], pace: float) -> None:
-    for done in disks:
-        about = f"about {format_duration(done.read / pace)}" if pace else "nobody knows how long"
-        text = (
-            f"{job}: {done.revision}: {done.disk} would go to {done.target}: "
-            f"{format_size(done.size)}, of which {format_size(done.read)} are data; "
-            f"{format_size(done.written)} would be written, {about}"
-        )
-        print_lines([text])
-
-
-def _print_restored(job: str, disks: list[RestoredDisk], _: float) -> None:
-    from backy.targets import STREAM
+def _print_disks(job: str, dry_run: bool, pace: float, disks: list[RestoredDisk]) -> None:
 
     for done in disks:
-        is_partial = done.written != done.read
-        differed = f" and {format_size(done.written)} differed" if is_partial else ""
-        text = (
-            f"{job}: {done.revision}: {done.disk} restored to {done.target}: "
-            f"{format_size(done.size)}, of which {format_size(done.read)} are data"
-            f"{differed}, {done.seconds:.1f} s, {format_rate(done.read, done.seconds)}"
-        )
-        if done.target == STREAM:
+        what = f"{job}: {done.revision}: {done.disk} {'would go' if dry_run else 'restored'} to"
+        sizes = f"{format_size(done.size)}, of which {format_size(done.read)} are data"
+        if dry_run:
+            about = (
+                f"about {format_duration(done.read / pace)}" if pace else "nobody knows how long"
+            )
+            rest = f"; {format_size(done.written)} would be written, {about}"
+        else:
+            is_partial = done.written != done.read
+            differed = f" and {format_size(done.written)} differed" if is_partial else ""
+            rest = f"{differed}, {done.seconds:.1f} s, {format_rate(done.read, done.seconds)}"
+        text = f"{what} {done.target}: {sizes}{rest}"
+        if done.target == STREAM and not dry_run:
             warn(text)
         else:
             print_lines([text])
@@ -187,7 +169,7 @@ def history(context: Context, job: Job, as_json: AsJson = False) -> None:
     from backy.repository.restores import read_restores
 
     records = read_restores(context.obj.repository(job).root)
-    kept = [KeptRestore(**json_of(record)) for record in records]  # type: ignore[typeddict-item]
+    kept = [cast("KeptRestore", json_of(record)) for record in records]
     headings = ("time (UTC)", "revision", "data", "written", "took", "result", "targets", "by")
     rows = table(headings, map(_row, records))
     answer(as_json, HistoryAnswer(job=job, restores=kept), rows)

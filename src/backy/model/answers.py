@@ -6,9 +6,8 @@ The rules of backy.model.messages hold here, too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from backy.model import messages
 from backy.model.messages import (
     BlockSize,
     Bytes,
@@ -454,38 +453,3 @@ class JobReply(TypedDict):
     """That it was done for this job."""
 
     job: str
-
-
-# Everything that a command prints for programs, for mypy.
-if TYPE_CHECKING:
-    Message = (
-        messages.ProgressEvent
-        | messages.WarningEvent
-        | messages.NoteEvent
-        | messages.DamageEvent
-        | messages.BackupFinished
-        | messages.RestoreFinished
-        | messages.VerifyFinished
-        | messages.ScrubFinished
-        | messages.ExpireFinished
-        | messages.ReportRecord
-        | ListAnswer
-        | DiffAnswer
-        | FindAnswer
-        | TagAnswer
-        | InitAnswer
-        | RemoveAnswer
-        | HistoryAnswer
-        | UndoAnswer
-        | PurgeAnswer
-        | EraseAnswer
-        | ReportsAnswer
-        | ReportsDeleteAnswer
-        | ConfigCheckAnswer
-        | JobsAnswer
-        | RunAnswer
-        | ServeAnswer
-        | PauseAnswer
-        | ResumeAnswer
-        | StatusAnswer
-    )

@@ -51,6 +51,10 @@ Range = Annotated[
 Ranges = Annotated[Sequence[Range], ("uniqueItems", True)]
 
 
+class Message(TypedDict):
+    """Any of the messages here and in backy.model.answers: mypy takes no other dict for one."""
+
+
 # Records: descriptions of what is stored.
 
 
