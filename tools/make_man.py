@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from backy import __version__, errors
 from backy.cli.app import whole_program
-from backy.cli.command import records
+from backy.cli.program import records
 from backy.config import settings as config
 from backy.operations.site import CONFIG_PATHS
 

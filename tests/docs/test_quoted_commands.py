@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer._click.exceptions import BadOptionUsage, MissingParameter, UsageError
 
-from backy.cli.global_options import open_site
+from backy.cli.program import open_site
 from tests.cli.commands import COMMANDS, GROUP
 from tests.docs import markdown
 

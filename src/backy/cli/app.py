@@ -11,10 +11,9 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from backy.cli import global_options, values
-from backy.cli.command import Application
+from backy.cli import values
 from backy.cli.commands import COMMANDS
-from backy.cli.program import Program, print_version
+from backy.cli.program import Application, Program, open_site, print_version
 from backy.errors import BackyError, CancelledError
 
 app = Application(
@@ -55,11 +54,11 @@ Version = Annotated[
 @app.callback()
 def _globals(
     context: Context,
-    base_dir: BaseDir = None,  # noqa: ARG001 - global_options reads all three from the context
+    base_dir: BaseDir = None,  # noqa: ARG001 - open_site reads all three from the context
     config: ConfigFile = None,  # noqa: ARG001
     version: Version = False,  # noqa: ARG001
 ) -> None:
-    global_options.open_site(context)
+    open_site(context)
 
 
 @cache

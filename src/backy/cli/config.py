@@ -9,9 +9,8 @@ from typer import Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
-from backy.cli.command import Application
 from backy.cli.output import answer, print_document
-from backy.cli.program import CommandGroup
+from backy.cli.program import Application, CommandGroup
 from backy.errors import ConfigError, NotFoundError, SourceError, visible
 from backy.model.answers import ConfigCheckAnswer, ConfigProblem, LookedSource
 from backy.operations.site import Site

@@ -8,9 +8,8 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, all_jobs, app, each_job
-from backy.cli.command import Application
 from backy.cli.output import Listing, answer, print_lines, table
-from backy.cli.program import CommandGroup
+from backy.cli.program import Application, CommandGroup
 from backy.errors import UsageError, visible
 from backy.model.answers import ReportsDeleteAnswer
 from backy.model.messages import ReportRecord, time_text

@@ -131,20 +131,17 @@ def _print_record(job: str, dry_run: bool, pace: float, done: RestoredDisk) -> N
 
 
 def _print_disks(job: str, dry_run: bool, pace: float, disks: list[RestoredDisk]) -> None:
-
     for done in disks:
-        what = f"{job}: {done.revision}: {done.disk} {'would go' if dry_run else 'restored'} to"
-        sizes = f"{format_size(done.size)}, of which {format_size(done.read)} are data"
+        size, read, written = map(format_size, (done.size, done.read, done.written))
         if dry_run:
-            about = (
-                f"about {format_duration(done.read / pace)}" if pace else "nobody knows how long"
-            )
-            rest = f"; {format_size(done.written)} would be written, {about}"
+            time = f"about {format_duration(done.read / pace)}" if pace else "nobody knows how long"
+            what, rest = "would go", f"; {written} would be written, {time}"
         else:
-            is_partial = done.written != done.read
-            differed = f" and {format_size(done.written)} differed" if is_partial else ""
-            rest = f"{differed}, {done.seconds:.1f} s, {format_rate(done.read, done.seconds)}"
-        text = f"{what} {done.target}: {sizes}{rest}"
+            differed = f" and {written} differed" if done.written != done.read else ""
+            rate = format_rate(done.read, done.seconds)
+            what, rest = "restored", f"{differed}, {done.seconds:.1f} s, {rate}"
+        disk = f"{job}: {done.revision}: {done.disk}"
+        text = f"{disk} {what} to {done.target}: {size}, of which {read} are data{rest}"
         if done.target == STREAM and not dry_run:
             warn(text)
         else:

@@ -9,8 +9,8 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
-from backy.cli.command import Command
 from backy.cli.output import answer, table, warn
+from backy.cli.program import Command
 from backy.errors import DamagedError, NotFoundError, UsageError
 from backy.model import answers
 from backy.model.extent import Kind
