@@ -31,7 +31,7 @@ DISK = data(1, 8 * MIB)
 HASTY = """
 import sys
 from backy.cli import main, progress
-progress._Lines.interval_seconds = 0.0
+progress.Meter.interval_seconds = 0.0
 sys.exit(main())
 """
 
@@ -124,7 +124,7 @@ def test_elsewhere_lines_tell_share_rate_and_time_left(
 
 
 def test_such_lines_come_once_a_minute() -> None:
-    code = "from backy.cli import progress; print(progress._Lines.interval_seconds)"
+    code = "from backy.cli import progress; print(progress.Meter.interval_seconds)"
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, env=environment()) == b"60.0\n"
 

@@ -7,21 +7,21 @@ import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Option
 
 from backy.cli.app import Context, app
+from backy.clients import daemon_client
 from backy.errors import BackyError, StoreError, UsageError
+from backy.monitoring import overview
+from backy.monitoring.health import Judge, Promise, Server
+from backy.monitoring.space import space
 from backy.operations.site import Site
 from backy.repository.base import NotMountedError, require_base
 from backy.repository.listing import jobs
 from backy.repository.summary import summarize
-
-if TYPE_CHECKING:
-    from backy.model.answers import PromisesReply
-    from backy.monitoring.health import Promise, Server
 
 
 @app.command(epilog="Example: backy check --job '^vm'")
@@ -43,8 +43,6 @@ def check(
     1 WARNING, 2 CRITICAL and 3 UNKNOWN. It is OK only if everything could be checked.
     """
     gc.disable()  # the values of ten thousand jobs hold no garbage worth looking for
-    from backy.monitoring.health import Judge
-
     try:
         pattern = re.compile(job)
     except re.error as error:
@@ -65,10 +63,6 @@ def check(
 
 def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     """The promises of each job from the daemon, or from the configuration without one."""
-    from backy.clients import daemon_client
-    from backy.monitoring.health import Promise, Server
-    from backy.monitoring.space import space
-
     reply, problem, is_running = None, "", None
     try:
         has_daemon = site.globals.daemon
@@ -77,7 +71,9 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     except BackyError as error:
         problem = error.message
     if not reply:
-        reply = _configured(site, problem)
+        problem = problem or "; ".join(map(str, site.loaded.problems))
+        promised = overview.promised(site.loaded.config)
+        reply = {"jobs": promised, "problem": problem, "base": str(site.base)}
     base = Path(reply["base"])
     promises = {job: Promise(*promise) for job, promise in reply["jobs"].items()}
     left = None
@@ -88,12 +84,3 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
     unknown = sorted(set(jobs(base)) - promises.keys()) if base.exists() else []
     told = (reply.get("broken", {}), reply.get("slow", {}))
     return promises, Server(is_running, left, reply["problem"], unknown, *told), base
-
-
-def _configured(site: Site, problem: str) -> PromisesReply:
-    """The reply of a daemon that read the configuration now."""
-    from backy.monitoring.overview import promised
-
-    loaded = site.loaded
-    problem = problem or "; ".join(map(str, loaded.problems))
-    return {"jobs": promised(loaded.config), "problem": problem, "base": str(site.base)}

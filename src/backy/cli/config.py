@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Option
 
@@ -11,26 +10,23 @@ from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer, print_document
 from backy.cli.program import Application, CommandGroup
+from backy.config.loader import Problem, ProblemsError
+from backy.config.loader import schema as json_schema
+from backy.config.review import warnings
 from backy.errors import ConfigError, NotFoundError, SourceError, visible
 from backy.model.answers import ConfigCheckAnswer, ConfigProblem, LookedSource
+from backy.operations.look import look_at_sources
 from backy.operations.site import Site
+from backy.sources import open_source
 from backy.units import counted, listed
 
-if TYPE_CHECKING:
-    from backy.operations.look import SourceLook
-
 config = Application(
-    help="Check and show the configuration.",
-    cls=CommandGroup,
-    no_args_is_help=True,
+    help="Check and show the configuration.", cls=CommandGroup, no_args_is_help=True,
     rich_markup_mode=None,
-)
+)  # fmt: skip
 app.add_typer(config, name="config")
-OneJob = Annotated[
-    str | None, Option(parser=values.job, metavar="JOB", help="Only this job, with its defaults.")
-]
-
-
+_JOB = "Only this job, with its defaults."
+OneJob = Annotated[str | None, Option(parser=values.job, metavar="JOB", help=_JOB)]
 _SOURCES = "Also open the source of each job for reading, and say what cannot be opened."
 Sources = Annotated[bool, Option("--sources", help=_SOURCES)]
 
@@ -38,11 +34,6 @@ Sources = Annotated[bool, Option("--sources", help=_SOURCES)]
 @config.command(epilog="Example: backy config check")
 def check(context: Context, sources: Sources = False, as_json: AsJson = False) -> None:
     """Name every problem in the configuration, with file and line, and what looks wrong."""
-    from backy.config.loader import Problem, ProblemsError
-    from backy.config.review import warnings
-    from backy.operations.look import look_at_sources
-    from backy.sources import open_source
-
     site: Site = context.obj
     path = site.needed_path()
     try:
@@ -52,26 +43,21 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
         looks = [*look_at_sources(loaded.config)] if sources else []
     except ProblemsError as error:
         problems, count, files, odd, looks = error.problems, 0, 1, [], []
-
-    def records(those: Iterable[Problem]) -> list[ConfigProblem]:
-        return [
-            ConfigProblem(file=str(each.path), line=each.line, key=each.key, message=str(each))
-            for each in those
-        ]
-
     lines = [visible(str(problem)) for problem in problems]
     if not problems:
         lines = [f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"]
     lines += [visible(f"warning: {each}") for each in odd]
-    lines += [visible(f"source of {look.job}: {_found(look)}") for look in looks]
+    unknown = "only a backup can tell what its program gives"
+    for look in looks:
+        found = look.error or ", ".join(look.disks) or unknown
+        lines.append(visible(f"source of {look.job}: {found}"))
+    looked = [LookedSource(job=each.job, disks=[*each.disks], error=each.error) for each in looks]
     content = ConfigCheckAnswer(
         file=str(path),
         jobs=count,
-        problems=records(problems),
-        warnings=records(odd),
-        sources=[
-            LookedSource(job=look.job, disks=[*look.disks], error=look.error) for look in looks
-        ],
+        problems=[*map(_record, problems)],
+        warnings=[*map(_record, odd)],
+        sources=looked,
     )
     answer(as_json, content, lines)
     if problems:
@@ -82,8 +68,9 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
         raise SourceError(why, "Their backups would fail now; the lines above say why.")
 
 
-def _found(look: SourceLook) -> str:
-    return look.error or ", ".join(look.disks) or "only a backup can tell what its program gives"
+def _record(problem: Problem) -> ConfigProblem:
+    file, line, key = str(problem.path), problem.line, problem.key
+    return ConfigProblem(file=file, line=line, key=key, message=str(problem))
 
 
 @config.command(epilog="Example: backy config show --job vm1")
@@ -103,6 +90,4 @@ def show(context: Context, job: OneJob = None) -> None:
 @config.command(epilog="Example: backy config schema > backy.schema.json")
 def schema() -> None:
     """Print the JSON Schema of the configuration, for editors."""
-    from backy.config.loader import schema as made
-
-    print_document(made())
+    print_document(json_schema())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from backy.cli.output import format_rate, print_json, warn
 from backy.errors import visible
 from backy.image.progress import Silence
-from backy.model.messages import DamageEvent, NoteEvent, ProgressEvent, WarningEvent
+from backy.model.messages import DamageEvent, Message, NoteEvent, ProgressEvent, WarningEvent
 from backy.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -30,13 +29,13 @@ class Warnings(Silence):
     note = warn
 
 
-_Told = WarningEvent | NoteEvent | DamageEvent
+class Meter:
+    """Counts bytes from any thread, and shows them no more often than `interval_seconds`.
 
+    This one writes lines, for a file or a pipe.
+    """
 
-class Meter(ABC):
-    """Counts bytes from any thread, and shows them no more often than `interval_seconds`."""
-
-    interval_seconds: float
+    interval_seconds = 60.0
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -74,13 +73,19 @@ class Meter(ABC):
         """The time since the command started."""
         return time.monotonic() - self._start
 
-    @abstractmethod
     def _show(self, done: int, total: int, seconds: float) -> None:
         """Show that `done` of `total` bytes were processed in `seconds`."""
+        left = format_duration((total - done) * seconds / done) if done else "unknown"
+        share = f"{100 * done / max(total, 1):.1f} % of {format_size(total)}"
+        self._write(f"{self._title}: {share}, {format_rate(done, seconds)}, {left} left")
 
-    @abstractmethod
-    def _say(self, text: str, event: _Told) -> None:
+    def _say(self, text: str, event: Message) -> None:
         """Show `text`, or print `event` as JSON."""
+        self._write(f"{self._title}: {visible(text)}")
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def meter(title: str, *, as_json: bool) -> Iterator[Meter]:
         with _progress() as progress:
             yield _Bar(title, progress)
     else:
-        yield _Lines(title)
+        yield Meter(title)
 
 
 class _Json(Meter):
@@ -106,24 +111,8 @@ class _Json(Meter):
         )
         print_json(event)
 
-    def _say(self, text: str, event: _Told) -> None:
+    def _say(self, text: str, event: Message) -> None:
         print_json(event)
-
-
-class _Lines(Meter):
-    interval_seconds = 60.0
-
-    def _show(self, done: int, total: int, seconds: float) -> None:
-        left = format_duration((total - done) * seconds / done) if done else "unknown"
-        share = f"{100 * done / max(total, 1):.1f} % of {format_size(total)}"
-        self._write(f"{share}, {format_rate(done, seconds)}, {left} left")
-
-    def _say(self, text: str, event: _Told) -> None:
-        self._write(text)
-
-    def _write(self, text: str) -> None:
-        sys.stderr.write(f"{self._title}: {visible(text)}\n")
-        sys.stderr.flush()
 
 
 class _Bar(Meter):
@@ -137,8 +126,7 @@ class _Bar(Meter):
     def _show(self, done: int, total: int, seconds: float) -> None:
         self._progress.update(self._task, completed=done, total=total)
 
-    def _say(self, text: str, event: _Told) -> None:
-        line = f"{self._title}: {visible(text)}"
+    def _write(self, line: str) -> None:
         self._progress.console.print(line, markup=False, highlight=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 from typer import Argument, Option
 
@@ -14,12 +14,10 @@ from backy.errors import UsageError, visible
 from backy.model.answers import ReportsDeleteAnswer
 from backy.model.messages import ReportRecord, time_text
 from backy.repository import quarantine_reports
+from backy.repository.quarantine import Report
 from backy.repository.records import json_of
 from backy.repository.repository import Repository
 from backy.units import listed
-
-if TYPE_CHECKING:
-    from backy.repository.quarantine import Report
 
 
 class _Reports(CommandGroup):
@@ -121,9 +119,8 @@ def delete(
     repository = context.obj.repository(job)
     unwanted = [quarantine_reports.find(repository, report_id).id for report_id in ids or []]
     if healed:
-        unwanted += [
-            report.id for report in quarantine_reports.reports(repository) if report.healed
-        ]
+        found = quarantine_reports.reports(repository)
+        unwanted += [report.id for report in found if report.healed]
     unwanted = list(dict.fromkeys(unwanted))
     quarantine_reports.delete(repository, unwanted)
     text = f"{job}: deleted {listed(unwanted, 'report') or 'nothing'}"

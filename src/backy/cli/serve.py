@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from socket import socket as Socket  # noqa: N812 - an argument is called socket
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -17,9 +18,7 @@ from backy.cli.progress import Warnings
 from backy.daemon.systemd import notify
 from backy.errors import UsageError
 from backy.model.answers import ServeAnswer
-
-if TYPE_CHECKING:
-    from socket import socket as Socket  # noqa: N812 - an argument is called socket
+from backy.system.sockets import tcp_listener, unix_listener
 
 _WORDS = "A job, with all its revisions; or JOB@REV, for that one alone."
 Words = Annotated[list[str], Argument(parser=values.job_word, metavar="JOB", help=_WORDS)]
@@ -73,8 +72,6 @@ def serve(
 def _listener(
     path: Path | None, group: int | None, listen: values.Listen | None, *, is_encrypted: bool
 ) -> AbstractContextManager[Socket]:
-    from backy.system.sockets import tcp_listener, unix_listener
-
     if path and not listen:
         return unix_listener(path, group)
     if path or not listen or group is not None:

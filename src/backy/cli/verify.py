@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 from typer import Argument, Option
 
@@ -16,15 +16,12 @@ from backy.cli.output import answer, format_rate, print_json, print_lines, repor
 from backy.cli.progress import Meter, meter
 from backy.errors import DamagedError
 from backy.model.messages import DamageEvent, ScrubFinished, VerifyFinished
+from backy.operations.heal import Damage
+from backy.operations.scrub import Limits, ScrubResult, longest_ago, scrub_job
+from backy.operations.scrub_plan import Coverage
+from backy.operations.verify import Findings, verify_job
 from backy.system import priority
 from backy.units import counted, format_duration, format_size, parse_duration
-
-if TYPE_CHECKING:
-    from backy.operations.heal import Damage
-    from backy.operations.scrub import ScrubResult
-    from backy.operations.scrub_plan import Coverage
-    from backy.operations.verify import Findings
-
 
 _JOBS = "Only these jobs."
 Jobs = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_JOBS)]
@@ -44,8 +41,6 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
     hash there. If not, each range is named with every revision that has it, and the exit code is 6.
     Afterwards each revision is verified or distrusted.
     """
-    from backy.operations.verify import verify_job
-
     with meter(job, as_json=as_json) as shown:
         tell = partial(_show_damage, job, shown)
         result = verify_job(context.obj, job, spec, watcher=shown, on_damage=tell)
@@ -83,10 +78,7 @@ def scrub(
     half of the promised time can wait. The next run continues where this one ends. All other
     processes have priority.
     """
-    from backy.operations.scrub import Limits, longest_ago, scrub_job
-
-    until = time.monotonic() + max_duration if max_duration is not None else None
-    limits = Limits(until, rate)
+    limits = Limits(time.monotonic() + max_duration if max_duration is not None else None, rate)
     priority.be_idle()
     span = timedelta(seconds=parse_duration(within))
 
