@@ -31,11 +31,15 @@ app = Application(
 Context = typer.Context
 _JOB = "The name of the job, and of its repository."
 Job = Annotated[str, Argument(parser=values.job, metavar="JOB", help=_JOB)]
+_JOBS = "Only these jobs."
+Jobs = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_JOBS)]
 _WORDS = "Revision words: latest, 1, 2026-11-23, tag:daily, an id or its beginning, a..b."
 Spec = Annotated[str, Option("-r", "--revision", metavar="SPEC", help=_WORDS)]
 AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 _DISK = "The disk; needed if there are several."
 OneDisk = Annotated[str | None, Option("--disk", metavar="NAME", help=_DISK)]
+_RATE = "Read at most this much in a second."
+Rate = Annotated[int | None, Option(parser=values.rate, metavar="SIZE", help=_RATE)]
 
 _BASE = "The folder with a repository for each job; by default as configured, or /srv/backy."
 BaseDir = Annotated[

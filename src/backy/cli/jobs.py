@@ -8,10 +8,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Option
 
-from backy.cli import output, values
-from backy.cli.app import AsJson, Context, all_jobs, app, each_job
+from backy.cli import output
+from backy.cli.app import AsJson, Context, Jobs, all_jobs, app, each_job
 from backy.cli.output import answer, print_lines, table, warn
 from backy.errors import CancelledError, visible
 from backy.model import answers
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 _NAMED = {3600: "hourly", 86400: "daily", 604800: "weekly"}
 _UNITS = {86400: "d", 3600: "h", 60: "min", 1: "s"}
 _REFRESH_SECONDS = 1.0
-_NAMES = "Only these jobs."
-Names = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_NAMES)]
 _FAILED = "Only jobs that are late, failed, damaged or unreadable."
 Failed = Annotated[bool, Option("--failed", help=_FAILED)]
 Once = Annotated[bool, Option("--once", help="Show it once, even on a terminal.")]
@@ -37,7 +35,7 @@ Once = Annotated[bool, Option("--once", help="Show it once, even on a terminal."
 
 @app.command("list", epilog="Example: backy list vm1")
 def list_(
-    context: Context, jobs: Names = None, failed: Failed = False, as_json: AsJson = False
+    context: Context, jobs: Jobs = None, failed: Failed = False, as_json: AsJson = False
 ) -> None:
     """Show the revisions of a job, or all jobs."""
     job = jobs[0] if jobs and len(jobs) == 1 and not failed else None
@@ -123,7 +121,7 @@ def _list_row(repository: Repository, history: History) -> tuple[object, ...]:
 
 @app.command("jobs", epilog="Example: backy jobs")
 def list_jobs(
-    context: Context, names: Names = None, failed: Failed = False, as_json: AsJson = False
+    context: Context, names: Jobs = None, failed: Failed = False, as_json: AsJson = False
 ) -> None:
     """Show the configured jobs, and the repositories without a job."""
     site: Site = context.obj
@@ -161,7 +159,7 @@ def _interval(tag: str, seconds: int) -> str:
 @app.command(epilog="Example: backy status --json")
 def status(
     context: Context,
-    names: Names = None,
+    names: Jobs = None,
     failed: Failed = False,
     once: Once = False,
     as_json: AsJson = False,

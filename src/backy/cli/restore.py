@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 from typer import Argument, Option
 
 from backy.cli import values
-from backy.cli.app import AsJson, Context, Job, Spec, app
+from backy.cli.app import AsJson, Context, Job, Rate, Spec, app
 from backy.cli.output import answer, format_rate, print_json, print_lines, table, warn
 from backy.cli.progress import meter
 from backy.errors import DamagedError, UsageError
@@ -34,8 +34,6 @@ _WHOLE = "Write all data, also what the target has already."
 Whole = Annotated[bool, Option("--whole", help=_WHOLE)]
 _VERIFY = "Then read the target from its medium, and compare it with the index."
 Verify = Annotated[bool, Option("--verify", help=_VERIFY)]
-_RATE = "Read at most this much in a second."
-Rate = Annotated[int | None, Option(parser=values.rate, metavar="SIZE", help=_RATE)]
 _DRY = "Only say what would be written where; reads what is there, unless --whole."
 DryRun = Annotated[bool, Option("--dry-run", help=_DRY)]
 KeepGoing = Annotated[

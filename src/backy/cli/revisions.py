@@ -134,24 +134,12 @@ def expire(context: Context, job: Job, dry_run: DryRun = False, as_json: AsJson 
     """
     from backy.operations.expire import expire_job
 
-    expired = [
-        ExpiredRevision(
-            revision=each.revision.id,
-            drop=each.drop,
-            keep=each.keep,
-            removed=each.is_removed,
-            why=each.why,
-        )
-        for each in expire_job(context.obj, job, is_dry=dry_run)
-    ]
-    rows = (
-        (
-            each["revision"],
-            "remove" if each["removed"] else f"drop {','.join(each['drop'])}",
-            each["why"],
-        )
-        for each in expired
-    )
+    expired, rows = list[ExpiredRevision](), list[tuple[str, str, str]]()
+    for each in expire_job(context.obj, job, is_dry=dry_run):
+        name, drop, removed, why = each.revision.id, each.drop, each.is_removed, each.why
+        change = ExpiredRevision(revision=name, drop=drop, keep=each.keep, removed=removed, why=why)
+        expired.append(change)
+        rows.append((name, "remove" if removed else f"drop {','.join(drop)}", why))
     record = ExpireFinished(event="finished", job=job, dry_run=dry_run, expired=expired)
     answer(as_json, record, table(("revision", "would" if dry_run else "did", "why"), rows))
 

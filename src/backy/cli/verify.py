@@ -8,10 +8,10 @@ from datetime import timedelta
 from functools import partial
 from typing import Annotated, cast
 
-from typer import Argument, Option
+from typer import Option
 
 from backy.cli import values
-from backy.cli.app import AsJson, Context, Job, Spec, all_jobs, app, each_job
+from backy.cli.app import AsJson, Context, Job, Jobs, Rate, Spec, all_jobs, app, each_job
 from backy.cli.output import answer, format_rate, print_json, print_lines, report
 from backy.cli.progress import Meter, meter
 from backy.errors import DamagedError
@@ -23,14 +23,10 @@ from backy.operations.verify import Findings, verify_job
 from backy.system import priority
 from backy.units import counted, format_duration, format_size, parse_duration
 
-_JOBS = "Only these jobs."
-Jobs = Annotated[list[str] | None, Argument(parser=values.job, metavar="JOB", help=_JOBS)]
 _BOX = "Start no further slice after this time, such as 30m."
 Box = Annotated[int | None, Option(parser=values.duration, metavar="DURATION", help=_BOX)]
 _WITHIN = "The time within which each byte is to be read."
 Within = Annotated[str, Option(parser=values.span, metavar="DURATION", help=_WITHIN)]
-_RATE = "Read at most this much in a second."
-Rate = Annotated[int | None, Option(parser=values.rate, metavar="SIZE", help=_RATE)]
 
 
 @app.command(epilog="Example: backy verify vm1 -r latest")
