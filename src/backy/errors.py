@@ -46,34 +46,31 @@ class BackyError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __init_subclass__(cls, exit_code: int = 0) -> None:
+        """A class without an exit code of its own has that of its base."""
+        if exit_code:
+            cls.exit_code = exit_code
+
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = visible(message)
         self.hint = visible(hint)
         super().__init__(self.message)
 
 
-class UsageError(BackyError):
+class UsageError(BackyError, exit_code=2):
     """The command line is wrong; nothing was read or written, and nothing is recorded."""
 
-    exit_code = 2
 
-
-class ConfigError(BackyError):
+class ConfigError(BackyError, exit_code=3):
     """A setting is wrong; nothing was read or written."""
 
-    exit_code = 3
 
-
-class SourceError(BackyError):
+class SourceError(BackyError, exit_code=4):
     """The source cannot be read; no revision was made."""
 
-    exit_code = 4
 
-
-class StoreError(BackyError):
+class StoreError(BackyError, exit_code=5):
     """The repository cannot be read or written; published revisions are unchanged."""
-
-    exit_code = 5
 
     @property
     def is_damage(self) -> bool:
@@ -88,52 +85,36 @@ _NO_DAMAGE = {
 }  # fmt: skip
 
 
-class DamagedError(StoreError):
+class DamagedError(StoreError, exit_code=6):
     """Stored bytes are missing or have changed."""
 
-    exit_code = 6
 
-
-class BusyError(StoreError):
+class BusyError(StoreError, exit_code=7):
     """Another process holds the lock that this command needs; run it again later."""
 
-    exit_code = 7
 
-
-class FullError(StoreError):
+class FullError(StoreError, exit_code=8):
     """The file system of the repository has no space or quota left; free some and run it again."""
 
-    exit_code = 8
 
-
-class NotFoundError(BackyError):
+class NotFoundError(BackyError, exit_code=9):
     """There is no such job, revision or disk."""
 
-    exit_code = 9
 
-
-class TargetError(BackyError):
+class TargetError(BackyError, exit_code=10):
     """The restore target cannot take the disk."""
 
-    exit_code = 10
 
-
-class HookError(BackyError):
+class HookError(BackyError, exit_code=11):
     """A required hook failed; nothing was published or restored."""
 
-    exit_code = 11
 
-
-class OutputError(BackyError):
+class OutputError(BackyError, exit_code=74):
     """The command has done its work, but could not write all of its output."""
 
-    exit_code = 74
 
-
-class CancelledError(BackyError):
+class CancelledError(BackyError, exit_code=130):
     """The user or the service manager stopped the command; the history is as it was before."""
-
-    exit_code = 130
 
 
 class DamageIgnored:

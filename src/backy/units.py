@@ -27,16 +27,14 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if not match or not text.isascii():
-        raise ConfigError(
-            f"{text!r} is not a size", "Write a number and a unit: 512KiB, 4MiB, 1.5GiB."
-        )
+        hint = "Write a number and a unit: 512KiB, 4MiB, 1.5GiB."
+        raise ConfigError(f"{text!r} is not a size", hint)
     whole, fraction, unit = match.groups()
     factor = 1 << 10 * " KMGTP".index(unit.upper() or " ")
     size: int = int(whole) * factor + int(fraction or "0") * factor // 10 ** len(fraction or "")
     if size > _LARGEST_SIZE:
-        raise ConfigError(
-            f"{text!r} is larger than any disk can be", "The limit is 2^63 - 1 bytes."
-        )
+        why = f"{text!r} is larger than any disk can be"
+        raise ConfigError(why, "The limit is 2^63 - 1 bytes.")
     return size
 
 
@@ -58,9 +56,8 @@ def parse_duration(text: str) -> int:
     """
     match = _DURATION.fullmatch(text.strip())
     if not match or not text.isascii():
-        raise ConfigError(
-            f"{text!r} is not a duration", "Write a number and a unit: 30s, 15m, 4h, 7d, 2w."
-        )
+        hint = "Write a number and a unit: 30s, 15m, 4h, 7d, 2w."
+        raise ConfigError(f"{text!r} is not a duration", hint)
     seconds = int(match[1]) * _SECONDS[match[2]]
     if seconds > _LONGEST_DURATION:
         raise ConfigError(f"{text!r} is too long", "The limit is 1000 years.")

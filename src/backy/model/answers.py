@@ -25,6 +25,9 @@ from backy.model.messages import (
 )
 
 JobSettings = Mapping[str, Any]  # what Job in backy.config.settings serializes to
+JobState = Literal[
+    "running", "waiting", "paused", "failed", "damaged", "unreadable", "idle", "new", "broken"
+]
 PoolName = Literal["fast", "slow"]
 Path = Annotated[str, ("pattern", "^/")]
 TaskVerb = Annotated[str, ("enum", "the tasks of the daemon")]
@@ -357,9 +360,7 @@ class JobOverview(JobAnswer):
       if it is unknown.
     """
 
-    state: Literal[
-        "running", "waiting", "paused", "failed", "damaged", "unreadable", "idle", "new", "broken"
-    ]
+    state: JobState
     last: Time | None
     next: Time | None
     overdue_seconds: Seconds

@@ -372,21 +372,18 @@ def time_text(time: datetime) -> str:
 def error_event(error: BackyError) -> ErrorEvent:
     """The event for an error. A class of another module counts as its base in backy.errors."""
     name = next(kind.__name__ for kind in type(error).__mro__ if ERRORS.get(kind.__name__) is kind)
-    return ErrorEvent(
-        event="error", error=name, exit_code=error.exit_code, message=error.message, hint=error.hint
-    )
+    return _error_event(name, error.exit_code, error.message, error.hint)
 
 
 def bug_event(error: Exception, traceback: str) -> ErrorEvent:
     """The event for an exception that nobody expected."""
-    return ErrorEvent(
-        event="error",
-        error="Bug",
-        exit_code=BUG,
-        message=f"{type(error).__name__}: {error}",
-        hint="Report it with the traceback.",
-        traceback=traceback,
-    )
+    why = f"{type(error).__name__}: {error}"
+    event = _error_event("Bug", BUG, why, "Report it with the traceback.")
+    return {**event, "traceback": traceback}
+
+
+def _error_event(kind: str, code: int, message: str, hint: str) -> ErrorEvent:
+    return ErrorEvent(event="error", error=kind, exit_code=code, message=message, hint=hint)
 
 
 def error_from(event: Mapping[str, object]) -> BackyError:

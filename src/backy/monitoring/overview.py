@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Literal
 
 from backy.config.settings import Config, Schedule
-from backy.model.answers import JobOverview
+from backy.model.answers import JobOverview, JobState
 from backy.model.messages import time_text
 from backy.policy.schedule import sla_seconds
 from backy.repository.summary import Summary
@@ -60,7 +59,7 @@ def _damage(summary: Summary) -> Iterator[str]:
         yield f"reports of damage: {summary.reports}"
 
 
-def _state(summary: Summary) -> Literal["unreadable", "paused", "failed", "damaged", "idle", "new"]:
+def _state(summary: Summary) -> JobState:
     if summary.problem:
         return "unreadable"
     if summary.status.paused:
