@@ -22,7 +22,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from backy import __version__, errors
-from backy.cli.app import whole_program
+from backy.cli.app import program
+from backy.cli.commands import COMMANDS
 from backy.cli.program import records
 from backy.config import settings as config
 from backy.operations.site import CONFIG_PATHS
@@ -57,6 +58,14 @@ def pages(date: str) -> dict[str, str]:
     texts = {f"{page(path)}.1": command_page(each, found) for path, each in found.items()}
     texts["backy.yaml.5"] = settings_page()
     return {name: "\n".join([heading(name, date), *text, ""]) for name, text in texts.items()}
+
+
+def whole_program() -> Any:  # noqa: ANN401 - typer's
+    """The program with all commands imported."""
+    made = program()
+    for name in COMMANDS:
+        made.load(name)
+    return made
 
 
 def commands(command: Any, context: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - typer's

@@ -5,7 +5,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from backy.cli.app import whole_program
+from tools.make_man import whole_program
 
 GROUP: Any = whole_program()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,6 @@ import typer
 from typer import Argument, Option
 
 from backy.cli import values
-from backy.cli.commands import COMMANDS
 from backy.cli.program import Application, Program, open_site, print_version
 from backy.errors import BackyError, CancelledError
 
@@ -68,14 +66,6 @@ def _globals(
 @cache
 def program() -> Program:
     """The program, made once for this process, since that takes long."""
-    made: Program = typer.main.get_command(app)  # type: ignore[assignment]
-    return made
-
-
-def whole_program() -> Program:
-    """The program with all commands imported, for manual pages and tests."""
-    for entry in COMMANDS.values():
-        import_module(f"backy.cli.{entry.module}")
     made: Program = typer.main.get_command(app)  # type: ignore[assignment]
     return made
 

@@ -9,7 +9,7 @@ import typer
 
 from backy.cli.app import program
 from backy.cli.commands import COMMANDS
-from backy.errors import BUG, BackyError, CancelledError, OutputError, UsageError, visible
+from backy.errors import BackyError, CancelledError, OutputError, UsageError, visible
 from backy.system import signals, standard_streams
 from backy.system.last_resort import ends_in_time
 
@@ -28,9 +28,9 @@ def run(arguments: Sequence[str]) -> int:
                     _require_output()
                 return code
         except Exception as error:  # noqa: BLE001 - a script needs an exit code for a bug, too
-            if is_check:
-                return _report_unknown(error)
-            return _report(error, as_json=as_json)
+            from backy.cli.output import report  # only errors need it
+
+            return _report_unknown(error) if is_check else report(error, as_json=as_json)
 
 
 def _call(arguments: Sequence[str]) -> int:
@@ -64,17 +64,6 @@ def _usage_error(error: typer.TyperException) -> UsageError:
     return UsageError(message[:1].lower() + message[1:], hint)
 
 
-def _report(error: Exception, *, as_json: bool) -> int:
-    # Imported here, because only errors need it.
-    from backy.cli.output import report, report_bug
-
-    if isinstance(error, BackyError):
-        report(error, as_json=as_json)
-        return error.exit_code
-    report_bug(error, as_json=as_json)
-    return BUG
-
-
 def _say_last(*, as_json: bool) -> None:
     """Print why the command is ended that could not end by itself after a signal."""
     from backy.cli.output import report_text
@@ -86,13 +75,13 @@ def _say_last(*, as_json: bool) -> None:
 
 def _report_unknown(error: Exception) -> int:
     """Report an error in the format of Nagios plug-ins."""
-    from backy.cli.output import print_lines, report_bug, warn
+    from backy.cli.output import print_lines, report, warn
 
     if isinstance(error, BackyError):
         text = f"{error.message}. {error.hint}"
     else:
         text = f"a bug: {error!r}"
-        report_bug(error, as_json=False)
+        report(error, as_json=False)
     line = f"BACKY UNKNOWN - {' '.join(visible(text).replace('|', '/').split())}"[:200]
     if isinstance(error, OutputError):
         warn(line)  # standard output has failed

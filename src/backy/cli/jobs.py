@@ -143,10 +143,8 @@ def _configured_row(config: Config, name: str) -> list[str]:
         f"{_interval(tag, rule.interval)}, {rule.keep} kept"
         for tag, rule in config.intervals(name).items()
     ]
-    return [
-        name, job.schedule, "; ".join(intervals), str(job.source.get("type")),
-        ", ".join(job.limits) or "-",
-    ]  # fmt: skip
+    source, limits = str(job.source.get("type")), ", ".join(job.limits) or "-"
+    return [name, job.schedule, "; ".join(intervals), source, limits]
 
 
 def _interval(tag: str, seconds: int) -> str:

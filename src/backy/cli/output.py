@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 
-from backy.errors import BackyError, visible
+from backy.errors import BUG, BackyError, visible
 from backy.model.messages import Message, bug_event, error_event
 from backy.model.revision import Revision
 from backy.system.standard_streams import is_journal
@@ -66,24 +66,26 @@ def _prefix(priority: int) -> str:
     return f"<{priority}>" if is_journal() else ""
 
 
-def report(error: BackyError, *, as_json: bool) -> None:
-    """Print an error on standard error: what failed, on which object, and what to do next."""
-    sys.stderr.write(report_text(error, as_json=as_json))
+def report(error: Exception, *, as_json: bool) -> int:
+    """Print an error on standard error: what failed, on which object, and what to do next.
+
+    A bug has its traceback instead. Returns the exit code.
+    """
+    if isinstance(error, BackyError):
+        sys.stderr.write(report_text(error, as_json=as_json))
+        return error.exit_code
+    text = "".join(traceback.format_exception(error))
+    lines = [json.dumps(bug_event(error, text))] if as_json else text.splitlines()
+    sys.stderr.writelines(f"{_prefix(_ERROR)}{line}\n" for line in lines)
+    return BUG
 
 
 def report_text(error: BackyError, *, as_json: bool) -> str:
-    """What `report` prints."""
+    """What `report` prints of an error that is not a bug."""
     if as_json:
         return f"{_prefix(_ERROR)}{json.dumps(error_event(error))}\n"
     lines = [f"backy: {error.message}", *([f"  {error.hint}"] if error.hint else [])]
     return "".join(f"{_prefix(_ERROR)}{visible(line)}\n" for line in lines)
-
-
-def report_bug(error: Exception, *, as_json: bool) -> None:
-    """Print a bug on standard error, with its traceback."""
-    text = "".join(traceback.format_exception(error))
-    lines = [json.dumps(bug_event(error, text))] if as_json else text.splitlines()
-    sys.stderr.writelines(f"{_prefix(_ERROR)}{line}\n" for line in lines)
 
 
 def print_lines(lines: Iterable[str]) -> None:

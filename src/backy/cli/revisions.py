@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
@@ -82,10 +81,9 @@ class _TagCommand(Command):
         arguments = iter(args)
         for argument in arguments:
             if argument in {"-r", "--revision"}:
-                value = list(itertools.islice(arguments, 1))
-                if not value:
+                if (value := next(arguments, None)) is None:
                     raise UsageError(f"{argument} needs revision words", "Write -r latest.")
-                options += [argument, *value]
+                options += [argument, value]
             elif argument[:1] in {"+", "-"} and argument[:2] != "--" and argument != "-h":
                 marks.append(argument)
             else:

@@ -62,22 +62,20 @@ def serve(
         answer(as_json, ServeAnswer(uris=uris), uris)
         notify("READY=1")
 
-    is_encrypted = tls_certificates is not None
-    with _listener(socket, socket_group, listen, is_encrypted=is_encrypted) as listener:
-        serve_jobs(
-            context.obj, jobs, listener, tls_certificates, on_ready=listening, watcher=Warnings()
-        )
+    tls, watcher = tls_certificates, Warnings()
+    with _listener(socket, socket_group, listen, tls) as listener:
+        serve_jobs(context.obj, jobs, listener, tls, on_ready=listening, watcher=watcher)
 
 
 def _listener(
-    path: Path | None, group: int | None, listen: values.Listen | None, *, is_encrypted: bool
+    path: Path | None, group: int | None, listen: values.Listen | None, tls: Path | None
 ) -> AbstractContextManager[Socket]:
     if path and not listen:
         return unix_listener(path, group)
     if path or not listen or group is not None:
         hint = "For this machine use --socket PATH, for others --listen ADDRESS:PORT."
         raise UsageError("serve needs either --socket or --listen", hint)
-    if not is_encrypted and not ip_address(listen.host).is_loopback:
+    if not tls and not ip_address(listen.host).is_loopback:
         hint = "Add --tls-certificates FOLDER, or listen at 127.0.0.1."
         raise UsageError(f"without TLS anybody could read the disks at {listen.host}", hint)
     return tcp_listener(*listen)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,11 +139,8 @@ def load(path: Path, check_source: Callable[[dict[str, Any]], object]) -> Loaded
                     invalid[name] = (file.problems[count:] or main.problems)[0]
             else:
                 file.note((*file.prefix, name), f"defined already in {first[name].path}")
-    problems = tuple(
-        problem
-        for file in files
-        for problem in sorted(file.problems, key=lambda problem: problem.line)
-    )
+    by_line = attrgetter("line")
+    problems = tuple(each for file in files for each in sorted(file.problems, key=by_line))
     if main.is_bad:
         raise ProblemsError(problems)
     config = config.model_copy(update={"jobs": jobs})

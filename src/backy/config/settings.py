@@ -7,7 +7,7 @@ key without a value counts as left out. Durations are seconds, sizes are bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -85,9 +85,8 @@ def _source(source: dict[str, Any], info: pydantic.ValidationInfo) -> dict[str, 
     return source
 
 
-_AsText = BeforeValidator(
-    str, json_schema_input_type=int | str
-)  # else pydantic would accept true as 1
+# Else pydantic would accept true as 1.
+_AsText = BeforeValidator(str, json_schema_input_type=int | str)
 _Listed = BeforeValidator(_listed, json_schema_input_type=str | list[Any] | dict[str, Any])
 Seconds = Annotated[int, BeforeValidator(checking(parse_duration)), _AsText]
 Bytes = Annotated[int, BeforeValidator(checking(parse_size)), _AsText]
@@ -106,7 +105,7 @@ class Values(BaseModel):
         defer_build=True, extra="forbid", frozen=True, serialize_by_alias=True,
         validate_by_name=True,
     )  # fmt: skip
-    gone: ClassVar[tuple[str, ...]] = ()  # keys of backy 2 that are ignored
+    gone: ClassVar[Sequence[str]] = ()  # keys of backy 2 that are ignored
 
     @model_validator(mode="before")
     @classmethod
@@ -209,9 +208,12 @@ class Global(Values):
     `daemon` is False if there is none, because something else starts the backups.
     """
 
-    gone: ClassVar[tuple[str, ...]] = (
-        "status-file", "status-interval", "telnet-addrs", "telnet-port",
-    )  # fmt: skip
+    gone: ClassVar[Sequence[str]] = (
+        "status-file",
+        "status-interval",
+        "telnet-addrs",
+        "telnet-port",
+    )
     base_dir: AbsolutePath = Path("/srv/backy")
     base_dir_must_be_mounted: bool = False
     daemon: bool = True
@@ -232,7 +234,7 @@ class Config(Values):
     relative to the folder of the main file.
     """
 
-    gone: ClassVar[tuple[str, ...]] = ("api", "peers")
+    gone: ClassVar[Sequence[str]] = ("api", "peers")
     global_: Global = Field(default_factory=Global, alias="global")
     schedules: dict[str, Schedule] = {}
     defaults: Defaults = Field(default_factory=Defaults)

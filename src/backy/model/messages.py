@@ -23,13 +23,14 @@ ERRORS = {
     if isinstance(kind, type) and issubclass(kind, BackyError)
 }
 
+_EXIT_CODES = tuple(sorted({BUG, *(kind.exit_code for kind in ERRORS.values())}))
+_TIME = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
+_DISK = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_ABOUT_DISK = "The name of the disk, such as vda."
 # A type, and what its JSON Schema has beside it.
 Text = Annotated[str, ("minLength", 1)]
-Time = Annotated[
-    str,
-    ("format", "date-time"),
-    ("pattern", "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
-]
+Time = Annotated[str, ("format", "date-time"), ("pattern", _TIME)]
+Tag = Annotated[str, ("minLength", 1), ("maxLength", 64)]
 ImageFormat = Annotated[str, ("pattern", "^[A-Za-z0-9_.-]{0,64}$")]
 Hash = Annotated[str, ("pattern", "^[0-9a-f]{64}$")]
 Bytes = Annotated[int, ("minimum", 0)]
@@ -37,11 +38,7 @@ Count = Annotated[int, ("minimum", 0)]
 Seconds = Annotated[float, ("minimum", 0)]
 BlockSize = Annotated[int, ("minimum", 64 << 10), ("maximum", 16 << 20), ("multipleOf", 64 << 10)]
 JobName = Annotated[str, ("minLength", 1), ("description", "The name of the job.")]
-DiskName = Annotated[
-    str,
-    ("pattern", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
-    ("description", "The name of the disk, such as vda."),
-]
+DiskName = Annotated[str, ("pattern", _DISK), ("description", _ABOUT_DISK)]
 RevisionId = Annotated[str, ("pattern", "^[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}$")]
 RevisionIds = Annotated[Sequence[RevisionId], ("uniqueItems", True)]
 Length = Annotated[int, ("minimum", 1)]
@@ -118,9 +115,7 @@ class RevisionRecord(TypedDict):
     seconds: Seconds
     consistency: Literal["application", "filesystem", "crash", "none"]
     disks: Annotated[Mapping[DiskName, DiskRecord], ("minProperties", 1)]
-    tags: Annotated[
-        Sequence[Annotated[str, ("minLength", 1), ("maxLength", 64)]], ("uniqueItems", True)
-    ]
+    tags: Annotated[Sequence[Tag], ("uniqueItems", True)]
     trust: Literal["trusted", "verified", "distrusted"]
     verified: Time | None
     warnings: Sequence[str]
@@ -239,9 +234,7 @@ class ErrorEvent(TypedDict):
 
     event: Literal["error"]
     error: Annotated[str, ("enum", (*ERRORS, "Bug"))]
-    exit_code: Annotated[
-        int, ("enum", tuple(sorted({BUG, *(kind.exit_code for kind in ERRORS.values())})))
-    ]
+    exit_code: Annotated[int, ("enum", _EXIT_CODES)]
     message: Text
     hint: str
     traceback: NotRequired[Text]
