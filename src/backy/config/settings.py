@@ -7,7 +7,7 @@ key without a value counts as left out. Durations are seconds, sizes are bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -105,7 +105,7 @@ class Values(BaseModel):
         defer_build=True, extra="forbid", frozen=True, serialize_by_alias=True,
         validate_by_name=True,
     )  # fmt: skip
-    gone: ClassVar[Sequence[str]] = ()  # keys of backy 2 that are ignored
+    gone: ClassVar[tuple[str, ...]] = ()  # keys of backy 2 that are ignored
 
     @model_validator(mode="before")
     @classmethod
@@ -208,12 +208,9 @@ class Global(Values):
     `daemon` is False if there is none, because something else starts the backups.
     """
 
-    gone: ClassVar[Sequence[str]] = (
-        "status-file",
-        "status-interval",
-        "telnet-addrs",
-        "telnet-port",
-    )
+    gone: ClassVar[tuple[str, ...]] = (
+        "status-file", "status-interval", "telnet-addrs", "telnet-port",
+    )  # fmt: skip
     base_dir: AbsolutePath = Path("/srv/backy")
     base_dir_must_be_mounted: bool = False
     daemon: bool = True
@@ -234,7 +231,7 @@ class Config(Values):
     relative to the folder of the main file.
     """
 
-    gone: ClassVar[Sequence[str]] = ("api", "peers")
+    gone: ClassVar[tuple[str, ...]] = ("api", "peers")
     global_: Global = Field(default_factory=Global, alias="global")
     schedules: dict[str, Schedule] = {}
     defaults: Defaults = Field(default_factory=Defaults)
