@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from typer import Argument, Option
@@ -66,8 +66,7 @@ def _globals(
 @cache
 def program() -> Program:
     """The program, made once for this process, since that takes long."""
-    made: Program = typer.main.get_command(app)  # type: ignore[assignment]
-    return made
+    return cast("Program", typer.main.get_command(app))
 
 
 def all_jobs(context: Context) -> list[str]:

@@ -62,7 +62,6 @@ def backup(
     )
     with meter(job, as_json=as_json) as shown:
         revision = backup_job(context.obj, job, options, watcher=shown)
-    finished = BackupFinished(
-        event="finished", job=job, seconds=shown.seconds, revision=revision_record(revision)
-    )
-    answer(as_json, finished, f"{job}: {revision.id}: {summary(revision, shown.seconds)}")
+    seconds, record = shown.seconds, revision_record(revision)
+    finished = BackupFinished(event="finished", job=job, seconds=seconds, revision=record)
+    answer(as_json, finished, f"{job}: {revision.id}: {summary(revision, seconds)}")

@@ -23,14 +23,14 @@ from backy.repository.base import NotMountedError, require_base
 from backy.repository.listing import jobs
 from backy.repository.summary import summarize
 
+_SLA = "Age allowed for the newest revision, in intervals."
+
 
 @app.command(epilog="Example: backy check --job '^vm'")
 def check(
     context: Context,
     job: Annotated[str, Option(metavar="REGEX", help="Only jobs whose names match.")] = "",
-    sla: Annotated[
-        float, Option(min=0.01, help="Age allowed for the newest revision, in intervals.")
-    ] = 1.5,
+    sla: Annotated[float, Option(min=0.01, help=_SLA)] = 1.5,
     failed: Annotated[int, Option(min=1, help="Warn after this many failures in a row.")] = 3,
     free_warning: Annotated[float, Option(help="Warn below this percentage of free space.")] = 10,
     free_critical: Annotated[float, Option(help="The same for critical.")] = 3,

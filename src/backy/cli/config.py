@@ -52,12 +52,9 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
         found = look.error or ", ".join(look.disks) or unknown
         lines.append(visible(f"source of {look.job}: {found}"))
     looked = [LookedSource(job=each.job, disks=[*each.disks], error=each.error) for each in looks]
+    errors, hints = [*map(_record, problems)], [*map(_record, odd)]
     content = ConfigCheckAnswer(
-        file=str(path),
-        jobs=count,
-        problems=[*map(_record, problems)],
-        warnings=[*map(_record, odd)],
-        sources=looked,
+        file=str(path), jobs=count, problems=errors, warnings=hints, sources=looked
     )
     answer(as_json, content, lines)
     if problems:

@@ -36,9 +36,8 @@ _VERIFY = "Then read the target from its medium, and compare it with the index."
 Verify = Annotated[bool, Option("--verify", help=_VERIFY)]
 _DRY = "Only say what would be written where; reads what is there, unless --whole."
 DryRun = Annotated[bool, Option("--dry-run", help=_DRY)]
-KeepGoing = Annotated[
-    bool, Option("--keep-going", help="Write zeroes for lost ranges, and list them.")
-]
+_KEEP_GOING = "Write zeroes for lost ranges, and list them."
+KeepGoing = Annotated[bool, Option("--keep-going", help=_KEEP_GOING)]
 
 
 @app.command(epilog="Example: backy restore vm1 /images/vm1-restored.img -r 2026-11-23")
@@ -171,13 +170,7 @@ def history(context: Context, job: Job, as_json: AsJson = False) -> None:
 
 
 def _row(record: RestoreRecord) -> tuple[str, ...]:
-    return (
-        f"{record.time:%Y-%m-%d %H:%M:%S}",
-        record.revision,
-        format_size(record.data),
-        format_size(record.written),
-        format_duration(record.seconds),
-        record.result,
-        record.targets,
-        record.asked_by,
-    )
+    sizes = map(format_size, (record.data, record.written))
+    began, took = f"{record.time:%Y-%m-%d %H:%M:%S}", format_duration(record.seconds)
+    ended = record.result, record.targets, record.asked_by
+    return began, record.revision, *sizes, took, *ended

@@ -12,7 +12,7 @@ from typer import Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, Job, Jobs, Rate, Spec, all_jobs, app, each_job
-from backy.cli.output import answer, format_rate, print_json, print_lines, report
+from backy.cli.output import answer, format_rate, report
 from backy.cli.progress import Meter, meter
 from backy.errors import DamagedError
 from backy.model.messages import DamageEvent, ScrubFinished, VerifyFinished
@@ -40,23 +40,22 @@ def verify(context: Context, job: Job, spec: Spec = "all", as_json: AsJson = Fal
     with meter(job, as_json=as_json) as shown:
         tell = partial(_show_damage, job, shown)
         result = verify_job(context.obj, job, spec, watcher=shown, on_damage=tell)
-    if as_json:
-        finished = VerifyFinished(
-            event="finished",
-            job=job,
-            revisions=[revision.id for revision in result.revisions],
-            damaged=result.lost,
-            healed=result.healed,
-            pages=result.pages,
-            size=result.size,
-            seconds=shown.seconds,
-        )
-        print_json(finished)
-    _raise_damaged(job, result, len(result.revisions))
-    if not as_json:
+    finished = VerifyFinished(
+        event="finished",
+        job=job,
+        revisions=[revision.id for revision in result.revisions],
+        damaged=result.lost,
+        healed=result.healed,
+        pages=result.pages,
+        size=result.size,
+        seconds=shown.seconds,
+    )
+    if as_json or not result.lost:
         count = counted(len(result.revisions), "revision")
         verified = f"{count}, {format_size(result.size)} verified"
-        print_lines([f"{job}: {verified}{_ending(result, result.size, shown.seconds)}"])
+        rest = _ending(result, result.size, shown.seconds)
+        answer(as_json, finished, f"{job}: {verified}{rest}")
+    _raise_damaged(job, result, len(result.revisions))
 
 
 @app.command(epilog="Example: backy scrub --max-duration 30m --rate 100MiB")

@@ -27,6 +27,7 @@ _EXIT_CODES = tuple(sorted({BUG, *(kind.exit_code for kind in ERRORS.values())})
 _TIME = "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
 _DISK = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _ABOUT_DISK = "The name of the disk, such as vda."
+_ABOUT_RANGE = "Start and length of a range, in bytes; whole blocks."
 # A type, and what its JSON Schema has beside it.
 Text = Annotated[str, ("minLength", 1)]
 Time = Annotated[str, ("format", "date-time"), ("pattern", _TIME)]
@@ -42,9 +43,7 @@ DiskName = Annotated[str, ("pattern", _DISK), ("description", _ABOUT_DISK)]
 RevisionId = Annotated[str, ("pattern", "^[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}$")]
 RevisionIds = Annotated[Sequence[RevisionId], ("uniqueItems", True)]
 Length = Annotated[int, ("minimum", 1)]
-Range = Annotated[
-    tuple[Bytes, Length], ("description", "Start and length of a range, in bytes; whole blocks.")
-]
+Range = Annotated[tuple[Bytes, Length], ("description", _ABOUT_RANGE)]
 Ranges = Annotated[Sequence[Range], ("uniqueItems", True)]
 
 

@@ -202,7 +202,10 @@ class Judge:
             lines.append(f"repositories without a job: {len(names)}: {', '.join(names)}")
         data = self._performance_data(judged, states, server.space)
         worst = ranked[0][0].state if ranked else State.OK
-        return _output(worst, _status_line(ranked, states), lines, data)
+        status = _printable(_status_line(ranked, states), _LONGEST_LINE)
+        details = (_printable(line, _LONGEST_DETAIL) for line in lines)
+        text = "\n".join([f"BACKY {worst.name} - {status} | {data}", *details, ""])
+        return worst.exit_code, text
 
     def _performance_data(
         self, summaries: Sequence[Summary], states: Sequence[State], space: Space | None
@@ -290,9 +293,3 @@ def _printable(text: str, longest: int) -> str:
     line = " ".join(text[: 2 * longest].replace("|", "/").split())
     line = "".join(char if char.isprintable() else "?" for char in line)
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
-
-
-def _output(state: State, line: str, lines: Iterable[str], data: str) -> tuple[int, str]:
-    first = f"BACKY {state.name} - {_printable(line, _LONGEST_LINE)} | {data}"
-    details = (_printable(detail, _LONGEST_DETAIL) for detail in lines)
-    return state.exit_code, "\n".join([first, *details, ""])

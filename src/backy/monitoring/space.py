@@ -40,7 +40,9 @@ def space(base: Path) -> Space:
     """The space now, with all samples. Raises StoreError if the file system does not answer."""
     with translated(StoreError, f"asking for the free space of {base}"):
         now = os.statvfs(base)
-    past = _read(base)
+    past = _Samples()
+    with suppress(DamagedError):  # without samples there is no trend
+        past = read_record(base / ".backy" / "space.json", _Samples, DamagedError, "")
     # btrfs makes inodes as it needs them, and says 0.
     inodes = Space(now.f_files, now.f_favail, past.inodes) if now.f_files else None
     return Space(now.f_blocks * now.f_frsize, now.f_bavail * now.f_frsize, past.samples, inodes)
@@ -63,9 +65,3 @@ def record_space(base: Path, now: datetime) -> Space:
 def _with_sample(left: Space, now: datetime) -> tuple[tuple[datetime, int], ...]:
     past = (sample for sample in left.samples if sample[0] <= now)
     return (*past, (now.replace(microsecond=0), left.free))[-_MOST_SAMPLES:]
-
-
-def _read(base: Path) -> _Samples:
-    with suppress(DamagedError):  # without samples there is no trend
-        return read_record(base / ".backy" / "space.json", _Samples, DamagedError, "")
-    return _Samples()
