@@ -88,7 +88,8 @@ def test_a_text_for_a_key_that_is_gone_is_an_error() -> None:
         make_schemas.schema_of(Stale)
 
 
-BASES = {answers.JobAnswer, messages.Finished, messages.Checked}  # of other messages
+# Of other messages.
+BASES = {answers.JobAnswer, messages.Finished, messages.Checked, messages.Message}
 SOCKET = {answers.DaemonRequest, answers.PromisesReply, answers.ReloadReply, answers.JobReply}
 
 
