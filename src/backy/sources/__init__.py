@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from backy.config.settings import Values
 from backy.errors import ConfigError
 from backy.image.image import Image
-from backy.model.revision import Consistency, Revision
+from backy.model.revision import Consistency, Disk, Revision
 from backy.plugins import load
 
 
@@ -47,10 +47,14 @@ class Request:
     parent: Revision | None = None
     is_frozen: bool = False
 
+    @property
+    def old_disks(self) -> Mapping[str, Disk]:
+        """The disks of the parent by name; none without a parent."""
+        return self.parent.disks if self.parent else {}
+
     def parent_has(self, disk: str, size: int) -> bool:
         """Whether the parent has the disk, with this size in bytes."""
-        old = self.parent.disks.get(disk) if self.parent else None
-        return bool(old and old.size == size)
+        return disk in self.old_disks and self.old_disks[disk].size == size
 
 
 class Snapshot(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -91,14 +91,13 @@ class ExecSource:
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. The program always runs with `release` at the end."""
-        parent = request.parent.id if request.parent else None
-        data = SnapshotData(Consistency.NONE)
+        parent, data = request.parent.id if request.parent else None, SnapshotData(request)
         try:
             facts = {"revision": request.revision, "parent": parent, "is_frozen": request.is_frozen}
             output = self._call("snapshot", data.early_warnings, **facts)
             answer = self._parsed(output, data.early_warnings)
             data.consistency, data.files = answer.consistency, answer.files
-            yield TakenSnapshot(partial(self._open, request, data, answer.disks))
+            yield data.taken(partial(self._open, answer.disks))
         finally:
             is_kept = data.keeps_checkpoint
             with suppress(SourceError):  # best effort: the next `remove_all_except` retries
@@ -123,45 +122,35 @@ class ExecSource:
             why = f"source exec, snapshot: {self.settings.command[0]} answers: {error}"
             raise SourceError("; ".join([why, *warnings]), _HINT) from error
 
-    @contextmanager
-    def _open(
-        self, request: Request, data: SnapshotData, wanted: Mapping[str, _Disk]
-    ) -> Iterator[SnapshotData]:
+    def _open(self, wanted: Mapping[str, _Disk], data: SnapshotData) -> None:
         """Open the disks that the program named, and ask it what changed."""
-        with ExitStack() as stack:
-            for name, disk in wanted.items():
-                data.disks[name] = self._image(disk, data, stack)
-            for name, disk in wanted.items():
-                if disk.changes_since and request.parent and name in request.parent.disks:
-                    try:
-                        image = self._changed(name, disk.changes_since, request, data)
-                    except (SourceError, ValueError) as error:
-                        data.full_read_reasons[name] = str(error)
-                    else:
-                        data.disks[name] = image
-            yield data
+        for name, disk in wanted.items():
+            if isinstance(disk.read, Address):
+                data.open(name, open_image(disk.read))
+            elif disk.format != "raw":
+                image = ImageFile(path=disk.read, format=disk.format)
+                data.open(name, open_image_file(image, self.settings.timeout))
+            else:
+                data.final_checks.append(data.open(name, open_local(disk.read)).warnings)
+        for name, disk in wanted.items():
+            if disk.changes_since and data.request.parent and name in data.request.old_disks:
+                try:
+                    parent = data.request.parent.id
+                    data.disks[name] = self._changed(name, disk.changes_since, parent, data)
+                except (SourceError, ValueError) as error:
+                    data.full_read_reasons[name] = str(error)
 
-    def _image(self, disk: _Disk, data: SnapshotData, stack: ExitStack) -> Image:
-        if isinstance(disk.read, Address):
-            return stack.enter_context(open_image(disk.read))
-        if disk.format != "raw":
-            wanted = ImageFile(path=disk.read, format=disk.format)
-            return stack.enter_context(open_image_file(wanted, self.settings.timeout))
-        image = stack.enter_context(open_local(disk.read))
-        data.final_checks.append(image.warnings)
-        return image
-
-    def _changed(self, name: str, since: str, request: Request, data: SnapshotData) -> Image:
+    def _changed(self, name: str, since: str, parent: str, data: SnapshotData) -> Image:
         """The image of a disk with the program's map of changes.
 
         Raises SourceError or ValueError where the program has no map that can be used.
         """
-        parent, image = request.parent.id if request.parent else "", data.disks[name]
+        image = data.disks[name]
         if since != parent:
             raise ValueError(f"the program knows no changes since {parent}, but: {since!a:.200}")
-        if not request.parent_has(name, image.size):
+        if not data.request.parent_has(name, image.size):
             raise ValueError(f"the disk has {image.size} bytes, the parent's has another size")
-        arguments = {"revision": request.revision, "parent": parent, "disk": name}
+        arguments = {"revision": data.request.revision, "parent": parent, "disk": name}
         text = self._call("extents", data.early_warnings, **arguments)
         changed = _Changed(image, text, parent)
         for _ in changed.extents():  # a map with any error in it is not used

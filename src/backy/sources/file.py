@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,6 @@ from backy.errors import ConfigError
 from backy.model.revision import Consistency
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.snapshot_data import SnapshotData
-from backy.system.files import File
 
 
 def _path(path: object) -> Path:
@@ -67,18 +65,13 @@ class FileSource:
             is_one_moment = request.is_frozen or len(clones) == 1
             is_crash = is_one_moment and None not in clones.values()
             consistency = Consistency.CRASH if is_crash else Consistency.NONE
-            yield TakenSnapshot(partial(self._open, clones, consistency))
 
-    @contextmanager
-    def _open(
-        self, clones: Mapping[str, File | None], consistency: Consistency
-    ) -> Iterator[SnapshotData]:
-        data = SnapshotData(consistency)
-        with ExitStack() as stack:
-            for name, path in self.paths.items():
-                data.disks[name] = image = stack.enter_context(open_local(path, clones[name]))
-                data.final_checks.append(image.warnings)
-            yield data
+            def open_disks(data: SnapshotData) -> None:
+                for name, path in self.paths.items():
+                    image = data.open(name, open_local(path, clones[name]))
+                    data.final_checks.append(image.warnings)
+
+            yield SnapshotData(request, consistency).taken(open_disks)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """Do nothing: a clone has no name, so it goes with the process."""

@@ -7,9 +7,8 @@ base of the next delta. The disks of a domain that is off are read like those of
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from xml.etree.ElementTree import Element
 
 from pydantic import AfterValidator, Field
 
-from backy.clients.image_format import ImageFile, open_image_file
+from backy.clients.image_format import ImageFile
 from backy.clients.virsh import Domain, Virsh, attribute
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import ConfigError, SourceError
@@ -60,15 +59,6 @@ class LibvirtSettings(SourceSettings):
     server: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """The domain as it is now, the image formats of the disks to back up, and its backup job."""
-
-    domain: Domain
-    formats: Mapping[str, str]
-    job: BackupJob
-
-
 class LibvirtSource:
     """A Source; see there for the contract."""
 
@@ -83,34 +73,33 @@ class LibvirtSource:
 
     def look(self) -> Collection[str]:
         """See Source."""
-        return self._wanted().formats
+        return self._job().formats
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Scratch files grow by what the guest overwrites until the end."""
-        wanted = self._wanted()
-        data = SnapshotData(Consistency.CRASH, image_formats=dict(wanted.formats))
+        job = self._job()
+        data = SnapshotData(request, image_formats=dict(job.formats))
         with ExitStack() as stack:
-            if wanted.domain.is_active:
-                tracked = self._take(wanted, request, data, stack)
-                yield TakenSnapshot(partial(self._open, wanted, request, data, tracked))
+            if job.domain.is_active:
+                yield data.taken(partial(self._open, job, self._take(job, data, stack)))
             else:
-                yield TakenSnapshot(partial(self._open_off, wanted, request, data))
+                yield data.taken(partial(self._open_off, job))
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. The checkpoints of a domain that is off stay until it runs again."""
-        wanted = self._wanted()
-        wanted.job.abort()
-        for name in self._virsh.call("checkpoint-list", wanted.domain.uuid, "--name").split():
+        job = self._job()
+        job.abort()
+        for name in self._virsh.call("checkpoint-list", job.domain.uuid, "--name").split():
             revision = self._names.revision_of(name)
             if revision and revision not in revisions:
-                wanted.job.remove_checkpoint(name)
+                job.remove_checkpoint(name)
 
-    def _wanted(self) -> _Wanted:
+    def _job(self) -> BackupJob:
+        """The backup job of the domain as it is now. A domain that is off cannot begin it."""
         domain = self._virsh.domain()
-        formats = dict(self._formats(domain))
         folder = self.settings.scratch / self._names.name(domain.uuid)
-        return _Wanted(domain, formats, BackupJob(self._virsh, domain, formats, folder))
+        return BackupJob(self._virsh, domain, dict(self._formats(domain)), folder)
 
     def _formats(self, domain: Domain) -> Iterator[tuple[str, str]]:
         """The disks to back up, each with its image format."""
@@ -131,22 +120,18 @@ class LibvirtSource:
                 raise SourceError(why, _DISK_HINT)
             yield name, attribute(disk, "driver", "type") or "raw"
 
-    def _take(
-        self, wanted: _Wanted, request: Request, data: SnapshotData, stack: ExitStack
-    ) -> set[str]:
+    def _take(self, job: BackupJob, data: SnapshotData, stack: ExitStack) -> set[str]:
         """Begin the backup job, which `stack` ends; give the disks whose changes it tells."""
-        checkpoint, parent = self._names.name(request.revision), request.parent
-        bases: dict[str, str] = {}
-        if parent:
-            common = sorted(parent.disks.keys() & wanted.formats.keys())
-            bases = dict.fromkeys(common, self._names.name(parent.id))
-        wanted.job.prepare(checkpoint)
-        stack.callback(self._end, wanted.job, checkpoint, data)
-        self._check_harmless(wanted)
-        if not self._is_to_be_frozen(wanted.domain, request):
-            return wanted.job.begin(bases, data, time.monotonic() + self.settings.timeout)
-        with self._virsh.frozen(wanted.domain, self.settings.freeze_timeout) as freeze:
-            tracked = wanted.job.begin(bases, data, freeze.deadline)
+        checkpoint, parent = self._names.name(data.request.revision), data.request.parent
+        common = sorted(data.request.old_disks.keys() & job.formats.keys())
+        bases = dict.fromkeys(common, self._names.name(parent.id) if parent else "")
+        job.prepare(checkpoint)
+        stack.callback(self._end, job, checkpoint, data)
+        self._check_harmless(job)
+        if not self._is_to_be_frozen(job.domain, data.request):
+            return job.begin(bases, data, time.monotonic() + self.settings.timeout)
+        with self._virsh.frozen(job.domain, self.settings.freeze_timeout) as freeze:
+            tracked = job.begin(bases, data, freeze.deadline)
         if freeze.failures:
             data.early_warnings.append(f"the guest was not frozen: {freeze.failures[0]}")
         else:
@@ -158,43 +143,28 @@ class LibvirtSource:
             return False
         return self._virsh.call("domstate", domain.uuid).strip() == "running"
 
-    @contextmanager
-    def _open(
-        self, wanted: _Wanted, request: Request, data: SnapshotData, tracked: Collection[str]
-    ) -> Iterator[SnapshotData]:
+    def _open(self, job: BackupJob, tracked: Collection[str], data: SnapshotData) -> None:
         """Connect to the exports of the job."""
-        self._save_files(wanted.domain, data)
-        with ExitStack() as stack:
-            for name in wanted.formats:
-                bitmap = BITMAP if name in tracked else None
-                image = stack.enter_context(open_image(wanted.job.address(name), bitmap=bitmap))
-                if bitmap and not request.parent_has(name, image.size):
-                    data.full_read_reasons[name] = "it was resized"
-                    image.tracks_changes = False
-                data.disks[name] = image
-            yield data
+        self._save_files(job.domain, data)
+        for name in job.formats:
+            bitmap = BITMAP if name in tracked else None
+            image = data.open(name, open_image(job.address(name), bitmap=bitmap))
+            if bitmap and not data.request.parent_has(name, image.size):
+                data.full_read_reasons[name] = "it was resized"
+                image.tracks_changes = False
 
-    @contextmanager
-    def _open_off(
-        self, wanted: _Wanted, request: Request, data: SnapshotData
-    ) -> Iterator[SnapshotData]:
+    def _open_off(self, job: BackupJob, data: SnapshotData) -> None:
         """Lock and open the disks of a domain that is off. It cannot be started until the end."""
-        self._save_files(wanted.domain, data)
-        old_disks = request.parent.disks if request.parent else {}
-        with ExitStack() as stack:
-            for name in wanted.formats:
-                image = open_image_file(self._image_file(wanted, name), self.settings.timeout)
-                data.disks[name] = stack.enter_context(image)
-                if name in old_disks:
-                    data.full_read_reasons[name] = "the domain is off"
-            yield data
+        self._save_files(job.domain, data)
+        images = {name: self._image_file(job, name) for name in job.formats}
+        data.open_files(images, self.settings.timeout, "the domain is off")
 
     def _save_files(self, domain: Domain, data: SnapshotData) -> None:
         swtpm, warnings = self.settings.swtpm, data.early_warnings
         data.files.update(saved_files(self._virsh, domain, swtpm, warnings))
 
-    def _image_file(self, wanted: _Wanted, name: str) -> ImageFile:
-        disk, image_format = wanted.domain.disks()[name], wanted.formats[name]
+    def _image_file(self, job: BackupJob, name: str) -> ImageFile:
+        disk, image_format = job.domain.disks()[name], job.formats[name]
         path = attribute(disk, "source", "file") or attribute(disk, "source", "dev")
         if not path:
             why = f"{self._title} is off, and its disk {name} is no local file or device"
@@ -206,17 +176,17 @@ class LibvirtSource:
                 f"disk {name} of {self._title}: {error.message}", _OFF_HINT
             ) from error
 
-    def _check_harmless(self, wanted: _Wanted) -> None:
+    def _check_harmless(self, job: BackupJob) -> None:
         """Raise SourceError where a backup could crash QEMU, or make the guest's writes fail.
 
         The crash was fixed by https://gitlab.com/qemu-project/qemu/-/commit/f816310d0c32
         """
-        has_thread = wanted.domain.xml.find("devices/*/driver[@iothread]") is not None
+        has_thread = job.domain.xml.find("devices/*/driver[@iothread]") is not None
         if has_thread and self._virsh.qemu_version() < _SAFE_WITH_THREADS:
             why = f"{self._title} has an iothread: a backup can crash this version of QEMU"
             raise SourceError(why, _THREADS_HINT)
-        allocated = self._virsh.allocated(wanted.domain)
-        held = sum(size for name, size in allocated.items() if name in wanted.formats)
+        allocated = self._virsh.allocated(job.domain)
+        held = sum(size for name, size in allocated.items() if name in job.formats)
         check_space(self.settings.scratch, held)
 
     def _end(self, job: BackupJob, checkpoint: str, data: SnapshotData) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ class RbdSource:
         """See Source. Snapshots of several disks are of one moment only while a guest is frozen."""
         images = self.settings.disks
         is_one_moment = len(images) == 1 or request.is_frozen
-        data = SnapshotData(Consistency.CRASH if is_one_moment else Consistency.NONE)
+        data = SnapshotData(request, Consistency.CRASH if is_one_moment else Consistency.NONE)
         states = call_at_once(self._rbd.state_of, images.values())
         disks = {
             name: self._disk(name, image, state, request)
@@ -125,7 +125,7 @@ class RbdSource:
         try:
             # The monitors take a second for one, and the same second for all.
             call_at_once(self._rbd.create_snapshot, [disk.point for disk in disks.values()])
-            yield TakenSnapshot(partial(self._open, request, data, disks))
+            yield data.taken(partial(self._open, disks))
         finally:
             if not data.keeps_checkpoint:
                 call_at_once(self._try_to_remove, disks.values())
@@ -148,7 +148,7 @@ class RbdSource:
     def _disk(self, name: str, image: str, state: ImageState, request: Request) -> _Disk:
         suffix = f"{name}-{state.id}"
         base = ""
-        if request.parent and name in request.parent.disks and not self.settings.full_always:
+        if request.parent and name in request.old_disks and not self.settings.full_always:
             base = f"{self._names.name(request.parent.id)}-{suffix}"
         return _Disk(image, state, f"{self._names.name(request.revision)}-{suffix}", base)
 
@@ -156,47 +156,37 @@ class RbdSource:
         """The revision for which this server took a snapshot; None for all other snapshots."""
         return self._names.revision_of("-".join(snapshot.split("-")[:4]))
 
-    @contextmanager
-    def _open(
-        self, request: Request, data: SnapshotData, disks: Mapping[str, _Disk]
-    ) -> Iterator[SnapshotData]:
+    def _open(self, disks: Mapping[str, _Disk], data: SnapshotData) -> None:
         """Have qemu-nbd serve the snapshots, and ask the cluster what changed."""
-        with ExitStack() as stack:
-            for name, disk in disks.items():
-                data.disks[name] = self._image(name, disk, request, data, stack)
-                data.image_formats[name] = "raw"
-            yield data
+        for name, disk in disks.items():
+            data.disks[name] = self._image(name, disk, data)
+            data.image_formats[name] = "raw"
 
-    def _image(
-        self, name: str, disk: _Disk, request: Request, data: SnapshotData, stack: ExitStack
-    ) -> Image:
+    def _image(self, name: str, disk: _Disk, data: SnapshotData) -> Image:
         snapshots = self._rbd.snapshots(disk.image)
         data.early_warnings += [
             f"{disk.image}@{other} is not needed any more, but stays: it is protected"
             for other, snapshot in snapshots.items()
             if snapshot.protected and self._revision_of(other)
         ]
-        content = stack.enter_context(self._rbd.serve(disk.point))
+        content = data.open(name, self._rbd.serve(disk.point))
         self._check_state(disk)  # no migration can begin while it is open, but one may have
         # QEMU rounds the size up to a whole sector.
         size = snapshots[disk.snapshot].size if disk.snapshot in snapshots else content.size
         base = disk.base
-        is_same_size = request.parent_has(name, size)
+        is_same_size = data.request.parent_has(name, size)
         if base and (why := _why_unusable(snapshots.get(base), size, is_same_size=is_same_size)):
             data.full_read_reasons[name] = f"{disk.image}@{base} {why}"
             base = ""
         used = {snapshots[each].id for each in (disk.snapshot, base) if each in snapshots}
         data.final_checks.append(partial(self._check_present, disk, used))
-        extents = self._extents(disk, base, size)
+        whole_object = self.settings.whole_object
+        extents = self._rbd.extents(disk.point, base or None, size, whole_object=whole_object)
         if base and extents is None:
             data.full_read_reasons[name] = "the list of its changes is too long"
         if extents is None and size != content.size:
             extents = [Extent(0, size, Kind.DATA)]
         return RbdImage(content, extents, size)
-
-    def _extents(self, disk: _Disk, base: str, size: int) -> list[Extent] | None:
-        whole_object = self.settings.whole_object
-        return self._rbd.extents(disk.point, base or None, size, whole_object=whole_object)
 
     def _check_state(self, disk: _Disk) -> None:
         """Raise SourceError where the image is another one now, or has lost its parent.
