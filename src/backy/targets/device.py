@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from backy.errors import TargetError, translated
 from backy.system import files
 from backy.system.files import Cache, File
-from backy.targets.path import PathTarget
-from backy.targets.raw import RawDraft, RawImage, closing, read_raw
+from backy.targets.path import PathTarget, RawDraft, RawImage, closing, read_raw
 from backy.units import format_size
 
 

@@ -9,8 +9,7 @@ from backy.errors import BackyError, TargetError, translated, visible
 from backy.system import files, folders
 from backy.system.files import AnyPath, Cache, File
 from backy.system.place import Place
-from backy.targets.path import PathTarget
-from backy.targets.raw import RawDraft, RawImage, closing, read_raw
+from backy.targets.path import PathTarget, RawDraft, RawImage, closing, read_raw
 
 _HINT = "Free some space or name another target."
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from backy.clients.qemu_nbd import run_server
 from backy.errors import SourceError, TargetError
 from backy.image.copy import is_zero
 from backy.image.image import Image, read_bytes
 from backy.model.extent import Kind, chop
-from backy.nbd.connections import Connections
-from backy.nbd.remote_draft import NbdDraft
-from backy.nbd.remote_image import ALLOCATION, NbdImage
+from backy.nbd.remote_image import Connections, NbdDraft, NbdImage
 from backy.nbd.uri import Address
-from backy.nbd.wire import IS_READ_ONLY
+from backy.nbd.wire import ALLOCATION, IS_READ_ONLY
 from backy.targets.formats import LENGTH, format_of
 from backy.units import MiB, format_size
 
 _HINT = "Is the server running? What was written is not complete, so run it again."
 _TIMEOUT_SECONDS = 120  # to connect, and for each request
+_START_SECONDS = 60  # that a qemu-nbd has to open what it exports
 _MOST_READ = 64  # pieces of 1 MiB
 
 
@@ -143,8 +143,20 @@ class RemoteTarget:
 
 
 @contextmanager
+def served_by_qemu(arguments: Sequence[str], name: str, hint: str) -> Iterator[Address]:
+    """The export of a qemu-nbd of our own, which may write. Raises TargetError."""
+    with ExitStack() as stack:
+        with as_target_error(hint):
+            server = run_server(
+                ["--discard=unmap", *arguments], name, timeout_seconds=_START_SECONDS
+            )
+            address = stack.enter_context(server)
+        yield address
+
+
+@contextmanager
 def as_target_error(hint: str) -> Iterator[None]:
-    """Turn what a client of a storage raises into TargetError."""
+    """Turn what a client of a storage raises into TargetError; also as a decorator."""
     try:
         yield
     except SourceError as error:
