@@ -14,8 +14,8 @@ from backy.errors import DamagedError, NotFoundError
 from backy.image.cache import BlockCache, CachedImage
 from backy.image.extent_map import ExtentMap
 from backy.model.extent import Extent, Kind
-from backy.nbd.exports import ALLOCATION
 from backy.nbd.server import Server
+from backy.nbd.wire import ALLOCATION
 from backy.system.sockets import unix_listener
 from backy.units import KiB
 from tests.memory_source import BytesImage

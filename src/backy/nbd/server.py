@@ -16,8 +16,7 @@ from pathlib import Path
 
 from backy.errors import ConfigError, translated, visible
 from backy.nbd.channel import Channel
-from backy.nbd.exports import Exports, OpenExports
-from backy.nbd.negotiation import Negotiation
+from backy.nbd.negotiation import Exports, Negotiation, OpenExports
 from backy.nbd.transmission import Transmission
 from backy.units import MiB
 

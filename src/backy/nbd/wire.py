@@ -34,8 +34,14 @@ DONT_FRAGMENT, REQUEST_ONE = 1 << 2, 1 << 3  # flags of a request
 IS_LAST = 1  # flag of a chunk
 NONE, DATA, HOLE, STATUS, IS_ERROR = 0, 1, 2, 5, 1 << 15  # types of chunks
 STATE_HOLE, STATE_ZERO = 1, 2  # of base:allocation; a hole that is not zero may read as anything
+ALLOCATION = "base:allocation"  # a context: which ranges hold data
 _LOOK_SECONDS = 0.5  # a thread that waits for the server looks so often whether it is to stop
 STATE_DIRTY = 1  # https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/nbd.txt
+
+
+def packed(text: str) -> bytes:
+    """A string as it is sent, after its length."""
+    return struct.pack(">I", len(text.encode())) + text.encode()
 
 
 class ViolationError(OSError):
