@@ -10,7 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class Server:
         self._strangers.pop(task, None)
 
     async def _serve(self, connection: socket.socket) -> None:
-        with connection:
+        with closing(Channel(connection)) as channel:
             if connection.family == socket.AF_UNIX:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             else:
@@ -95,7 +95,7 @@ class Server:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             try:
                 async with AsyncExitStack() as stack:
-                    await self._speak(Channel(connection), stack)
+                    await self._speak(channel, stack)
             except ConnectionError:  # clients may leave without a word
                 pass
             except OSError as error:

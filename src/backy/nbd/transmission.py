@@ -133,7 +133,6 @@ class Transmission:
         except BackyError as error:  # it was good a moment ago; the header promised more
             self._log(error.message)
             raise ConnectionError from error
-        await self._channel.flush()
 
     async def _load(self, offset: int) -> None:
         """Wait until the block at `offset` was read. Raises what the image raises."""
