@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from backy.clients.program import output_of
@@ -47,17 +46,6 @@ class Domain:
             return {check_disk_name(name): disk for name, disk in disks.items()}
         except ConfigError as error:
             raise SourceError(f"domain {self.uuid:.50}: {error.message:.200}", _HINT) from error
-
-
-@dataclass(slots=True)
-class Freeze:
-    """A freeze, which must end at `deadline` (monotonic).
-
-    `failures` tells why the guest was not frozen all the time; it is complete after the body.
-    """
-
-    deadline: float
-    failures: list[str] = field(default_factory=list)
 
 
 class Virsh:
@@ -115,10 +103,11 @@ class Virsh:
         return {name: int(size) for name, size in sizes.items() if _SIZE.fullmatch(size)}
 
     @contextmanager
-    def frozen(self, domain: Domain, timeout_seconds: float) -> Iterator[Freeze]:
+    def frozen(self, domain: Domain, timeout_seconds: float) -> Iterator[list[str]]:
         """Freeze the guest's file systems during the body, which runs even where that fails.
 
-        The guest is thawed whatever happens, also if we are killed. Freezing takes at most half of
+        Gives the failures: why the guest was not frozen all the time; complete after the body. The
+        guest is thawed whatever happens, also if we are killed. Freezing takes at most half of
         `timeout_seconds`. Raises SourceError where the guest may still be frozen at the end, and
         where the guard that thaws after a kill cannot be started; nothing is frozen then.
         """
@@ -129,11 +118,10 @@ class Virsh:
                 SourceError, f"domain {self._domain}: starting the guard that thaws it"
             ):
                 guard = stack.enter_context(guarding([thaw]))
-            frozen = Outcome(None, "")
+            frozen, failures = Outcome(None, ""), list[str]()
             try:
-                state = Freeze(time.monotonic() + timeout_seconds)
                 frozen = process.run(freeze, guard)
-                yield state
+                yield failures
             finally:
                 # A second signal must not come between.
                 with signals.shielded():
@@ -146,7 +134,7 @@ class Virsh:
         # Both commands print the number of file systems.
         for outcome in (frozen, thawed):
             if outcome.code or not _COUNT.search(outcome.output):
-                state.failures.append(_reason(outcome) or "it took too long")
+                failures.append(_reason(outcome) or "it took too long")
 
     def _program(self, *arguments: str, timeout_seconds: float) -> Program:
         command = ("virsh", "--connect", self._uri, *arguments)

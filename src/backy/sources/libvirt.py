@@ -130,10 +130,11 @@ class LibvirtSource:
         self._check_harmless(job)
         if not self._is_to_be_frozen(job.domain, data.request):
             return job.begin(bases, data, time.monotonic() + self.settings.timeout)
-        with self._virsh.frozen(job.domain, self.settings.freeze_timeout) as freeze:
-            tracked = job.begin(bases, data, freeze.deadline)
-        if freeze.failures:
-            data.early_warnings.append(f"the guest was not frozen: {freeze.failures[0]}")
+        deadline = time.monotonic() + self.settings.freeze_timeout
+        with self._virsh.frozen(job.domain, self.settings.freeze_timeout) as failures:
+            tracked = job.begin(bases, data, deadline)
+        if failures:
+            data.early_warnings.append(f"the guest was not frozen: {failures[0]}")
         else:
             data.consistency = Consistency.FILESYSTEM
         return tracked

@@ -28,7 +28,10 @@ _NAMED = re.compile(r"([a-z][a-z0-9+]+):(.*)", re.DOTALL)
 
 
 class Target(Protocol):
-    """Takes one disk: the mirror of a Source. Every method may raise TargetError."""
+    """Takes one disk: the mirror of a Source. Every method may raise TargetError.
+
+    A class that extends this one inherits methods that refuse nothing and know nothing.
+    """
 
     @property
     def is_sequential(self) -> bool:

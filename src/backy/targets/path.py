@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISBLK
-from typing import ClassVar
 
 from backy.errors import TargetError, UsageError, translated
 from backy.model.extent import Extent
@@ -19,7 +18,7 @@ from backy.targets.formats import LENGTH, backing_files, format_of
 class PathTarget:
     """The part of a Target that looks at its path."""
 
-    is_sequential: ClassVar[bool] = False
+    is_sequential = False
 
     def __init__(self, place: str) -> None:
         """Raises UsageError if `place` cannot be the path of anything."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
-from typing import ClassVar
 
 from backy.clients.qemu_nbd import run_server
 from backy.errors import SourceError, TargetError
@@ -15,6 +13,7 @@ from backy.model.extent import Kind, chop
 from backy.nbd.remote_image import Connections, NbdDraft, NbdImage
 from backy.nbd.uri import Address
 from backy.nbd.wire import ALLOCATION, IS_READ_ONLY
+from backy.targets import Target
 from backy.targets.formats import LENGTH, format_of
 from backy.units import MiB, format_size
 
@@ -24,10 +23,13 @@ _START_SECONDS = 60  # that a qemu-nbd has to open what it exports
 _MOST_READ = 64  # pieces of 1 MiB
 
 
-class RemoteTarget:
-    """The part of a Target that is the same for all servers. `name` is for messages."""
+class RemoteTarget(Target):
+    """The part of a Target that is the same for all servers. `name` is for messages.
 
-    is_sequential: ClassVar[bool] = False
+    It refuses no sources: what a server exports has no path here.
+    """
+
+    is_sequential = False
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -53,15 +55,11 @@ class RemoteTarget:
     def _publish(self) -> None:
         """Give what was made its name, now that it is complete."""
 
-    def refuse(self, sources: Mapping[str, Path]) -> None:
-        """See Target. What a server exports has no path here."""
-
     def refuse_format(self, read_start: Callable[[], bytes]) -> None:
         """See Target."""
         if self._exists():
-            with self._connected() as connections:
-                size = min(LENGTH, connections.export.size)
-                held = format_of(bytes(read_bytes(NbdImage(connections), 0, size)))
+            with self._content() as image:
+                held = format_of(bytes(read_bytes(image, 0, min(LENGTH, image.size))))
             if held and format_of(read_start()) != held:
                 why = f"{self._name} holds a {held} image; the bytes of the disk would destroy it"
                 raise TargetError(why, "Name another target, or erase its first 4 KiB.")
@@ -69,8 +67,7 @@ class RemoteTarget:
     def refuse_used(self) -> None:
         """See Target. It is not used if all is zero; only 64 MiB are read to find that out."""
         if self._exists():
-            with self._connected() as connections:
-                image = NbdImage(connections)
+            with self._content() as image:
                 data = (each for each in image.extents() if each.kind is Kind.DATA)
                 is_used = any(
                     number >= _MOST_READ or not is_zero(read_bytes(image, each.start, each.length))
@@ -95,8 +92,8 @@ class RemoteTarget:
         """See Target."""
         if not self._exists():
             return None
-        with self._connected() as connections:
-            return connections.export.size
+        with self._content() as image:
+            return image.size
 
     @contextmanager
     def open(self, size: int, block_size: int) -> Iterator[NbdDraft]:
