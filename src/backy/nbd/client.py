@@ -112,11 +112,10 @@ class Connection:
         return covered, descriptions
 
     def do(self, command: int, offset: int, length: int, data: bytes | memoryview = b"") -> None:
-        """Have the server write `data`, zeroes, trim, or flush: a `command` that gives nothing.
+        """Have the server write `data`, write zeroes, or trim: a `command` that gives nothing.
 
         A range is not empty and fits the block sizes of the export. What was trimmed may read as
-        anything; `status` says what. All this is durable after FLUSH, of any connection if the
-        server promises that all see the same.
+        anything; `status` says what.
         """
         self._ask(command, offset, length, data)
         for kind, size in self._answer():
@@ -124,6 +123,13 @@ class Connection:
                 raise ViolationError(
                     f"the answer to command {command} has a chunk of type {kind} and {size} bytes"
                 )
+
+    def flush(self) -> None:
+        """Have the server make durable what was written.
+
+        By any connection, if the server promises that all see the same.
+        """
+        self.do(nbd.FLUSH, 0, 0)
 
     def _ask(self, command: int, offset: int, length: int, data: bytes | memoryview = b"") -> None:
         self._wire.begin()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 from backy.errors import BackyError, SourceError, translated
@@ -203,7 +203,7 @@ class NbdDraft:
         """Have the server make everything durable. Fails where a connection was lost meanwhile."""
         with self._connections.use("making it durable") as connection:
             if self._connections.export.flags & nbd.SEND_FLUSH:
-                connection.do(nbd.FLUSH, 0, 0)
+                connection.flush()
 
 
 def _parsed(
@@ -228,7 +228,5 @@ def open_image(
     """
     contexts = (nbd.ALLOCATION, _BITMAP + bitmap) if bitmap else (nbd.ALLOCATION,)
     connections = Connections(address, contexts, timeout_seconds, SourceError, _HINT)
-    try:
+    with closing(connections):
         yield NbdImage(connections, bitmap)
-    finally:
-        connections.close()

@@ -35,6 +35,7 @@ class Transmission:
         self._session = session
         self._image = session.export.image
         self._log = log
+        self._cookie = 0  # of the request that is being answered
         self._looked_at = 0  # requests in the buffer whose blocks are being read already
 
     async def run(self) -> None:
@@ -43,7 +44,7 @@ class Transmission:
             await self._channel.fill(_REQUEST.size)
             self._look_ahead()
             data = await self._channel.receive(_REQUEST.size)
-            magic, flags, command, cookie, offset, length = _REQUEST.unpack(data)
+            magic, flags, command, self._cookie, offset, length = _REQUEST.unpack(data)
             if magic != nbd.REQUEST_MAGIC:
                 raise ViolationError("the client sent no request")
             if command == nbd.DISCONNECT:
@@ -51,12 +52,12 @@ class Transmission:
             if command == nbd.WRITE:
                 await self._channel.skip(length)
             try:
-                await self._answer(flags, command, cookie, offset, length)
+                await self._answer(flags, command, offset, length)
             except _RequestError as error:
-                await self._fail(cookie, error.number, str(error))
+                await self._fail(error.number, str(error))
             except BackyError as error:
                 self._log(error.message)
-                await self._fail(cookie, errno.EIO, error.message)
+                await self._fail(errno.EIO, error.message)
 
     def _look_ahead(self) -> None:
         """Start to read for the requests that have arrived."""
@@ -70,9 +71,7 @@ class Transmission:
             self._image.look_ahead(offset)
         self._looked_at = max(there, 1) - 1
 
-    async def _answer(
-        self, flags: int, command: int, cookie: int, offset: int, length: int
-    ) -> None:
+    async def _answer(self, flags: int, command: int, offset: int, length: int) -> None:
         if command in _WRITES:
             raise _RequestError(errno.EPERM, "backups cannot be changed")
         if command not in {nbd.READ, nbd.BLOCK_STATUS}:
@@ -80,35 +79,32 @@ class Transmission:
         if not length or offset + length > self._image.size:
             raise _RequestError(errno.EINVAL, f"there are no {length} bytes at byte {offset}")
         if command == nbd.BLOCK_STATUS:
-            await self._send_status(cookie, offset, length, is_one=bool(flags & nbd.REQUEST_ONE))
+            await self._send_status(offset, length, 1 if flags & nbd.REQUEST_ONE else _MOST_EXTENTS)
         elif length > LARGEST_REQUEST:
             raise _RequestError(errno.EINVAL, f"{length} bytes are too many for one request")
         elif not self._session.is_structured:
-            await self._send_range(struct.pack(">IIQ", nbd.SIMPLE_MAGIC, 0, cookie), offset, length)
-        elif flags & nbd.DONT_FRAGMENT:
-            await self._send_data(cookie, offset, length, flags=nbd.IS_LAST)
+            await self._send_range(self._simple(0), offset, length)
         else:
-            for start, size, is_zero, is_last in self._chunks(offset, length):
-                done = nbd.IS_LAST if is_last else 0
+            is_whole = flags & nbd.DONT_FRAGMENT
+            parts = [(offset, length, False)] if is_whole else self._chunks(offset, length)
+            for start, size, is_zero in parts:
+                done = nbd.IS_LAST if start + size == offset + length else 0
                 if is_zero:
-                    header = self._chunk(cookie, done, nbd.HOLE, 12)
-                    await self._channel.send(header + struct.pack(">QI", start, size))
+                    content = struct.pack(">QI", start, size)
+                    await self._channel.send(self._chunk(done, nbd.HOLE, content))
                 else:
-                    await self._send_data(cookie, start, size, flags=done)
+                    header = self._chunk(done, nbd.DATA, struct.pack(">Q", start), size)
+                    await self._send_range(header, start, size)
 
-    def _chunks(self, offset: int, length: int) -> Iterator[tuple[int, int, bool, bool]]:
-        """The parts of a range as (start, length, is_zero, is_last); data block by block."""
+    def _chunks(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """The parts of a range as (start, length, is_zero); data block by block."""
         end, size = offset + length, self._image.block_size
         for extent, state in self._session.allocation.between(offset, end):
             stop = offset + extent
             while offset < stop:
                 cut = stop if state & nbd.STATE_ZERO else min(stop, offset - offset % size + size)
-                yield offset, cut - offset, bool(state & nbd.STATE_ZERO), cut == end
+                yield offset, cut - offset, bool(state & nbd.STATE_ZERO)
                 offset = cut
-
-    async def _send_data(self, cookie: int, offset: int, length: int, *, flags: int) -> None:
-        header = self._chunk(cookie, flags, nbd.DATA, 8 + length) + struct.pack(">Q", offset)
-        await self._send_range(header, offset, length)
 
     async def _send_range(self, header: bytes, offset: int, length: int) -> None:
         """Send a header and bytes of the image. What cannot be read is known before the header.
@@ -139,25 +135,28 @@ class Transmission:
         if done := self._image.start(offset):
             await asyncio.wrap_future(done)
 
-    async def _send_status(self, cookie: int, offset: int, length: int, *, is_one: bool) -> None:
+    async def _send_status(self, offset: int, length: int, most: int) -> None:
         if not self._session.contexts:
             raise _RequestError(errno.EINVAL, "no context was chosen")
         for number, status in self._session.contexts.items():
-            most = 1 if is_one else _MOST_EXTENTS
             extents = islice(status.between(offset, offset + length), most)
             data = b"".join(struct.pack(">II", *extent) for extent in extents)
             flags = nbd.IS_LAST if number == len(self._session.contexts) else 0
-            header = self._chunk(cookie, flags, nbd.STATUS, 4 + len(data))
-            await self._channel.send(header + struct.pack(">I", number) + data)
+            content = struct.pack(">I", number) + data
+            await self._channel.send(self._chunk(flags, nbd.STATUS, content))
 
-    async def _fail(self, cookie: int, number: int, text: str) -> None:
+    async def _fail(self, number: int, text: str) -> None:
+        answer = self._simple(number)
         if self._session.is_structured:
             said = text.encode()[:_LONGEST_TEXT]
-            kind = nbd.IS_ERROR | 1
-            header = self._chunk(cookie, nbd.IS_LAST, kind, 6 + len(said))
-            await self._channel.send(header + struct.pack(">IH", number, len(said)) + said)
-        else:
-            await self._channel.send(struct.pack(">IIQ", nbd.SIMPLE_MAGIC, number, cookie))
+            content = struct.pack(">IH", number, len(said)) + said
+            answer = self._chunk(nbd.IS_LAST, nbd.IS_ERROR | 1, content)
+        await self._channel.send(answer)
 
-    def _chunk(self, cookie: int, flags: int, kind: int, length: int) -> bytes:
-        return struct.pack(">IHHQI", nbd.CHUNK_MAGIC, flags, kind, cookie, length)
+    def _simple(self, error: int) -> bytes:
+        return struct.pack(">IIQ", nbd.SIMPLE_MAGIC, error, self._cookie)
+
+    def _chunk(self, flags: int, kind: int, content: bytes, more: int = 0) -> bytes:
+        """A chunk of a structured answer, of which `more` bytes follow."""
+        numbers = (nbd.CHUNK_MAGIC, flags, kind, self._cookie, len(content) + more)
+        return struct.pack(">IHHQI", *numbers) + content

@@ -81,18 +81,13 @@ class Wire:
         """Start the clock anew."""
         self._deadline = time.monotonic() + self._timeout
 
-    def _in_time(self) -> socket.socket:
+    def _in_time(self, most: float = _LOOK_SECONDS) -> socket.socket:
+        """The socket, which waits `most` seconds; by default the caller soon looks at signals."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
-        self._socket.settimeout(left)
+        self._socket.settimeout(min(left, most))
         return self._socket
-
-    def _briefly(self) -> socket.socket:
-        """The same, which waits so briefly that the caller soon looks whether to stop."""
-        connection = self._in_time()
-        connection.settimeout(min(_LOOK_SECONDS, connection.gettimeout() or 0))
-        return connection
 
     def start_tls(self, address: Address) -> None:
         """Encrypt from here on. Raises OSError where a certificate is missing or invalid."""
@@ -100,7 +95,9 @@ class Wire:
         context = ssl.create_default_context(cafile=folder and folder / "ca-cert.pem")
         if folder and (folder / "client-cert.pem").exists():
             context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
-        self._socket = context.wrap_socket(self._in_time(), server_hostname=address.tls_name)
+        self._socket = context.wrap_socket(
+            self._in_time(self._timeout), server_hostname=address.tls_name
+        )
         self.close = self._socket.close
 
     def send(self, layout: str, *values: object, data: bytes | memoryview = b"") -> None:
@@ -111,7 +108,7 @@ class Wire:
         for piece in (struct.pack(layout, *values), data):
             rest = memoryview(piece)
             while rest:
-                connection = self._briefly()
+                connection = self._in_time()
                 try:
                     rest = rest[connection.send(rest) :]
                 except TimeoutError:
@@ -121,7 +118,7 @@ class Wire:
         """Fill the whole buffer. Raises CancelledError if a signal told this process to stop."""
         while buffer:
             signals.obey()
-            connection = self._briefly()
+            connection = self._in_time()
             try:
                 length = connection.recv_into(buffer)
             except TimeoutError:

@@ -105,7 +105,11 @@ class TakenSnapshot:
 
 
 class Source(Protocol):
-    """Gives snapshots of one VM. Every method may raise SourceError; any other error is a bug."""
+    """Gives snapshots of one VM. Every method may raise SourceError; any other error is a bug.
+
+    The class is called with the settings as keyword arguments. It only checks them, and raises
+    ConfigError where they are not those of this kind of source: it opens and runs nothing.
+    """
 
     is_shared: bool
     """Whether several snapshots may exist at once, also in other processes."""
@@ -140,13 +144,6 @@ class Source(Protocol):
         """
 
 
-class SourceClass(Protocol):
-    """Makes a source from its settings. It only checks them: it opens and runs nothing."""
-
-    def __call__(self, **settings: object) -> Source:
-        """Raises ConfigError where `settings` are not those of this kind of source."""
-
-
 _BUILT_IN = {
     "exec": "backy.sources.exec:ExecSource",
     "file": "backy.sources.file:FileSource",
@@ -170,8 +167,8 @@ def open_source(settings: Mapping[str, object]) -> Source:
     if not isinstance(kind, str):
         hint = "Add a type to the source, such as type: file; or use --source."
         raise ConfigError("the source has no type", hint)
-    source_class: SourceClass = load("backy.sources", kind, _BUILT_IN)
-    return source_class(**others)
+    made: Source = load("backy.sources", kind, _BUILT_IN)(**others)
+    return made
 
 
 def reject_unsafe(settings: Mapping[str, object]) -> Mapping[str, object]:

@@ -6,6 +6,7 @@ base of the next delta. The disks of a domain that is off are read like those of
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 from xml.etree.ElementTree import Element
 
+import zstandard
 from pydantic import AfterValidator, Field
 
 from backy.clients.image_format import ImageFile
@@ -24,13 +26,15 @@ from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
-from backy.sources.libvirt_files import saved_files
 from backy.sources.libvirt_job import BITMAP, BackupJob
 from backy.sources.scratch import check_space
 from backy.sources.snapshot_data import SnapshotData
-from backy.system import signals
+from backy.system import files, signals
+from backy.units import MiB
 
 _SAFE_WITH_THREADS = (8, 2, 3)  # the first version of QEMU without the bug of `_check_harmless`
+_LARGEST = 64 * MiB  # bytes of a file that is saved: the NVRAM of a machine of aarch64
+_TPM = {"1.2": "tpm1.2/tpm-00.permall", "2.0": "tpm2/tpm2-00.permall"}  # where swtpm keeps it
 _DISK_HINT = "Exclude it, and back it up in another way; see docs/sources/libvirt.md."
 _OFF_HINT = "Start the domain, or back it up with the source of its storage, such as rbd."
 _THREADS_HINT = "Upgrade to QEMU 8.2.3 or later, or remove the iothread from its disks."
@@ -161,8 +165,20 @@ class LibvirtSource:
         data.open_files(images, self.settings.timeout, "the domain is off")
 
     def _save_files(self, domain: Domain, data: SnapshotData) -> None:
-        swtpm, warnings = self.settings.swtpm, data.early_warnings
-        data.files.update(saved_files(self._virsh, domain, swtpm, warnings))
+        """Save the domain's XML, and the files of its firmware and its TPM, or warn."""
+        xml, uuid = domain.xml, domain.uuid
+        data.files["domain.xml"] = self._virsh.call("dumpxml", uuid, "--inactive").encode()
+        nvram = xml.findtext("os/nvram", "") or attribute(xml, "os/nvram/source", "file")
+        tpm = _TPM.get(attribute(xml, "devices/tpm/backend[@type='emulator']", "version"))
+        state = f"{self.settings.swtpm}/{uuid}/{tpm}" if tpm else ""
+        for name, path in (("nvram.fd", nvram.strip()), ("tpm.permall", state)):
+            if path:
+                try:
+                    suffix, content = _content(Path(path))
+                    data.files[name + suffix] = content
+                except OSError as error:
+                    why = error.strerror or str(error)
+                    data.early_warnings.append(f"{path} was not saved: {why}")
 
     def _image_file(self, job: BackupJob, name: str) -> ImageFile:
         disk, image_format = job.domain.disks()[name], job.formats[name]
@@ -202,3 +218,17 @@ def _is_lasting(disk: Element) -> bool:
     """Whether a guest can write to a disk, and what it wrote survives a shutdown."""
     fixed = {"readonly", "transient"} & {child.tag for child in disk}
     return disk.get("device", "disk") in {"disk", "lun"} and not fixed
+
+
+def _content(path: Path) -> tuple[str, bytes]:
+    """A suffix for the name, and the content of a file, compressed where it is large.
+
+    A hostile QEMU may have written it, so no link is followed.
+    """
+    with files.File(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
+        content = file.read_bytes(0, _LARGEST + 1)
+    is_small = len(content) <= MiB
+    packed = content if is_small else zstandard.compress(content)
+    if len(content) > _LARGEST or len(packed) > MiB:
+        raise OSError("it is too large")
+    return "" if is_small else ".zst", packed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 
 from backy.clients.qemu_nbd import run_server
 from backy.errors import SourceError, TargetError
@@ -125,11 +125,9 @@ class RemoteTarget(Target):
         if not self._users:
             with ExitStack() as stack:
                 address = stack.enter_context(self._served())
-                connections = Connections(
-                    address, (ALLOCATION,), _TIMEOUT_SECONDS, TargetError, _HINT
-                )
-                stack.callback(connections.close)
-                self._connections, self._closing = connections, stack.pop_all()
+                shared = Connections(address, (ALLOCATION,), _TIMEOUT_SECONDS, TargetError, _HINT)
+                self._connections = stack.enter_context(closing(shared))
+                self._closing = stack.pop_all()
         self._users += 1
         try:
             yield self._connections
