@@ -111,25 +111,33 @@ class Connection:
             raise ViolationError("the block status of a context is missing")
         return covered, descriptions
 
-    def do(self, command: int, offset: int, length: int, data: bytes | memoryview = b"") -> None:
-        """Have the server write `data`, write zeroes, or trim: a `command` that gives nothing.
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data`, which is not empty and fits the block sizes of the export.
 
-        A range is not empty and fits the block sizes of the export. What was trimmed may read as
-        anything; `status` says what.
+        Like all that changes an export, it is durable after a `flush`, of any connection if the
+        server promises that all see the same.
         """
+        self._do(nbd.WRITE, offset, len(data), data)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make a range read as zeroes; the server may make a hole."""
+        self._do(nbd.WRITE_ZEROES, offset, length)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Say that a range is not needed. It may read as anything then; `status` says what."""
+        self._do(nbd.TRIM, offset, length)
+
+    def flush(self) -> None:
+        """Have the server make durable what was written."""
+        self._do(nbd.FLUSH, 0, 0)
+
+    def _do(self, command: int, offset: int, length: int, data: bytes | memoryview = b"") -> None:
         self._ask(command, offset, length, data)
         for kind, size in self._answer():
             if kind != _SIMPLE:
                 raise ViolationError(
                     f"the answer to command {command} has a chunk of type {kind} and {size} bytes"
                 )
-
-    def flush(self) -> None:
-        """Have the server make durable what was written.
-
-        By any connection, if the server promises that all see the same.
-        """
-        self.do(nbd.FLUSH, 0, 0)
 
     def _ask(self, command: int, offset: int, length: int, data: bytes | memoryview = b"") -> None:
         self._wire.begin()

@@ -165,13 +165,12 @@ class NbdDraft:
         whole = len(data) - len(data) % minimum
         with self._connections.use(f"writing {len(data)} bytes at byte {offset}") as connection:
             for start in range(0, whole, maximum):
-                piece = data[start : min(start + maximum, whole)]
-                connection.do(nbd.WRITE, offset + start, len(piece), piece)
+                connection.write(offset + start, data[start : min(start + maximum, whole)])
             if rest := data[whole:]:
                 last = memoryview(bytearray(minimum))
                 connection.read(offset + whole, last)
                 last[: len(rest)] = rest
-                connection.do(nbd.WRITE, offset + whole, minimum, last)
+                connection.write(offset + whole, last)
 
     def zero(self, offset: int, length: int) -> None:
         """See Draft. The server makes holes if it can."""
@@ -183,10 +182,10 @@ class NbdDraft:
             size = min(_LONGEST_ZEROES, end - start)
             with self._connections.use(f"zeroing {size} bytes at byte {start}") as connection:
                 if export.flags & nbd.SEND_WRITE_ZEROES:
-                    connection.do(nbd.WRITE_ZEROES, start, size)
+                    connection.write_zeroes(start, size)
                     continue
                 if export.flags & nbd.SEND_TRIM:
-                    connection.do(nbd.TRIM, start, size)
+                    connection.trim(start, size)
             self._write_zeroes(start, size)
         if length % export.minimum:
             self.write(end, memoryview(bytes(length % export.minimum)))
