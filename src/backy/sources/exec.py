@@ -17,9 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import Base64Bytes, BeforeValidator, Field
 
-from backy.clients.image_format import ImageFile, open_image_file
 from backy.clients.local_file import open_local
 from backy.clients.program import output_of
+from backy.clients.qemu_nbd import ImageFile, open_image_file
 from backy.config.settings import DiskName, Seconds, checking
 from backy.errors import ConfigError, SourceError
 from backy.image.image import Image

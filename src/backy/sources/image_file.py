@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from pydantic import Field
 
-from backy.clients.image_format import ImageFileOrPath
+from backy.clients.qemu_nbd import ImageFileOrPath
 from backy.config.settings import DiskName, Seconds
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.snapshot_data import SnapshotData

@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 import zstandard
 from pydantic import AfterValidator, Field
 
-from backy.clients.image_format import ImageFile
+from backy.clients.qemu_nbd import ImageFile
 from backy.clients.virsh import Domain, Virsh, attribute
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import ConfigError, SourceError

@@ -23,8 +23,8 @@ from urllib.parse import quote
 from pydantic import Field
 
 from backy.clients.guest_agent import frozen
-from backy.clients.image_format import ImageFileOrPath
 from backy.clients.program import output_of
+from backy.clients.qemu_nbd import ImageFileOrPath
 from backy.clients.qmp import Monitor, NotRunningError, connect
 from backy.clients.qmp_answers import Drive, Node
 from backy.config.settings import AbsolutePath, DiskName, Seconds

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from backy.clients.image_format import ImageFile, open_image_file
+from backy.clients.qemu_nbd import ImageFile, open_image_file
 from backy.image.image import Image
 from backy.model.revision import Consistency
 from backy.sources import Request, TakenSnapshot

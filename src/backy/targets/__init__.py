@@ -31,8 +31,7 @@ class Target(Protocol):
     """Takes one disk: the mirror of a Source. Every method may raise TargetError.
 
     The class is called with what was typed after the target's name, and raises UsageError if that
-    is no place; it opens nothing. One that extends this class inherits methods that refuse nothing
-    and know nothing.
+    is no place; it opens nothing.
     """
 
     @property

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 
-from backy.clients.image_format import ImageFile, image_arguments
 from backy.clients.program import output_of
+from backy.clients.qemu_nbd import ImageFile, image_arguments
 from backy.errors import TargetError, UsageError, translated
 from backy.nbd.uri import Address
 from backy.system import files, folders

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
 
 from backy.clients.qemu_nbd import run_server
 from backy.errors import SourceError, TargetError
@@ -13,7 +14,6 @@ from backy.model.extent import Kind, chop
 from backy.nbd.remote_image import Connections, NbdDraft, NbdImage
 from backy.nbd.uri import Address
 from backy.nbd.wire import ALLOCATION, IS_READ_ONLY
-from backy.targets import Target
 from backy.targets.formats import LENGTH, format_of
 from backy.units import MiB, format_size
 
@@ -23,11 +23,8 @@ _START_SECONDS = 60  # that a qemu-nbd has to open what it exports
 _MOST_READ = 64  # pieces of 1 MiB
 
 
-class RemoteTarget(Target):
-    """The part of a Target that is the same for all servers. `name` is for messages.
-
-    It refuses no sources: what a server exports has no path here.
-    """
+class RemoteTarget:
+    """The part of a Target that is the same for all servers. `name` is for messages."""
 
     is_sequential = False
 
@@ -54,6 +51,9 @@ class RemoteTarget(Target):
 
     def _publish(self) -> None:
         """Give what was made its name, now that it is complete."""
+
+    def refuse(self, sources: Mapping[str, Path]) -> None:
+        """See Target. What a server exports has no path here."""
 
     def refuse_format(self, read_start: Callable[[], bytes]) -> None:
         """See Target."""

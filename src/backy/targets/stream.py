@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from backy.errors import TargetError, UsageError, translated
 from backy.system import files
-from backy.targets import Target
 from backy.units import MiB
 
 
-class StreamTarget(Target):
-    """A Target; see there for the contract. Durable is what the reader makes of it.
-
-    It refuses nothing, because nothing is replaced. Nobody knows what the reader can take, and what
-    was written is gone.
-    """
+class StreamTarget:
+    """A Target; see there for the contract. Durable is what the reader makes of it."""
 
     is_sequential = True
 
@@ -25,10 +21,29 @@ class StreamTarget(Target):
         if place:
             raise UsageError(f"a stream has no name {place!r}", "Write - for standard output.")
 
+    def refuse(self, sources: Mapping[str, Path]) -> None:
+        """Nothing can be lost."""
+
+    def refuse_format(self, read_start: Callable[[], bytes]) -> None:
+        """Nothing is there."""
+
+    def refuse_used(self) -> None:
+        """Nothing is replaced."""
+
+    def check(self, size: int) -> None:
+        """Any size will do."""
+
+    def capacity(self) -> int | None:
+        """None: nobody knows what the reader can take."""
+        return None
+
     @contextmanager
     def open(self, size: int, block_size: int) -> Iterator[StreamDraft]:
         """See Target."""
         yield StreamDraft(block_size)
+
+    def read_back(self) -> None:
+        """None: what was written is gone."""
 
 
 class StreamDraft:
