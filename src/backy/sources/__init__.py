@@ -12,7 +12,7 @@ A backup takes a snapshot in two phases, because a guest may be frozen during th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from backy.config.settings import Values
 from backy.errors import ConfigError
 from backy.image.image import Image
-from backy.model.revision import Consistency, Disk, Revision
+from backy.model.revision import Consistency, Revision
 from backy.plugins import load
 
 
@@ -47,14 +47,18 @@ class Request:
     parent: Revision | None = None
     is_frozen: bool = False
 
-    @property
-    def old_disks(self) -> Mapping[str, Disk]:
-        """The disks of the parent by name; none without a parent."""
-        return self.parent.disks if self.parent else {}
+    def parent_of(self, disk: str) -> str:
+        """The id of the parent if that has the disk, else ""."""
+        return self.parent.id if self.parent and disk in self.parent.disks else ""
 
     def parent_has(self, disk: str, size: int) -> bool:
         """Whether the parent has the disk, with this size in bytes."""
-        return disk in self.old_disks and self.old_disks[disk].size == size
+        old = self.parent.disks.get(disk) if self.parent else None
+        return bool(old and old.size == size)
+
+    def consistency(self, disks: Sized) -> Consistency:
+        """That of disks whose content is fixed one after the other, unless the guest is frozen."""
+        return Consistency.CRASH if self.is_frozen or len(disks) == 1 else Consistency.NONE
 
 
 class Snapshot(Protocol):

@@ -76,10 +76,9 @@ class ExecSource:
         queue: list[tuple[str, object]] = list(self.settings.settings.items())
         while queue:
             name, value = queue.pop()
-            if isinstance(value, dict):
-                queue += [(f"{name}.{key}", item) for key, item in value.items()]
-            elif isinstance(value, list):
-                queue += [(f"{name}.{number}", item) for number, item in enumerate(value)]
+            if isinstance(value, (dict, list)):
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                queue += [(f"{name}.{key}", item) for key, item in items]
             elif isinstance(value, str) and value.startswith("/"):
                 paths[name] = Path(value)
         return paths
@@ -133,9 +132,9 @@ class ExecSource:
             else:
                 data.final_checks.append(data.open(name, open_local(disk.read)).warnings)
         for name, disk in wanted.items():
-            if disk.changes_since and data.request.parent and name in data.request.old_disks:
+            parent = data.request.parent_of(name)
+            if disk.changes_since and parent:
                 try:
-                    parent = data.request.parent.id
                     data.disks[name] = self._changed(name, disk.changes_since, parent, data)
                 except (SourceError, ValueError) as error:
                     data.full_read_reasons[name] = str(error)

@@ -61,10 +61,8 @@ class FileSource:
         """See Source. Clones what can be cloned. Needs no parent: hashes tell what changed."""
         with ExitStack() as stack:
             clones = {name: clone(path, stack) for name, path in self.paths.items()}
-            # Two disks are not cloned at the same time.
-            is_one_moment = request.is_frozen or len(clones) == 1
-            is_crash = is_one_moment and None not in clones.values()
-            consistency = Consistency.CRASH if is_crash else Consistency.NONE
+            is_cloned = None not in clones.values()
+            consistency = request.consistency(clones) if is_cloned else Consistency.NONE
 
             def open_disks(data: SnapshotData) -> None:
                 for name, path in self.paths.items():

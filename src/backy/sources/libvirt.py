@@ -126,9 +126,9 @@ class LibvirtSource:
 
     def _take(self, job: BackupJob, data: SnapshotData, stack: ExitStack) -> set[str]:
         """Begin the backup job, which `stack` ends; give the disks whose changes it tells."""
-        checkpoint, parent = self._names.name(data.request.revision), data.request.parent
-        common = sorted(data.request.old_disks.keys() & job.formats.keys())
-        bases = dict.fromkeys(common, self._names.name(parent.id) if parent else "")
+        checkpoint = self._names.name(data.request.revision)
+        parents = {name: data.request.parent_of(name) for name in sorted(job.formats)}
+        bases = {name: self._names.name(parent) for name, parent in parents.items() if parent}
         job.prepare(checkpoint)
         stack.callback(self._end, job, checkpoint, data)
         self._check_harmless(job)

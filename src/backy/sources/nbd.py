@@ -51,14 +51,13 @@ class NbdSource:
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Takes nothing: whoever made the exports keeps them as they are."""
-        is_one_moment = len(self._disks) == 1 or request.is_frozen
-        is_crash = self.settings.is_snapshot and is_one_moment
-        consistency = Consistency.CRASH if is_crash else Consistency.NONE
+        is_fixed = self.settings.is_snapshot
+        consistency = request.consistency(self._disks) if is_fixed else Consistency.NONE
         yield SnapshotData(request, consistency).taken(self._open)
 
     def _open(self, data: SnapshotData) -> None:
         for name, address in self._disks.items():
-            bitmap = self._bitmap(name, data.request)
+            bitmap = self._bitmap(data.request.parent_of(name))
             image = data.open(name, open_image(address, bitmap=bitmap))
             if image.tracks_changes and not data.request.parent_has(name, image.size):
                 image.tracks_changes = False
@@ -67,11 +66,10 @@ class NbdSource:
             elif bitmap and not image.tracks_changes:
                 data.full_read_reasons[name] = f"{address} has no bitmap {bitmap}"
 
-    def _bitmap(self, disk: str, request: Request) -> str | None:
+    def _bitmap(self, parent: str) -> str | None:
         """Name the bitmap that was started with the parent, and with no other revision."""
-        if not (request.parent and self.settings.bitmap) or disk not in request.old_disks:
-            return None
-        return self.settings.bitmap.replace("{parent}", request.parent.id)
+        template = self.settings.bitmap
+        return template.replace("{parent}", parent) if template and parent else None
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """Do nothing: the exports and their bitmaps are somebody else's."""

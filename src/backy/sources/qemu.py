@@ -203,9 +203,8 @@ class QemuSource:
             if not (node := nodes.get(place)):
                 existing = ", ".join(devices or nodes)
                 raise SourceError(f"{self._title}: no disk {place!r}", f"It has: {existing}.")
-            parent = ""
-            if request.parent and name in request.old_disks:
-                parent = self._names.name(request.parent.id)
+            if parent := request.parent_of(name):
+                parent = self._names.name(parent)
                 had = request.parent_has(name, node.image.virtual_size)
                 if reason := _why_unusable(node, parent, is_same_size=had):
                     data.full_read_reasons[name], parent = reason, ""

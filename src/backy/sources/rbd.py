@@ -23,7 +23,6 @@ from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError
 from backy.image.image import Image
 from backy.model.extent import Extent, Kind
-from backy.model.revision import Consistency
 from backy.nbd.remote_image import NbdImage
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
@@ -115,8 +114,7 @@ class RbdSource:
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Snapshots of several disks are of one moment only while a guest is frozen."""
         images = self.settings.disks
-        is_one_moment = len(images) == 1 or request.is_frozen
-        data = SnapshotData(request, Consistency.CRASH if is_one_moment else Consistency.NONE)
+        data = SnapshotData(request, request.consistency(images))
         states = call_at_once(self._rbd.state_of, images.values())
         disks = {
             name: self._disk(name, image, state, request)
@@ -146,10 +144,9 @@ class RbdSource:
         call_at_once(lambda each: self._rbd.remove_snapshot(*each), unwanted)
 
     def _disk(self, name: str, image: str, state: ImageState, request: Request) -> _Disk:
-        suffix = f"{name}-{state.id}"
-        base = ""
-        if request.parent and name in request.old_disks and not self.settings.full_always:
-            base = f"{self._names.name(request.parent.id)}-{suffix}"
+        suffix, base = f"{name}-{state.id}", ""
+        if (parent := request.parent_of(name)) and not self.settings.full_always:
+            base = f"{self._names.name(parent)}-{suffix}"
         return _Disk(image, state, f"{self._names.name(request.revision)}-{suffix}", base)
 
     def _revision_of(self, snapshot: str) -> str | None:

@@ -58,7 +58,7 @@ class SnapshotData:
         for disk, wanted in images.items():
             self.open(disk, open_image_file(wanted, timeout_seconds))
             self.image_formats[disk] = wanted.format
-            if why_full and disk in self.request.old_disks:
+            if why_full and self.request.parent_of(disk):
                 self.full_read_reasons[disk] = why_full
 
     def warnings(self) -> Sequence[str]:
