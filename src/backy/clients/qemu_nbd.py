@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -34,10 +35,8 @@ _HINT = "Does it exist, is it complete and in that format, and may you read it?"
 _LOCK_HINT = "Shut the VM down, or back it up while it runs with type: qemu or type: libvirt."
 # The limit of memory is for hostile images. With 16 connections qemu-nbd has 0.6 GiB, most of it
 # stacks of threads that it never touches.
-_COMMAND = (
-    *("prlimit", "--data=2147483648", "--core=0"),
-    *("qemu-nbd", "--persistent", "--shared=16"),
-)
+_LIMITS = ("prlimit", "--data=2147483648", "--core=0")
+_COMMAND = (*_LIMITS, "qemu-nbd", "--persistent", "--shared=16")
 _NAMES = ("luks", "qcow", "qcow2", "qed", "raw", "vdi", "vhdx", "vmdk", "vpc")
 _FORMATS = {".img": "raw", ".vhd": "vpc"} | {f".{each}": each for each in _NAMES}
 _HEADER = 64 * KiB  # bytes that tell whether an image names other files
@@ -56,10 +55,8 @@ def serve(
     """
     options = ["--read-only", *([f"--bitmap={bitmap}"] if bitmap else [])]
     server = run_server([*options, *arguments], title, timeout_seconds=timeout_seconds)
-    with (
-        server as address,
-        open_image(address, bitmap=bitmap, timeout_seconds=timeout_seconds) as image,
-    ):
+    connected = partial(open_image, bitmap=bitmap, timeout_seconds=timeout_seconds)
+    with server as address, connected(address) as image:
         yield image
 
 
@@ -144,11 +141,8 @@ def image_arguments(wanted: ImageFile, *, unshared: Sequence[str] = ()) -> list[
     that it reads. Raises SourceError where the image names other files and may not.
     """
     name, is_device = str(wanted.path), _check_header(wanted)
-    node: dict[str, Any] = {
-        "driver": "host_device" if is_device else "file",
-        "filename": name,
-        "locking": "on",
-    }
+    driver = "host_device" if is_device else "file"
+    node: dict[str, Any] = {"driver": driver, "filename": name, "locking": "on"}
     if wanted.format == "raw" and unshared:
         node = {"driver": "blkdebug", "unshare-child-perms": unshared, "image": node}
     node = {"driver": wanted.format, "file": node} | ({} if wanted.backing else {"backing": None})
@@ -162,12 +156,9 @@ def image_arguments(wanted: ImageFile, *, unshared: Sequence[str] = ()) -> list[
 
 def _check_header(wanted: ImageFile) -> bool:
     """Check that an image names no other files, unless it may; give whether it is on a device."""
-    with (
-        translated(SourceError, f"opening the image {wanted.path}", _HINT),
-        files.open_to_read(wanted.path) as file,
-    ):
-        header = file.read_bytes(0, _HEADER).ljust(80, b"\0")
-        is_device = file.is_device
+    opening = translated(SourceError, f"opening the image {wanted.path}", _HINT)
+    with opening, files.open_to_read(wanted.path) as file:
+        header, is_device = file.read_bytes(0, _HEADER).ljust(80, b"\0"), file.is_device
     if not wanted.backing and _names_files(wanted.format, header):
         raise SourceError(f"{wanted.path} has some of its data in other files", _BACKING_HINT)
     return is_device

@@ -130,8 +130,6 @@ def connect(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
             monitor.wait_for("greeting", monitor.client.connect(connected))
             yield monitor
         finally:
-            with (
-                suppress(Exception),
-                signals.shielded(),
-            ):  # an error of the connection was raised before
+            # An error of the connection was raised before.
+            with suppress(Exception), signals.shielded():
                 runner.run(asyncio.wait_for(monitor.client.disconnect(), 1))

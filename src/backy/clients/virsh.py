@@ -114,9 +114,8 @@ class Virsh:
         freeze = self._program("domfsfreeze", domain.uuid, timeout_seconds=timeout_seconds / 2)
         thaw = self._program("domfsthaw", domain.uuid, timeout_seconds=self._timeout)
         with ExitStack() as stack:
-            with translated(
-                SourceError, f"domain {self._domain}: starting the guard that thaws it"
-            ):
+            what = f"domain {self._domain}: starting the guard that thaws it"
+            with translated(SourceError, what):
                 guard = stack.enter_context(guarding([thaw]))
             frozen, failures = Outcome(None, ""), list[str]()
             try:

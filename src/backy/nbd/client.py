@@ -77,9 +77,8 @@ class Connection:
             elif (kind, length) == (nbd.HOLE, 12):
                 start, size = self._wire.unpack(">QI")
             elif kind != _SIMPLE:
-                raise ViolationError(
-                    f"the answer to a read has a chunk of type {kind} and {length} bytes"
-                )
+                what = f"a chunk of type {kind} and {length} bytes"
+                raise ViolationError(f"the answer to a read has {what}")
             if start != offset + len(buffer) - len(rest) or not 0 < size <= len(rest):
                 raise ViolationError(f"{size} bytes came for byte {start}, which is out of order")
             if kind == nbd.HOLE:
@@ -135,9 +134,8 @@ class Connection:
         self._ask(command, offset, length, data)
         for kind, size in self._answer():
             if kind != _SIMPLE:
-                raise ViolationError(
-                    f"the answer to command {command} has a chunk of type {kind} and {size} bytes"
-                )
+                what = f"a chunk of type {kind} and {size} bytes"
+                raise ViolationError(f"the answer to command {command} has {what}")
 
     def _ask(self, command: int, offset: int, length: int, data: bytes | memoryview = b"") -> None:
         self._wire.begin()

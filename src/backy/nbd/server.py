@@ -27,9 +27,8 @@ from backy.units import MiB
 _MOST_CLIENTS = 256  # connections at once
 _MOST_STRANGERS = 32  # of them, those that have not chosen an export yet
 _HANDSHAKE_SECONDS = 20
-_SEND_BUFFER = (
-    MiB  # the kernel gives less: 416 KiB, but more than the 256 KiB that nbdcopy asks for
-)
+# The kernel gives less: 416 KiB, but more than the 256 KiB that nbdcopy asks for.
+_SEND_BUFFER = MiB
 _REQUEST = struct.Struct(">IHHQQI")
 _IN_FLIGHT = 16  # requests of a client for which blocks are read at once
 _MOST_EXTENTS = 8192  # in a block status; the client asks again for the rest

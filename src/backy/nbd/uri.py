@@ -44,10 +44,8 @@ def parse_uri(text: str) -> Address:
     try:
         return _address(text)
     except ValueError as error:
-        raise ConfigError(
-            f"{text!a:.300} is no URI of an NBD export: {error}",
-            "Write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; nbds for TLS.",
-        ) from error
+        hint = "Write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; nbds for TLS."
+        raise ConfigError(f"{text!a:.300} is no URI of an NBD export: {error}", hint) from error
 
 
 def _address(text: str) -> Address:

@@ -25,9 +25,8 @@ CAN_SEND_DF, CAN_MULTI_CONN = 1 << 7, 1 << 8
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO_ONLY, GO, STRUCTURED_REPLY = 1, 2, 3, 5, 6, 7, 8  # options
 LIST_META_CONTEXT, SET_META_CONTEXT = 9, 10
 ACK, SERVER, INFO, META_CONTEXT, IS_REFUSED = 1, 2, 3, 4, 1 << 31  # types of replies to options
-UNSUPPORTED, POLICY, INVALID, TLS_REQUIRED, UNKNOWN_EXPORT = (
-    IS_REFUSED + n for n in (1, 2, 3, 5, 6)
-)
+UNSUPPORTED, POLICY, INVALID = IS_REFUSED + 1, IS_REFUSED + 2, IS_REFUSED + 3
+TLS_REQUIRED, UNKNOWN_EXPORT = IS_REFUSED + 5, IS_REFUSED + 6
 INFO_EXPORT, INFO_BLOCK_SIZE = 0, 3
 READ, WRITE, DISCONNECT, FLUSH, TRIM, WRITE_ZEROES, BLOCK_STATUS = 0, 1, 2, 3, 4, 6, 7  # commands
 DONT_FRAGMENT, REQUEST_ONE = 1 << 2, 1 << 3  # flags of a request
@@ -95,9 +94,8 @@ class Wire:
         context = ssl.create_default_context(cafile=folder and folder / "ca-cert.pem")
         if folder and (folder / "client-cert.pem").exists():
             context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
-        self._socket = context.wrap_socket(
-            self._in_time(self._timeout), server_hostname=address.tls_name
-        )
+        connection = self._in_time(self._timeout)
+        self._socket = context.wrap_socket(connection, server_hostname=address.tls_name)
         self.close = self._socket.close
 
     def send(self, layout: str, *values: object, data: bytes | memoryview = b"") -> None:

@@ -21,10 +21,9 @@ def _path(path: object) -> Path:
     """Check that a path can be opened, and shown. Raises ConfigError where it cannot."""
     shown = path if isinstance(path, str) else type(path).__name__
     if not isinstance(path, str) or not path or not path.isprintable():
-        raise ConfigError(
-            f"{shown!a:.200} cannot be the path of a source: nobody could read it in a message",
-            "Give it a printable name in UTF-8, by a symbolic link for example.",
-        )
+        why = "cannot be the path of a source: nobody could read it in a message"
+        hint = "Give it a printable name in UTF-8, by a symbolic link for example."
+        raise ConfigError(f"{shown!a:.200} {why}", hint)
     return Path(path)
 
 

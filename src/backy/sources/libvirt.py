@@ -42,9 +42,8 @@ _THREADS_HINT = "Upgrade to QEMU 8.2.3 or later, or remove the iothread from its
 
 def _local(uri: str) -> str:
     if not uri.startswith(("qemu:///", "qemu+unix:///")):
-        raise ValueError(
-            "disks are read through a Unix socket, so write a local URI: qemu:///system"
-        )
+        hint = "write a local URI: qemu:///system"
+        raise ValueError(f"disks are read through a Unix socket, so {hint}")
     return uri
 
 
@@ -189,9 +188,8 @@ class LibvirtSource:
         try:
             return checked(ImageFile, {"path": path, "format": image_format, "backing": True})
         except ConfigError as error:
-            raise SourceError(
-                f"disk {name} of {self._title}: {error.message}", _OFF_HINT
-            ) from error
+            why = f"disk {name} of {self._title}: {error.message}"
+            raise SourceError(why, _OFF_HINT) from error
 
     def _check_harmless(self, job: BackupJob) -> None:
         """Raise SourceError where a backup could crash QEMU, or make the guest's writes fail.

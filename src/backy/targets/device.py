@@ -21,9 +21,8 @@ class DeviceTarget(PathTarget):
             if file.size() < size:
                 have = f"{format_size(file.size())} ({file.size()} bytes)"
                 need = f"{format_size(size)} ({size} bytes)"
-                raise TargetError(
-                    f"{self._path} has {have}; {need} are needed", "Use a larger device."
-                )
+                why = f"{self._path} has {have}; {need} are needed"
+                raise TargetError(why, "Use a larger device.")
 
     def capacity(self) -> int | None:
         """See Target."""

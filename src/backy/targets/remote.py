@@ -142,9 +142,8 @@ def served_by_qemu(arguments: Sequence[str], name: str, hint: str) -> Iterator[A
     """The export of a qemu-nbd of our own, which may write. Raises TargetError."""
     with ExitStack() as stack:
         with as_target_error(hint):
-            server = run_server(
-                ["--discard=unmap", *arguments], name, timeout_seconds=_START_SECONDS
-            )
+            words = ["--discard=unmap", *arguments]
+            server = run_server(words, name, timeout_seconds=_START_SECONDS)
             address = stack.enter_context(server)
         yield address
 
