@@ -22,6 +22,7 @@ from backy.errors import SourceError, translated
 from backy.system import signals
 
 Value = TypeVar("Value")
+Work = Coroutine[Any, Any, object]
 
 _LOOK_SECONDS = 0.2  # so often we look whether a signal told us to stop
 _HINT = "Is QEMU running, and is no other program connected to this monitor?"
@@ -75,9 +76,7 @@ class Monitor:
             return self.query(Status, "query-status").status
         return ""
 
-    def wait_for(
-        self, about: str, work: Coroutine[Any, Any, object], within: float | None = None
-    ) -> object:
+    def wait_for(self, about: str, work: Work, within: float | None = None) -> object:
         """Give the result of a coroutine of the client. Raises SourceError, as `ask` does."""
         is_cleanup = signals.is_stopping()
         seconds = signals.allowed(self._timeout if within is None else within)
@@ -99,9 +98,7 @@ class Monitor:
             time.sleep(0.01)
 
 
-async def _finished(
-    work: Coroutine[Any, Any, object], seconds: float, *, is_cleanup: bool
-) -> object:
+async def _finished(work: Work, seconds: float, *, is_cleanup: bool) -> object:
     """The result of a coroutine. Raises TimeoutError; at once if a signal tells us to clean up."""
     task, deadline = asyncio.ensure_future(work), time.monotonic() + seconds
     while not task.done() and time.monotonic() < deadline:

@@ -60,10 +60,8 @@ class Virsh:
         """Run a command of virsh and give its output; 0 stands for the time limit of all calls."""
         seconds = timeout_seconds or self._timeout
         command = self._program(*arguments, timeout_seconds=seconds).command
-        title = f"domain {self._domain}: {arguments[0]}"
-        output = output_of(
-            command, title, timeout_seconds=seconds, stdin=stdin, limit=_LONGEST_OUTPUT
-        )
+        title, limit = f"domain {self._domain}: {arguments[0]}", _LONGEST_OUTPUT
+        output = output_of(command, title, timeout_seconds=seconds, stdin=stdin, limit=limit)
         try:
             return output.decode()
         except UnicodeDecodeError as error:

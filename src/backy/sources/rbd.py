@@ -115,11 +115,7 @@ class RbdSource:
         """See Source. Snapshots of several disks are of one moment only while a guest is frozen."""
         images = self.settings.disks
         data = SnapshotData(request, request.consistency(images))
-        states = call_at_once(self._rbd.state_of, images.values())
-        disks = {
-            name: self._disk(name, image, state, request)
-            for (name, image), state in zip(images.items(), states, strict=True)
-        }
+        disks = dict(zip(images, call_at_once(partial(self._disk, request), images), strict=True))
         try:
             # The monitors take a second for one, and the same second for all.
             call_at_once(self._rbd.create_snapshot, [disk.point for disk in disks.values()])
@@ -131,19 +127,18 @@ class RbdSource:
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. A snapshot that somebody protected stays."""
         unwanted: list[tuple[str, str]] = []
+        others_and_wanted = {None, *revisions}
         for image in self.settings.disks.values():
-            names = [
-                name
-                for name, snapshot in self._rbd.snapshots(image).items()
-                if (revision := self._revision_of(name))
-                and revision not in revisions
-                and not snapshot.protected
-            ]
+            listed = self._rbd.snapshots(image).values()
+            loose = [snapshot.name for snapshot in listed if not snapshot.protected]
+            names = [name for name in loose if self._revision_of(name) not in others_and_wanted]
             image_id = self._rbd.state_of(image).id if names else ""
             unwanted += [(f"{image}@{name}", image_id) for name in names]
         call_at_once(lambda each: self._rbd.remove_snapshot(*each), unwanted)
 
-    def _disk(self, name: str, image: str, state: ImageState, request: Request) -> _Disk:
+    def _disk(self, request: Request, name: str) -> _Disk:
+        image = self.settings.disks[name]
+        state = self._rbd.state_of(image)
         suffix, base = f"{name}-{state.id}", ""
         if (parent := request.parent_of(name)) and not self.settings.full_always:
             base = f"{self._names.name(parent)}-{suffix}"
@@ -161,11 +156,10 @@ class RbdSource:
 
     def _image(self, name: str, disk: _Disk, data: SnapshotData) -> Image:
         snapshots = self._rbd.snapshots(disk.image)
-        data.early_warnings += [
-            f"{disk.image}@{other} is not needed any more, but stays: it is protected"
-            for other, snapshot in snapshots.items()
-            if snapshot.protected and self._revision_of(other)
-        ]
+        protected = [snapshot.name for snapshot in snapshots.values() if snapshot.protected]
+        why = "is not needed any more, but stays: it is protected"
+        ours = filter(self._revision_of, protected)
+        data.early_warnings += [f"{disk.image}@{other} {why}" for other in ours]
         content = data.open(name, self._rbd.serve(disk.point))
         self._check_state(disk)  # no migration can begin while it is open, but one may have
         # QEMU rounds the size up to a whole sector.
