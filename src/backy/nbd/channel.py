@@ -37,12 +37,8 @@ class Channel:
         """Encrypt from here on. Raises OSError if the client has no valid certificate."""
         if self.received:  # somebody in between may have put it there
             raise ViolationError("the client did not wait for TLS")
-        self._socket = encrypted = context.wrap_socket(
-            self._socket,
-            server_side=True,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,
-        )
+        wrap = partial(context.wrap_socket, server_side=True, do_handshake_on_connect=False)
+        self._socket = encrypted = wrap(self._socket, suppress_ragged_eofs=False)
         await self._finished(encrypted.do_handshake)
         self.is_encrypted = True
 

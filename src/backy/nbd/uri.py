@@ -63,10 +63,6 @@ def _address(text: str) -> Address:
     if len(export.encode()) > _LONGEST_NAME:
         raise ValueError(f"the export's name is longer than {_LONGEST_NAME} bytes")
     host, folder = uri.hostname or "localhost", query.get("tls-certificates")
-    return Address(
-        text=text,
-        export=export,
-        where=query["socket"] if is_unix else (host.encode("idna").decode(), uri.port or 10809),
-        certificates=Path(folder) if folder else None,
-        tls_name=query.get("tls-hostname", host) if uri.scheme.startswith("nbds") else "",
-    )
+    where = query["socket"] if is_unix else (host.encode("idna").decode(), uri.port or 10809)
+    tls_name = query.get("tls-hostname", host) if uri.scheme.startswith("nbds") else ""
+    return Address(text, export, where, Path(folder) if folder else None, tls_name)

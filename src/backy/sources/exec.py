@@ -28,7 +28,7 @@ from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import Address, parse_uri
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
-from backy.sources.snapshot_data import SnapshotData
+from backy.sources.snapshot_data import MappedImage, SnapshotData
 
 _HINT = "What a program has to print is in docs/sources/exec.md."
 _LINE = re.compile(rb"([0-9]{1,19}) ([1-9][0-9]{0,18}) (data|zero|same)\n")
@@ -151,31 +151,25 @@ class ExecSource:
             raise ValueError(f"the disk has {image.size} bytes, the parent's has another size")
         arguments = {"revision": data.request.revision, "parent": parent, "disk": name}
         text = self._call("extents", data.early_warnings, **arguments)
-        changed = _Changed(image, text, parent)
-        for _ in changed.extents():  # a map with any error in it is not used
+        extents = partial(_parsed_map, text, parent, image.size)
+        for _ in extents():  # a map with any error in it is not used
             pass
-        return changed
+        return MappedImage(image, image.size, extents)
 
 
-class _Changed:
-    """An image with a program's map of what changed. The map is kept as text, to save memory."""
+def _parsed_map(text: bytes, parent: str, size: int) -> Iterator[Extent]:
+    """The extents in a program's map of what changed, which is kept as text, to save memory.
 
-    def __init__(self, image: Image, text: bytes, parent: str) -> None:
-        self.size = image.size
-        self.readinto = image.readinto
-        self._text = text
-        self._title = f"parent {parent}\n".encode()
-
-    def extents(self) -> Iterator[Extent]:
-        """See Image. Raises ValueError where the map is for another parent, or incomplete."""
-        lines, position = BytesIO(self._text), 0
-        if (title := lines.readline(100)) != self._title:
-            raise ValueError(f"the first line is {title!a}, not {self._title!a}")
-        while line := lines.readline(100):
-            match = _LINE.fullmatch(line)
-            if not match or int(match[1]) != position:
-                raise ValueError(f"at byte {position} the line {line!a} does not continue the map")
-            yield Extent(position, int(match[2]), Kind(match[3].decode()))
-            position += int(match[2])
-        if position != self.size:
-            raise ValueError(f"the map has {position} bytes, the disk {self.size}")
+    Raises ValueError where the map is for another parent, or incomplete.
+    """
+    lines, position, expected = BytesIO(text), 0, f"parent {parent}\n".encode()
+    if (title := lines.readline(100)) != expected:
+        raise ValueError(f"the first line is {title!a}, not {expected!a}")
+    while line := lines.readline(100):
+        match = _LINE.fullmatch(line)
+        if not match or int(match[1]) != position:
+            raise ValueError(f"at byte {position} the line {line!a} does not continue the map")
+        yield Extent(position, int(match[2]), Kind(match[3].decode()))
+        position += int(match[2])
+    if position != size:
+        raise ValueError(f"the map has {position} bytes, the disk {size}")

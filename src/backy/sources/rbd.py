@@ -23,10 +23,9 @@ from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError
 from backy.image.image import Image
 from backy.model.extent import Extent, Kind
-from backy.nbd.remote_image import NbdImage
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
-from backy.sources.snapshot_data import SnapshotData
+from backy.sources.snapshot_data import MappedImage, SnapshotData
 
 _PLACE = ("pool", "namespace", "image")
 _AGAIN_HINT = "Run it again when that has ended."
@@ -177,7 +176,7 @@ class RbdSource:
             data.full_read_reasons[name] = "the list of its changes is too long"
         if extents is None and size != content.size:
             extents = [Extent(0, size, Kind.DATA)]
-        return RbdImage(content, extents, size)
+        return MappedImage(content, size, content.extents if extents is None else extents.__iter__)
 
     def _check_state(self, disk: _Disk) -> None:
         """Raise SourceError where the image is another one now, or has lost its parent.
@@ -202,15 +201,6 @@ class RbdSource:
     def _try_to_remove(self, disk: _Disk) -> None:
         with suppress(SourceError):  # best effort: the next `remove_all_except` retries
             self._rbd.remove_snapshot(disk.point, disk.state.id)
-
-
-class RbdImage:
-    """The content that qemu-nbd serves, with the extents that the cluster reports."""
-
-    def __init__(self, content: NbdImage, extents: list[Extent] | None, size: int) -> None:
-        self.size = size
-        self.readinto = content.readinto
-        self.extents = content.extents if extents is None else extents.__iter__
 
 
 def _why_unusable(base: ListedSnapshot | None, size: int, *, is_same_size: bool) -> str:

@@ -9,10 +9,20 @@ from typing import TypeVar
 
 from backy.clients.qemu_nbd import ImageFile, open_image_file
 from backy.image.image import Image
+from backy.model.extent import Extent
 from backy.model.revision import Consistency
 from backy.sources import Request, TakenSnapshot
 
 ImageT = TypeVar("ImageT", bound=Image)
+
+
+class MappedImage:
+    """The first `size` bytes of an image, with extents that somebody else tells."""
+
+    def __init__(self, content: Image, size: int, extents: Callable[[], Iterator[Extent]]) -> None:
+        self.size = size
+        self.readinto = content.readinto
+        self.extents = extents
 
 
 @dataclass

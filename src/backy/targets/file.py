@@ -25,8 +25,7 @@ class FileTarget(PathTarget):
 
     def check(self, size: int) -> None:
         """See Target."""
-        is_new = self.check_file()
-        if not is_new:
+        if not self.check_file():
             with translated(TargetError, f"opening {self._path}", _HINT):
                 file = files.open_to_write(self._place)
             self._check_unused(file)
