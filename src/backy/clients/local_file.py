@@ -1,7 +1,5 @@
 """Files and block devices of this host, as images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

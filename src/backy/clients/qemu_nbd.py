@@ -6,8 +6,6 @@ opened only if the administrator allows it. Otherwise a guest could write a qcow
 /etc/shadow as its backing file to its raw disk.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

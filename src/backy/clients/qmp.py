@@ -3,8 +3,6 @@
 https://www.qemu.org/docs/master/interop/qmp-spec.html
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import socket

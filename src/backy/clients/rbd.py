@@ -4,8 +4,6 @@ An image is named as rbd names it: "pool/image" or "pool/namespace/image". A sna
 "IMAGE@NAME". Each part may have any character but "/" and "@".
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

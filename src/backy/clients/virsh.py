@@ -1,7 +1,5 @@
 """libvirt, through its program virsh; see docs/decisions/0014-libvirt-by-virsh.md."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

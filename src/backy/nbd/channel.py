@@ -1,7 +1,5 @@
 """The server's side of a connection, in an event loop. Nothing waits with bytes of an image."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import ssl

@@ -1,7 +1,5 @@
 """One connection to an NBD server: the handshake, then one request at a time."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The server's side of the first phase of NBD: the client chooses an export and features."""
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 import struct

@@ -1,7 +1,5 @@
 """An NBD export as an Image and as a Draft, used through several connections."""
 
-from __future__ import annotations
-
 import struct
 import threading
 from collections.abc import Collection, Iterator, Mapping

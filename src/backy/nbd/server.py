@@ -3,8 +3,6 @@
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import socket

@@ -3,8 +3,6 @@
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit

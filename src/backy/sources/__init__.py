@@ -10,8 +10,6 @@ A backup takes a snapshot in two phases, because a guest may be frozen during th
             snapshot.keep_checkpoint()
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

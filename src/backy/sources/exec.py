@@ -4,8 +4,6 @@ The protocol is in docs/sources/exec.md. The program is trusted as much as backy
 is checked nevertheless, because a wrong map of changes would silently lose data.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Source "file": disk images in files, sparse or not, and block devices."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

@@ -6,8 +6,6 @@ disks are of one point in time, as after a power cut: CRASH. Nothing tells what 
 parent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 

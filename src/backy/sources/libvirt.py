@@ -4,8 +4,6 @@ A running domain is read through a backup job in pull mode. The job begins with 
 base of the next delta. The disks of a domain that is off are read like those of source "image".
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Collection, Iterator

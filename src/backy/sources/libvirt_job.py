@@ -3,8 +3,6 @@
 https://libvirt.org/formatbackup.html, https://libvirt.org/formatcheckpoint.html
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Mapping

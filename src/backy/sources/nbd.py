@@ -1,7 +1,5 @@
 """Source "nbd": the exports of any NBD server, and what QEMU's dirty bitmaps say of them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path

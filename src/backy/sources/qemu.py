@@ -7,8 +7,6 @@ name with this server's prefix, so the next run finds and removes it.
 https://www.qemu.org/docs/master/interop/bitmaps.html
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

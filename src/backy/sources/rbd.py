@@ -5,8 +5,6 @@ a delta is made only against the snapshot that this server took of this disk of 
 parent, and never against a snapshot of a copy, or of another image with the same name.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress

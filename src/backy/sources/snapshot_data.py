@@ -1,7 +1,5 @@
 """SnapshotData: what the sources here fill in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +39,7 @@ class SnapshotData:
     keeps_checkpoint: bool = False
     _opened: ExitStack = field(default_factory=ExitStack)
 
-    def taken(self, open_disks: Callable[[SnapshotData], object]) -> TakenSnapshot:
+    def taken(self, open_disks: Callable[["SnapshotData"], object]) -> TakenSnapshot:
         """The snapshot, whose disks are opened by `open_disks`; it calls `open` for each."""
 
         @contextmanager

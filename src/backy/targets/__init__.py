@@ -1,7 +1,5 @@
 """Targets: where a disk is restored to. A plug-in is a class that is a `Target`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress

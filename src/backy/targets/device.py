@@ -1,7 +1,5 @@
 """Target "device": a block device that nothing else uses, such as a logical volume."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 

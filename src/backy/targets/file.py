@@ -1,7 +1,5 @@
 """Target "file": a raw image in a file, with a hole wherever the disk has zeroes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 

@@ -1,7 +1,5 @@
 """Targets "nbd", "nbds", "nbd+unix" and "nbds+unix": an export of any NBD server."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 from backy.errors import ConfigError, UsageError

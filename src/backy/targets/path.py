@@ -1,7 +1,5 @@
 """Raw files and block devices as targets: what they have in common, as a Draft and an Image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path

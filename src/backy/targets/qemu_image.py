@@ -1,7 +1,5 @@
 """Targets "qcow2", "vmdk", "vhdx" and "luks": images that QEMU writes, through a qemu-nbd."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import partial

@@ -1,7 +1,5 @@
 """Target "rbd": an image of a Ceph cluster, which is made if it is missing."""
 
-from __future__ import annotations
-
 import re
 from contextlib import AbstractContextManager
 from urllib.parse import parse_qsl
