@@ -138,9 +138,13 @@ def image_arguments(wanted: ImageFile, *, unshared: Sequence[str] = ()) -> list[
     What is `unshared` nobody else may do to a raw image: by default QEMU lets others write to one
     that it reads. Raises SourceError where the image names other files and may not.
     """
-    name, is_device = str(wanted.path), _check_header(wanted)
-    driver = "host_device" if is_device else "file"
-    node: dict[str, Any] = {"driver": driver, "filename": name, "locking": "on"}
+    opening = translated(SourceError, f"opening the image {wanted.path}", _HINT)
+    with opening, files.open_to_read(wanted.path) as file:
+        header = file.read_bytes(0, _HEADER).ljust(80, b"\0")
+        driver = "host_device" if file.is_device else "file"
+    if not wanted.backing and _names_files(wanted.format, header):
+        raise SourceError(f"{wanted.path} has some of its data in other files", _BACKING_HINT)
+    node: dict[str, Any] = {"driver": driver, "filename": str(wanted.path), "locking": "on"}
     if wanted.format == "raw" and unshared:
         node = {"driver": "blkdebug", "unshare-child-perms": unshared, "image": node}
     node = {"driver": wanted.format, "file": node} | ({} if wanted.backing else {"backing": None})
@@ -150,16 +154,6 @@ def image_arguments(wanted: ImageFile, *, unshared: Sequence[str] = ()) -> list[
         key = {"key-secret": "key"}
         node |= {"encrypt": {"format": "luks", **key}} if wanted.format == "qcow2" else key
     return [*objects, f"json:{json.dumps(node)}"]
-
-
-def _check_header(wanted: ImageFile) -> bool:
-    """Check that an image names no other files, unless it may; give whether it is on a device."""
-    opening = translated(SourceError, f"opening the image {wanted.path}", _HINT)
-    with opening, files.open_to_read(wanted.path) as file:
-        header, is_device = file.read_bytes(0, _HEADER).ljust(80, b"\0"), file.is_device
-    if not wanted.backing and _names_files(wanted.format, header):
-        raise SourceError(f"{wanted.path} has some of its data in other files", _BACKING_HINT)
-    return is_device
 
 
 def _names_files(image_format: str, header: bytes) -> bool:

@@ -162,8 +162,7 @@ class Negotiation:
 
     async def _start_tls(self, data: bytes) -> None:
         if not self.tls or data or self.channel.is_encrypted:
-            kind = nbd.INVALID if self.tls else nbd.POLICY
-            await self._reply(nbd.STARTTLS, kind)
+            await self._reply(nbd.STARTTLS, nbd.INVALID if self.tls else nbd.POLICY)
             return
         await self._reply(nbd.STARTTLS, nbd.ACK)
         await self.channel.start_tls(self.tls())

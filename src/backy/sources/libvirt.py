@@ -129,7 +129,8 @@ class LibvirtSource:
         job.prepare(checkpoint)
         stack.callback(self._end, job, checkpoint, data)
         self._check_harmless(job)
-        if not self._is_to_be_frozen(job.domain, data.request):
+        wanted = self.settings.freeze and not data.request.is_frozen
+        if not wanted or self._virsh.call("domstate", job.domain.uuid).strip() != "running":
             return job.begin(bases, data, time.monotonic() + self.settings.timeout)
         deadline = time.monotonic() + self.settings.freeze_timeout
         with self._virsh.frozen(job.domain, self.settings.freeze_timeout) as failures:
@@ -139,11 +140,6 @@ class LibvirtSource:
         else:
             data.consistency = Consistency.FILESYSTEM
         return tracked
-
-    def _is_to_be_frozen(self, domain: Domain, request: Request) -> bool:
-        if not self.settings.freeze or request.is_frozen:
-            return False
-        return self._virsh.call("domstate", domain.uuid).strip() == "running"
 
     def _open(self, job: BackupJob, tracked: Collection[str], data: SnapshotData) -> None:
         """Connect to the exports of the job."""
