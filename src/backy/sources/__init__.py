@@ -55,7 +55,7 @@ class Request:
         return bool(old and old.size == size)
 
     def consistency(self, disks: Sized) -> Consistency:
-        """That of disks whose content is fixed one after the other, unless the guest is frozen."""
+        """CRASH if all `disks` are of one moment: it is one, or the guest is frozen. Else NONE."""
         return Consistency.CRASH if self.is_frozen or len(disks) == 1 else Consistency.NONE
 
 

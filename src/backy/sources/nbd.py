@@ -55,7 +55,9 @@ class NbdSource:
 
     def _open(self, data: SnapshotData) -> None:
         for name, address in self._disks.items():
-            bitmap = self._bitmap(data.request.parent_of(name))
+            parent, template = data.request.parent_of(name), self.settings.bitmap
+            # It was started with the parent, and with no other revision.
+            bitmap = template.replace("{parent}", parent) if template and parent else None
             image = data.open(name, open_image(address, bitmap=bitmap))
             if image.tracks_changes and not data.request.parent_has(name, image.size):
                 image.tracks_changes = False
@@ -63,11 +65,6 @@ class NbdSource:
                 data.full_read_reasons[name] = why
             elif bitmap and not image.tracks_changes:
                 data.full_read_reasons[name] = f"{address} has no bitmap {bitmap}"
-
-    def _bitmap(self, parent: str) -> str | None:
-        """Name the bitmap that was started with the parent, and with no other revision."""
-        template = self.settings.bitmap
-        return template.replace("{parent}", parent) if template and parent else None
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """Do nothing: the exports and their bitmaps are somebody else's."""

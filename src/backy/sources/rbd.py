@@ -124,11 +124,11 @@ class RbdSource:
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. A snapshot that somebody protected stays."""
         unwanted: list[tuple[str, str]] = []
-        others_and_wanted = {None, *revisions}
+        kept = {None, *revisions}  # None stands for the snapshots of others
         for image in self.settings.disks.values():
             listed = self._rbd.snapshots(image).values()
             loose = [snapshot.name for snapshot in listed if not snapshot.protected]
-            names = [name for name in loose if self._revision_of(name) not in others_and_wanted]
+            names = [name for name in loose if self._revision_of(name) not in kept]
             image_id = self._rbd.state_of(image).id if names else ""
             unwanted += [(f"{image}@{name}", image_id) for name in names]
         call_at_once(lambda each: self._rbd.remove_snapshot(*each), unwanted)
