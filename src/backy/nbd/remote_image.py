@@ -18,7 +18,6 @@ _BITMAP = "qemu:dirty-bitmap:"
 _STEP = GiB  # bytes whose block status is asked for at once; QEMU counts in 32 bits
 _NO_HOLES = memoryview(struct.pack(">II", _STEP, 0))
 _MOST_EXTENTS = 1 << 24  # more than 64 TiB have of which every second 4 MiB changed
-_HINT = "Is the server still running, and does it export this? Nothing was published."
 _LONGEST_ZEROES = 64 * MiB  # bytes: a server that has to write them needs time for each request
 
 
@@ -29,22 +28,17 @@ class Connections:
     lead to another server, which has other data, or has lost what was written.
 
     `export` and `contexts` are what the first connection found. Where anything fails, `kind` is
-    raised, with `hint`.
+    raised, with `hint`: those of a source, if a subclass has no others.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        contexts: Collection[str],
-        timeout_seconds: float,
-        kind: type[BackyError],
-        hint: str,
-    ) -> None:
+    kind: type[BackyError] = SourceError
+    hint = "Is the server still running, and does it export this? Nothing was published."
+
+    def __init__(self, address: Address, contexts: Collection[str], timeout_seconds: float) -> None:
         self.address = address
-        self.kind, self._hint = kind, hint
         self._is_lost = False
         self._connect = partial(Connection, address, contexts, timeout_seconds)
-        with translated(kind, f"{address}: opening it", hint):
+        with translated(self.kind, f"{address}: opening it", self.hint):
             self._idle = [self._connect()]
         self.export = self._idle[0].export
         self.contexts = {*self.export.contexts.values()}
@@ -59,7 +53,7 @@ class Connections:
     @contextmanager
     def use(self, what: str) -> Iterator[Connection]:
         """A connection for this thread alone. An OSError in the body becomes a `kind`."""
-        with translated(self.kind, f"{self.address}: {what}", self._hint), self._room:
+        with translated(self.kind, f"{self.address}: {what}", self.hint), self._room:
             connection = self._take()
             try:
                 yield connection
@@ -224,6 +218,5 @@ def open_image(
     takes `timeout_seconds` at most. Raises SourceError where it fails.
     """
     contexts = (nbd.ALLOCATION, _BITMAP + bitmap) if bitmap else (nbd.ALLOCATION,)
-    connections = Connections(address, contexts, timeout_seconds, SourceError, _HINT)
-    with closing(connections):
+    with closing(Connections(address, contexts, timeout_seconds)) as connections:
         yield NbdImage(connections, bitmap)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from pathlib import Path
 
 from backy.clients.qemu_nbd import run_server
-from backy.errors import SourceError, TargetError
+from backy.errors import BackyError, SourceError, TargetError
 from backy.image.copy import is_zero
 from backy.image.image import Image, read_bytes
 from backy.model.extent import Kind, chop
@@ -15,10 +15,14 @@ from backy.nbd.wire import ALLOCATION, IS_READ_ONLY
 from backy.targets.formats import LENGTH, format_of
 from backy.units import MiB, format_size
 
-_HINT = "Is the server running? What was written is not complete, so run it again."
 _TIMEOUT_SECONDS = 120  # to connect, and for each request
 _START_SECONDS = 60  # that a qemu-nbd has to open what it exports
 _MOST_READ = 64  # pieces of 1 MiB
+
+
+class _Connections(Connections):
+    kind: type[BackyError] = TargetError
+    hint = "Is the server running? What was written is not complete, so run it again."
 
 
 class RemoteTarget:
@@ -123,7 +127,7 @@ class RemoteTarget:
         if not self._users:
             with ExitStack() as stack:
                 address = stack.enter_context(self._served())
-                shared = Connections(address, (ALLOCATION,), _TIMEOUT_SECONDS, TargetError, _HINT)
+                shared = _Connections(address, (ALLOCATION,), _TIMEOUT_SECONDS)
                 self._connections = stack.enter_context(closing(shared))
                 self._closing = stack.pop_all()
         self._users += 1
