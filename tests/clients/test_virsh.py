@@ -89,14 +89,14 @@ def test_nothing_is_frozen_where_nobody_could_thaw_it_after_a_kill(
 
 def test_the_guest_is_frozen_during_the_body_and_thawed_after_it(log: Path) -> None:
     (log.parent / "answer").write_text("Froze 2 filesystem(s)\n")
-    with virsh().frozen(Domain("u-1", Element("domain")), 20) as freeze:
+    with virsh().frozen(Domain("u-1", Element("domain")), 20) as failures:
         assert log.read_text() == "domfsfreeze u-1\n"
     assert log.read_text() == "domfsfreeze u-1\ndomfsthaw u-1\n"
-    assert freeze.failures == []
+    assert failures == []
 
 
 def test_a_freeze_of_no_file_system_is_a_failure(log: Path) -> None:
     (log.parent / "answer").write_text("Froze 0 filesystem(s)\n")
-    with virsh().frozen(Domain("u-1", Element("domain")), 20) as freeze:
+    with virsh().frozen(Domain("u-1", Element("domain")), 20) as failures:
         pass
-    assert freeze.failures == ["Froze 0 filesystem(s)"] * 2
+    assert failures == ["Froze 0 filesystem(s)"] * 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +15,8 @@ from backy.errors import DamagedError, NotFoundError
 from backy.image.cache import BlockCache, CachedImage
 from backy.image.extent_map import ExtentMap
 from backy.model.extent import Extent, Kind
-from backy.nbd.exports import ALLOCATION
 from backy.nbd.server import Server
+from backy.nbd.wire import ALLOCATION
 from backy.system.sockets import unix_listener
 from backy.units import KiB
 from tests.memory_source import BytesImage
@@ -192,6 +193,15 @@ class Client:
             assert (magic, option) == (REPLY, number)
             replies.append((kind, self.receive(length)))
         return replies
+
+    def start_tls(self, keys: Path) -> Self:
+        """Encrypt from here on, with the client's certificate in this folder."""
+        assert self.option(5) == [(1, b"")]
+        context = ssl.create_default_context(cafile=keys / "ca-cert.pem")
+        context.load_cert_chain(keys / "client-cert.pem", keys / "client-key.pem")
+        self._socket = context.wrap_socket(self._socket, server_hostname="localhost")
+        self.send, self.close = self._socket.sendall, self._socket.close
+        return self
 
     def go(self, name: str = "disk", *contexts: str, is_structured: bool = True) -> Self:
         """Choose an export, with all that is needed before."""

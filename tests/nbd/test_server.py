@@ -331,6 +331,38 @@ def test_bytes_that_somebody_slips_in_before_tls_end_the_connection(tmp_path: Pa
         assert client.is_hung_up()
 
 
+def test_slow_clients_with_tls_get_the_content_with_blocks_that_were_dropped_meanwhile(
+    tmp_path: Path,
+) -> None:
+    content, keys = Random(2).randbytes(64 * BLOCK), certificates(tmp_path / "keys")
+    with (
+        serving({"disk": content}, keys, cache_blocks=2) as made,
+        Client(made.path) as first,
+        Client(made.path) as second,
+    ):
+        for client in (first, second):
+            client.start_tls(keys).go(is_structured=False)
+            client.ask(READ, 0, len(content))
+            assert client.receive(16)[4:8] == b"\0\0\0\0"
+        for start in range(0, len(content), BLOCK):
+            for client in (first, second):
+                assert client.receive(BLOCK) == content[start : start + BLOCK]
+
+
+def test_a_client_with_tls_that_breaks_off_is_forgotten(tmp_path: Path) -> None:
+    keys = certificates(tmp_path / "keys")
+    with serving(CONTENTS, keys) as made:
+        with Client(made.path) as client:
+            client.start_tls(keys).go()
+            client.ask(READ, 0, len(CONTENT))
+        with Client(made.path) as client:
+            client.option(5)
+            client.send(b"no greeting of TLS")
+            assert client.is_hung_up()
+        with Client(made.path) as client:
+            client.start_tls(keys).go("zero")
+
+
 def test_an_export_is_open_once_for_all_its_clients_and_closed_after_the_last() -> None:
     with serving(CONTENTS) as made:
         clients = [Client(made.path).go(name) for name in ("disk", "latest", "disk")]

@@ -9,7 +9,6 @@ import pytest
 
 from backy.config.settings import Hook, Hooks
 from backy.errors import SourceError
-from backy.model.revision import Consistency
 from backy.operations.backup import backup
 from backy.operations.hooks import Runner
 from backy.repository import status
@@ -259,8 +258,8 @@ class Claiming(MemorySource):
         self.images = {"vda": BytesImage(b"x"), "vdb": Huge(size)}
 
     @contextmanager
-    def snapshot(self, _: "Request") -> "Iterator[TakenSnapshot]":
-        data = SnapshotData(Consistency.CRASH, disks=dict(self.images))
+    def snapshot(self, request: "Request") -> "Iterator[TakenSnapshot]":
+        data = SnapshotData(request, disks=dict(self.images))
         yield TakenSnapshot(lambda: nullcontext(data))
 
 

@@ -1,7 +1,5 @@
 """Ask our own daemon, over its Unix socket."""
 
-from __future__ import annotations
-
 import json
 import socket
 from pathlib import Path

@@ -3,8 +3,6 @@
 https://www.qemu.org/docs/master/interop/qemu-ga-ref.html
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """Files and block devices of this host, as images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,10 +34,8 @@ class LocalImage:
         with translated(SourceError, f"reading {self._path} at byte {offset}", _READ_HINT):
             length = self._file.read_into(offset, buffer)
         if length != len(buffer):
-            raise SourceError(
-                f"{self._path} ended at byte {offset + length} while it was read",
-                "Back it up while nobody resizes it, or from a snapshot.",
-            )
+            why = f"{self._path} ended at byte {offset + length} while it was read"
+            raise SourceError(why, "Back it up while nobody resizes it, or from a snapshot.")
 
     def warnings(self) -> Iterator[str]:
         """Warn where the file was changed while it was read. A device does not tell."""

@@ -1,7 +1,5 @@
 """Run a program of a storage, such as rbd, virsh or qemu-img, and give its output."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar

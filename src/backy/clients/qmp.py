@@ -3,8 +3,6 @@
 https://www.qemu.org/docs/master/interop/qmp-spec.html
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import socket
@@ -22,6 +20,7 @@ from backy.errors import SourceError, translated
 from backy.system import signals
 
 Value = TypeVar("Value")
+Work = Coroutine[Any, Any, object]
 
 _LOOK_SECONDS = 0.2  # so often we look whether a signal told us to stop
 _HINT = "Is QEMU running, and is no other program connected to this monitor?"
@@ -75,9 +74,7 @@ class Monitor:
             return self.query(Status, "query-status").status
         return ""
 
-    def wait_for(
-        self, about: str, work: Coroutine[Any, Any, object], within: float | None = None
-    ) -> object:
+    def wait_for(self, about: str, work: Work, within: float | None = None) -> object:
         """Give the result of a coroutine of the client. Raises SourceError, as `ask` does."""
         is_cleanup = signals.is_stopping()
         seconds = signals.allowed(self._timeout if within is None else within)
@@ -99,9 +96,7 @@ class Monitor:
             time.sleep(0.01)
 
 
-async def _finished(
-    work: Coroutine[Any, Any, object], seconds: float, *, is_cleanup: bool
-) -> object:
+async def _finished(work: Work, seconds: float, *, is_cleanup: bool) -> object:
     """The result of a coroutine. Raises TimeoutError; at once if a signal tells us to clean up."""
     task, deadline = asyncio.ensure_future(work), time.monotonic() + seconds
     while not task.done() and time.monotonic() < deadline:
@@ -130,8 +125,6 @@ def connect(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
             monitor.wait_for("greeting", monitor.client.connect(connected))
             yield monitor
         finally:
-            with (
-                suppress(Exception),
-                signals.shielded(),
-            ):  # an error of the connection was raised before
+            # An error of the connection was raised before.
+            with suppress(Exception), signals.shielded():
                 runner.run(asyncio.wait_for(monitor.client.disconnect(), 1))

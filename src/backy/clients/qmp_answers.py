@@ -1,7 +1,5 @@
 """What QEMU answers, as far as we use it: docs/interop/qemu-qmp-ref of QEMU. It may be hostile."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -4,8 +4,6 @@ An image is named as rbd names it: "pool/image" or "pool/namespace/image". A sna
 "IMAGE@NAME". Each part may have any character but "/" and "@".
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -223,9 +221,8 @@ class Rbd:
             return parse(output)
         except ValueError as error:
             what = shlex.join(["rbd", *command, spec, *options])
-            raise SourceError(
-                f"{what} printed something unexpected: {error!s:.200}", _HINT
-            ) from error
+            why = f"{what} printed something unexpected: {error!s:.200}"
+            raise SourceError(why, _HINT) from error
 
     def _call(self, command: list[str], spec: str, *options: str, image_id: str = "") -> bytes:
         """Run rbd. Names are passed as values, so that none is taken for an option."""
@@ -236,12 +233,11 @@ class Rbd:
             names["image-id"] = image_id
         seconds = self._timeout * (_DIFF_FACTOR if command == ["diff"] else 1)
         access = [f"--{key}={value}" for key, value in self._access.items()]
-        words = ["rbd", *command, *(f"--{key}={value}" for key, value in names.items())]
+        named = [f"--{key}={value}" for key, value in names.items()]
+        words = ["rbd", *command, *named, *options, *access]
         title = shlex.join(["rbd", *command, spec, *options, *access])
         try:
-            return output_of(
-                [*words, *options, *access], title, timeout_seconds=seconds, limit=_LONGEST_LIST
-            )
+            return output_of(words, title, timeout_seconds=seconds, limit=_LONGEST_LIST)
         except TooMuchOutputError:
             raise
         except SourceError as error:

@@ -1,12 +1,9 @@
 """libvirt, through its program virsh; see docs/decisions/0014-libvirt-by-virsh.md."""
 
-from __future__ import annotations
-
 import re
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from backy.clients.program import output_of
@@ -49,17 +46,6 @@ class Domain:
             raise SourceError(f"domain {self.uuid:.50}: {error.message:.200}", _HINT) from error
 
 
-@dataclass(slots=True)
-class Freeze:
-    """A freeze, which must end at `deadline` (monotonic).
-
-    `failures` tells why the guest was not frozen all the time; it is complete after the body.
-    """
-
-    deadline: float
-    failures: list[str] = field(default_factory=list)
-
-
 class Virsh:
     """Calls about one domain, by its name or UUID. All methods may raise SourceError."""
 
@@ -72,10 +58,8 @@ class Virsh:
         """Run a command of virsh and give its output; 0 stands for the time limit of all calls."""
         seconds = timeout_seconds or self._timeout
         command = self._program(*arguments, timeout_seconds=seconds).command
-        title = f"domain {self._domain}: {arguments[0]}"
-        output = output_of(
-            command, title, timeout_seconds=seconds, stdin=stdin, limit=_LONGEST_OUTPUT
-        )
+        title, limit = f"domain {self._domain}: {arguments[0]}", _LONGEST_OUTPUT
+        output = output_of(command, title, timeout_seconds=seconds, stdin=stdin, limit=limit)
         try:
             return output.decode()
         except UnicodeDecodeError as error:
@@ -115,25 +99,24 @@ class Virsh:
         return {name: int(size) for name, size in sizes.items() if _SIZE.fullmatch(size)}
 
     @contextmanager
-    def frozen(self, domain: Domain, timeout_seconds: float) -> Iterator[Freeze]:
+    def frozen(self, domain: Domain, timeout_seconds: float) -> Iterator[list[str]]:
         """Freeze the guest's file systems during the body, which runs even where that fails.
 
-        The guest is thawed whatever happens, also if we are killed. Freezing takes at most half of
+        Gives the failures: why the guest was not frozen all the time; complete after the body. The
+        guest is thawed whatever happens, also if we are killed. Freezing takes at most half of
         `timeout_seconds`. Raises SourceError where the guest may still be frozen at the end, and
         where the guard that thaws after a kill cannot be started; nothing is frozen then.
         """
         freeze = self._program("domfsfreeze", domain.uuid, timeout_seconds=timeout_seconds / 2)
         thaw = self._program("domfsthaw", domain.uuid, timeout_seconds=self._timeout)
         with ExitStack() as stack:
-            with translated(
-                SourceError, f"domain {self._domain}: starting the guard that thaws it"
-            ):
+            what = f"domain {self._domain}: starting the guard that thaws it"
+            with translated(SourceError, what):
                 guard = stack.enter_context(guarding([thaw]))
-            frozen = Outcome(None, "")
+            frozen, failures = Outcome(None, ""), list[str]()
             try:
-                state = Freeze(time.monotonic() + timeout_seconds)
                 frozen = process.run(freeze, guard)
-                yield state
+                yield failures
             finally:
                 # A second signal must not come between.
                 with signals.shielded():
@@ -146,7 +129,7 @@ class Virsh:
         # Both commands print the number of file systems.
         for outcome in (frozen, thawed):
             if outcome.code or not _COUNT.search(outcome.output):
-                state.failures.append(_reason(outcome) or "it took too long")
+                failures.append(_reason(outcome) or "it took too long")
 
     def _program(self, *arguments: str, timeout_seconds: float) -> Program:
         command = ("virsh", "--connect", self._uri, *arguments)

@@ -1,17 +1,20 @@
 """The server's side of a connection, in an event loop. Nothing waits with bytes of an image."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 from backy.nbd.wire import ViolationError
 from backy.units import KiB
 
+Result = TypeVar("Result")
+
 _PIECE = 64 * KiB  # bytes that are received at once
-_MOST_ENCRYPTED = 256 * KiB  # bytes that are encrypted before the client takes them
+_MOST_ENCRYPTED = 256 * KiB  # bytes that are encrypted at once, with no look at other clients
 
 
 class Channel:
@@ -23,27 +26,19 @@ class Channel:
         self.is_encrypted = False
         self._socket = connection
         self._loop = asyncio.get_running_loop()
-        self._tls: ssl.SSLObject | None = None
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._to_send = memoryview(b"")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Encrypt from here on. Raises OSError if the client has no valid certificate."""
         if self.received:  # somebody in between may have put it there
             raise ViolationError("the client did not wait for TLS")
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        while not self.is_encrypted:
-            try:
-                self._tls.do_handshake()
-                self.is_encrypted = True
-            except ssl.SSLWantReadError:
-                await self.flush()
-                await self._feed()
-            except ssl.SSLError:
-                with suppress(OSError):
-                    self._send_encrypted()  # which says why
-                raise
-        await self.flush()
+        wrap = partial(context.wrap_socket, server_side=True, do_handshake_on_connect=False)
+        self._socket = encrypted = wrap(self._socket, suppress_ragged_eofs=False)
+        await self._finished(encrypted.do_handshake)
+        self.is_encrypted = True
 
     async def receive(self, length: int) -> bytes:
         """The next `length` bytes, which the caller knows to be few."""
@@ -63,24 +58,20 @@ class Channel:
     async def fill(self, length: int) -> None:
         """Wait until `received` has `length` bytes. Raises ConnectionError at the end."""
         while len(self.received) < length:
-            data = await self._some()
+            data = await self._finished(partial(self._socket.recv, _PIECE))
             if not data:
                 raise ConnectionError("the client closed the connection")
             self.received += data
 
-    async def _some(self) -> bytes:
-        while self._tls:
-            with suppress(ssl.SSLWantReadError):
-                return self._tls.read(_PIECE)
-            await self._feed()
-        return await self._loop.sock_recv(self._socket, _PIECE)
-
-    async def _feed(self) -> None:
-        data = await self._loop.sock_recv(self._socket, _PIECE)
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
+    async def _finished(self, call: Callable[[], Result]) -> Result:
+        """What a call gives when it need not wait for the client any more."""
+        while True:
+            try:
+                return call()
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await self._ready(self._loop.add_reader, self._loop.remove_reader)
+            except ssl.SSLWantWriteError:
+                await self.writable()
 
     async def send(self, data: bytes) -> None:
         """Send all of it."""
@@ -89,41 +80,26 @@ class Channel:
             if not (sent := self.send_now(left)):
                 await self.writable()
             left = left[sent:]
-        await self.flush()
 
     def send_now(self, *parts: bytes | memoryview) -> int:
-        """Send as much as the client takes now; how many bytes that were. Call `flush` at the end.
+        """Send as much as the client takes now; how many bytes that were.
 
-        The caller may reuse the memory on return.
+        The caller may reuse the memory on return. But with TLS, after 0 the same bytes must follow.
         """
-        with suppress(BlockingIOError):
-            if not self._tls:
+        with suppress(BlockingIOError, ssl.SSLWantWriteError):
+            if not self.is_encrypted:
                 return self._socket.sendmsg(parts)
-            if self._send_encrypted():
-                part = next(filter(len, parts))
-                return self._tls.write(part[:_MOST_ENCRYPTED])
+            return self._socket.send(next(filter(len, parts))[:_MOST_ENCRYPTED])
         return 0
-
-    def _send_encrypted(self) -> bool:
-        """Whether the client took all that is encrypted."""
-        while self._to_send or self._outgoing.pending:
-            self._to_send = self._to_send or memoryview(self._outgoing.read())
-            try:
-                self._to_send = self._to_send[self._socket.send(self._to_send) :]
-            except BlockingIOError:
-                return False
-        return True
-
-    async def flush(self) -> None:
-        """Wait until the client has taken everything."""
-        while not self._send_encrypted():
-            await self.writable()
 
     async def writable(self) -> None:
         """Wait until the client takes more."""
-        may_write = asyncio.Event()
-        self._loop.add_writer(self._socket, may_write.set)
+        await self._ready(self._loop.add_writer, self._loop.remove_writer)
+
+    async def _ready(self, watch: Callable[..., None], unwatch: Callable[..., bool]) -> None:
+        is_ready = asyncio.Event()
+        watch(self._socket, is_ready.set)
         try:
-            await may_write.wait()
+            await is_ready.wait()
         finally:
-            self._loop.remove_writer(self._socket)
+            unwatch(self._socket)

@@ -3,8 +3,6 @@
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -44,10 +42,8 @@ def parse_uri(text: str) -> Address:
     try:
         return _address(text)
     except ValueError as error:
-        raise ConfigError(
-            f"{text!a:.300} is no URI of an NBD export: {error}",
-            "Write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; nbds for TLS.",
-        ) from error
+        hint = "Write nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH; nbds for TLS."
+        raise ConfigError(f"{text!a:.300} is no URI of an NBD export: {error}", hint) from error
 
 
 def _address(text: str) -> Address:
@@ -65,10 +61,6 @@ def _address(text: str) -> Address:
     if len(export.encode()) > _LONGEST_NAME:
         raise ValueError(f"the export's name is longer than {_LONGEST_NAME} bytes")
     host, folder = uri.hostname or "localhost", query.get("tls-certificates")
-    return Address(
-        text=text,
-        export=export,
-        where=query["socket"] if is_unix else (host.encode("idna").decode(), uri.port or 10809),
-        certificates=Path(folder) if folder else None,
-        tls_name=query.get("tls-hostname", host) if uri.scheme.startswith("nbds") else "",
-    )
+    where = query["socket"] if is_unix else (host.encode("idna").decode(), uri.port or 10809)
+    tls_name = query.get("tls-hostname", host) if uri.scheme.startswith("nbds") else ""
+    return Address(text, export, where, Path(folder) if folder else None, tls_name)

@@ -3,8 +3,6 @@
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import ssl
@@ -25,17 +23,22 @@ CAN_SEND_DF, CAN_MULTI_CONN = 1 << 7, 1 << 8
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO_ONLY, GO, STRUCTURED_REPLY = 1, 2, 3, 5, 6, 7, 8  # options
 LIST_META_CONTEXT, SET_META_CONTEXT = 9, 10
 ACK, SERVER, INFO, META_CONTEXT, IS_REFUSED = 1, 2, 3, 4, 1 << 31  # types of replies to options
-UNSUPPORTED, POLICY, INVALID, TLS_REQUIRED, UNKNOWN_EXPORT = (
-    IS_REFUSED + n for n in (1, 2, 3, 5, 6)
-)
+UNSUPPORTED, POLICY, INVALID = IS_REFUSED + 1, IS_REFUSED + 2, IS_REFUSED + 3
+TLS_REQUIRED, UNKNOWN_EXPORT = IS_REFUSED + 5, IS_REFUSED + 6
 INFO_EXPORT, INFO_BLOCK_SIZE = 0, 3
 READ, WRITE, DISCONNECT, FLUSH, TRIM, WRITE_ZEROES, BLOCK_STATUS = 0, 1, 2, 3, 4, 6, 7  # commands
 DONT_FRAGMENT, REQUEST_ONE = 1 << 2, 1 << 3  # flags of a request
 IS_LAST = 1  # flag of a chunk
 NONE, DATA, HOLE, STATUS, IS_ERROR = 0, 1, 2, 5, 1 << 15  # types of chunks
 STATE_HOLE, STATE_ZERO = 1, 2  # of base:allocation; a hole that is not zero may read as anything
+ALLOCATION = "base:allocation"  # a context: which ranges hold data
 _LOOK_SECONDS = 0.5  # a thread that waits for the server looks so often whether it is to stop
 STATE_DIRTY = 1  # https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/nbd.txt
+
+
+def packed(text: str) -> bytes:
+    """A string as it is sent, after its length."""
+    return struct.pack(">I", len(text.encode())) + text.encode()
 
 
 class ViolationError(OSError):
@@ -75,18 +78,13 @@ class Wire:
         """Start the clock anew."""
         self._deadline = time.monotonic() + self._timeout
 
-    def _in_time(self) -> socket.socket:
+    def _in_time(self, most: float = _LOOK_SECONDS) -> socket.socket:
+        """The socket, which waits `most` seconds; by default the caller soon looks at signals."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
-        self._socket.settimeout(left)
+        self._socket.settimeout(min(left, most))
         return self._socket
-
-    def _briefly(self) -> socket.socket:
-        """The same, which waits so briefly that the caller soon looks whether to stop."""
-        connection = self._in_time()
-        connection.settimeout(min(_LOOK_SECONDS, connection.gettimeout() or 0))
-        return connection
 
     def start_tls(self, address: Address) -> None:
         """Encrypt from here on. Raises OSError where a certificate is missing or invalid."""
@@ -94,7 +92,8 @@ class Wire:
         context = ssl.create_default_context(cafile=folder and folder / "ca-cert.pem")
         if folder and (folder / "client-cert.pem").exists():
             context.load_cert_chain(folder / "client-cert.pem", folder / "client-key.pem")
-        self._socket = context.wrap_socket(self._in_time(), server_hostname=address.tls_name)
+        connection = self._in_time(self._timeout)
+        self._socket = context.wrap_socket(connection, server_hostname=address.tls_name)
         self.close = self._socket.close
 
     def send(self, layout: str, *values: object, data: bytes | memoryview = b"") -> None:
@@ -105,7 +104,7 @@ class Wire:
         for piece in (struct.pack(layout, *values), data):
             rest = memoryview(piece)
             while rest:
-                connection = self._briefly()
+                connection = self._in_time()
                 try:
                     rest = rest[connection.send(rest) :]
                 except TimeoutError:
@@ -115,7 +114,7 @@ class Wire:
         """Fill the whole buffer. Raises CancelledError if a signal told this process to stop."""
         while buffer:
             signals.obey()
-            connection = self._briefly()
+            connection = self._in_time()
             try:
                 length = connection.recv_into(buffer)
             except TimeoutError:

@@ -17,9 +17,8 @@ from backy.image.progress import Watcher
 from backy.model.extent import Kind
 from backy.model.names import is_job
 from backy.model.revision import Revision, disk_of
-from backy.nbd.exports import ALLOCATION
 from backy.nbd.server import Server
-from backy.nbd.wire import STATE_DIRTY, STATE_HOLE, STATE_ZERO
+from backy.nbd.wire import ALLOCATION, STATE_DIRTY, STATE_HOLE, STATE_ZERO
 from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
 from backy.operations.site import Site

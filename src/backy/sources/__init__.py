@@ -10,9 +10,7 @@ A backup takes a snapshot in two phases, because a guest may be frozen during th
             snapshot.keep_checkpoint()
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +45,18 @@ class Request:
     parent: Revision | None = None
     is_frozen: bool = False
 
+    def parent_of(self, disk: str) -> str:
+        """The id of the parent if that has the disk, else ""."""
+        return self.parent.id if self.parent and disk in self.parent.disks else ""
+
     def parent_has(self, disk: str, size: int) -> bool:
         """Whether the parent has the disk, with this size in bytes."""
         old = self.parent.disks.get(disk) if self.parent else None
         return bool(old and old.size == size)
+
+    def consistency(self, disks: Sized) -> Consistency:
+        """CRASH if all `disks` are of one moment: it is one, or the guest is frozen. Else NONE."""
+        return Consistency.CRASH if self.is_frozen or len(disks) == 1 else Consistency.NONE
 
 
 class Snapshot(Protocol):
@@ -101,7 +107,11 @@ class TakenSnapshot:
 
 
 class Source(Protocol):
-    """Gives snapshots of one VM. Every method may raise SourceError; any other error is a bug."""
+    """Gives snapshots of one VM. Every method may raise SourceError; any other error is a bug.
+
+    The class is called with the settings as keyword arguments. It only checks them, and raises
+    ConfigError where they are not those of this kind of source: it opens and runs nothing.
+    """
 
     is_shared: bool
     """Whether several snapshots may exist at once, also in other processes."""
@@ -136,13 +146,6 @@ class Source(Protocol):
         """
 
 
-class SourceClass(Protocol):
-    """Makes a source from its settings. It only checks them: it opens and runs nothing."""
-
-    def __call__(self, **settings: object) -> Source:
-        """Raises ConfigError where `settings` are not those of this kind of source."""
-
-
 _BUILT_IN = {
     "exec": "backy.sources.exec:ExecSource",
     "file": "backy.sources.file:FileSource",
@@ -166,8 +169,8 @@ def open_source(settings: Mapping[str, object]) -> Source:
     if not isinstance(kind, str):
         hint = "Add a type to the source, such as type: file; or use --source."
         raise ConfigError("the source has no type", hint)
-    source_class: SourceClass = load("backy.sources", kind, _BUILT_IN)
-    return source_class(**others)
+    made: Source = load("backy.sources", kind, _BUILT_IN)(**others)
+    return made
 
 
 def reject_unsafe(settings: Mapping[str, object]) -> Mapping[str, object]:

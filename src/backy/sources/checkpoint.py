@@ -1,7 +1,5 @@
 """Names of the snapshots, bitmaps and checkpoints this server keeps for its next delta."""
 
-from __future__ import annotations
-
 import platform
 import re
 from dataclasses import dataclass

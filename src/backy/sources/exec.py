@@ -4,12 +4,10 @@ The protocol is in docs/sources/exec.md. The program is trusted as much as backy
 is checked nevertheless, because a wrong map of changes would silently lose data.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import Base64Bytes, BeforeValidator, Field
 
-from backy.clients.image_format import ImageFile, open_image_file
 from backy.clients.local_file import open_local
 from backy.clients.program import output_of
+from backy.clients.qemu_nbd import ImageFile, open_image_file
 from backy.config.settings import DiskName, Seconds, checking
 from backy.errors import ConfigError, SourceError
 from backy.image.image import Image
@@ -28,7 +26,7 @@ from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import Address, parse_uri
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
-from backy.sources.snapshot_data import SnapshotData
+from backy.sources.snapshot_data import MappedImage, SnapshotData
 
 _HINT = "What a program has to print is in docs/sources/exec.md."
 _LINE = re.compile(rb"([0-9]{1,19}) ([1-9][0-9]{0,18}) (data|zero|same)\n")
@@ -76,10 +74,9 @@ class ExecSource:
         queue: list[tuple[str, object]] = list(self.settings.settings.items())
         while queue:
             name, value = queue.pop()
-            if isinstance(value, dict):
-                queue += [(f"{name}.{key}", item) for key, item in value.items()]
-            elif isinstance(value, list):
-                queue += [(f"{name}.{number}", item) for number, item in enumerate(value)]
+            if isinstance(value, (dict, list)):
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                queue += [(f"{name}.{key}", item) for key, item in items]
             elif isinstance(value, str) and value.startswith("/"):
                 paths[name] = Path(value)
         return paths
@@ -91,14 +88,13 @@ class ExecSource:
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. The program always runs with `release` at the end."""
-        parent = request.parent.id if request.parent else None
-        data = SnapshotData(Consistency.NONE)
+        parent, data = request.parent.id if request.parent else None, SnapshotData(request)
         try:
             facts = {"revision": request.revision, "parent": parent, "is_frozen": request.is_frozen}
             output = self._call("snapshot", data.early_warnings, **facts)
             answer = self._parsed(output, data.early_warnings)
             data.consistency, data.files = answer.consistency, answer.files
-            yield TakenSnapshot(partial(self._open, request, data, answer.disks))
+            yield data.taken(partial(self._open, answer.disks))
         finally:
             is_kept = data.keeps_checkpoint
             with suppress(SourceError):  # best effort: the next `remove_all_except` retries
@@ -123,71 +119,55 @@ class ExecSource:
             why = f"source exec, snapshot: {self.settings.command[0]} answers: {error}"
             raise SourceError("; ".join([why, *warnings]), _HINT) from error
 
-    @contextmanager
-    def _open(
-        self, request: Request, data: SnapshotData, wanted: Mapping[str, _Disk]
-    ) -> Iterator[SnapshotData]:
+    def _open(self, wanted: Mapping[str, _Disk], data: SnapshotData) -> None:
         """Open the disks that the program named, and ask it what changed."""
-        with ExitStack() as stack:
-            for name, disk in wanted.items():
-                data.disks[name] = self._image(disk, data, stack)
-            for name, disk in wanted.items():
-                if disk.changes_since and request.parent and name in request.parent.disks:
-                    try:
-                        image = self._changed(name, disk.changes_since, request, data)
-                    except (SourceError, ValueError) as error:
-                        data.full_read_reasons[name] = str(error)
-                    else:
-                        data.disks[name] = image
-            yield data
+        for name, disk in wanted.items():
+            if isinstance(disk.read, Address):
+                data.open(name, open_image(disk.read))
+            elif disk.format != "raw":
+                image = ImageFile(path=disk.read, format=disk.format)
+                data.open(name, open_image_file(image, self.settings.timeout))
+            else:
+                data.final_checks.append(data.open(name, open_local(disk.read)).warnings)
+        for name, disk in wanted.items():
+            parent = data.request.parent_of(name)
+            if disk.changes_since and parent:
+                try:
+                    data.disks[name] = self._changed(name, disk.changes_since, parent, data)
+                except (SourceError, ValueError) as error:
+                    data.full_read_reasons[name] = str(error)
 
-    def _image(self, disk: _Disk, data: SnapshotData, stack: ExitStack) -> Image:
-        if isinstance(disk.read, Address):
-            return stack.enter_context(open_image(disk.read))
-        if disk.format != "raw":
-            wanted = ImageFile(path=disk.read, format=disk.format)
-            return stack.enter_context(open_image_file(wanted, self.settings.timeout))
-        image = stack.enter_context(open_local(disk.read))
-        data.final_checks.append(image.warnings)
-        return image
-
-    def _changed(self, name: str, since: str, request: Request, data: SnapshotData) -> Image:
+    def _changed(self, name: str, since: str, parent: str, data: SnapshotData) -> Image:
         """The image of a disk with the program's map of changes.
 
         Raises SourceError or ValueError where the program has no map that can be used.
         """
-        parent, image = request.parent.id if request.parent else "", data.disks[name]
+        image = data.disks[name]
         if since != parent:
             raise ValueError(f"the program knows no changes since {parent}, but: {since!a:.200}")
-        if not request.parent_has(name, image.size):
+        if not data.request.parent_has(name, image.size):
             raise ValueError(f"the disk has {image.size} bytes, the parent's has another size")
-        arguments = {"revision": request.revision, "parent": parent, "disk": name}
+        arguments = {"revision": data.request.revision, "parent": parent, "disk": name}
         text = self._call("extents", data.early_warnings, **arguments)
-        changed = _Changed(image, text, parent)
-        for _ in changed.extents():  # a map with any error in it is not used
+        extents = partial(_parsed_map, text, parent, image.size)
+        for _ in extents():  # a map with any error in it is not used
             pass
-        return changed
+        return MappedImage(image, image.size, extents)
 
 
-class _Changed:
-    """An image with a program's map of what changed. The map is kept as text, to save memory."""
+def _parsed_map(text: bytes, parent: str, size: int) -> Iterator[Extent]:
+    """The extents in a program's map of what changed, which is kept as text, to save memory.
 
-    def __init__(self, image: Image, text: bytes, parent: str) -> None:
-        self.size = image.size
-        self.readinto = image.readinto
-        self._text = text
-        self._title = f"parent {parent}\n".encode()
-
-    def extents(self) -> Iterator[Extent]:
-        """See Image. Raises ValueError where the map is for another parent, or incomplete."""
-        lines, position = BytesIO(self._text), 0
-        if (title := lines.readline(100)) != self._title:
-            raise ValueError(f"the first line is {title!a}, not {self._title!a}")
-        while line := lines.readline(100):
-            match = _LINE.fullmatch(line)
-            if not match or int(match[1]) != position:
-                raise ValueError(f"at byte {position} the line {line!a} does not continue the map")
-            yield Extent(position, int(match[2]), Kind(match[3].decode()))
-            position += int(match[2])
-        if position != self.size:
-            raise ValueError(f"the map has {position} bytes, the disk {self.size}")
+    Raises ValueError where the map is for another parent, or incomplete.
+    """
+    lines, position, expected = BytesIO(text), 0, f"parent {parent}\n".encode()
+    if (title := lines.readline(100)) != expected:
+        raise ValueError(f"the first line is {title!a}, not {expected!a}")
+    while line := lines.readline(100):
+        match = _LINE.fullmatch(line)
+        if not match or int(match[1]) != position:
+            raise ValueError(f"at byte {position} the line {line!a} does not continue the map")
+        yield Extent(position, int(match[2]), Kind(match[3].decode()))
+        position += int(match[2])
+    if position != size:
+        raise ValueError(f"the map has {position} bytes, the disk {size}")

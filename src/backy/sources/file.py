@@ -1,10 +1,7 @@
 """Source "file": disk images in files, sparse or not, and block devices."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,17 +13,15 @@ from backy.errors import ConfigError
 from backy.model.revision import Consistency
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.snapshot_data import SnapshotData
-from backy.system.files import File
 
 
 def _path(path: object) -> Path:
     """Check that a path can be opened, and shown. Raises ConfigError where it cannot."""
     shown = path if isinstance(path, str) else type(path).__name__
     if not isinstance(path, str) or not path or not path.isprintable():
-        raise ConfigError(
-            f"{shown!a:.200} cannot be the path of a source: nobody could read it in a message",
-            "Give it a printable name in UTF-8, by a symbolic link for example.",
-        )
+        why = "cannot be the path of a source: nobody could read it in a message"
+        hint = "Give it a printable name in UTF-8, by a symbolic link for example."
+        raise ConfigError(f"{shown!a:.200} {why}", hint)
     return Path(path)
 
 
@@ -63,22 +58,15 @@ class FileSource:
         """See Source. Clones what can be cloned. Needs no parent: hashes tell what changed."""
         with ExitStack() as stack:
             clones = {name: clone(path, stack) for name, path in self.paths.items()}
-            # Two disks are not cloned at the same time.
-            is_one_moment = request.is_frozen or len(clones) == 1
-            is_crash = is_one_moment and None not in clones.values()
-            consistency = Consistency.CRASH if is_crash else Consistency.NONE
-            yield TakenSnapshot(partial(self._open, clones, consistency))
+            is_cloned = None not in clones.values()
+            consistency = request.consistency(clones) if is_cloned else Consistency.NONE
 
-    @contextmanager
-    def _open(
-        self, clones: Mapping[str, File | None], consistency: Consistency
-    ) -> Iterator[SnapshotData]:
-        data = SnapshotData(consistency)
-        with ExitStack() as stack:
-            for name, path in self.paths.items():
-                data.disks[name] = image = stack.enter_context(open_local(path, clones[name]))
-                data.final_checks.append(image.warnings)
-            yield data
+            def open_disks(data: SnapshotData) -> None:
+                for name, path in self.paths.items():
+                    image = data.open(name, open_local(path, clones[name]))
+                    data.final_checks.append(image.warnings)
+
+            yield SnapshotData(request, consistency).taken(open_disks)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """Do nothing: a clone has no name, so it goes with the process."""

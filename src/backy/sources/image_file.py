@@ -6,16 +6,13 @@ disks are of one point in time, as after a power cut: CRASH. Nothing tells what 
 parent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from pydantic import Field
 
-from backy.clients.image_format import ImageFileOrPath, open_image_file
+from backy.clients.qemu_nbd import ImageFileOrPath
 from backy.config.settings import DiskName, Seconds
-from backy.model.revision import Consistency
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.snapshot_data import SnapshotData
 
@@ -38,24 +35,17 @@ class ImageSource:
 
     def look(self) -> Collection[str]:
         """See Source. Fails where a VM that runs has locked an image, as a backup would."""
-        with self._open() as data:
-            return data.disks.keys()
+        with self._taken(Request("")).open() as snapshot:
+            return snapshot.disks.keys()
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Takes nothing: the point in time is when all images have been locked."""
-        yield TakenSnapshot(self._open)
+        yield self._taken(request)
 
-    @contextmanager
-    def _open(self) -> Iterator[SnapshotData]:
-        """Lock and open every disk before the first is read."""
-        data = SnapshotData(Consistency.CRASH)
-        with ExitStack() as stack:
-            for name, wanted in self.settings.disks.items():
-                image = open_image_file(wanted, self.settings.timeout)
-                data.disks[name] = stack.enter_context(image)
-                data.image_formats[name] = wanted.format
-            yield data
+    def _taken(self, request: Request) -> TakenSnapshot:
+        disks, timeout = self.settings.disks, self.settings.timeout
+        return SnapshotData(request).taken(lambda data: data.open_files(disks, timeout))
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """Do nothing: a lock goes with qemu-nbd, and qemu-nbd with us."""

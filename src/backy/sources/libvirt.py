@@ -4,20 +4,19 @@ A running domain is read through a backup job in pull mode. The job begins with 
 base of the next delta. The disks of a domain that is off are read like those of source "image".
 """
 
-from __future__ import annotations
-
+import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 from xml.etree.ElementTree import Element
 
+import zstandard
 from pydantic import AfterValidator, Field
 
-from backy.clients.image_format import ImageFile, open_image_file
+from backy.clients.qemu_nbd import ImageFile
 from backy.clients.virsh import Domain, Virsh, attribute
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import ConfigError, SourceError
@@ -25,13 +24,15 @@ from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
-from backy.sources.libvirt_files import saved_files
 from backy.sources.libvirt_job import BITMAP, BackupJob
 from backy.sources.scratch import check_space
 from backy.sources.snapshot_data import SnapshotData
-from backy.system import signals
+from backy.system import files, signals
+from backy.units import MiB
 
 _SAFE_WITH_THREADS = (8, 2, 3)  # the first version of QEMU without the bug of `_check_harmless`
+_LARGEST = 64 * MiB  # bytes of a file that is saved: the NVRAM of a machine of aarch64
+_TPM = {"1.2": "tpm1.2/tpm-00.permall", "2.0": "tpm2/tpm2-00.permall"}  # where swtpm keeps it
 _DISK_HINT = "Exclude it, and back it up in another way; see docs/sources/libvirt.md."
 _OFF_HINT = "Start the domain, or back it up with the source of its storage, such as rbd."
 _THREADS_HINT = "Upgrade to QEMU 8.2.3 or later, or remove the iothread from its disks."
@@ -39,9 +40,8 @@ _THREADS_HINT = "Upgrade to QEMU 8.2.3 or later, or remove the iothread from its
 
 def _local(uri: str) -> str:
     if not uri.startswith(("qemu:///", "qemu+unix:///")):
-        raise ValueError(
-            "disks are read through a Unix socket, so write a local URI: qemu:///system"
-        )
+        hint = "write a local URI: qemu:///system"
+        raise ValueError(f"disks are read through a Unix socket, so {hint}")
     return uri
 
 
@@ -60,15 +60,6 @@ class LibvirtSettings(SourceSettings):
     server: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """The domain as it is now, the image formats of the disks to back up, and its backup job."""
-
-    domain: Domain
-    formats: Mapping[str, str]
-    job: BackupJob
-
-
 class LibvirtSource:
     """A Source; see there for the contract."""
 
@@ -83,34 +74,33 @@ class LibvirtSource:
 
     def look(self) -> Collection[str]:
         """See Source."""
-        return self._wanted().formats
+        return self._job().formats
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Scratch files grow by what the guest overwrites until the end."""
-        wanted = self._wanted()
-        data = SnapshotData(Consistency.CRASH, image_formats=dict(wanted.formats))
+        job = self._job()
+        data = SnapshotData(request, image_formats=dict(job.formats))
         with ExitStack() as stack:
-            if wanted.domain.is_active:
-                tracked = self._take(wanted, request, data, stack)
-                yield TakenSnapshot(partial(self._open, wanted, request, data, tracked))
+            if job.domain.is_active:
+                yield data.taken(partial(self._open, job, self._take(job, data, stack)))
             else:
-                yield TakenSnapshot(partial(self._open_off, wanted, request, data))
+                yield data.taken(partial(self._open_off, job))
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. The checkpoints of a domain that is off stay until it runs again."""
-        wanted = self._wanted()
-        wanted.job.abort()
-        for name in self._virsh.call("checkpoint-list", wanted.domain.uuid, "--name").split():
+        job = self._job()
+        job.abort()
+        for name in self._virsh.call("checkpoint-list", job.domain.uuid, "--name").split():
             revision = self._names.revision_of(name)
             if revision and revision not in revisions:
-                wanted.job.remove_checkpoint(name)
+                job.remove_checkpoint(name)
 
-    def _wanted(self) -> _Wanted:
+    def _job(self) -> BackupJob:
+        """The backup job of the domain as it is now. A domain that is off cannot begin it."""
         domain = self._virsh.domain()
-        formats = dict(self._formats(domain))
         folder = self.settings.scratch / self._names.name(domain.uuid)
-        return _Wanted(domain, formats, BackupJob(self._virsh, domain, formats, folder))
+        return BackupJob(self._virsh, domain, dict(self._formats(domain)), folder)
 
     def _formats(self, domain: Domain) -> Iterator[tuple[str, str]]:
         """The disks to back up, each with its image format."""
@@ -131,70 +121,60 @@ class LibvirtSource:
                 raise SourceError(why, _DISK_HINT)
             yield name, attribute(disk, "driver", "type") or "raw"
 
-    def _take(
-        self, wanted: _Wanted, request: Request, data: SnapshotData, stack: ExitStack
-    ) -> set[str]:
+    def _take(self, job: BackupJob, data: SnapshotData, stack: ExitStack) -> set[str]:
         """Begin the backup job, which `stack` ends; give the disks whose changes it tells."""
-        checkpoint, parent = self._names.name(request.revision), request.parent
-        bases: dict[str, str] = {}
-        if parent:
-            common = sorted(parent.disks.keys() & wanted.formats.keys())
-            bases = dict.fromkeys(common, self._names.name(parent.id))
-        wanted.job.prepare(checkpoint)
-        stack.callback(self._end, wanted.job, checkpoint, data)
-        self._check_harmless(wanted)
-        if not self._is_to_be_frozen(wanted.domain, request):
-            return wanted.job.begin(bases, data, time.monotonic() + self.settings.timeout)
-        with self._virsh.frozen(wanted.domain, self.settings.freeze_timeout) as freeze:
-            tracked = wanted.job.begin(bases, data, freeze.deadline)
-        if freeze.failures:
-            data.early_warnings.append(f"the guest was not frozen: {freeze.failures[0]}")
+        checkpoint = self._names.name(data.request.revision)
+        parents = {name: data.request.parent_of(name) for name in sorted(job.formats)}
+        bases = {name: self._names.name(parent) for name, parent in parents.items() if parent}
+        job.prepare(checkpoint)
+        stack.callback(self._end, job, checkpoint, data)
+        self._check_harmless(job)
+        wanted = self.settings.freeze and not data.request.is_frozen
+        if not wanted or self._virsh.call("domstate", job.domain.uuid).strip() != "running":
+            return job.begin(bases, data, time.monotonic() + self.settings.timeout)
+        deadline = time.monotonic() + self.settings.freeze_timeout
+        with self._virsh.frozen(job.domain, self.settings.freeze_timeout) as failures:
+            tracked = job.begin(bases, data, deadline)
+        if failures:
+            data.early_warnings.append(f"the guest was not frozen: {failures[0]}")
         else:
             data.consistency = Consistency.FILESYSTEM
         return tracked
 
-    def _is_to_be_frozen(self, domain: Domain, request: Request) -> bool:
-        if not self.settings.freeze or request.is_frozen:
-            return False
-        return self._virsh.call("domstate", domain.uuid).strip() == "running"
-
-    @contextmanager
-    def _open(
-        self, wanted: _Wanted, request: Request, data: SnapshotData, tracked: Collection[str]
-    ) -> Iterator[SnapshotData]:
+    def _open(self, job: BackupJob, tracked: Collection[str], data: SnapshotData) -> None:
         """Connect to the exports of the job."""
-        self._save_files(wanted.domain, data)
-        with ExitStack() as stack:
-            for name in wanted.formats:
-                bitmap = BITMAP if name in tracked else None
-                image = stack.enter_context(open_image(wanted.job.address(name), bitmap=bitmap))
-                if bitmap and not request.parent_has(name, image.size):
-                    data.full_read_reasons[name] = "it was resized"
-                    image.tracks_changes = False
-                data.disks[name] = image
-            yield data
+        self._save_files(job.domain, data)
+        for name in job.formats:
+            bitmap = BITMAP if name in tracked else None
+            image = data.open(name, open_image(job.address(name), bitmap=bitmap))
+            if bitmap and not data.request.parent_has(name, image.size):
+                data.full_read_reasons[name] = "it was resized"
+                image.tracks_changes = False
 
-    @contextmanager
-    def _open_off(
-        self, wanted: _Wanted, request: Request, data: SnapshotData
-    ) -> Iterator[SnapshotData]:
+    def _open_off(self, job: BackupJob, data: SnapshotData) -> None:
         """Lock and open the disks of a domain that is off. It cannot be started until the end."""
-        self._save_files(wanted.domain, data)
-        old_disks = request.parent.disks if request.parent else {}
-        with ExitStack() as stack:
-            for name in wanted.formats:
-                image = open_image_file(self._image_file(wanted, name), self.settings.timeout)
-                data.disks[name] = stack.enter_context(image)
-                if name in old_disks:
-                    data.full_read_reasons[name] = "the domain is off"
-            yield data
+        self._save_files(job.domain, data)
+        images = {name: self._image_file(job, name) for name in job.formats}
+        data.open_files(images, self.settings.timeout, "the domain is off")
 
     def _save_files(self, domain: Domain, data: SnapshotData) -> None:
-        swtpm, warnings = self.settings.swtpm, data.early_warnings
-        data.files.update(saved_files(self._virsh, domain, swtpm, warnings))
+        """Save the domain's XML, and the files of its firmware and its TPM, or warn."""
+        xml, uuid = domain.xml, domain.uuid
+        data.files["domain.xml"] = self._virsh.call("dumpxml", uuid, "--inactive").encode()
+        nvram = xml.findtext("os/nvram", "") or attribute(xml, "os/nvram/source", "file")
+        tpm = _TPM.get(attribute(xml, "devices/tpm/backend[@type='emulator']", "version"))
+        state = f"{self.settings.swtpm}/{uuid}/{tpm}" if tpm else ""
+        for name, path in (("nvram.fd", nvram.strip()), ("tpm.permall", state)):
+            if path:
+                try:
+                    suffix, content = _content(Path(path))
+                    data.files[name + suffix] = content
+                except OSError as error:
+                    why = error.strerror or str(error)
+                    data.early_warnings.append(f"{path} was not saved: {why}")
 
-    def _image_file(self, wanted: _Wanted, name: str) -> ImageFile:
-        disk, image_format = wanted.domain.disks()[name], wanted.formats[name]
+    def _image_file(self, job: BackupJob, name: str) -> ImageFile:
+        disk, image_format = job.domain.disks()[name], job.formats[name]
         path = attribute(disk, "source", "file") or attribute(disk, "source", "dev")
         if not path:
             why = f"{self._title} is off, and its disk {name} is no local file or device"
@@ -202,21 +182,20 @@ class LibvirtSource:
         try:
             return checked(ImageFile, {"path": path, "format": image_format, "backing": True})
         except ConfigError as error:
-            raise SourceError(
-                f"disk {name} of {self._title}: {error.message}", _OFF_HINT
-            ) from error
+            why = f"disk {name} of {self._title}: {error.message}"
+            raise SourceError(why, _OFF_HINT) from error
 
-    def _check_harmless(self, wanted: _Wanted) -> None:
+    def _check_harmless(self, job: BackupJob) -> None:
         """Raise SourceError where a backup could crash QEMU, or make the guest's writes fail.
 
         The crash was fixed by https://gitlab.com/qemu-project/qemu/-/commit/f816310d0c32
         """
-        has_thread = wanted.domain.xml.find("devices/*/driver[@iothread]") is not None
+        has_thread = job.domain.xml.find("devices/*/driver[@iothread]") is not None
         if has_thread and self._virsh.qemu_version() < _SAFE_WITH_THREADS:
             why = f"{self._title} has an iothread: a backup can crash this version of QEMU"
             raise SourceError(why, _THREADS_HINT)
-        allocated = self._virsh.allocated(wanted.domain)
-        held = sum(size for name, size in allocated.items() if name in wanted.formats)
+        allocated = self._virsh.allocated(job.domain)
+        held = sum(size for name, size in allocated.items() if name in job.formats)
         check_space(self.settings.scratch, held)
 
     def _end(self, job: BackupJob, checkpoint: str, data: SnapshotData) -> None:
@@ -231,3 +210,17 @@ def _is_lasting(disk: Element) -> bool:
     """Whether a guest can write to a disk, and what it wrote survives a shutdown."""
     fixed = {"readonly", "transient"} & {child.tag for child in disk}
     return disk.get("device", "disk") in {"disk", "lun"} and not fixed
+
+
+def _content(path: Path) -> tuple[str, bytes]:
+    """A suffix for the name, and the content of a file, compressed where it is large.
+
+    A hostile QEMU may have written it, so no link is followed.
+    """
+    with files.File(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
+        content = file.read_bytes(0, _LARGEST + 1)
+    is_small = len(content) <= MiB
+    packed = content if is_small else zstandard.compress(content)
+    if len(content) > _LARGEST or len(packed) > MiB:
+        raise OSError("it is too large")
+    return "" if is_small else ".zst", packed

@@ -3,8 +3,6 @@
 https://libvirt.org/formatbackup.html, https://libvirt.org/formatcheckpoint.html
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Mapping
@@ -34,8 +32,8 @@ class BackupJob:
         self, virsh: Virsh, domain: Domain, formats: Mapping[str, str], folder: Path
     ) -> None:
         self._virsh = virsh
-        self._domain = domain
-        self._formats = formats
+        self.domain = domain
+        self.formats = formats
         self._folder = folder
         self._socket = f"{folder}/nbd/s"
 
@@ -48,7 +46,7 @@ class BackupJob:
         with translated(SourceError, f"making {self._folder}", "May you write there?"):
             make_private(self._folder)
             folders.make_folder(self._folder / "nbd")
-            label = self._domain.xml.findtext("seclabel[@model='dac']/label", "")
+            label = self.domain.xml.findtext("seclabel[@model='dac']/label", "")
             if owner := re.match(r"\+([0-9]{1,9}|[1-3][0-9]{9})\b", label):
                 folders.give(self._folder / "nbd", int(owner[1]))
             folders.write_file(self._folder / "checkpoint.xml", self._checkpoint_xml(checkpoint))
@@ -61,15 +59,15 @@ class BackupJob:
         at `deadline` (monotonic).
         """
         usable = dict(bases)
-        for name in [disk for disk in bases if self._formats[disk] != _TRACKED]:
-            why = f"libvirt has no {usable.pop(name)}: the format is {self._formats[name]}"
+        for name in [disk for disk in bases if self.formats[disk] != _TRACKED]:
+            why = f"libvirt has no {usable.pop(name)}: the format is {self.formats[name]}"
             data.full_read_reasons[name] = why
         files = ["/dev/stdin"]
-        if _TRACKED in self._formats.values():
+        if _TRACKED in self.formats.values():
             files.append(f"{self._folder}/checkpoint.xml")
         while True:
             seconds = max(1, deadline - time.monotonic())
-            arguments = ("backup-begin", self._domain.uuid, *files)
+            arguments = ("backup-begin", self.domain.uuid, *files)
             try:
                 self._virsh.call(*arguments, stdin=self._job_xml(usable), timeout_seconds=seconds)
             except SourceError as error:
@@ -93,9 +91,9 @@ class BackupJob:
     def abort(self) -> None:
         """End the domain's job, if it is ours, and remove the folder."""
         with suppress(SourceError):  # the domain has no job
-            job = self._virsh.xml("backup-dumpxml", self._domain.uuid)
+            job = self._virsh.xml("backup-dumpxml", self.domain.uuid)
             if attribute(job, "server", "socket").startswith(f"{self._folder}/"):
-                self._virsh.call("domjobabort", self._domain.uuid)
+                self._virsh.call("domjobabort", self.domain.uuid)
         with translated(SourceError, f"removing {self._folder}"):
             while self._folder.exists():
                 with suppress(FileNotFoundError):  # QEMU removes its socket at the same time
@@ -104,17 +102,17 @@ class BackupJob:
     def remove_checkpoint(self, name: str) -> None:
         """Remove a checkpoint. Where its bitmap is lost, remove libvirt's record of it."""
         try:
-            self._virsh.call("checkpoint-delete", self._domain.uuid, name)
+            self._virsh.call("checkpoint-delete", self.domain.uuid, name)
         except SourceError as error:
             if "bitmap" in error.message.lower():
                 with suppress(SourceError):
-                    self._virsh.call("checkpoint-delete", self._domain.uuid, name, "--metadata")
+                    self._virsh.call("checkpoint-delete", self.domain.uuid, name, "--metadata")
 
     def _checkpoint_xml(self, name: str) -> bytes:
         root = Element("domaincheckpoint")
         SubElement(root, "name").text = name
         disks = SubElement(root, "disks")
-        for disk, kind in self._formats.items():
+        for disk, kind in self.formats.items():
             SubElement(disks, "disk", name=disk, checkpoint="bitmap" if kind == _TRACKED else "no")
         return tostring(root)
 
@@ -122,7 +120,7 @@ class BackupJob:
         root = Element("domainbackup", mode="pull")
         SubElement(root, "server", transport="unix", socket=self._socket)
         disks = SubElement(root, "disks")
-        for name in self._formats:
+        for name in self.formats:
             mode = {"backupmode": "full"}
             if base := bases.get(name):
                 mode = {"backupmode": "incremental", "incremental": base, "exportbitmap": BITMAP}

@@ -1,10 +1,7 @@
 """Source "nbd": the exports of any NBD server, and what QEMU's dirty bitmaps say of them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -52,32 +49,22 @@ class NbdSource:
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Takes nothing: whoever made the exports keeps them as they are."""
-        yield TakenSnapshot(partial(self._open, request))
+        is_fixed = self.settings.is_snapshot
+        consistency = request.consistency(self._disks) if is_fixed else Consistency.NONE
+        yield SnapshotData(request, consistency).taken(self._open)
 
-    @contextmanager
-    def _open(self, request: Request) -> Iterator[SnapshotData]:
-        is_one_moment = len(self._disks) == 1 or request.is_frozen
-        is_crash = self.settings.is_snapshot and is_one_moment
-        data = SnapshotData(Consistency.CRASH if is_crash else Consistency.NONE)
-        old_disks = request.parent.disks if request.parent else {}
-        with ExitStack() as stack:
-            for name, address in self._disks.items():
-                bitmap = self._bitmap(request) if name in old_disks else None
-                image = stack.enter_context(open_image(address, bitmap=bitmap))
-                if image.tracks_changes and not request.parent_has(name, image.size):
-                    image.tracks_changes = False
-                    why = f"it was resized, so the bitmap {bitmap} is not enough"
-                    data.full_read_reasons[name] = why
-                elif bitmap and not image.tracks_changes:
-                    data.full_read_reasons[name] = f"{address} has no bitmap {bitmap}"
-                data.disks[name] = image
-            yield data
-
-    def _bitmap(self, request: Request) -> str | None:
-        """Name the bitmap that was started with the parent, and with no other revision."""
-        if not (request.parent and self.settings.bitmap):
-            return None
-        return self.settings.bitmap.replace("{parent}", request.parent.id)
+    def _open(self, data: SnapshotData) -> None:
+        for name, address in self._disks.items():
+            parent, template = data.request.parent_of(name), self.settings.bitmap
+            # It was started with the parent, and with no other revision.
+            bitmap = template.replace("{parent}", parent) if template and parent else None
+            image = data.open(name, open_image(address, bitmap=bitmap))
+            if image.tracks_changes and not data.request.parent_has(name, image.size):
+                image.tracks_changes = False
+                why = f"it was resized, so the bitmap {bitmap} is not enough"
+                data.full_read_reasons[name] = why
+            elif bitmap and not image.tracks_changes:
+                data.full_read_reasons[name] = f"{address} has no bitmap {bitmap}"
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """Do nothing: the exports and their bitmaps are somebody else's."""

@@ -7,8 +7,6 @@ name with this server's prefix, so the next run finds and removes it.
 https://www.qemu.org/docs/master/interop/bitmaps.html
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets
@@ -23,8 +21,8 @@ from urllib.parse import quote
 from pydantic import Field
 
 from backy.clients.guest_agent import frozen
-from backy.clients.image_format import ImageFileOrPath, open_image_file
 from backy.clients.program import output_of
+from backy.clients.qemu_nbd import ImageFileOrPath
 from backy.clients.qmp import Monitor, NotRunningError, connect
 from backy.clients.qmp_answers import Drive, Node
 from backy.config.settings import AbsolutePath, DiskName, Seconds
@@ -108,28 +106,31 @@ class QemuSource:
 
     def look(self) -> Collection[str]:
         """See Source."""
-        nothing = Request("")
+        data = SnapshotData(Request(""))
         try:
             with self._connected() as monitor:
-                return self._disks(monitor, nothing, {}).keys()
-        except NotRunningError:
-            if not self.settings.images:
-                raise
-            with self._open_images(nothing, SnapshotData(Consistency.CRASH)) as data:
-                return data.disks.keys()
+                return self._disks(monitor, data).keys()
+        except NotRunningError as error:
+            with self._off(error, data).open() as snapshot:
+                return snapshot.disks.keys()
 
     @contextmanager
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Takes nothing where the VM is off; opening locks its images then."""
-        data = SnapshotData(Consistency.CRASH)
+        data = SnapshotData(request)
         with ExitStack() as stack:
             try:
-                taken = self._take(request, data, stack)
-            except NotRunningError:
-                if not self.settings.images:
-                    raise
-                taken = TakenSnapshot(partial(self._open_images, request, data))
+                taken = self._take(data, stack)
+            except NotRunningError as error:
+                taken = self._off(error, data)
             yield taken
+
+    def _off(self, error: NotRunningError, data: SnapshotData) -> TakenSnapshot:
+        """The images of a VM that is off, as `error` says, which is raised if none are named."""
+        images, timeout = self.settings.images, self.settings.timeout
+        if not images:
+            raise error
+        return data.taken(lambda data: data.open_files(images, timeout, "the VM is off"))
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source."""
@@ -144,61 +145,41 @@ class QemuSource:
     def _connected(self) -> AbstractContextManager[Monitor]:
         return connect(self.settings.qmp, self.settings.timeout)
 
-    def _take(self, request: Request, data: SnapshotData, stack: ExitStack) -> TakenSnapshot:
+    def _take(self, data: SnapshotData, stack: ExitStack) -> TakenSnapshot:
         """Start the jobs, which `stack` ends. Others can use the monitor meanwhile."""
         scratch = self.settings.scratch
         with self._connected() as monitor:
             if scratch == default_scratch():  # another one must exist: it may not be mounted
                 with translated(SourceError, f"making {scratch}", SCRATCH_HINT):
                     make_private(scratch)
-            stack.callback(self._end, request, data)
-            disks = self._disks(monitor, request, data.full_read_reasons)
+            stack.callback(self._end, data)
+            disks = self._disks(monitor, data)
             options = self._options(monitor, disks)
             folder = self._make_scratch(disks)
             self._add_scratch(monitor, disks, folder)
             actions = [action for disk in disks.values() for action in disk.actions(options)]
-            data.consistency = self._transact(monitor, actions, request, data.early_warnings)
-        return TakenSnapshot(partial(self._open, data, disks, folder))
+            self._transact(monitor, actions, data)
+        return data.taken(partial(self._open, disks, folder))
 
-    @contextmanager
-    def _open(
-        self, data: SnapshotData, disks: Mapping[str, _Disk], folder: Path
-    ) -> Iterator[SnapshotData]:
+    def _open(self, disks: Mapping[str, _Disk], folder: Path, data: SnapshotData) -> None:
         """Export the scratch images, and connect to the exports."""
         with self._connected() as monitor:
             for disk in disks.values():
                 names = {"id": disk.id, "name": disk.id, "node_name": disk.id}
                 bitmaps = {"bitmaps": [disk.changes]} if disk.parent else {}
                 monitor.ask("block-export-add", type="nbd", **names, **bitmaps)
-        with ExitStack() as stack:
+        for name, disk in disks.items():
+            address = parse_uri(f"nbd+unix:///{disk.id}?socket={quote(f'{folder}/nbd')}")
             timeout = self.settings.timeout
-            for name, disk in disks.items():
-                address = parse_uri(f"nbd+unix:///{disk.id}?socket={quote(f'{folder}/nbd')}")
-                image = open_image(address, bitmap=disk.changes, timeout_seconds=timeout)
-                data.disks[name] = stack.enter_context(image)
-                data.image_formats[name] = disk.node.drv
-            data.final_checks.append(partial(self._check, len(disks)))
-            yield data
+            data.open(name, open_image(address, bitmap=disk.changes, timeout_seconds=timeout))
+            data.image_formats[name] = disk.node.drv
+        data.final_checks.append(partial(self._check, len(disks)))
 
-    @contextmanager
-    def _open_images(self, request: Request, data: SnapshotData) -> Iterator[SnapshotData]:
-        """Lock and open the images of a VM that is off."""
-        old_disks = request.parent.disks if request.parent else {}
-        with ExitStack() as stack:
-            for name, wanted in self.settings.images.items():
-                image = open_image_file(wanted, self.settings.timeout)
-                data.disks[name] = stack.enter_context(image)
-                data.image_formats[name] = wanted.format
-                if name in old_disks:
-                    data.full_read_reasons[name] = "the VM is off"
-            yield data
-
-    def _end(self, request: Request, data: SnapshotData) -> None:
+    def _end(self, data: SnapshotData) -> None:
         """Remove all that this backup created; its bitmaps stay if they are to be kept."""
+        unwanted = set() if data.keeps_checkpoint else {data.request.revision}
         with suppress(SourceError):  # best effort: the next call retries, and raises
-            self._remove(
-                lambda revision: revision == request.revision and not data.keeps_checkpoint
-            )
+            self._remove(unwanted.__contains__)
 
     def _check(self, jobs: int) -> list[str]:
         """Warn where the VM was stopped meanwhile. Raises SourceError where a job ended early."""
@@ -210,27 +191,22 @@ class QemuSource:
         why = f"the VM is stopped: perhaps {self.settings.scratch} has no space left"
         return [f"{self._title}: {why}"] if is_stopped else []
 
-    def _disks(
-        self, monitor: Monitor, request: Request, full_read_reasons: dict[str, str]
-    ) -> dict[str, _Disk]:
+    def _disks(self, monitor: Monitor, data: SnapshotData) -> dict[str, _Disk]:
         """The disks to back up, by name. Fills `full_read_reasons`, see Snapshot."""
-        nodes = {
-            node.node_name: node for node in monitor.query(list[Node], "query-named-block-nodes")
-        }
-        old_disks = request.parent.disks if request.parent else {}
-        disks = {}
-        for number, (name, place) in enumerate(self._chosen(_devices(monitor)).items()):
-            if place not in nodes:
-                existing = ", ".join(_devices(monitor)) or ", ".join(nodes)
+        named = monitor.query(list[Node], "query-named-block-nodes")
+        nodes, devices = {node.node_name: node for node in named}, _devices(monitor)
+        request, disks = data.request, {}
+        bitmap = self._names.name(request.revision)
+        for number, (name, place) in enumerate(self._chosen(devices).items()):
+            if not (node := nodes.get(place)):
+                existing = ", ".join(devices or nodes)
                 raise SourceError(f"{self._title}: no disk {place!r}", f"It has: {existing}.")
-            parent = ""
-            if request.parent and name in old_disks:
-                parent = self._names.name(request.parent.id)
-                had = request.parent_has(name, nodes[place].image.virtual_size)
-                if reason := _why_unusable(nodes[place], parent, is_same_size=had):
-                    full_read_reasons[name], parent = reason, ""
-            bitmap = self._names.name(request.revision)
-            disks[name] = _Disk(f"{self._objects.prefix}{number}", nodes[place], bitmap, parent)
+            if parent := request.parent_of(name):
+                parent = self._names.name(parent)
+                had = request.parent_has(name, node.image.virtual_size)
+                if reason := _why_unusable(node, parent, is_same_size=had):
+                    data.full_read_reasons[name], parent = reason, ""
+            disks[name] = _Disk(f"{self._objects.prefix}{number}", node, bitmap, parent)
         if not disks:
             hint = "Name its disks in `disks`."
             raise SourceError(f"{self._title}: there is no disk to back up", hint)
@@ -293,19 +269,17 @@ class QemuSource:
             names = {"node_name": disk.id, "backing": disk.node.node_name}
             monitor.ask("blockdev-add", **options, **names, file=file)
 
-    def _transact(
-        self, monitor: Monitor, actions: list[Answer], request: Request, warnings: list[str]
-    ) -> Consistency:
+    def _transact(self, monitor: Monitor, actions: list[Answer], data: SnapshotData) -> None:
         """Execute all actions at one moment, with the guest's file systems frozen if possible."""
         agent, limit = self.settings.agent, self.settings.freeze_timeout
-        wanted = agent and self.settings.freeze and not request.is_frozen
+        wanted = agent and self.settings.freeze and not data.request.is_frozen
         if not agent or not wanted or monitor.status() != "running":
             monitor.ask("transaction", actions=actions)
-            return Consistency.CRASH
+            return
         with frozen(agent, limit) as failures:
             monitor.ask("transaction", limit / 2, actions=actions)
-        warnings += failures[:1]
-        return Consistency.CRASH if failures else Consistency.FILESYSTEM
+        data.early_warnings += failures[:1]
+        data.consistency = Consistency.CRASH if failures else Consistency.FILESYSTEM
 
 
 def _devices(monitor: Monitor) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Everything that the source "qemu" creates in QEMU, found by its names and removed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path

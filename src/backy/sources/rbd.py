@@ -5,11 +5,9 @@ a delta is made only against the snapshot that this server took of this disk of 
 parent, and never against a snapshot of a copy, or of another image with the same name.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +21,9 @@ from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError
 from backy.image.image import Image
 from backy.model.extent import Extent, Kind
-from backy.model.revision import Consistency
-from backy.nbd.remote_image import NbdImage
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
-from backy.sources.snapshot_data import SnapshotData
+from backy.sources.snapshot_data import MappedImage, SnapshotData
 
 _PLACE = ("pool", "namespace", "image")
 _AGAIN_HINT = "Run it again when that has ended."
@@ -115,17 +111,12 @@ class RbdSource:
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Snapshots of several disks are of one moment only while a guest is frozen."""
         images = self.settings.disks
-        is_one_moment = len(images) == 1 or request.is_frozen
-        data = SnapshotData(Consistency.CRASH if is_one_moment else Consistency.NONE)
-        states = call_at_once(self._rbd.state_of, images.values())
-        disks = {
-            name: self._disk(name, image, state, request)
-            for (name, image), state in zip(images.items(), states, strict=True)
-        }
+        data = SnapshotData(request, request.consistency(images))
+        disks = dict(zip(images, call_at_once(partial(self._disk, request), images), strict=True))
         try:
             # The monitors take a second for one, and the same second for all.
             call_at_once(self._rbd.create_snapshot, [disk.point for disk in disks.values()])
-            yield TakenSnapshot(partial(self._open, request, data, disks))
+            yield data.taken(partial(self._open, disks))
         finally:
             if not data.keeps_checkpoint:
                 call_at_once(self._try_to_remove, disks.values())
@@ -133,70 +124,57 @@ class RbdSource:
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source. A snapshot that somebody protected stays."""
         unwanted: list[tuple[str, str]] = []
+        kept = {None, *revisions}  # None stands for the snapshots of others
         for image in self.settings.disks.values():
-            names = [
-                name
-                for name, snapshot in self._rbd.snapshots(image).items()
-                if (revision := self._revision_of(name))
-                and revision not in revisions
-                and not snapshot.protected
-            ]
+            listed = self._rbd.snapshots(image).values()
+            loose = [snapshot.name for snapshot in listed if not snapshot.protected]
+            names = [name for name in loose if self._revision_of(name) not in kept]
             image_id = self._rbd.state_of(image).id if names else ""
             unwanted += [(f"{image}@{name}", image_id) for name in names]
         call_at_once(lambda each: self._rbd.remove_snapshot(*each), unwanted)
 
-    def _disk(self, name: str, image: str, state: ImageState, request: Request) -> _Disk:
-        suffix = f"{name}-{state.id}"
-        base = ""
-        if request.parent and name in request.parent.disks and not self.settings.full_always:
-            base = f"{self._names.name(request.parent.id)}-{suffix}"
+    def _disk(self, request: Request, name: str) -> _Disk:
+        image = self.settings.disks[name]
+        state = self._rbd.state_of(image)
+        suffix, base = f"{name}-{state.id}", ""
+        if (parent := request.parent_of(name)) and not self.settings.full_always:
+            base = f"{self._names.name(parent)}-{suffix}"
         return _Disk(image, state, f"{self._names.name(request.revision)}-{suffix}", base)
 
     def _revision_of(self, snapshot: str) -> str | None:
         """The revision for which this server took a snapshot; None for all other snapshots."""
         return self._names.revision_of("-".join(snapshot.split("-")[:4]))
 
-    @contextmanager
-    def _open(
-        self, request: Request, data: SnapshotData, disks: Mapping[str, _Disk]
-    ) -> Iterator[SnapshotData]:
+    def _open(self, disks: Mapping[str, _Disk], data: SnapshotData) -> None:
         """Have qemu-nbd serve the snapshots, and ask the cluster what changed."""
-        with ExitStack() as stack:
-            for name, disk in disks.items():
-                data.disks[name] = self._image(name, disk, request, data, stack)
-                data.image_formats[name] = "raw"
-            yield data
+        for name, disk in disks.items():
+            data.disks[name] = self._image(name, disk, data)
+            data.image_formats[name] = "raw"
 
-    def _image(
-        self, name: str, disk: _Disk, request: Request, data: SnapshotData, stack: ExitStack
-    ) -> Image:
+    def _image(self, name: str, disk: _Disk, data: SnapshotData) -> Image:
         snapshots = self._rbd.snapshots(disk.image)
-        data.early_warnings += [
-            f"{disk.image}@{other} is not needed any more, but stays: it is protected"
-            for other, snapshot in snapshots.items()
-            if snapshot.protected and self._revision_of(other)
-        ]
-        content = stack.enter_context(self._rbd.serve(disk.point))
+        protected = [snapshot.name for snapshot in snapshots.values() if snapshot.protected]
+        why = "is not needed any more, but stays: it is protected"
+        ours = filter(self._revision_of, protected)
+        data.early_warnings += [f"{disk.image}@{other} {why}" for other in ours]
+        content = data.open(name, self._rbd.serve(disk.point))
         self._check_state(disk)  # no migration can begin while it is open, but one may have
         # QEMU rounds the size up to a whole sector.
         size = snapshots[disk.snapshot].size if disk.snapshot in snapshots else content.size
         base = disk.base
-        is_same_size = request.parent_has(name, size)
+        is_same_size = data.request.parent_has(name, size)
         if base and (why := _why_unusable(snapshots.get(base), size, is_same_size=is_same_size)):
             data.full_read_reasons[name] = f"{disk.image}@{base} {why}"
             base = ""
         used = {snapshots[each].id for each in (disk.snapshot, base) if each in snapshots}
         data.final_checks.append(partial(self._check_present, disk, used))
-        extents = self._extents(disk, base, size)
+        whole_object = self.settings.whole_object
+        extents = self._rbd.extents(disk.point, base or None, size, whole_object=whole_object)
         if base and extents is None:
             data.full_read_reasons[name] = "the list of its changes is too long"
         if extents is None and size != content.size:
             extents = [Extent(0, size, Kind.DATA)]
-        return RbdImage(content, extents, size)
-
-    def _extents(self, disk: _Disk, base: str, size: int) -> list[Extent] | None:
-        whole_object = self.settings.whole_object
-        return self._rbd.extents(disk.point, base or None, size, whole_object=whole_object)
+        return MappedImage(content, size, content.extents if extents is None else extents.__iter__)
 
     def _check_state(self, disk: _Disk) -> None:
         """Raise SourceError where the image is another one now, or has lost its parent.
@@ -221,15 +199,6 @@ class RbdSource:
     def _try_to_remove(self, disk: _Disk) -> None:
         with suppress(SourceError):  # best effort: the next `remove_all_except` retries
             self._rbd.remove_snapshot(disk.point, disk.state.id)
-
-
-class RbdImage:
-    """The content that qemu-nbd serves, with the extents that the cluster reports."""
-
-    def __init__(self, content: NbdImage, extents: list[Extent] | None, size: int) -> None:
-        self.size = size
-        self.readinto = content.readinto
-        self.extents = content.extents if extents is None else extents.__iter__
 
 
 def _why_unusable(base: ListedSnapshot | None, size: int, *, is_same_size: bool) -> str:

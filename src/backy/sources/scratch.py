@@ -1,7 +1,5 @@
 """Folders and space for scratch images: what a guest overwrites while it is backed up."""
 
-from __future__ import annotations
-
 import errno
 import os
 from pathlib import Path

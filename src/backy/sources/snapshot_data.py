@@ -1,19 +1,34 @@
 """SnapshotData: what the sources here fill in."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from backy.clients.qemu_nbd import ImageFile, open_image_file
 from backy.image.image import Image
+from backy.model.extent import Extent
 from backy.model.revision import Consistency
+from backy.sources import Request, TakenSnapshot
+
+ImageT = TypeVar("ImageT", bound=Image)
+
+
+class MappedImage:
+    """The first `size` bytes of an image, with extents that somebody else tells."""
+
+    def __init__(self, content: Image, size: int, extents: Callable[[], Iterator[Extent]]) -> None:
+        self.size = size
+        self.readinto = content.readinto
+        self.extents = extents
 
 
 @dataclass
 class SnapshotData:
-    """A plain Snapshot, filled in by its source."""
+    """A plain Snapshot for `request`, filled in by its source."""
 
-    consistency: Consistency
+    request: Request
+    consistency: Consistency = Consistency.CRASH
     disks: dict[str, Image] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     full_read_reasons: dict[str, str] = field(default_factory=dict)
@@ -22,6 +37,37 @@ class SnapshotData:
     final_checks: list[Callable[[], Iterable[str]]] = field(default_factory=list)
     """Called after everything was read; each gives more warnings, or raises SourceError."""
     keeps_checkpoint: bool = False
+    _opened: ExitStack = field(default_factory=ExitStack)
+
+    def taken(self, open_disks: Callable[["SnapshotData"], object]) -> TakenSnapshot:
+        """The snapshot, whose disks are opened by `open_disks`; it calls `open` for each."""
+
+        @contextmanager
+        def opened() -> Iterator[SnapshotData]:
+            with self._opened:
+                open_disks(self)
+                yield self
+
+        return TakenSnapshot(opened)
+
+    def open(self, disk: str, image: AbstractContextManager[ImageT]) -> ImageT:
+        """Open the image of a disk. It is closed when the snapshot is left."""
+        self.disks[disk] = opened = self._opened.enter_context(image)
+        return opened
+
+    def open_files(
+        self, images: Mapping[str, ImageFile], timeout_seconds: float, why_full: str = ""
+    ) -> None:
+        """Lock and open the images of disks before the first is read.
+
+        `why_full` says why their changes are not known. Nobody can start a VM from them until the
+        snapshot is left.
+        """
+        for disk, wanted in images.items():
+            self.open(disk, open_image_file(wanted, timeout_seconds))
+            self.image_formats[disk] = wanted.format
+            if why_full and self.request.parent_of(disk):
+                self.full_read_reasons[disk] = why_full
 
     def warnings(self) -> Sequence[str]:
         """See Snapshot."""

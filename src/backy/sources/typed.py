@@ -1,7 +1,5 @@
 """A source as it is typed after --source: a path, or a kind and a place, such as rbd:pool/image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import count, product
 from pathlib import Path

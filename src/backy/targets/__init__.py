@@ -1,7 +1,5 @@
 """Targets: where a disk is restored to. A plug-in is a class that is a `Target`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -28,7 +26,11 @@ _NAMED = re.compile(r"([a-z][a-z0-9+]+):(.*)", re.DOTALL)
 
 
 class Target(Protocol):
-    """Takes one disk: the mirror of a Source. Every method may raise TargetError."""
+    """Takes one disk: the mirror of a Source. Every method may raise TargetError.
+
+    The class is called with what was typed after the target's name, and raises UsageError if that
+    is no place; it opens nothing.
+    """
 
     @property
     def is_sequential(self) -> bool:
@@ -75,13 +77,6 @@ class Target(Protocol):
         """
 
 
-class TargetClass(Protocol):
-    """What makes a target; it opens nothing."""
-
-    def __call__(self, place: str) -> Target:
-        """Raises UsageError if `place`, what was typed after the target's name, is none."""
-
-
 def open_target(word: str, *, in_folder: bool = False) -> Target:
     """The target that a user names.
 
@@ -92,13 +87,13 @@ def open_target(word: str, *, in_folder: bool = False) -> Target:
     is no such target.
     """
     if in_folder and not _NAMED.fullmatch(word):
-        made: TargetClass = load("backy.targets", "file", _IN_FOLDER)
-        return made(word)
+        target: Target = load("backy.targets", "file", _IN_FOLDER)(word)
+        return target
     if word == STREAM:
-        return _target_class("stream", word)("")
+        return _target("stream", "", word)
     if named := _NAMED.fullmatch(word):
-        return _target_class(named[1], word)(word if named[1] in _URIS else named[2])
-    return _target_class("device" if _is_device(Path(word)) else "file", word)(word)
+        return _target(named[1], word if named[1] in _URIS else named[2], word)
+    return _target("device" if _is_device(Path(word)) else "file", word, word)
 
 
 def in_format(word: str, recorded: str) -> str:
@@ -134,12 +129,13 @@ def _is_device(path: Path) -> bool:
     return False
 
 
-def _target_class(name: str, word: str) -> TargetClass:
+def _target(name: str, place: str, word: str) -> Target:
     try:
-        made: TargetClass = load("backy.targets", name, _BUILT_IN)
+        target_class = load("backy.targets", name, _BUILT_IN)
     except ConfigError as error:
         if error.__cause__:  # it is installed, and broken
             raise
         hint = f"{error.hint} To restore to a file of that name, write ./{word}."
         raise UsageError(error.message, hint) from error
-    return made
+    target: Target = target_class(place)
+    return target

@@ -1,15 +1,12 @@
 """Target "device": a block device that nothing else uses, such as a logical volume."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from backy.errors import TargetError, translated
 from backy.system import files
 from backy.system.files import Cache, File
-from backy.targets.path import PathTarget
-from backy.targets.raw import RawDraft, RawImage, closing, read_raw
+from backy.targets.path import PathTarget, RawDraft, RawImage, closing, read_raw
 from backy.units import format_size
 
 
@@ -22,9 +19,8 @@ class DeviceTarget(PathTarget):
             if file.size() < size:
                 have = f"{format_size(file.size())} ({file.size()} bytes)"
                 need = f"{format_size(size)} ({size} bytes)"
-                raise TargetError(
-                    f"{self._path} has {have}; {need} are needed", "Use a larger device."
-                )
+                why = f"{self._path} has {have}; {need} are needed"
+                raise TargetError(why, "Use a larger device.")
 
     def capacity(self) -> int | None:
         """See Target."""

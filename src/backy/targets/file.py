@@ -1,7 +1,5 @@
 """Target "file": a raw image in a file, with a hole wherever the disk has zeroes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
@@ -9,8 +7,7 @@ from backy.errors import BackyError, TargetError, translated, visible
 from backy.system import files, folders
 from backy.system.files import AnyPath, Cache, File
 from backy.system.place import Place
-from backy.targets.path import PathTarget
-from backy.targets.raw import RawDraft, RawImage, closing, read_raw
+from backy.targets.path import PathTarget, RawDraft, RawImage, closing, read_raw
 
 _HINT = "Free some space or name another target."
 
@@ -26,8 +23,7 @@ class FileTarget(PathTarget):
 
     def check(self, size: int) -> None:
         """See Target."""
-        is_new = self.check_file()
-        if not is_new:
+        if not self.check_file():
             with translated(TargetError, f"opening {self._path}", _HINT):
                 file = files.open_to_write(self._place)
             self._check_unused(file)

@@ -1,7 +1,5 @@
 """The headers of images in a format. Raw bytes that are written over one destroy the image."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from contextlib import suppress

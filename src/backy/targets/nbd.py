@@ -1,9 +1,6 @@
 """Targets "nbd", "nbds", "nbd+unix" and "nbds+unix": an export of any NBD server."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 from backy.errors import ConfigError, UsageError
 from backy.nbd.uri import Address, parse_uri
@@ -21,7 +18,6 @@ class NbdTarget(RemoteTarget):
         except ConfigError as error:
             raise UsageError(error.message, error.hint) from error
 
-    @contextmanager
-    def _served(self) -> Iterator[Address]:
+    def _served(self) -> AbstractContextManager[Address]:
         """See RemoteTarget."""
-        yield self._address
+        return nullcontext(self._address)

@@ -1,16 +1,14 @@
-"""What files and devices have in common as targets: paths that must not be overwritten."""
+"""Raw files and block devices as targets: what they have in common, as a Draft and an Image."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISBLK
-from typing import ClassVar
 
 from backy.errors import TargetError, UsageError, translated
+from backy.model.extent import Extent
 from backy.system import files
-from backy.system.files import File
+from backy.system.files import AnyPath, Cache, File
 from backy.system.image_locks import is_open_in_qemu
 from backy.targets.formats import LENGTH, backing_files, format_of
 
@@ -18,7 +16,7 @@ from backy.targets.formats import LENGTH, backing_files, format_of
 class PathTarget:
     """The part of a Target that looks at its path."""
 
-    is_sequential: ClassVar[bool] = False
+    is_sequential = False
 
     def __init__(self, place: str) -> None:
         """Raises UsageError if `place` cannot be the path of anything."""
@@ -91,6 +89,68 @@ class PathTarget:
             file.close()
             why = f"{self._path} is open in QEMU: a VM or a program uses it"
             raise TargetError(why, "Stop that first, or name another target.")
+
+
+class RawDraft:
+    """A raw file or block device, as a Draft. It only writes; RawImage reads."""
+
+    def __init__(self, file: File, block_size: int, *, is_new: bool) -> None:
+        self.block_size = block_size
+        self._file = file
+        self._is_new = is_new
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write past the page cache: a restored disk would only push out what is in use."""
+        with translated(TargetError, f"writing {self._file.path} at byte {offset}", "Is it full?"):
+            self._file.write(offset, data)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a hole; a new file is one."""
+        if not self._is_new:
+            with translated(TargetError, f"zeroing {self._file.path} at byte {offset}"):
+                self._file.zero(offset, length)
+
+
+class RawImage:
+    """A raw file or block device, as an Image that is read from the medium."""
+
+    def __init__(self, file: File) -> None:
+        self.size = file.size()
+        self._file = file
+
+    def extents(self) -> Iterator[Extent]:
+        """Holes are ZERO."""
+        with translated(TargetError, f"looking for holes in {self._file.path}"):
+            yield from self._file.extents(self.size)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """See Image; raises TargetError."""
+        with translated(TargetError, f"reading {self._file.path} at byte {offset}"):
+            length = self._file.read_into(offset, buffer)
+        if length != len(buffer):
+            raise TargetError(f"{self._file.path} ends at byte {offset + length}")
+
+
+@contextmanager
+def closing(file: File) -> Iterator[None]:
+    """Close `file` at the end; unless the body fails, it is durable then. Raises TargetError."""
+    try:
+        yield
+        with translated(TargetError, f"writing {file.path}", "Is it full?"):
+            file.sync()
+            file.close()
+    finally:
+        with suppress(OSError):  # what failed before is worth more
+            file.close()
+
+
+@contextmanager
+def read_raw(path: AnyPath) -> Iterator[RawImage]:
+    """The content of a raw file or block device, from its medium. Raises TargetError."""
+    with translated(TargetError, f"opening {path}"):
+        file = files.open_to_read(path, Cache.AVOID)
+    with file:
+        yield RawImage(file)
 
 
 def _is_same(path: Path, other: Path) -> bool:

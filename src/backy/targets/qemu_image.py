@@ -1,20 +1,17 @@
 """Targets "qcow2", "vmdk", "vhdx" and "luks": images that QEMU writes, through a qemu-nbd."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 
-from backy.clients.image_format import ImageFile, image_arguments
 from backy.clients.program import output_of
-from backy.clients.qemu_nbd import run_server
+from backy.clients.qemu_nbd import ImageFile, image_arguments
 from backy.errors import TargetError, UsageError, translated
 from backy.nbd.uri import Address
 from backy.system import files, folders
 from backy.targets.path import PathTarget
-from backy.targets.remote import RemoteTarget, as_target_error
+from backy.targets.remote import RemoteTarget, as_target_error, served_by_qemu
 
 _HINT = "Free some space or name another target."
 _OPEN_HINT = "Is it an image in that format, and does nothing else use it?"
@@ -60,17 +57,13 @@ class QemuImageTarget(RemoteTarget):
         self._beside.check_file()
         super().check(size)
 
-    @contextmanager
-    def _served(self) -> Iterator[Address]:
+    def _served(self) -> AbstractContextManager[Address]:
         """See RemoteTarget."""
         wanted = ImageFile(path=self._current(), format=self._kind, key_file=self._key)
-        with ExitStack() as stack:
-            hint = f"{_OPEN_HINT} {_LEFT_HINT.format(self._partial.parent)}"
-            with as_target_error(_OPEN_HINT if self._exists() else hint):
-                arguments = ["--discard=unmap", *image_arguments(wanted)]
-                server = run_server(arguments, self._name, timeout_seconds=_TIMEOUT_SECONDS)
-                address = stack.enter_context(server)
-            yield address
+        left_hint = "" if self._exists() else f" {_LEFT_HINT.format(self._partial.parent)}"
+        with as_target_error(_OPEN_HINT + left_hint):
+            arguments = image_arguments(wanted)
+        return served_by_qemu(arguments, self._name, _OPEN_HINT + left_hint)
 
     def _exists(self) -> bool:
         """See RemoteTarget. An empty file is replaced by an image."""
@@ -103,16 +96,15 @@ class QemuImageTarget(RemoteTarget):
             raise
         return not self._key
 
+    @as_target_error(_HINT)
     def _create(self, size: int) -> None:
         options: list[str] = []
         if self._key:
             key = str(self._key).replace(",", ",,")
             options = ["--object", f"secret,id=key,file={key}", "-o", "key-secret=key"]
-        command = ["qemu-img", "create", "-q", "-f", self._kind, *options]
-        with as_target_error(_HINT):
-            title = f"making {self._name}"
-            last = [str(self._partial), str(size)]
-            output_of([*command, *last], title, timeout_seconds=_TIMEOUT_SECONDS)
+        command = ["qemu-img", "create", "-q", "-f", self._kind, *options, str(self._partial)]
+        title = f"making {self._name}"
+        output_of([*command, str(size)], title, timeout_seconds=_TIMEOUT_SECONDS)
 
     def _publish(self) -> None:
         """See RemoteTarget."""

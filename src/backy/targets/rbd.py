@@ -1,18 +1,14 @@
 """Target "rbd": an image of a Ceph cluster, which is made if it is missing."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from urllib.parse import parse_qsl
 
-from backy.clients.qemu_nbd import run_server
 from backy.clients.rbd import Rbd
 from backy.errors import TargetError, UsageError
 from backy.model.extent import Kind
 from backy.nbd.uri import Address
-from backy.targets.remote import RemoteTarget, as_target_error
+from backy.targets.remote import RemoteTarget, as_target_error, served_by_qemu
 
 _PLACE = re.compile(r"([^/@?]+)/(?:([^/@?]+)/)?([^/@?]+)(?:@([^/@?]+))?(?:\?(.*))?")
 _CREATION = {"data-pool": "data-pool", "features": "image-feature", "object-size": "object-size"}
@@ -47,13 +43,12 @@ class RbdTarget(RemoteTarget):
         self._options = {word: given[key] for key, word in _CREATION.items() if key in given}
         self._rbd = Rbd(given.get("conf", ""), given.get("user", ""), _TIMEOUT_SECONDS)
 
+    @as_target_error(_HINT)
     def refuse_used(self) -> None:
         """See Target. The cluster lists what an image holds."""
-        with as_target_error(_HINT):
-            if not self._rbd.exists(self._image):
-                return
-            size = self.capacity() or 0
-            extents = self._rbd.extents(self._image, None, size)
+        if not self._rbd.exists(self._image):
+            return
+        extents = self._rbd.extents(self._image, None, self.capacity() or 0)
         if extents is None or any(extent.kind is Kind.DATA for extent in extents):
             hint = "Name a new image, or add --overwrite to replace its content."
             raise TargetError(f"{self._image} holds data", hint)
@@ -63,36 +58,31 @@ class RbdTarget(RemoteTarget):
         self._refuse_watched(self._current())
         super().check(size)
 
+    @as_target_error(_HINT)
     def _refuse_watched(self, image: str) -> None:
-        with as_target_error(_HINT):
-            watchers = self._rbd.watchers(image) if self._rbd.exists(image) else []
+        watchers = self._rbd.watchers(image) if self._rbd.exists(image) else []
         if watchers:
             why = f"{image} is open: {', '.join(watchers)} watches it"
             raise TargetError(why, f"Stop the VM or program that uses it: rbd status {image}.")
 
-    @contextmanager
-    def _served(self) -> Iterator[Address]:
+    def _served(self) -> AbstractContextManager[Address]:
         """See RemoteTarget."""
-        with ExitStack() as stack:
-            with as_target_error(_HINT):
-                arguments = ["--discard=unmap", self._rbd.node(self._current())]
-                server = run_server(arguments, self._name, timeout_seconds=_TIMEOUT_SECONDS)
-                address = stack.enter_context(server)
-            yield address
+        return served_by_qemu([self._rbd.node(self._current())], self._name, _HINT)
 
+    @as_target_error(_HINT)
     def _exists(self) -> bool:
         """See RemoteTarget."""
-        with as_target_error(_HINT):
-            return self._rbd.exists(self._image)
+        return self._rbd.exists(self._image)
 
+    @as_target_error(_HINT)
     def _has_content(self) -> bool:
         """See RemoteTarget."""
-        with as_target_error(_HINT):
-            return self._rbd.exists(self._current())
+        return self._rbd.exists(self._current())
 
     def _current(self) -> str:
         return self._image if not self._is_new and self._exists() else self._partial
 
+    @as_target_error(_HINT)
     def _make(self, size: int) -> bool:
         """See RemoteTarget."""
         size += -size % _SECTOR
@@ -101,13 +91,11 @@ class RbdTarget(RemoteTarget):
             with self._connected() as connections:
                 if connections.export.size == size:
                     return False
-            with as_target_error(_HINT):
-                self._rbd.remove(self._partial)
-        with as_target_error(_HINT):
-            self._rbd.create(self._partial, size, self._options)
+            self._rbd.remove(self._partial)
+        self._rbd.create(self._partial, size, self._options)
         return True
 
+    @as_target_error(_HINT)
     def _publish(self) -> None:
         """See RemoteTarget."""
-        with as_target_error(_HINT):
-            self._rbd.name_anew(self._partial, self._short)
+        self._rbd.name_anew(self._partial, self._short)

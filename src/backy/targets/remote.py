@@ -1,33 +1,34 @@
 """What targets have in common that are written through an NBD server."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import ClassVar
 
-from backy.errors import SourceError, TargetError
+from backy.clients.qemu_nbd import run_server
+from backy.errors import BackyError, SourceError, TargetError
 from backy.image.copy import is_zero
 from backy.image.image import Image, read_bytes
 from backy.model.extent import Kind, chop
-from backy.nbd.connections import Connections
-from backy.nbd.remote_draft import NbdDraft
-from backy.nbd.remote_image import ALLOCATION, NbdImage
+from backy.nbd.remote_image import Connections, NbdDraft, NbdImage
 from backy.nbd.uri import Address
-from backy.nbd.wire import IS_READ_ONLY
+from backy.nbd.wire import ALLOCATION, IS_READ_ONLY
 from backy.targets.formats import LENGTH, format_of
 from backy.units import MiB, format_size
 
-_HINT = "Is the server running? What was written is not complete, so run it again."
 _TIMEOUT_SECONDS = 120  # to connect, and for each request
+_START_SECONDS = 60  # that a qemu-nbd has to open what it exports
 _MOST_READ = 64  # pieces of 1 MiB
+
+
+class _Connections(Connections):
+    kind: type[BackyError] = TargetError
+    hint = "Is the server running? What was written is not complete, so run it again."
 
 
 class RemoteTarget:
     """The part of a Target that is the same for all servers. `name` is for messages."""
 
-    is_sequential: ClassVar[bool] = False
+    is_sequential = False
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -59,9 +60,8 @@ class RemoteTarget:
     def refuse_format(self, read_start: Callable[[], bytes]) -> None:
         """See Target."""
         if self._exists():
-            with self._connected() as connections:
-                size = min(LENGTH, connections.export.size)
-                held = format_of(bytes(read_bytes(NbdImage(connections), 0, size)))
+            with self._content() as image:
+                held = format_of(bytes(read_bytes(image, 0, min(LENGTH, image.size))))
             if held and format_of(read_start()) != held:
                 why = f"{self._name} holds a {held} image; the bytes of the disk would destroy it"
                 raise TargetError(why, "Name another target, or erase its first 4 KiB.")
@@ -69,8 +69,7 @@ class RemoteTarget:
     def refuse_used(self) -> None:
         """See Target. It is not used if all is zero; only 64 MiB are read to find that out."""
         if self._exists():
-            with self._connected() as connections:
-                image = NbdImage(connections)
+            with self._content() as image:
                 data = (each for each in image.extents() if each.kind is Kind.DATA)
                 is_used = any(
                     number >= _MOST_READ or not is_zero(read_bytes(image, each.start, each.length))
@@ -95,8 +94,8 @@ class RemoteTarget:
         """See Target."""
         if not self._exists():
             return None
-        with self._connected() as connections:
-            return connections.export.size
+        with self._content() as image:
+            return image.size
 
     @contextmanager
     def open(self, size: int, block_size: int) -> Iterator[NbdDraft]:
@@ -128,11 +127,9 @@ class RemoteTarget:
         if not self._users:
             with ExitStack() as stack:
                 address = stack.enter_context(self._served())
-                connections = Connections(
-                    address, (ALLOCATION,), _TIMEOUT_SECONDS, TargetError, _HINT
-                )
-                stack.callback(connections.close)
-                self._connections, self._closing = connections, stack.pop_all()
+                shared = _Connections(address, (ALLOCATION,), _TIMEOUT_SECONDS)
+                self._connections = stack.enter_context(closing(shared))
+                self._closing = stack.pop_all()
         self._users += 1
         try:
             yield self._connections
@@ -143,8 +140,19 @@ class RemoteTarget:
 
 
 @contextmanager
+def served_by_qemu(arguments: Sequence[str], name: str, hint: str) -> Iterator[Address]:
+    """The export of a qemu-nbd of our own, which may write. Raises TargetError."""
+    with ExitStack() as stack:
+        with as_target_error(hint):
+            words = ["--discard=unmap", *arguments]
+            server = run_server(words, name, timeout_seconds=_START_SECONDS)
+            address = stack.enter_context(server)
+        yield address
+
+
+@contextmanager
 def as_target_error(hint: str) -> Iterator[None]:
-    """Turn what a client of a storage raises into TargetError."""
+    """Turn what a client of a storage raises into TargetError; also as a decorator."""
     try:
         yield
     except SourceError as error:

@@ -1,7 +1,5 @@
 """Target "stream": standard output, for a pipe to another program or machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +36,7 @@ class StreamTarget:
         return None
 
     @contextmanager
-    def open(self, size: int, block_size: int) -> Iterator[StreamDraft]:
+    def open(self, size: int, block_size: int) -> Iterator["StreamDraft"]:
         """See Target."""
         yield StreamDraft(block_size)
 
