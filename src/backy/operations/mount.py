@@ -15,14 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from backy.errors import (
-    BackyError,
-    ConfigError,
-    NotFoundError,
-    StoreError,
-    TargetError,
-    translated,
-)
+from backy.errors import BackyError, ConfigError, NotFoundError, StoreError, TargetError, translated
 from backy.image.cache import BlockCache, CachedImage
 from backy.image.progress import Watcher
 from backy.model.extent import Extent, Kind, merge_ranges

@@ -39,11 +39,7 @@ def make_folder(path: AnyPath, mode: int = 0o700) -> None:
     else:
         above = [each for each in reversed(path.parents) if not each.is_dir()]
     for each in (*above, path):
-        with (
-            _named(each) as (folder, name),
-            suppress(FileExistsError),
-            files.inodes_named(each),
-        ):
+        with _named(each) as (folder, name), suppress(FileExistsError), files.inodes_named(each):
             os.mkdir(name, mode if each == path else 0o755, dir_fd=folder)
     if not (path.is_folder() if isinstance(path, Place) else path.is_dir()):
         raise FileExistsError(errno.EEXIST, "it is no folder")
