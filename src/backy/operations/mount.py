@@ -30,7 +30,7 @@ from backy.repository.repository import Repository
 from backy.stores.data import data_bytes
 from backy.stores.index import Index
 from backy.system import folders, process
-from backy.system.library_signals import left_to_library
+from backy.system.signals import left_to_library
 from backy.units import MiB, TiB
 
 _CACHE = 64 * MiB  # bytes of blocks in memory, of all disks together
