@@ -23,7 +23,7 @@ from backy.daemon.tasks import FAST, Task
 from backy.errors import BackyError
 from backy.monitoring.health import Judge, Promise, Server
 from backy.monitoring.space import Space
-from backy.system.async_process import Priority
+from backy.system.priority import Priority
 
 CONFIG = Config.model_validate(
     {

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from backy.model.answers import JobOverview
 from backy.model.messages import ProgressEvent
-from backy.system.async_process import Priority, start
+from backy.system.async_process import start
+from backy.system.priority import Priority
 from backy.units import MiB
 
 _LONGEST_EVENT = 4 * MiB  # a revision.json has 1 MiB at most

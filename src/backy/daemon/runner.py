@@ -15,7 +15,7 @@ from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
 from backy.repository import backup_status, status
 from backy.repository.base import require_base
-from backy.system.async_process import Priority
+from backy.system.priority import Priority
 from backy.units import format_duration
 
 _BUSY = timedelta(minutes=2)  # until a task is tried again whose repository was locked

@@ -11,19 +11,9 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import IO
 
-from backy.system.priority import set_io_class
+from backy.system.priority import Priority
 from backy.system.standard_streams import prepared_input
-
-
-@dataclass(frozen=True, slots=True)
-class Priority:
-    """A child's priority: `nice` 0 to 19; `io_class` "none" (as ours), "best-effort" or "idle"."""
-
-    nice: int = 0
-    io_class: str = "none"
 
 
 async def start(
@@ -40,26 +30,18 @@ async def start(
     Raises OSError if it cannot be started.
     """
     with prepared_input(content) as stdin:
-        child = await _start(command, environment, stdin, longest_line)
+        child = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,  # so that Ctrl-C reaches only us; we end it ourselves
+            env=os.environ | dict(environment),
+            limit=longest_line,
+        )
     with suppress(OSError):  # it may have ended already
-        os.setpriority(os.PRIO_PROCESS, child.pid, priority.nice)
-        if priority.io_class != "none":
-            set_io_class(child.pid, priority.io_class)
+        priority.give(child.pid)
     return child
-
-
-async def _start(
-    command: Sequence[str], environment: Mapping[str, str], stdin: IO[bytes], longest_line: int
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *command,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        process_group=0,  # so that Ctrl-C reaches only us; we end it ourselves
-        env=os.environ | dict(environment),
-        limit=longest_line,
-    )
 
 
 def on_signals(

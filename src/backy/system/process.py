@@ -1,17 +1,19 @@
-"""Programs: start them, read their output, and make sure that they end."""
+"""Programs: start them, read their output, and make sure that they end; and this one."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import resource
 import select
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Event, Thread, current_thread, main_thread
 from typing import IO
@@ -28,6 +30,18 @@ _KEPT = 64 * 1024  # bytes of a program's output: the last ones, which say why i
 def identity() -> str:
     """The name of this process in a lock file, for people who wait: "backy[4711]"."""
     return f"backy[{os.getpid()}]"
+
+
+def asker() -> str:
+    """The user behind this process, for people: "root (uid 0, sudo of anna) on host1".
+
+    The name that sudo gives is not proved.
+    """
+    uid, name = os.getuid(), "unknown"
+    with suppress(KeyError):
+        name = pwd.getpwuid(uid).pw_name
+    sudo = f", sudo of {os.environ['SUDO_USER']}" if "SUDO_USER" in os.environ else ""
+    return f"{name} (uid {uid}{sudo}) on {os.uname().nodename}"
 
 
 def processors() -> int:
@@ -103,23 +117,18 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     output, ended = bytearray(), Event()
     if refusal := others_may_write_program(program.command[0]):
         return Outcome(126, f"refused: {refusal}")
-    command = (*(DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
+    command = (*(_DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
     with ExitStack() as stack:
         try:
             with shielded():
                 child = spawn(command, program.environment, pipe, PIPE)
-                stack.callback(end, child, guard)
-                Thread(target=feed, args=(child.stdin, program.stdin), daemon=True).start()
-                stderr_reader = Thread(target=keep_end, args=(child.stderr, output), daemon=True)
-                stderr_reader.start()
+                stack.callback(_end, child, guard)
+                stderr_reader = _attend(child, program.stdin, output)
                 stdout_reader = _StdoutReader(child.stdout, limit + 1, ended)
                 stdout_reader.start()
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # no memory, no thread, a NUL byte in an argument
+        # No memory, no thread, a NUL byte in an argument.
+        except (OSError, RuntimeError, ValueError) as error:
             return Outcome(127, str(error))
         code = _wait(child, program.timeout_seconds, is_guarded=guard is not None)
     ended.set()
@@ -149,7 +158,7 @@ def _wait(child: Popen[bytes], seconds: float, *, is_guarded: bool) -> int | Non
 # every program that runs. If the guard is gone, SIGPIPE ends only the subshell.
 _TELLS_GUARD = ("/bin/sh", "-c", '(echo $$); exec >&2; exec "$@"', "sh")
 # The kernel sends the child SIGTERM when we die (PR_SET_PDEATHSIG).
-DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def spawn(
@@ -167,7 +176,7 @@ def spawn(
     )
 
 
-def end(child: Popen[bytes], guard: Guard | None) -> None:
+def _end(child: Popen[bytes], guard: Guard | None) -> None:
     """End a program's process group, unless the program has ended; then tell the guard.
 
     Gives up after 5 seconds for each signal: we may lack the permission to kill it.
@@ -183,7 +192,15 @@ def end(child: Popen[bytes], guard: Guard | None) -> None:
             guard.tell("")
 
 
-def feed(pipe: IO[bytes], data: bytes) -> None:
+def _attend(child: Popen[bytes], data: bytes, kept: bytearray) -> Thread:
+    """Have threads feed a program, and keep the end of its stderr in `kept`; return the latter."""
+    Thread(target=_feed, args=(child.stdin, data), daemon=True).start()
+    reader = Thread(target=_keep_end, args=(child.stderr, kept), daemon=True)
+    reader.start()
+    return reader
+
+
+def _feed(pipe: IO[bytes], data: bytes) -> None:
     """Write all of `data` to a program's stdin, and close it."""
     with suppress(BrokenPipeError), pipe:  # the program need not read it
         pipe.write(data)
@@ -229,7 +246,7 @@ class _StdoutReader(Thread):
                 return True
 
 
-def keep_end(pipe: IO[bytes], kept: bytearray) -> None:
+def _keep_end(pipe: IO[bytes], kept: bytearray) -> None:
     """Read all of `pipe`, and keep the end in `kept`.
 
     Reads on after the program has ended: SIGPIPE would stop its background processes.
@@ -238,6 +255,55 @@ def keep_end(pipe: IO[bytes], kept: bytearray) -> None:
         while more := pipe.read(_KEPT):
             kept += more
             del kept[:-_KEPT]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningProgram:
+    """A program that runs during the body of `serving`."""
+
+    _popen: Popen[bytes]
+    _reader: Thread
+    _output: bytearray
+
+    def has_ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._popen.poll() is not None
+
+    def said(self) -> str:
+        """The last 64 KiB of its stderr so far; complete once it has ended."""
+        if self.has_ended():
+            self._reader.join(0.5)
+        return self._output.decode(errors="replace")
+
+
+@contextmanager
+def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
+    """Run a program during the body, and end it afterwards. It gets SIGTERM if we are killed.
+
+    Raises OSError if no process can be started. A missing program counts as one that has ended.
+    """
+    output, started = bytearray(), SimpleQueue[Popen[bytes] | Exception]()
+
+    def start_and_wait() -> None:
+        # PR_SET_PDEATHSIG refers to the thread that starts the child, so that thread must stay.
+        try:
+            child = spawn((*_DIES_WITH_US, *command), {}, DEVNULL, PIPE)
+        except Exception as error:  # noqa: BLE001 - raised again in the calling thread
+            started.put(error)
+        else:
+            started.put(child)
+            child.wait()
+
+    with ExitStack() as stack:
+        with shielded():
+            Thread(target=start_and_wait, daemon=True).start()
+            child = started.get()
+            if isinstance(child, Exception):
+                raise child
+            stack.callback(_end, child, None)
+            stderr_reader = _attend(child, b"", output)
+            stack.callback(stderr_reader.join, 0.5)
+        yield RunningProgram(child, stderr_reader, output)
 
 
 @dataclass(frozen=True, slots=True)
