@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Self
 
 from backy.model.extent import Extent, Kind
-from backy.system.place import Place
+from backy.system.place import Place, closing
 
 AnyPath = Path | Place
 
@@ -379,8 +379,7 @@ def _opened(path: AnyPath, flags: int, mode: int) -> int:
     """
     if flags & _CREATES_OR_LISTS:
         return opened_by(path, flags, mode)
-    handle = opened_by(path, os.O_PATH | os.O_CLOEXEC | flags & os.O_NOFOLLOW)
-    try:
+    with closing(opened_by(path, os.O_PATH | os.O_CLOEXEC | flags & os.O_NOFOLLOW)) as handle:
         kind = os.fstat(handle).st_mode
         if stat.S_ISLNK(kind):
             raise OSError(errno.ELOOP, "it is a link")
@@ -391,8 +390,6 @@ def _opened(path: AnyPath, flags: int, mode: int) -> int:
         if stat.S_ISBLK(kind) and flags & os.O_ACCMODE != os.O_RDONLY:
             flags |= os.O_EXCL  # fails for a device that is mounted or in use
         return os.open(f"/proc/self/fd/{handle}", flags & ~os.O_NOFOLLOW)
-    finally:
-        os.close(handle)
 
 
 def open_to_read(path: AnyPath, cache: Cache = Cache.USE) -> File:

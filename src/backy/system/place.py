@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -117,14 +117,9 @@ class Place:
         """
         return _opened(self.root, self.parts, flags | os.O_CLOEXEC, mode)
 
-    @contextmanager
-    def folder(self) -> Iterator[int]:
+    def folder(self) -> AbstractContextManager[int]:
         """A descriptor of the folder that contains it, for calls with `dir_fd`."""
-        descriptor = _opened(self.root, self.parts[:-1], _FOLDER, 0)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        return closing(_opened(self.root, self.parts[:-1], _FOLDER, 0))
 
     def status(self) -> os.stat_result:
         """Its stat(2); if it is a link, that of the link. Raises OSError."""
@@ -146,6 +141,15 @@ class Place:
             return self.status().st_mode
         except (FileNotFoundError, NotADirectoryError):
             return 0
+
+
+@contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Close a descriptor at the end of the body."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _opened(root: Root, parts: tuple[str, ...], flags: int, mode: int) -> int:
