@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Option
 
@@ -16,9 +16,6 @@ from backy.errors import ConfigError, NotFoundError, SourceError, visible
 from backy.model.answers import ConfigCheckAnswer, ConfigProblem, LookedSource
 from backy.operations.site import Site
 from backy.units import counted, listed
-
-if TYPE_CHECKING:
-    from backy.operations.look import SourceLook
 
 config = Application(
     help="Check and show the configuration.",
@@ -41,7 +38,6 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
     """Name every problem in the configuration, with file and line, and what looks wrong."""
     from backy.config.loader import Problem, ProblemsError
     from backy.config.review import warnings
-    from backy.operations.look import look_at_sources
     from backy.sources import open_source
 
     site: Site = context.obj
@@ -50,7 +46,7 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
         loaded = site.loaded
         problems, count, files = loaded.problems, len(loaded.config.jobs), len(loaded.files)
         odd = warnings(loaded, lambda settings: open_source(settings).paths, site.asked)
-        looks = [*look_at_sources(loaded.config)] if sources else []
+        looks = [*site.look_at_sources()] if sources else []
     except ProblemsError as error:
         problems, count, files, odd, looks = error.problems, 0, 1, [], []
 
@@ -64,27 +60,26 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
     if not problems:
         lines = [f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"]
     lines += [visible(f"warning: {each}") for each in odd]
-    lines += [visible(f"source of {look.job}: {_found(look)}") for look in looks]
+    lines += [visible(f"source of {look['job']}: {_found(look)}") for look in looks]
     content = ConfigCheckAnswer(
         file=str(path),
         jobs=count,
         problems=records(problems),
         warnings=records(odd),
-        sources=[
-            LookedSource(job=look.job, disks=[*look.disks], error=look.error) for look in looks
-        ],
+        sources=looks,
     )
     answer(as_json, content, lines)
     if problems:
         what = counted(len(problems), "problem")
         raise ConfigError(f"{path}: {what}", "A running daemon keeps the jobs it has.")
-    if failed := [look.job for look in looks if look.error]:
+    if failed := [look["job"] for look in looks if look["error"]]:
         why = f"sources that cannot be opened: {listed(failed, 'job')}"
         raise SourceError(why, "Their backups would fail now; the lines above say why.")
 
 
-def _found(look: SourceLook) -> str:
-    return look.error or ", ".join(look.disks) or "only a backup can tell what its program gives"
+def _found(look: LookedSource) -> str:
+    disks = ", ".join(look["disks"]) or "only a backup can tell what its program gives"
+    return look["error"] or disks
 
 
 @config.command(epilog="Example: backy config show --job vm1")
