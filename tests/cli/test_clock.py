@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backy.config.loader import load
-from backy.daemon.observe import observe
+from backy.daemon.state import observe
 from backy.model.revision import Revision, id_for, time_of
 from backy.operations.backup import backup
 from backy.repository import status, trash

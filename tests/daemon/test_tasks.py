@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from backy.config.settings import Interval, Job, Schedule
-from backy.daemon.observe import observe
 from backy.daemon.planner import Observation, Planner
+from backy.daemon.state import observe
 from backy.daemon.tasks import BACKUP, FAST, SLOW, VERBS, Rank, Situation, Task, Verb
 from backy.model.revision import Consistency, Revision, id_for
 from backy.repository.status import Status

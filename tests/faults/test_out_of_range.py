@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 
 from backy.config.loader import load
-from backy.daemon.observe import observe
 from backy.daemon.planner import Planner
-from backy.daemon.state import DaemonState, Setup, overviews, samples
+from backy.daemon.state import DaemonState, Setup, observe, overviews, samples
 from backy.errors import BackyError
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import space

@@ -21,11 +21,9 @@ from backy.config.loader import load
 from backy.config.settings import Job
 from backy.daemon import control
 from backy.daemon.child import CANCEL_SECONDS, ChildCommand
-from backy.daemon.fence import Fence
-from backy.daemon.observe import observe
 from backy.daemon.requests import Requests
 from backy.daemon.runner import TaskRunner
-from backy.daemon.state import DaemonState, Setup, samples
+from backy.daemon.state import DaemonState, Fence, Setup, observe, samples
 from backy.daemon.systemd import notify, watchdog_seconds
 from backy.daemon.tasks import Task
 from backy.errors import BackyError, BusyError, ConfigError, StoreError, translated

@@ -50,7 +50,10 @@ class Requests:
             case "reload":
                 return ReloadReply(problem=await self.reload())
             case "run":
-                return self._run(self._job(request))
+                job = self._job(request)
+                self.state.planner.request(job, BACKUP, datetime.now(UTC))
+                self.wake()
+                return JobReply(job=job)
             case "look":
                 job = self._job(request)
                 await self.observe(job)
@@ -83,8 +86,3 @@ class Requests:
             broken={job: bug for job in setup.config.jobs if (bug := self.state.fence.bug(job))},
             slow=dict(self.state.slow()),
         )
-
-    def _run(self, job: str) -> JobReply:
-        self.state.planner.request(job, BACKUP, datetime.now(UTC))
-        self.wake()
-        return JobReply(job=job)

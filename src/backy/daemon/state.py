@@ -1,26 +1,33 @@
-"""What the daemon has in memory, and how it shows that."""
+"""What the daemon knows of its jobs, by their repositories and by bugs, and how it shows that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backy.config.settings import Config, Scrub
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from backy.config.settings import Config, Job, Schedule, Scrub
 from backy.daemon.child import ChildCommand
-from backy.daemon.fence import Fence
-from backy.daemon.planner import Planner
-from backy.daemon.tasks import BACKUP, FAST, SLOW, Task
-from backy.errors import StoreError
+from backy.daemon.planner import Observation, Planner
+from backy.daemon.tasks import BACKUP, FAST, SLOW, VERBS, Situation, Task, Verb
+from backy.errors import BackyError, NotFoundError, StoreError
 from backy.model.answers import JobOverview, Pools, PoolUse
 from backy.model.messages import time_text
+from backy.model.revision import Revision
 from backy.monitoring.metrics import Sample, of_job, of_pool, of_server
 from backy.monitoring.overview import overdue_seconds, overview
 from backy.monitoring.space import space
 from backy.policy.deadline import allowed_seconds
-from backy.repository.summary import Summary
+from backy.policy.retention import dated_by
+from backy.policy.schedule import last_by_tag
+from backy.repository import trash
+from backy.repository.repository import Repository
+from backy.repository.summary import Summary, summarize
 from backy.units import format_duration
 
 _DAY = 86400  # seconds
@@ -34,6 +41,46 @@ class Setup:
     base: Path
     loaded: datetime
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Keeps a bug in the work for one job from the work for all others. For all threads.
+
+    It has the bugs that were met: by job and step, until that step works again.
+    """
+
+    log: FilteringBoundLogger = field(default_factory=structlog.get_logger)
+    _bugs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @contextmanager
+    def around(self, job: str, step: str) -> Iterator[None]:
+        """The body is one step of the work for one job; a bug in it ends only the body.
+
+        It is logged with its traceback, but not again while it stays the same.
+        """
+        try:
+            yield
+        except Exception as error:
+            text = f"a bug in backy: {error!r:.200}"
+            if self.has(job, step) != text:
+                self.log.exception("a bug", job=job, step=step)
+            self._bugs.setdefault(job, {})[step] = text
+        else:
+            if job in self._bugs:
+                self._bugs[job].pop(step, None)
+
+    def has(self, job: str, step: str) -> str:
+        """The bug in a step; empty if it worked the last time."""
+        return self._bugs.get(job, {}).get(step, "")
+
+    def bug(self, job: str) -> str:
+        """A bug in any step of a job; empty if all of them worked the last time."""
+        return next(iter([*self._bugs.get(job, {}).values()]), "")
+
+    def forget(self, job: str) -> None:
+        """The job is gone."""
+        self._bugs.pop(job, None)
 
 
 @dataclass(slots=True)
@@ -76,6 +123,40 @@ class DaemonState:
                     yield job, f"{task.verb} has been running for {since}, {limit} allowed"
 
 
+def observe(
+    base: Path,
+    job: str,
+    settings: Job,
+    schedule: Schedule,
+    now: datetime,
+    *,
+    verbs: Mapping[str, Verb] = VERBS,
+) -> tuple[Observation, Summary]:
+    """Read the history and the status of a job, which need not have a repository.
+
+    Never raises BackyError: if something cannot be read, `Summary.problem` says so, and nothing
+    is due because of it.
+    """
+    summary = summarize(base, job, now)
+    history: Sequence[Revision] = ()
+    due: dict[str, datetime] = {}
+    try:
+        repository = Repository(base / job)
+        history = repository.history().revisions
+        removed = trash.oldest(repository)
+        situation = Situation(settings, schedule, history, summary.status, removed, now)
+        times = {name: verb.due(situation) for name, verb in verbs.items() if verb.due}
+        due = {name: time for name, time in times.items() if time}
+    except NotFoundError:
+        pass  # never backed up
+    except BackyError as error:
+        summary = replace(summary, problem=error.message)
+    history = dated_by(history, now)
+    newest = history[-1].time if history else None
+    slowest = max((revision.seconds for revision in history), default=0)
+    return Observation(last_by_tag(history), newest, summary.status, due, slowest), summary
+
+
 def overviews(state: DaemonState, now: datetime) -> Iterator[JobOverview]:
     """All jobs, with what the daemon does for each and plans next."""
     waiting = {task.job: task for task in state.planner.waiting.values()}
@@ -94,18 +175,12 @@ def _add_plan(shown: JobOverview, state: DaemonState, waiting: Task | None) -> N
     job = shown["job"]
     if run := state.planner.next_run(job):
         shown |= {"next": time_text(run.time), "tags": sorted(run.tags)}
-    if task := state.planner.running.get(job):
-        _add_task(shown, task)
-        shown["state"] = "running"
-        if child := state.children.get(job):
-            child.describe(shown)
-    elif waiting:
-        _add_task(shown, waiting)
-        shown["state"] = "waiting"
-
-
-def _add_task(shown: JobOverview, task: Task) -> None:
-    shown |= {"verb": task.verb, "pool": task.pool, "due": time_text(task.due)}
+    running = state.planner.running.get(job)
+    if task := running or waiting:
+        shown |= {"verb": task.verb, "pool": task.pool, "due": time_text(task.due)}
+        shown["state"] = "running" if running else "waiting"
+    if running and (child := state.children.get(job)):
+        child.describe(shown)
 
 
 def pools(state: DaemonState) -> Pools:

@@ -88,10 +88,6 @@ class Verb:
         return [self.name, task.job, *self.options(task, settings, schedule)]
 
 
-def _tags(task: Task, _settings: Job, _schedule: Schedule) -> Sequence[str]:
-    return [part for tag in sorted(task.tags) for part in ("--tag", tag)]
-
-
 def _expire_due(situation: Situation) -> datetime | None:
     settings, now = situation.settings, situation.now
     if not settings.expire:
@@ -105,10 +101,6 @@ def _purge_due(situation: Situation) -> datetime | None:
     if removed and is_ahead(removed, now):
         return now  # a purge dates it right, and keeps it
     return removed and removed + timedelta(seconds=situation.settings.trash)
-
-
-def _purge_options(_task: Task, settings: Job, _schedule: Schedule) -> Sequence[str]:
-    return ["--older-than", f"{settings.trash}s"]
 
 
 def _scrub_due(situation: Situation) -> datetime | None:
@@ -152,13 +144,17 @@ VERBS: Mapping[str, Verb] = {
             BACKUP,
             Rank.SCHEDULED,
             pool=None,
-            options=_tags,
+            options=lambda task, *_: [part for tag in sorted(task.tags) for part in ("--tag", tag)],
             uses_limits=True,
             retry=_SOON,
             is_counted=True,
         ),
         Verb("expire", due=_expire_due),
-        Verb("purge", due=_purge_due, options=_purge_options),
+        Verb(
+            "purge",
+            due=_purge_due,
+            options=lambda _, settings, *__: ["--older-than", f"{settings.trash}s"],
+        ),
         Verb("scrub", due=_scrub_due, pool=SLOW, options=_scrub_options),
     )
 }
