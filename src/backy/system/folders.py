@@ -1,4 +1,4 @@
-"""Folders, small files, and locks on both.
+"""Folders, small files, and locks on them; also those of QEMU on images.
 
 Functions raise OSError; callers know which object failed, and say so.
 """
@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +21,9 @@ from backy.system.place import Place, closing
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OUR_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO would block
+_FLOCK = struct.Struct("hhqqi4x")  # type, whence, start, length, process
+_QEMU_LOCKS = (100, 200)  # block/file-posix.c: a byte for each right that is used, or refused
+_QEMU_RIGHTS = 64
 
 
 @contextmanager
@@ -256,3 +260,19 @@ def open_own(path: AnyPath, cache: files.Cache) -> files.File:
 def _is_own(status: os.stat_result) -> bool:
     is_ours = status.st_uid == os.geteuid() and status.st_nlink == 1
     return is_ours and stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077
+
+
+def is_open_in_qemu(file: files.File) -> bool:
+    """Whether a QEMU, or one of its tools, has this file or device open, perhaps as a backing file.
+
+    False where the file system has no locks.
+    """
+    for start in _QEMU_LOCKS:
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, _QEMU_RIGHTS, 0)
+        try:
+            found = fcntl.fcntl(file.descriptor, fcntl.F_OFD_GETLK, wanted)
+        except OSError:
+            return False
+        if _FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
+            return True
+    return False

@@ -11,7 +11,7 @@ from typing import ClassVar
 from backy.errors import TargetError, UsageError, translated
 from backy.system import files
 from backy.system.files import File
-from backy.system.image_locks import is_open_in_qemu
+from backy.system.folders import is_open_in_qemu
 from backy.targets.formats import LENGTH, backing_files, format_of
 
 
