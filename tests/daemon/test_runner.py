@@ -14,9 +14,9 @@ import pytest
 
 from backy.config.settings import Config
 from backy.daemon.child import ChildCommand, Event
+from backy.daemon.control import Requests
 from backy.daemon.log import open_log
 from backy.daemon.planner import Observation
-from backy.daemon.requests import Requests
 from backy.daemon.runner import TaskRunner
 from backy.daemon.state import DaemonState, Setup
 from backy.daemon.tasks import FAST, Task

@@ -21,7 +21,6 @@ from backy.config.loader import load
 from backy.config.settings import Job
 from backy.daemon import control
 from backy.daemon.child import CANCEL_SECONDS, ChildCommand
-from backy.daemon.requests import Requests
 from backy.daemon.runner import TaskRunner
 from backy.daemon.state import DaemonState, Fence, Setup, observe, samples
 from backy.daemon.systemd import notify, watchdog_seconds
@@ -70,7 +69,7 @@ class Daemon:
         StoreError if the base directory cannot be used.
         """
         setup = self._state.setup
-        requests = Requests(
+        requests = control.Requests(
             self._state, self._log, self._reload, lambda job: self._observe([job]), self._news.set
         )
         async with AsyncExitStack() as stack:

@@ -29,7 +29,6 @@ AnyPath = Path | Place
 
 PAGE = 4096  # bytes; O_DIRECT needs offsets, lengths and buffers that are multiples of it
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-_BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820  # linux/fs.h, on struct fsxattr
 _FSXATTR = struct.Struct("=5I8x")  # flags, extent size, extents, project, copy-on-write extent size
 _COWEXTSIZE = 0x10000  # FS_XFLAG_COWEXTSIZE
@@ -119,10 +118,7 @@ class File:
 
     def size(self) -> int:
         """The size in bytes, of block devices too (their st_size is 0)."""
-        if not self.is_device:
-            return os.fstat(self.descriptor).st_size
-        answer = fcntl.ioctl(self.descriptor, _BLKGETSIZE64, bytes(8))
-        return int(struct.unpack("Q", answer)[0])
+        return os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def status(self) -> os.stat_result:
         """The result of stat(2): identity, modification time, allocated blocks."""
