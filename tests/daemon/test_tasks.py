@@ -61,9 +61,9 @@ def test_a_row_more_in_the_table_is_a_task_more_that_is_planned() -> None:
     assert list(made.take(NOW)) == []
     (task,) = made.take(SOON)
     assert task == Task("vm1", "drill", SOON, SLOW)
-    assert made.in_use(SLOW) == 1
+    assert made.use(SLOW)["in_use"] == 1
     made.finish("vm1")
-    assert made.in_use(SLOW) == 0
+    assert made.use(SLOW)["in_use"] == 0
 
 
 def test_its_command_has_the_options_of_its_row() -> None:

@@ -49,10 +49,9 @@ class ChildCommand:
         `hear` gets each event but those of progress. If `hear` raises, it gets no more events,
         and the error is raised once the command has ended. Raises OSError if it cannot be started.
         """
-        child = await start(
+        self._process = child = await start(
             self._command, self._environment, priority, self._settings, _LONGEST_EVENT
         )
-        self._process = child
         if self._is_cancelled:
             self.cancel()
         bug, _ = await asyncio.gather(self._read_output(child, hear), self._read_errors(child))
@@ -116,8 +115,10 @@ class ChildCommand:
             with suppress(ProcessLookupError):
                 self._process.terminate()
 
-    def kill(self) -> None:
-        """End it at once. The next backup clears away what is left of its draft."""
+    async def end(self) -> None:
+        """As `cancel`; kill it after a minute. The next backup clears away what its draft left."""
+        self.cancel()
+        await asyncio.sleep(CANCEL_SECONDS)
         if self._process:
             with suppress(ProcessLookupError):
                 self._process.kill()

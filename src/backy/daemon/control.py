@@ -16,10 +16,10 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from backy.daemon.state import DaemonState, overviews, pools
-from backy.daemon.tasks import BACKUP
+from backy.daemon.state import DaemonState, overviews
+from backy.daemon.tasks import BACKUP, FAST, SLOW
 from backy.errors import BackyError, ConfigError, NotFoundError, UsageError
-from backy.model.answers import JobReply, PromisesReply, ReloadReply, StatusAnswer
+from backy.model.answers import JobReply, Pools, PromisesReply, ReloadReply, StatusAnswer
 from backy.model.messages import error_event
 from backy.monitoring.overview import promised
 from backy.system import folders
@@ -154,7 +154,7 @@ class Requests:
     def _status(self) -> StatusAnswer:
         return StatusAnswer(
             jobs=list(overviews(self.state, datetime.now(UTC))),
-            pools=pools(self.state),
+            pools=Pools(fast=self.state.planner.use(FAST), slow=self.state.planner.use(SLOW)),
             problem=self.state.setup.problem,
             stopping=self.state.is_stopping,
         )

@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from backy.config.loader import load
 from backy.config.settings import Job
 from backy.daemon import control
-from backy.daemon.child import CANCEL_SECONDS, ChildCommand
+from backy.daemon.child import CANCEL_SECONDS
 from backy.daemon.runner import TaskRunner
 from backy.daemon.state import DaemonState, Fence, Setup, observe, samples
 from backy.daemon.systemd import notify, watchdog_seconds
@@ -184,10 +184,8 @@ class Daemon:
         """Give what runs its time; then cancel it, and kill it in the end."""
         limit = self._state.setup.config.global_.stop_timeout
         notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={(limit + 2 * CANCEL_SECONDS) * 10**6}")
-        for seconds, end in ((limit, ChildCommand.cancel), (CANCEL_SECONDS, ChildCommand.kill)):
-            await asyncio.sleep(seconds)
-            for child in self._state.children.values():
-                end(child)
+        await asyncio.sleep(limit)
+        await asyncio.gather(*(child.end() for child in self._state.children.values()))
 
     async def _reload(self) -> str:
         """Use the files' configuration from now on, unless it has a problem; give the problem."""

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 
 from backy.config.settings import Job, Schedule
 from backy.daemon.tasks import FAST, SLOW, VERBS, Rank, Task, Verb
+from backy.model.answers import PoolUse
 from backy.policy import schedule
 from backy.repository.status import Status
 
@@ -177,7 +178,7 @@ class Planner:
                 due, _, job, verb = entry
                 task = self._task(self._plans[job], job, verb, due)
                 self.waiting.setdefault((job, verb), task)
-        free = {pool: self.slots - self.in_use(pool) for pool in (FAST, SLOW)}
+        free = {pool: self.slots - self.use(pool)["in_use"] for pool in (FAST, SLOW)}
         if not self.waiting or not any(free.values()):
             return
         used = Counter(limit for task in self.running.values() for limit in self._limits(task))
@@ -228,9 +229,13 @@ class Planner:
         """How long the longest of the kept backups of a job took, in seconds."""
         return plan.observation.slowest if (plan := self._plans.get(job)) else 0
 
-    def in_use(self, pool: str) -> int:
-        """How many slots of a pool are in use."""
-        return sum(task.pool == pool for task in list(self.running.values()))
+    def use(self, pool: str) -> PoolUse:
+        """How full a pool is."""
+        running, waiting = (
+            sum(task.pool == pool for task in list(tasks.values()))
+            for tasks in (self.running, self.waiting)
+        )
+        return PoolUse(slots=self.slots, in_use=running, queued=waiting)
 
     def next_run(self, job: str) -> schedule.Run | None:
         """When a job is backed up next, with which tags; None if it is paused or unknown."""

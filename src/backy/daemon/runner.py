@@ -9,7 +9,7 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from backy.daemon.child import CANCEL_SECONDS, LONGEST_TEXT, ChildCommand, Event
+from backy.daemon.child import LONGEST_TEXT, ChildCommand, Event
 from backy.daemon.state import DaemonState
 from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
@@ -76,9 +76,7 @@ class TaskRunner:
             await asyncio.sleep(left)
             left = self.state.allowed_seconds(task, child) - child.seconds
         child.is_too_slow = True
-        child.cancel()
-        await asyncio.sleep(CANCEL_SECONDS)
-        child.kill()
+        await child.end()
 
     def _postpone(self, task: Task, wait: timedelta) -> None:
         self.state.planner.postpone(task.job, task.verb, datetime.now(UTC) + wait)

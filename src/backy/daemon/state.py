@@ -16,7 +16,7 @@ from backy.daemon.child import ChildCommand
 from backy.daemon.planner import Observation, Planner
 from backy.daemon.tasks import BACKUP, FAST, SLOW, VERBS, Situation, Task, Verb
 from backy.errors import BackyError, NotFoundError, StoreError
-from backy.model.answers import JobOverview, Pools, PoolUse
+from backy.model.answers import JobOverview
 from backy.model.messages import time_text
 from backy.model.revision import Revision
 from backy.monitoring.metrics import Sample, of_job, of_pool, of_server
@@ -183,16 +183,6 @@ def _add_plan(shown: JobOverview, state: DaemonState, waiting: Task | None) -> N
         child.describe(shown)
 
 
-def pools(state: DaemonState) -> Pools:
-    """How full each pool is."""
-    return Pools(fast=_pool_use(state.planner, FAST), slow=_pool_use(state.planner, SLOW))
-
-
-def _pool_use(planner: Planner, pool: str) -> PoolUse:
-    queued = sum(task.pool == pool for task in list(planner.waiting.values()))
-    return PoolUse(slots=planner.slots, in_use=planner.in_use(pool), queued=queued)
-
-
 def samples(state: DaemonState) -> Iterator[Sample]:
     """What the metrics show."""
     setup, now = state.setup, datetime.now(UTC)
@@ -202,8 +192,8 @@ def samples(state: DaemonState) -> Iterator[Sample]:
                 summary = state.summary(name)
                 overdue = overdue_seconds(summary, setup.config.intervals(name), now)
                 yield of_job(summary, overdue, _scrub_overdue_seconds(summary, job.scrub, now), now)
-    yield of_pool(FAST, _pool_use(state.planner, FAST))
-    yield of_pool(SLOW, _pool_use(state.planner, SLOW))
+    yield of_pool(FAST, state.planner.use(FAST))
+    yield of_pool(SLOW, state.planner.use(SLOW))
     left = None
     with suppress(StoreError):
         left = space(setup.base)

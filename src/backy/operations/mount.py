@@ -86,9 +86,8 @@ class Tree:
     def __init__(self, readers: Readers, patterns: Sequence[str], mode: int) -> None:
         self.ready: Callable[[], None] = lambda: None  # called when it is mounted
         self.was_mounted = False
-        self.say = lru_cache(_MOST_NOTES)(
-            readers.watcher.warn
-        )  # so nothing is said again and again
+        # Nothing is said again and again.
+        self.say = lru_cache(_MOST_NOTES)(readers.watcher.warn)
         self._readers, self._site, self._folder = readers, readers.site, Path.cwd()
         self._patterns, self._mode = patterns, mode
         self._files: dict[int, _File] = {}
@@ -147,8 +146,7 @@ class Tree:
             return self._status(stat.S_IFDIR, taken)
         if disk := _disk_called(name, revision):
             return self._status(stat.S_IFREG, taken, revision.disks[disk].size, self._data(path))
-        size = _saved(repository, revision).get(name, -1)
-        if size < 0:
+        if (size := _saved(repository, revision).get(name)) is None:
             raise NotFoundError(f"there is no {name!a}")
         return self._status(stat.S_IFREG, taken, size, size)
 
