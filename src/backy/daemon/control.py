@@ -103,15 +103,12 @@ def _parse(line: bytes) -> Mapping[str, object]:
 class Requests:
     """What a client may ask for.
 
-    `reload` reads the configuration again and gives the problem with it, `observe` looks at a job,
-    `wake` has the daemon look for tasks that may start.
+    `reload` reads the configuration again and gives the problem with it.
     """
 
     state: DaemonState
     log: FilteringBoundLogger
     reload: Callable[[], Awaitable[str]]
-    observe: Callable[[str], Awaitable[None]]
-    wake: Callable[[], None]
 
     async def answer(self, request: Mapping[str, object]) -> Mapping[str, object]:
         """The reply to a request. Raises BackyError only: a bug is logged."""
@@ -134,11 +131,11 @@ class Requests:
             case "run":
                 job = self._job(request)
                 self.state.planner.request(job, BACKUP, datetime.now(UTC))
-                self.wake()
+                self.state.news.set()
                 return JobReply(job=job)
             case "look":
                 job = self._job(request)
-                await self.observe(job)
+                await self.state.look_at([job])
                 return JobReply(job=job)
             case other:
                 hint = "Do the daemon and the command have the same version?"

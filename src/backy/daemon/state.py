@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from backy.policy.retention import dated_by
 from backy.policy.schedule import last_by_tag
 from backy.repository import trash
 from backy.repository.repository import Repository
-from backy.repository.summary import Summary, summarize
+from backy.repository.summary import Summary, fingerprint, summarize
 from backy.units import format_duration
 
 _DAY = 86400  # seconds
@@ -85,7 +86,10 @@ class Fence:
 
 @dataclass(slots=True)
 class DaemonState:
-    """Everything. `summaries` and `fingerprints` have the jobs that were observed."""
+    """Everything. `summaries` and `fingerprints` have the jobs that were looked at.
+
+    `news` is set when there may be something to do.
+    """
 
     setup: Setup
     planner: Planner = field(default_factory=Planner)
@@ -94,6 +98,53 @@ class DaemonState:
     fingerprints: dict[str, tuple[int, ...]] = field(default_factory=dict)
     is_stopping: bool = False
     fence: Fence = field(default_factory=Fence)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def configure(self) -> list[str]:
+        """Plan the configured jobs; give those that must be looked at."""
+        config = self.setup.config
+        self.planner.slots, self.planner.limits = config.global_.worker_limit, config.limits
+        for job in self.summaries.keys() - config.jobs.keys():
+            del self.summaries[job]
+            self.fingerprints.pop(job, None)
+            self.fence.forget(job)
+        jobs = {job: (settings, config.intervals(job)) for job, settings in config.jobs.items()}
+        return self.planner.configure(jobs, datetime.now(UTC))
+
+    def changed(self) -> list[str]:
+        """The jobs whose repositories changed since they were looked at, or could not be."""
+        return [
+            job
+            for job in list(self.setup.config.jobs)
+            if self.fingerprints.get(job) != fingerprint(self.setup.base, job)
+            or self.fence.has(job, "look")
+        ]
+
+    async def look_at(self, jobs: Iterable[str]) -> None:
+        """Look into repositories, and plan their jobs again; a bug stops only that job's part.
+
+        What cannot be looked at is planned as if it had no history, so that it is backed up.
+        """
+        for job in jobs:
+            if settings := self.setup.config.jobs.get(job):
+                with self.fence.around(job, "look"):
+                    await self._look_at(job, settings)
+                with self.fence.around(job, "plan"):
+                    if self.fence.has(job, "look"):
+                        self.summaries.setdefault(job, Summary(job))
+                        self.planner.update(job, None, datetime.now(UTC))
+                self.news.set()
+
+    async def _look_at(self, job: str, settings: Job) -> None:
+        setup, schedule = self.setup, self.setup.config.intervals(job)
+        before, now = fingerprint(setup.base, job), datetime.now(UTC)
+        observation, summary = await asyncio.to_thread(
+            observe, setup.base, job, settings, schedule, now, verbs=self.planner.verbs
+        )
+        if job in self.setup.config.jobs:  # still
+            self.summaries[job] = summary
+            self.fingerprints[job] = before
+        self.planner.update(job, observation, datetime.now(UTC))
 
     def summary(self, job: str) -> Summary:
         """The summary of a job; a bug that was met in the work for the job is its problem."""
