@@ -114,24 +114,20 @@ class _Events:
 
     def __call__(self, event: Event) -> None:
         self.count += 1
-        if self.count <= _MOST_EVENTS or event.get("event") == "finished":
-            _log_event(self.log, event)
-
-
-def _log_event(log: FilteringBoundLogger, event: Event) -> None:
-    """Log an event of a command."""
-    kind, message = event.get("event"), str(event.get("message", ""))[:LONGEST_TEXT]
-    if kind == "finished":
-        shown = {name: value for name, value in event.items() if isinstance(value, (int, float))}
-        if revision := event.get("revision"):
-            disks = revision["disks"].values()
-            shown |= {"revision": revision["id"]}
-            shown |= {name: sum(disk[name] for disk in disks) for name in _SUMMED}
-        log.info("finished", **shown)
-    elif kind == "note":
-        log.info(message)
-    elif kind == "warning":
-        log.warning(message)
-    elif kind == "damage":
-        shown = {name: event[name] for name in event if name not in {"event", "job"}}
-        log.error("damage", **shown)
+        kind, message = event.get("event"), str(event.get("message", ""))[:LONGEST_TEXT]
+        if kind == "finished":
+            facts = {name: each for name, each in event.items() if isinstance(each, (int, float))}
+            if revision := event.get("revision"):
+                disks = revision["disks"].values()
+                facts |= {"revision": revision["id"]}
+                facts |= {name: sum(disk[name] for disk in disks) for name in _SUMMED}
+            self.log.info("finished", **facts)
+        elif self.count > _MOST_EVENTS:
+            return
+        elif kind == "note":
+            self.log.info(message)
+        elif kind == "warning":
+            self.log.warning(message)
+        elif kind == "damage":
+            facts = {name: event[name] for name in event if name not in {"event", "job"}}
+            self.log.error("damage", **facts)

@@ -90,10 +90,10 @@ class Verb:
 
 def _expire_due(situation: Situation) -> datetime | None:
     settings, now = situation.settings, situation.now
-    if not settings.expire:
-        return None
-    expired = expiries(situation.history, situation.schedule, now, settings.minimum)
-    return now if expired else None
+    is_due = settings.expire and expiries(
+        situation.history, situation.schedule, now, settings.minimum
+    )
+    return now if is_due else None
 
 
 def _purge_due(situation: Situation) -> datetime | None:
@@ -104,21 +104,16 @@ def _purge_due(situation: Situation) -> datetime | None:
 
 
 def _scrub_due(situation: Situation) -> datetime | None:
-    scrub = situation.settings.scrub
+    """When to scrub next: soon if the last run left something that is due by then."""
+    scrub, last, now = situation.settings.scrub, situation.status.scrubbed, situation.now
     if not scrub or not situation.history:
         return None
-    return scrub_due(scrub, situation.schedule, situation.status, situation.now)
-
-
-def scrub_due(scrub: Scrub, schedule: Schedule, status: Status, now: datetime) -> datetime:
-    """When to scrub next: soon if the last run left something that is due by then."""
-    last = status.scrubbed
     if not last:
         return now
     within = timedelta(seconds=scrub.within)
     has_more = last.oldest is not None and last.oldest <= last.time - within / 2
-    pause = timedelta(seconds=_scrub_seconds(scrub, schedule)) if has_more else within / _SCRUBS
-    return min(last.time, now) + pause
+    soon = timedelta(seconds=_scrub_seconds(scrub, situation.schedule))
+    return min(last.time, now) + (soon if has_more else within / _SCRUBS)
 
 
 def _scrub_seconds(scrub: Scrub, schedule: Schedule) -> int:
