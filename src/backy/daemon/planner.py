@@ -110,26 +110,19 @@ class Planner:
         plan.interval = min(rule.interval for rule in plan.tags.values())
         newest = observation.newest
         plan.expected = newest.timestamp() + plan.interval if newest else plan.since.timestamp()
-        plan.next = None if observation.status.paused else self._next_run(plan, now)
+        run = plan.next = None if observation.status.paused else self._next_run(plan, now)
         for verb in self.verbs:
             task = self.waiting.get((job, verb))
             if task and not task.is_by_hand:
                 del self.waiting[job, verb]
-        for verb, due in self._due_times(plan):
-            time = max(due, plan.not_before.get(verb, due))
-            heapq.heappush(self._heap, (time, plan.serial, job, verb))
+        for verb, row in self.verbs.items():
+            due = observation.due.get(verb) if row.due else run and run.time
+            if run and due:
+                time = max(due, plan.not_before.get(verb, due))
+                heapq.heappush(self._heap, (time, plan.serial, job, verb))
         if len(self._heap) > _LARGEST_HEAP * len(self._plans):
             self._heap = [entry for entry in self._heap if self._is_current(entry)]
             heapq.heapify(self._heap)
-
-    def _due_times(self, plan: _Plan) -> Iterator[tuple[str, datetime]]:
-        if not plan.next:
-            return
-        for name, verb in self.verbs.items():
-            if not verb.due:
-                yield name, plan.next.time
-            elif name in plan.observation.due:
-                yield name, plan.observation.due[name]
 
     def _is_current(self, entry: _Entry) -> bool:
         plan = self._plans.get(entry[2])
@@ -153,10 +146,9 @@ class Planner:
 
     def request(self, job: str, verb: str, now: datetime) -> bool:
         """Have a task start before all others, even if the job is paused; False without the job."""
-        plan = self._plans.get(job)
-        if plan:
-            self.waiting[job, verb] = self._task(plan, job, verb, now, is_by_hand=True)
-        return plan is not None
+        if job in self._plans:
+            self.waiting[job, verb] = self._task(job, verb, now, is_by_hand=True)
+        return job in self._plans
 
     def replan(self, now: datetime, around: Around) -> None:
         """Plan all jobs again, because the clock was set; the work for each is `around` it."""
@@ -176,8 +168,7 @@ class Planner:
             entry = heapq.heappop(self._heap)
             if self._is_current(entry):
                 due, _, job, verb = entry
-                task = self._task(self._plans[job], job, verb, due)
-                self.waiting.setdefault((job, verb), task)
+                self.waiting.setdefault((job, verb), self._task(job, verb, due))
         free = {pool: self.slots - self.use(pool)["in_use"] for pool in (FAST, SLOW)}
         if not self.waiting or not any(free.values()):
             return
@@ -191,10 +182,8 @@ class Planner:
                 used.update(self._limits(task))
                 yield task
 
-    def _task(
-        self, plan: _Plan, job: str, verb: str, due: datetime, *, is_by_hand: bool = False
-    ) -> Task:
-        row = self.verbs[verb]
+    def _task(self, job: str, verb: str, due: datetime, *, is_by_hand: bool = False) -> Task:
+        plan, row = self._plans[job], self.verbs[verb]
         tags = frozenset[str]()
         if not row.due:
             tags = plan.next.tags if plan.next else self._next_run(plan, due).tags
