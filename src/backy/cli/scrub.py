@@ -15,7 +15,7 @@ from backy.cli.output import answer, report
 from backy.cli.progress import meter
 from backy.errors import BackyError, CancelledError
 from backy.model.messages import ScrubFinished
-from backy.system.priority import Priority
+from backy.system import priority
 from backy.units import format_duration, format_size, parse_duration
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def scrub(
 
     until = time.monotonic() + max_duration if max_duration is not None else None
     limits = Limits(until, rate)
-    Priority(19, "idle").give()
+    priority.be_idle()
     span = timedelta(seconds=parse_duration(within))
     failed: list[BackyError] = []
     for job in longest_ago(context.obj.base, names or all_jobs(context)):
