@@ -34,11 +34,10 @@ def daemon(path: Path, answer: Callable[[Reply], Reply]) -> Iterator[None]:
         return answer(request)
 
     async def serve() -> None:
-        server = await control.listen(path, reply)
-        loops.append((asyncio.get_running_loop(), end := asyncio.Event()))
-        ready.set()
-        await end.wait()
-        await control.close(server, path)
+        async with control.listening(path, reply):
+            loops.append((asyncio.get_running_loop(), end := asyncio.Event()))
+            ready.set()
+            await end.wait()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()

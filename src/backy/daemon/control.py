@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +32,9 @@ _HINT = "Look at its log: journalctl -u backy."
 Answer = Callable[[Mapping[str, object]], Awaitable[Mapping[str, object]]]
 
 
-async def listen(path: Path, answer: Answer) -> asyncio.Server:
-    """Answer requests at `path` until the server is closed; `answer` raises BackyError only.
+@asynccontextmanager
+async def listening(path: Path, answer: Answer) -> AsyncIterator[None]:
+    """Answer requests at `path` during the body; `answer` raises BackyError only.
 
     Raises ConfigError if no socket can be made there.
     """
@@ -64,14 +65,12 @@ async def listen(path: Path, answer: Answer) -> asyncio.Server:
     except OSError as error:
         hint = "Set global.socket to a path of at most 107 bytes that you may write to."
         raise ConfigError(f"listening at {path}: {error}", hint) from error
-    return server
-
-
-async def close(server: asyncio.Server, path: Path) -> None:
-    """Stop answering, and remove the socket."""
-    server.close()
-    with suppress(OSError):
-        folders.remove_socket(path)
+    try:
+        yield
+    finally:
+        server.close()
+        with suppress(OSError):
+            folders.remove_socket(path)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> bytes | None:

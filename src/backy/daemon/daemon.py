@@ -71,12 +71,11 @@ class Daemon:
             is_strict = setup.config.global_.base_dir_must_be_mounted
             (require_base if is_strict else mark_base)(setup.base)
             _lock(setup.base, stack)
-            server = await control.listen(setup.config.global_.socket, requests.answer)
-            stack.push_async_callback(control.close, server, setup.config.global_.socket)
+            listening = control.listening(setup.config.global_.socket, requests.answer)
+            await stack.enter_async_context(listening)
             if setup.config.global_.metrics_listen:
                 stack.enter_context(self._metrics.served(setup.config.global_.metrics_listen))
-            loop = asyncio.get_running_loop()
-            on_signals(loop, reload=lambda: self._spawn(self._reload()), stop=self._stop)
+            on_signals(reload=lambda: self._spawn(self._reload()), stop=self._stop)
             notify("READY=1")
             self._log.info("daemon started", jobs=len(setup.config.jobs), base=str(setup.base))
             if setup.problem:

@@ -60,7 +60,7 @@ def serve_jobs(
 
         async def run() -> None:
             serving = asyncio.create_task(server.run(listener))
-            on_signals(asyncio.get_running_loop(), reload=serving.cancel, stop=serving.cancel)
+            on_signals(reload=serving.cancel, stop=serving.cancel)
             on_ready(uris)
             with suppress(asyncio.CancelledError):
                 await serving

@@ -44,10 +44,8 @@ async def start(
     return child
 
 
-def on_signals(
-    loop: asyncio.AbstractEventLoop, *, reload: Callable[[], object], stop: Callable[[], object]
-) -> None:
-    """Make the event loop call `reload` on SIGHUP, and `stop` on SIGTERM and Ctrl-C."""
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    loop.add_signal_handler(signal.SIGTERM, stop)
-    loop.add_signal_handler(signal.SIGINT, stop)
+def on_signals(*, reload: Callable[[], object], stop: Callable[[], object]) -> None:
+    """Make the running event loop call `reload` on SIGHUP, and `stop` on SIGTERM and Ctrl-C."""
+    loop = asyncio.get_running_loop()
+    for number, call in ((signal.SIGHUP, reload), (signal.SIGTERM, stop), (signal.SIGINT, stop)):
+        loop.add_signal_handler(number, call)
