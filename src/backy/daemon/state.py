@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from backy.config.settings import Config, Job, Schedule, Scrub
+from backy.config.settings import Config, Scrub
 from backy.daemon.child import ChildCommand
 from backy.daemon.planner import Observation, Planner
 from backy.daemon.tasks import BACKUP, FAST, SLOW, VERBS, Situation, Task, Verb
@@ -126,20 +126,19 @@ class DaemonState:
         What cannot be looked at is planned as if it had no history, so that it is backed up.
         """
         for job in jobs:
-            if settings := self.setup.config.jobs.get(job):
+            if job in self.setup.config.jobs:
                 with self.fence.around(job, "look"):
-                    await self._look_at(job, settings)
+                    await self._look_at(job)
                 with self.fence.around(job, "plan"):
                     if self.fence.has(job, "look"):
                         self.summaries.setdefault(job, Summary(job))
                         self.planner.update(job, None, datetime.now(UTC))
                 self.news.set()
 
-    async def _look_at(self, job: str, settings: Job) -> None:
-        setup, schedule = self.setup, self.setup.config.intervals(job)
-        before, now = fingerprint(setup.base, job), datetime.now(UTC)
+    async def _look_at(self, job: str) -> None:
+        before, now = fingerprint(self.setup.base, job), datetime.now(UTC)
         observation, summary = await asyncio.to_thread(
-            observe, setup.base, job, settings, schedule, now, verbs=self.planner.verbs
+            observe, self.setup, job, now, self.planner.verbs
         )
         if job in self.setup.config.jobs:  # still
             self.summaries[job] = summary
@@ -175,24 +174,19 @@ class DaemonState:
 
 
 def observe(
-    base: Path,
-    job: str,
-    settings: Job,
-    schedule: Schedule,
-    now: datetime,
-    *,
-    verbs: Mapping[str, Verb] = VERBS,
+    setup: Setup, job: str, now: datetime, verbs: Mapping[str, Verb] = VERBS
 ) -> tuple[Observation, Summary]:
-    """Read the history and the status of a job, which need not have a repository.
+    """Read the history and the status of a configured job, which need not have a repository.
 
     Never raises BackyError: if something cannot be read, `Summary.problem` says so, and nothing
     is due because of it.
     """
-    summary = summarize(base, job, now)
+    settings, schedule = setup.config.jobs[job], setup.config.intervals(job)
+    summary = summarize(setup.base, job, now)
     history: Sequence[Revision] = ()
     due: dict[str, datetime] = {}
     try:
-        repository = Repository(base / job)
+        repository = Repository(setup.base / job)
         history = repository.history().revisions
         removed = trash.oldest(repository)
         situation = Situation(settings, schedule, history, summary.status, removed, now)
