@@ -50,8 +50,10 @@ class ChildCommand:
         and the error is raised once the command has ended. Raises OSError if it cannot be started.
         """
         self._process = child = await start(
-            self._command, self._environment, priority, self._settings, _LONGEST_EVENT
+            self._command, self._environment, self._settings, _LONGEST_EVENT
         )
+        with suppress(OSError):  # it may have ended already
+            priority.give(child.pid)
         if self._is_cancelled:
             self.cancel()
         bug, _ = await asyncio.gather(self._read_output(child, hear), self._read_errors(child))

@@ -10,18 +10,12 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 
-from backy.system.priority import Priority
 from backy.system.standard_streams import prepared_input
 
 
 async def start(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    priority: Priority,
-    content: bytes,
-    longest_line: int,
+    command: Sequence[str], environment: Mapping[str, str], content: bytes, longest_line: int
 ) -> asyncio.subprocess.Process:
     """Start a program that may outlive us, with `environment` added to ours.
 
@@ -30,7 +24,7 @@ async def start(
     Raises OSError if it cannot be started.
     """
     with prepared_input(content) as stdin:
-        child = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             *command,
             stdin=stdin,
             stdout=subprocess.PIPE,
@@ -39,9 +33,6 @@ async def start(
             env=os.environ | dict(environment),
             limit=longest_line,
         )
-    with suppress(OSError):  # it may have ended already
-        priority.give(child.pid)
-    return child
 
 
 def on_signals(*, reload: Callable[[], object], stop: Callable[[], object]) -> None:
