@@ -29,6 +29,7 @@ DOORS = {
     "system/guard.py": PROGRAMS,
     "system/priority.py": PROGRAMS,
     "system/process.py": PROGRAMS,
+    "system/serving.py": PROGRAMS,
     "system/signals.py": PROGRAMS,
     "system/standard_streams.py": FILES,
 }

@@ -14,7 +14,8 @@ import pytest
 from backy.config.settings import Hook, Hooks
 from backy.errors import CancelledError, HookError
 from backy.model.revision import Consistency
-from backy.operations.hooks import Runner, around_snapshot
+from backy.operations.hooks import Runner
+from backy.operations.snapshot_hooks import around_snapshot
 from backy.system import process, signals
 from tests.cli.runner import environment, wait_for
 from tests.lab.dispositions import WITH_DEFAULTS
@@ -339,7 +340,8 @@ HOOKED = """if True:
     from pathlib import Path
     from backy.config.settings import Hook, Hooks
     from backy.errors import CancelledError
-    from backy.operations.hooks import Runner, around_snapshot
+    from backy.operations.hooks import Runner
+    from backy.operations.snapshot_hooks import around_snapshot
     from backy.system.signals import cancellable
     folder, before, after = Path(sys.argv[1]), *sys.argv[2:]
     def hook(script):

@@ -16,7 +16,8 @@ import pytest
 
 from backy.errors import CancelledError
 from backy.system import process, signals
-from backy.system.process import Outcome, Program, serving
+from backy.system.process import Outcome, Program
+from backy.system.serving import serving
 from tests.cli.runner import wait_for
 from tests.lab import dispositions
 from tests.programs import alive, gate, marked, sh, wait_for_none

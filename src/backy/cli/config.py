@@ -38,6 +38,7 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
     """Name every problem in the configuration, with file and line, and what looks wrong."""
     from backy.config.loader import Problem, ProblemsError
     from backy.config.review import warnings
+    from backy.operations.look import look_at_sources
     from backy.sources import open_source
 
     site: Site = context.obj
@@ -46,7 +47,7 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
         loaded = site.loaded
         problems, count, files = loaded.problems, len(loaded.config.jobs), len(loaded.files)
         odd = warnings(loaded, lambda settings: open_source(settings).paths, site.asked)
-        looks = [*site.look_at_sources()] if sources else []
+        looks = [*look_at_sources(loaded.config)] if sources else []
     except ProblemsError as error:
         problems, count, files, odd, looks = error.problems, 0, 1, [], []
 

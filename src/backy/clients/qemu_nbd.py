@@ -15,7 +15,7 @@ from backy.errors import SourceError, translated
 from backy.nbd.remote_image import NbdImage, open_image
 from backy.nbd.uri import Address, parse_uri
 from backy.system import folders, signals
-from backy.system.process import serving
+from backy.system.serving import serving
 
 HINT = "Does it exist, is it complete and in that format, and may you read it?"
 _LOCK_HINT = "Shut the VM down, or back it up while it runs with type: qemu or type: libvirt."

@@ -1,7 +1,5 @@
 """Hooks: programs of the administrator that run before and after the steps of a job.
 
-Those after a snapshot always run, so that no guest stays frozen.
-
 A hook gets one JSON object on stdin, and BACKY_JOB, BACKY_REVISION and BACKY_EVENT in its
 environment. Its output goes to the log.
 """
@@ -9,23 +7,18 @@ environment. Its output goes to the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backy.errors import HookError, translated
-from backy.model.revision import Consistency
-from backy.system import process, signals
-from backy.system.guard import guarding
-from backy.system.permissions import others_may_write_program
+from backy.errors import HookError
+from backy.system import process
 from backy.system.process import Guard, Outcome, Program
 
 if TYPE_CHECKING:
     from backy.config.settings import Hook, Hooks
 
-_HINT = "Nothing was done. Fix the hook, or remove `required` from it."
+HINT = "Nothing was done. Fix the hook, or remove `required` from it."
 _LONGEST = 300  # characters of the sentence for a failure, with the last line of the hook's output
 
 
@@ -64,7 +57,7 @@ class Runner:
                 self.failures.append(failure)
                 self._log(failure)
                 if hook.required and event.startswith("before-"):
-                    raise HookError(f"{self.job}: {failure}", _HINT)
+                    raise HookError(f"{self.job}: {failure}", HINT)
         return self.failures[before:]
 
     def of(self, event: str) -> tuple[Hook, ...]:
@@ -88,63 +81,3 @@ def _ending(hook: Hook, outcome: Outcome) -> str:
     if outcome.code < 0:
         return f"was ended by signal {-outcome.code}"
     return f"ended with code {outcome.code}"
-
-
-@dataclass(slots=True)
-class Around:
-    """The result of the hooks around a snapshot.
-
-    `consistency` is what they guarantee for the snapshot, or None. `failures` has a sentence for
-    each hook that failed; those after the snapshot come last.
-    """
-
-    consistency: Consistency | None = None
-    failures: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def around_snapshot(hooks: Runner, revision: str) -> Iterator[Around]:
-    """Run the hooks before a snapshot, then the body, which takes it, then those after it.
-
-    The hooks after it always run once this has begun, so that a guest never stays frozen: even if a
-    hook or the body fails, hangs or is killed, or if this process is told to stop or is killed.
-    They run once; a signal to stop waits for them. Only if this process is killed while they run,
-    they all run again.
-
-    Raises HookError if a required hook fails, or if root refuses any of them because others may
-    write it: a guest must not freeze without a hook to thaw it. The body does not run then.
-    """
-    around = Around()
-    after = hooks.of("after-snapshot")
-    if not after and not hooks.of("before-snapshot"):
-        yield around
-        return
-    _refuse_unsafe(hooks)
-    with ExitStack() as stack:
-        with translated(HookError, f"{hooks.job}: starting the guard of the hooks", _HINT):
-            programs = [hooks.program(hook, "after-snapshot", revision, {}) for hook in after]
-            guard = stack.enter_context(guarding(programs))
-        try:
-            around.failures += hooks.run("before-snapshot", revision, guard)
-            if not around.failures:
-                around.consistency = _reached(hooks)
-            yield around
-        finally:
-            # If a signal comes just before this, the guard runs them.
-            with signals.shielded():
-                around.failures += hooks.run("after-snapshot", revision, guard)
-                guard.disarm()
-
-
-def _refuse_unsafe(hooks: Runner) -> None:
-    for event in ("before-snapshot", "after-snapshot"):
-        for hook in hooks.of(event):
-            if reason := others_may_write_program(hook.command[0]):
-                why = f"{hooks.job}: hook {event} {hook.command[0]} is refused: {reason}"
-                raise HookError(why, "Only root may write what root runs.")
-
-
-def _reached(hooks: Runner) -> Consistency | None:
-    """The weakest consistency that a hook before the snapshot is configured with."""
-    reached = {Consistency(hook.consistency) for hook in hooks.of("before-snapshot")}
-    return max(reached, key=list(Consistency).index, default=None)

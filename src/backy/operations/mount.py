@@ -21,7 +21,7 @@ from backy.image.progress import Watcher
 from backy.model.extent import Extent, Kind
 from backy.model.names import is_job
 from backy.model.revision import Revision, is_id
-from backy.operations.healing_image import OpenDisk, Readers
+from backy.operations.open_disk import OpenDisk, Readers
 from backy.operations.restore import saved_files
 from backy.operations.site import Site
 from backy.repository.listing import jobs

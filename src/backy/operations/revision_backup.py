@@ -21,8 +21,9 @@ from backy.image.progress import Watcher
 from backy.model.names import check_disk_name
 from backy.model.revision import NEWEST_FORMAT, Consistency, Disk, Revision, Trust
 from backy.operations.disk_backup import DiskBackup
-from backy.operations.hooks import Around, Runner, around_snapshot
+from backy.operations.hooks import Runner
 from backy.operations.plausibility import suspicion
+from backy.operations.snapshot_hooks import Around, around_snapshot
 from backy.repository import backup_status, status, trash
 from backy.repository.create import renew_format
 from backy.repository.draft import RevisionDraft, draft_revision

@@ -19,7 +19,7 @@ from backy.model.revision import Revision, disk_of
 from backy.nbd.exports import ALLOCATION
 from backy.nbd.server import Server
 from backy.nbd.wire import STATE_DIRTY, STATE_HOLE, STATE_ZERO
-from backy.operations.healing_image import OpenDisk, Readers
+from backy.operations.open_disk import OpenDisk, Readers
 from backy.operations.site import Site
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository, codec_for

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backy.errors import BackyError, ConfigError, NotFoundError
+from backy.errors import ConfigError, NotFoundError
 from backy.model.names import check_job
 from backy.repository.base import require_base
 from backy.repository.repository import Repository, is_repository
@@ -16,7 +16,6 @@ from backy.repository.repository import Repository, is_repository
 if TYPE_CHECKING:
     from backy.config.loader import Loaded
     from backy.config.settings import Config, Global
-    from backy.model.answers import LookedSource
     from backy.operations.hooks import Runner
     from backy.operations.origin import Origin
 
@@ -83,18 +82,6 @@ class Site:
         from backy.sources import open_source
 
         return load(self.needed_path(), open_source)
-
-    def look_at_sources(self) -> Iterator[LookedSource]:
-        """Ask the source of each configured job for its disks, one by one. Changes nothing."""
-        from backy.model.answers import LookedSource
-        from backy.sources import open_source
-
-        for job, settings in self.loaded.config.jobs.items():
-            try:
-                disks = sorted(open_source(settings.source).look())
-                yield LookedSource(job=job, disks=disks, error="")
-            except BackyError as error:
-                yield LookedSource(job=job, disks=[], error=error.message)
 
     def needed_path(self) -> Path:
         """The main file of the configuration. Raises ConfigError if there is none."""

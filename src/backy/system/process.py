@@ -9,11 +9,10 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Event, Thread, current_thread, main_thread
 from typing import IO
@@ -117,14 +116,14 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     output, ended = bytearray(), Event()
     if refusal := others_may_write_program(program.command[0]):
         return Outcome(126, f"refused: {refusal}")
-    command = (*(_DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
+    command = (*(DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
     with ExitStack() as stack:
         try:
             with shielded():
                 child = spawn(command, program.environment, pipe, PIPE)
-                stack.callback(_end, child, guard)
-                stderr_reader = _attend(child, program.stdin, output)
+                stack.callback(end, child, guard)
+                stderr_reader = attend(child, program.stdin, output)
                 stdout_reader = _StdoutReader(child.stdout, limit + 1, ended)
                 stdout_reader.start()
         # No memory, no thread, a NUL byte in an argument.
@@ -158,7 +157,7 @@ def _wait(child: Popen[bytes], seconds: float, *, is_guarded: bool) -> int | Non
 # every program that runs. If the guard is gone, SIGPIPE ends only the subshell.
 _TELLS_GUARD = ("/bin/sh", "-c", '(echo $$); exec >&2; exec "$@"', "sh")
 # The kernel sends the child SIGTERM when we die (PR_SET_PDEATHSIG).
-_DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
+DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 def spawn(
@@ -176,7 +175,7 @@ def spawn(
     )
 
 
-def _end(child: Popen[bytes], guard: Guard | None) -> None:
+def end(child: Popen[bytes], guard: Guard | None) -> None:
     """End a program's process group, unless the program has ended; then tell the guard.
 
     Gives up after 5 seconds for each signal: we may lack the permission to kill it.
@@ -192,7 +191,7 @@ def _end(child: Popen[bytes], guard: Guard | None) -> None:
             guard.tell("")
 
 
-def _attend(child: Popen[bytes], data: bytes, kept: bytearray) -> Thread:
+def attend(child: Popen[bytes], data: bytes, kept: bytearray) -> Thread:
     """Have threads feed a program, and keep the end of its stderr in `kept`; return the latter."""
     Thread(target=_feed, args=(child.stdin, data), daemon=True).start()
     reader = Thread(target=_keep_end, args=(child.stderr, kept), daemon=True)
@@ -255,55 +254,6 @@ def _keep_end(pipe: IO[bytes], kept: bytearray) -> None:
         while more := pipe.read(_KEPT):
             kept += more
             del kept[:-_KEPT]
-
-
-@dataclass(frozen=True, slots=True)
-class RunningProgram:
-    """A program that runs during the body of `serving`."""
-
-    _popen: Popen[bytes]
-    _reader: Thread
-    _output: bytearray
-
-    def has_ended(self) -> bool:
-        """Whether it has ended by itself."""
-        return self._popen.poll() is not None
-
-    def said(self) -> str:
-        """The last 64 KiB of its stderr so far; complete once it has ended."""
-        if self.has_ended():
-            self._reader.join(0.5)
-        return self._output.decode(errors="replace")
-
-
-@contextmanager
-def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
-    """Run a program during the body, and end it afterwards. It gets SIGTERM if we are killed.
-
-    Raises OSError if no process can be started. A missing program counts as one that has ended.
-    """
-    output, started = bytearray(), SimpleQueue[Popen[bytes] | Exception]()
-
-    def start_and_wait() -> None:
-        # PR_SET_PDEATHSIG refers to the thread that starts the child, so that thread must stay.
-        try:
-            child = spawn((*_DIES_WITH_US, *command), {}, DEVNULL, PIPE)
-        except Exception as error:  # noqa: BLE001 - raised again in the calling thread
-            started.put(error)
-        else:
-            started.put(child)
-            child.wait()
-
-    with ExitStack() as stack:
-        with shielded():
-            Thread(target=start_and_wait, daemon=True).start()
-            child = started.get()
-            if isinstance(child, Exception):
-                raise child
-            stack.callback(_end, child, None)
-            stderr_reader = _attend(child, b"", output)
-            stack.callback(stderr_reader.join, 0.5)
-        yield RunningProgram(child, stderr_reader, output)
 
 
 @dataclass(frozen=True, slots=True)
