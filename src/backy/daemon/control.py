@@ -23,6 +23,7 @@ from backy.model.answers import JobReply, Pools, PromisesReply, ReloadReply, Sta
 from backy.model.messages import error_event
 from backy.monitoring.overview import promised
 from backy.system import folders
+from backy.system.sockets import refuse_living
 from backy.units import KiB
 
 _LONGEST_REQUEST = 64 * KiB
@@ -36,7 +37,7 @@ Answer = Callable[[Mapping[str, object]], Awaitable[Mapping[str, object]]]
 async def listening(path: Path, answer: Answer) -> AsyncIterator[None]:
     """Answer requests at `path` during the body; `answer` raises BackyError only.
 
-    Raises ConfigError if no socket can be made there.
+    Raises ConfigError if somebody listens there, or no socket can be made.
     """
     clients: dict[asyncio.StreamWriter, None] = {}
 
@@ -59,6 +60,7 @@ async def listening(path: Path, answer: Answer) -> AsyncIterator[None]:
 
     try:
         folders.make_folder(path.parent)
+        refuse_living(path)
         folders.remove_socket(path)
         server = await asyncio.start_unix_server(serve, path, limit=_LONGEST_REQUEST)
         folders.allow(path, 0o600)
