@@ -50,10 +50,12 @@ async def listening(path: Path, answer: Answer) -> AsyncIterator[None]:
         writer.transport.set_write_buffer_limits(0)  # so `drain` waits until all of it is taken
         try:
             with suppress(OSError):  # the client hung up, or is silent
-                line = await _read_request(reader)
-                if line is not None:
-                    writer.write(json.dumps(await _reply(line, answer)).encode() + b"\n")
-                    await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
+                try:
+                    line = await asyncio.wait_for(reader.readline(), _TIMEOUT_SECONDS)
+                except ValueError:  # longer than any request
+                    return
+                writer.write(json.dumps(await _reply(line, answer)).encode() + b"\n")
+                await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
         finally:
             clients.pop(writer, None)
             writer.transport.abort()
@@ -73,14 +75,6 @@ async def listening(path: Path, answer: Answer) -> AsyncIterator[None]:
         server.close()
         with suppress(OSError):
             folders.remove_socket(path)
-
-
-async def _read_request(reader: asyncio.StreamReader) -> bytes | None:
-    """A line; None if it is longer than any request."""
-    try:
-        return await asyncio.wait_for(reader.readline(), _TIMEOUT_SECONDS)
-    except ValueError:
-        return None
 
 
 async def _reply(line: bytes, answer: Answer) -> Mapping[str, object]:
