@@ -27,8 +27,6 @@ DOORS = {
     "system/folders.py": FILES,
     "system/async_process.py": PROGRAMS,
     "system/guard.py": PROGRAMS,
-    "system/last_resort.py": PROGRAMS,
-    "system/library_signals.py": PROGRAMS,
     "system/priority.py": PROGRAMS,
     "system/process.py": PROGRAMS,
     "system/serving.py": PROGRAMS,

@@ -244,8 +244,8 @@ class Hasty(Configured):
     PROGRAM = """if True:
         import sys
         from backy.cli import main
-        from backy.system import last_resort
-        last_resort._END_SECONDS = 1
+        from backy.system import signals
+        signals._END_SECONDS = 1
         sys.exit(main())
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backy.config.loader import load
-from backy.daemon.observe import observe
+from backy.daemon.state import Setup, observe
 from backy.model.revision import Revision, id_for, time_of
 from backy.operations.backup import backup
 from backy.repository import status, trash
@@ -111,8 +111,8 @@ def test_what_was_made_while_the_clock_was_ahead_has_its_place_in_ranges(server:
 def test_the_daemon_plans_by_what_is_not_ahead(server: Server) -> None:
     (old,) = server.revisions("vm1")
     at(server, now() + YEAR, SMALL[2])
-    config = load(server.path, open_source).config
-    seen, summary = observe(server.base, "vm1", config.jobs["vm1"], config.intervals("vm1"), now())
+    setup = Setup(load(server.path, open_source).config, server.base, now())
+    seen, summary = observe(setup, "vm1", now())
     assert summary.newest
     assert (summary.newest.id, summary.ahead) == (old, 1)
     assert (seen.newest, seen.last_by_tag) == (time_of(old), {"daily": time_of(old)})
@@ -145,11 +145,10 @@ def test_a_purge_finds_what_was_removed_while_the_clock_was_ahead(server: Server
     server.ok("remove", "vm1", "-r", second)
     for number, batch in enumerate(sorted(batches.iterdir())):
         batch.rename(batch.with_name(id_for(now() + YEAR + timedelta(hours=number), "aaaa")))
-    config = load(server.path, open_source).config
+    setup = Setup(load(server.path, open_source).config, server.base, now())
 
     def due() -> datetime:
-        job, schedule = config.jobs["vm1"], config.intervals("vm1")
-        return observe(server.base, "vm1", job, schedule, now())[0].due["purge"]
+        return observe(setup, "vm1", now())[0].due["purge"]
 
     assert due() <= now(), "it is dated right at once"
     assert trash.purge(repository, 3600).kept == (first, second), "their age is unknown"

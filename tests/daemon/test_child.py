@@ -10,7 +10,7 @@ import pytest
 
 from backy.daemon import child
 from backy.daemon.child import ChildCommand
-from backy.system.async_process import Priority
+from backy.system.priority import Priority
 from tests.cli.runner import environment
 from tests.daemon.machine import Server
 

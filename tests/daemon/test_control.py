@@ -17,7 +17,7 @@ import pytest
 from backy import errors
 from backy.clients import daemon_client
 from backy.daemon import control
-from backy.errors import BackyError, SourceError, StoreError
+from backy.errors import BackyError, ConfigError, SourceError, StoreError
 from backy.model.answers import DaemonRequest
 from backy.model.messages import ERRORS, error_event, error_from
 
@@ -34,11 +34,10 @@ def daemon(path: Path, answer: Callable[[Reply], Reply]) -> Iterator[None]:
         return answer(request)
 
     async def serve() -> None:
-        server = await control.listen(path, reply)
-        loops.append((asyncio.get_running_loop(), end := asyncio.Event()))
-        ready.set()
-        await end.wait()
-        await control.close(server, path)
+        async with control.listening(path, reply):
+            loops.append((asyncio.get_running_loop(), end := asyncio.Event()))
+            ready.set()
+            await end.wait()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
@@ -127,6 +126,23 @@ def test_what_answers_something_else_is_an_error_of_the_daemon(
             daemon_client.status(path)
         thread.join()
     assert "journalctl" in caught.value.hint
+
+
+def test_the_socket_of_a_daemon_that_runs_is_not_taken_away(tmp_path: Path) -> None:
+    """It may have another base directory."""
+    path = tmp_path / "socket"
+
+    async def take() -> None:
+        async with control.listening(path, no_answer):
+            pytest.fail("it was taken away")
+
+    async def no_answer(_: Reply) -> Reply:
+        return {}
+
+    with daemon(path, lambda _: {"all": "well"}):
+        with pytest.raises(ConfigError, match="another server listens there"):
+            asyncio.run(take())
+        assert talk(path, b"{}\n") == {"all": "well"}
 
 
 def idle(path: Path) -> socket.socket:

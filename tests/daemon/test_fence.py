@@ -15,9 +15,9 @@ import pytest
 
 from backy.config.settings import Interval, Job, Schedule
 from backy.daemon.daemon import Daemon
-from backy.daemon.fence import Fence
 from backy.daemon.log import open_log
 from backy.daemon.planner import Observation, Planner
+from backy.daemon.state import Fence
 from backy.daemon.tasks import VERBS, Situation, Task, Verb
 from tests.daemon.machine import Server
 from tests.daemon.test_daemon import OFTEN, runs_on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,16 +14,16 @@ import pytest
 
 from backy.config.settings import Config
 from backy.daemon.child import ChildCommand, Event
+from backy.daemon.control import Requests
 from backy.daemon.log import open_log
 from backy.daemon.planner import Observation
-from backy.daemon.requests import Requests
 from backy.daemon.runner import TaskRunner
 from backy.daemon.state import DaemonState, Setup
 from backy.daemon.tasks import FAST, Task
 from backy.errors import BackyError
 from backy.monitoring.health import Judge, Promise, Server
 from backy.monitoring.space import Space
-from backy.system.async_process import Priority
+from backy.system.priority import Priority
 
 CONFIG = Config.model_validate(
     {
@@ -87,7 +87,7 @@ def test_what_has_taken_half_of_its_time_is_told_to_the_check(state: DaemonState
     """With what a backup has dealt with, its time grows."""
     child = state.children["vm1"] = ChildCommand([], {})
     state.planner.running["vm1"] = Task("vm1", "backup", datetime.now(UTC), FAST)
-    requests = Requests(state, open_log(as_json=True), no_reload, no_observation, lambda: None)
+    requests = Requests(state, open_log(as_json=True), no_reload)
 
     def told() -> Mapping[str, str]:
         reply = asyncio.run(requests.answer({"do": "promises"}))
@@ -112,8 +112,11 @@ async def no_reload() -> str:
     raise ZeroDivisionError
 
 
-async def no_observation(_: str) -> None:
-    raise KeyError
+class Blind(DaemonState):
+    """Cannot look at a job."""
+
+    async def look_at(self, jobs: Iterable[str]) -> None:
+        raise KeyError
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_a_bug_in_an_answer_is_logged_with_its_traceback_and_told(
     state: DaemonState, capsys: pytest.CaptureFixture[str], request_: Mapping[str, Any]
 ) -> None:
     log = open_log(as_json=True)
-    requests = Requests(state, log, no_reload, no_observation, lambda: None)
+    requests = Requests(Blind(state.setup, state.planner), log, no_reload)
     with pytest.raises(BackyError, match="the daemon has a bug") as caught:
         asyncio.run(requests.answer(request_))
     assert "journalctl" in caught.value.hint

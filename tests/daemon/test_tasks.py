@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from backy.config.loader import load
 from backy.config.settings import Interval, Job, Schedule
-from backy.daemon.observe import observe
 from backy.daemon.planner import Observation, Planner
+from backy.daemon.state import Setup, observe
 from backy.daemon.tasks import BACKUP, FAST, SLOW, VERBS, Rank, Situation, Task, Verb
 from backy.model.revision import Consistency, Revision, id_for
 from backy.repository.status import Status
+from backy.sources import open_source
 from tests.daemon.machine import Server
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -61,9 +63,9 @@ def test_a_row_more_in_the_table_is_a_task_more_that_is_planned() -> None:
     assert list(made.take(NOW)) == []
     (task,) = made.take(SOON)
     assert task == Task("vm1", "drill", SOON, SLOW)
-    assert made.in_use(SLOW) == 1
+    assert made.use(SLOW)["in_use"] == 1
     made.finish("vm1")
-    assert made.in_use(SLOW) == 0
+    assert made.use(SLOW)["in_use"] == 0
 
 
 def test_its_command_has_the_options_of_its_row() -> None:
@@ -76,11 +78,12 @@ def test_it_is_due_when_its_row_says_so(tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.job("vm1")
     verbs = {**VERBS, "drill": DRILL}
-    before, _ = observe(server.base, "vm1", job(), TAGS, NOW, verbs=verbs)
+    setup = Setup(load(server.path, open_source).config, server.base, NOW)
+    before, _ = observe(setup, "vm1", NOW, verbs)
     assert dict(before.due) == {}
     server.ok("backup", "vm1")
     now = datetime.now(UTC)
-    after, summary = observe(server.base, "vm1", job(), TAGS, now, verbs=verbs)
+    after, summary = observe(setup, "vm1", now, verbs)
     assert summary.newest
     assert after.due["drill"] == summary.newest.time + DAY
 

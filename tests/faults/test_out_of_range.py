@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 
 from backy.config.loader import load
-from backy.daemon.observe import observe
 from backy.daemon.planner import Planner
-from backy.daemon.state import DaemonState, Setup, overviews, samples
+from backy.daemon.state import DaemonState, Setup, observe, overviews, samples
 from backy.errors import BackyError
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import space
@@ -199,8 +198,7 @@ def test_no_impossible_value_stops_what_judges_all_jobs(
     for case in cases(server.base, file):
         with case.spoils(spoilt.base):
             for job in JOBS:
-                settings, schedule = config.jobs[job], config.intervals(job)
-                seen, state.summaries[job] = observe(spoilt.base, job, settings, schedule, now)
+                seen, state.summaries[job] = observe(state.setup, job, now)
                 state.planner.update(job, seen, now)
             rows = list(overviews(state, now))
             json.dumps(rows, allow_nan=False)

@@ -14,7 +14,7 @@ from backy.errors import TargetError
 from backy.operations.restore import RestoreOptions, restore_job
 from backy.operations.site import Site
 from backy.system import files
-from backy.system.image_locks import is_open_in_qemu
+from backy.system.folders import is_open_in_qemu
 from backy.targets import open_target
 from backy.targets.formats import backing_files, format_of
 from backy.units import KiB, MiB

@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,13 +38,11 @@ def outside(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Place]:
+def root(tmp_path: Path) -> Place:
     folder = tmp_path / "root"
     (folder / "a" / "b").mkdir(parents=True)
     (folder / "a" / "b" / "file").write_text("content")
-    opened = Root(folder)
-    yield Place(opened)
-    opened.close()
+    return Place.at(folder)
 
 
 def read(place: Place) -> bytes:
@@ -145,10 +143,9 @@ def test_a_folder_that_is_exchanged_with_a_link_all_the_time_never_leads_out(
     assert seen <= {b"content"}
 
 
-def test_a_root_that_is_closed_gives_its_descriptor_back(root: Place) -> None:
-    before = descriptors()
-    read(root / "a" / "b" / "file")
+def test_a_root_that_nobody_uses_any_more_gives_its_descriptor_back(root: Place) -> None:
+    before, own = descriptors(), Place.at(root.path)
+    assert read(own / "a" / "b" / "file") == b"content"
     assert descriptors() == before + 1
-    root.root.close()
+    del own
     assert descriptors() == before
-    assert read(root / "a" / "b" / "file") == b"content"

@@ -47,20 +47,16 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
     if not problems:
         lines = [f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"]
     lines += [visible(f"warning: {each}") for each in odd]
-    unknown = "only a backup can tell what its program gives"
-    for look in looks:
-        found = look.error or ", ".join(look.disks) or unknown
-        lines.append(visible(f"source of {look.job}: {found}"))
-    looked = [LookedSource(job=each.job, disks=[*each.disks], error=each.error) for each in looks]
+    lines += [visible(f"source of {look['job']}: {_found(look)}") for look in looks]
     errors, hints = [*map(_record, problems)], [*map(_record, odd)]
     content = ConfigCheckAnswer(
-        file=str(path), jobs=count, problems=errors, warnings=hints, sources=looked
+        file=str(path), jobs=count, problems=errors, warnings=hints, sources=looks
     )
     answer(as_json, content, lines)
     if problems:
         what = counted(len(problems), "problem")
         raise ConfigError(f"{path}: {what}", "A running daemon keeps the jobs it has.")
-    if failed := [look.job for look in looks if look.error]:
+    if failed := [look["job"] for look in looks if look["error"]]:
         why = f"sources that cannot be opened: {listed(failed, 'job')}"
         raise SourceError(why, "Their backups would fail now; the lines above say why.")
 
@@ -68,6 +64,11 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
 def _record(problem: Problem) -> ConfigProblem:
     file, line, key = str(problem.path), problem.line, problem.key
     return ConfigProblem(file=file, line=line, key=key, message=str(problem))
+
+
+def _found(look: LookedSource) -> str:
+    disks = ", ".join(look["disks"]) or "only a backup can tell what its program gives"
+    return look["error"] or disks
 
 
 @config.command(epilog="Example: backy config show --job vm1")

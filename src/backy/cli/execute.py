@@ -11,7 +11,6 @@ from backy.cli.app import program
 from backy.cli.commands import COMMANDS
 from backy.errors import BackyError, CancelledError, OutputError, UsageError, visible
 from backy.system import signals, standard_streams
-from backy.system.last_resort import ends_in_time
 
 _UNKNOWN = 3  # exit code UNKNOWN of Nagios plug-ins
 
@@ -20,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments` and return its exit code."""
     is_check = next(filter(COMMANDS.__contains__, arguments), "") == "check"
     as_json = "--json" in arguments
-    with ends_in_time(lambda: _say_last(as_json=as_json)):
+    with signals.ends_in_time(lambda: _say_last(as_json=as_json)):
         try:
             with signals.cancellable():
                 code = _call(arguments)

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from backy.model.answers import JobOverview
 from backy.model.messages import ProgressEvent
-from backy.system.async_process import Priority, start
+from backy.system.async_process import start
+from backy.system.priority import Priority
 from backy.units import MiB
 
 _LONGEST_EVENT = 4 * MiB  # a revision.json has 1 MiB at most
@@ -48,10 +49,11 @@ class ChildCommand:
         `hear` gets each event but those of progress. If `hear` raises, it gets no more events,
         and the error is raised once the command has ended. Raises OSError if it cannot be started.
         """
-        child = await start(
-            self._command, self._environment, priority, self._settings, _LONGEST_EVENT
+        self._process = child = await start(
+            self._command, self._environment, self._settings, _LONGEST_EVENT
         )
-        self._process = child
+        with suppress(OSError):  # it may have ended already
+            priority.give(child.pid)
         if self._is_cancelled:
             self.cancel()
         bug, _ = await asyncio.gather(self._read_output(child, hear), self._read_errors(child))
@@ -115,8 +117,10 @@ class ChildCommand:
             with suppress(ProcessLookupError):
                 self._process.terminate()
 
-    def kill(self) -> None:
-        """End it at once. The next backup clears away what is left of its draft."""
+    async def end(self) -> None:
+        """As `cancel`; kill it after a minute. The next backup clears away what its draft left."""
+        self.cancel()
+        await asyncio.sleep(CANCEL_SECONDS)
         if self._process:
             with suppress(ProcessLookupError):
                 self._process.kill()

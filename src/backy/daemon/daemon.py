@@ -18,21 +18,16 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from backy.config.loader import load
-from backy.config.settings import Job
 from backy.daemon import control
-from backy.daemon.child import CANCEL_SECONDS, ChildCommand
-from backy.daemon.fence import Fence
-from backy.daemon.observe import observe
-from backy.daemon.requests import Requests
+from backy.daemon.child import CANCEL_SECONDS
 from backy.daemon.runner import TaskRunner
-from backy.daemon.state import DaemonState, Setup, samples
+from backy.daemon.state import DaemonState, Fence, Setup, samples
 from backy.daemon.systemd import notify, watchdog_seconds
 from backy.daemon.tasks import Task
 from backy.errors import BackyError, BusyError, ConfigError, StoreError, translated
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import record_space
 from backy.repository.base import mark_base, require_base
-from backy.repository.summary import Summary, fingerprint
 from backy.sources import open_source
 from backy.system import folders
 from backy.system.async_process import on_signals
@@ -57,7 +52,6 @@ class Daemon:
         self._runner = TaskRunner(self._state, log)
         self._metrics = Metrics(partial(samples, self._state))
         self._others: set[asyncio.Task[None]] = set()
-        self._news = asyncio.Event()
 
     def _load(self) -> Setup:
         loaded = load(self._path, open_source)
@@ -72,24 +66,21 @@ class Daemon:
         StoreError if the base directory cannot be used.
         """
         setup = self._state.setup
-        requests = Requests(
-            self._state, self._log, self._reload, lambda job: self._observe([job]), self._news.set
-        )
+        requests = control.Requests(self._state, self._log, self._reload)
         async with AsyncExitStack() as stack:
             is_strict = setup.config.global_.base_dir_must_be_mounted
             (require_base if is_strict else mark_base)(setup.base)
             _lock(setup.base, stack)
-            server = await control.listen(setup.config.global_.socket, requests.answer)
-            stack.push_async_callback(control.close, server, setup.config.global_.socket)
+            listening = control.listening(setup.config.global_.socket, requests.answer)
+            await stack.enter_async_context(listening)
             if setup.config.global_.metrics_listen:
                 stack.enter_context(self._metrics.served(setup.config.global_.metrics_listen))
-            loop = asyncio.get_running_loop()
-            on_signals(loop, reload=lambda: self._spawn(self._reload()), stop=self._stop)
+            on_signals(reload=lambda: self._spawn(self._reload()), stop=self._stop)
             notify("READY=1")
             self._log.info("daemon started", jobs=len(setup.config.jobs), base=str(setup.base))
             if setup.problem:
                 self._log.error("jobs left out", problem=setup.problem)
-            self._spawn(self._keep_house(self._configure()))
+            self._spawn(self._keep_house(self._state.configure()))
             await self._loop()
         self._log.info("daemon stopped")
 
@@ -99,48 +90,6 @@ class Daemon:
         self._others.add(task)
         task.add_done_callback(self._others.discard)
 
-    def _configure(self) -> list[str]:
-        """Plan the configured jobs; give those that must be observed."""
-        config = self._state.setup.config
-        planner = self._state.planner
-        planner.slots, planner.limits = config.global_.worker_limit, config.limits
-        for job in self._state.summaries.keys() - config.jobs.keys():
-            del self._state.summaries[job]
-            self._state.fingerprints.pop(job, None)
-            self._state.fence.forget(job)
-        jobs = {job: (settings, config.intervals(job)) for job, settings in config.jobs.items()}
-        return planner.configure(jobs, datetime.now(UTC))
-
-    async def _observe(self, jobs: Iterable[str]) -> None:
-        """Look into repositories, and plan their jobs again; a bug stops only that job's part.
-
-        What cannot be looked at is planned as if it had no history, so that it is backed up.
-        """
-        fence = self._state.fence
-        for job in jobs:
-            if settings := self._state.setup.config.jobs.get(job):
-                with fence.around(job, "look"):
-                    await self._look(job, settings)
-                with fence.around(job, "plan"):
-                    if fence.has(job, "look"):
-                        self._state.summaries.setdefault(job, Summary(job))
-                        self._state.planner.update(job, None, datetime.now(UTC))
-                self._news.set()
-
-    async def _look(self, job: str, settings: Job) -> None:
-        """Look into a repository, and plan its job again."""
-        setup = self._state.setup
-        schedule = setup.config.intervals(job)
-        before = fingerprint(setup.base, job)
-        now, verbs = datetime.now(UTC), self._state.planner.verbs
-        observation, summary = await asyncio.to_thread(
-            observe, setup.base, job, settings, schedule, now, verbs=verbs
-        )
-        if job in self._state.setup.config.jobs:  # still
-            self._state.summaries[job] = summary
-            self._state.fingerprints[job] = before
-        self._state.planner.update(job, observation, datetime.now(UTC))
-
     async def _loop(self) -> None:
         """Start what is due; wait for news, for the next due time, or to show systemd life."""
         longest = min(_LONGEST_SLEEP, watchdog_seconds() or _LONGEST_SLEEP)
@@ -148,29 +97,29 @@ class Daemon:
         clock = time.time() - time.monotonic()
         while not self._state.is_stopping or self._state.children:
             notify("WATCHDOG=1")
-            self._news.clear()
+            self._state.news.clear()
             set_by = time.time() - time.monotonic() - clock
             now = datetime.now(UTC)
             if abs(set_by) > _CLOCK_STEP:
                 self._log.warning("the clock was set", seconds=round(set_by))
                 clock += set_by
                 planner.replan(now, self._state.fence.around)
-                self._spawn(self._observe(list(self._state.setup.config.jobs)))
+                self._spawn(self._state.look_at(list(self._state.setup.config.jobs)))
             for task in [] if self._state.is_stopping else list(planner.take(now)):
                 self._metrics.observe_wait((now - task.due).total_seconds())
                 self._spawn(self._run(task))
             wake = planner.wake()
             wait = (wake - now).total_seconds() if wake and not self._state.is_stopping else longest
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), min(max(wait, 0), longest))
+                await asyncio.wait_for(self._state.news.wait(), min(max(wait, 0), longest))
 
     async def _run(self, task: Task) -> None:
         """See a command through to its end, and plan the next task of its job."""
         with self._state.fence.around(task.job, task.verb):
             await self._runner.run(task)
-        await self._observe([task.job])
+        await self._state.look_at([task.job])
         self._state.planner.finish(task.job)
-        self._news.set()
+        self._state.news.set()
 
     def _stop(self) -> None:
         """Start nothing more and wait for what runs; if asked again, do not wait."""
@@ -181,16 +130,14 @@ class Daemon:
         self._state.is_stopping = True
         self._log.info("stopping", running=len(self._state.children))
         self._spawn(self._wind_down())
-        self._news.set()
+        self._state.news.set()
 
     async def _wind_down(self) -> None:
         """Give what runs its time; then cancel it, and kill it in the end."""
         limit = self._state.setup.config.global_.stop_timeout
         notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={(limit + 2 * CANCEL_SECONDS) * 10**6}")
-        for seconds, end in ((limit, ChildCommand.cancel), (CANCEL_SECONDS, ChildCommand.kill)):
-            await asyncio.sleep(seconds)
-            for child in self._state.children.values():
-                end(child)
+        await asyncio.sleep(limit)
+        await asyncio.gather(*(child.end() for child in self._state.children.values()))
 
     async def _reload(self) -> str:
         """Use the files' configuration from now on, unless it has a problem; give the problem."""
@@ -206,9 +153,9 @@ class Daemon:
             self._log.error("not reloaded: the configuration is broken", problem=new.problem)
             return new.problem
         self._state.setup = new
-        changed = self._configure()
+        changed = self._state.configure()
         self._log.info("reloaded", jobs=len(new.config.jobs), changed=len(changed))
-        await self._observe(changed)
+        await self._state.look_at(changed)
         return ""
 
     async def _keep_house(self, jobs: Iterable[str]) -> None:
@@ -217,10 +164,10 @@ class Daemon:
         Each time record the free space, and write the metrics for node_exporter.
         """
         while True:
-            await self._observe(jobs)
+            await self._state.look_at(jobs)
             await _logged(asyncio.to_thread(self._write), self._log)
             await asyncio.sleep(_HOUSEKEEPING)
-            jobs = await asyncio.to_thread(self._changed)
+            jobs = await asyncio.to_thread(self._state.changed)
 
     def _write(self) -> None:
         try:
@@ -230,15 +177,6 @@ class Daemon:
                 self._metrics.write(path)
         except BackyError as error:
             self._log.error("not written", error=error.message)
-
-    def _changed(self) -> list[str]:
-        """The jobs whose repositories changed since they were observed, or could not be."""
-        base, fence = self._state.setup.base, self._state.fence
-        return [
-            job
-            for job in list(self._state.setup.config.jobs)
-            if self._state.fingerprints.get(job) != fingerprint(base, job) or fence.has(job, "look")
-        ]
 
 
 def _lock(base: Path, stack: AsyncExitStack) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from functools import partial
-from typing import TextIO
 
 import structlog
 from structlog import processors
@@ -22,12 +20,13 @@ def open_log(*, as_json: bool) -> FilteringBoundLogger:
     """A logger that writes lines such as `event='finished' job='vm1' verb='backup'`.
 
     The journal takes the level from a prefix, and adds the time itself; elsewhere a line has both,
-    as JSON always has.
+    as JSON always has. Standard error ignores what a full disk or a lost reader says to a line: see
+    `standard_streams.protect`.
     """
     in_journal = is_journal()
     render = _JSON if as_json else _TEXT
     return structlog.wrap_logger(  # type: ignore[no-any-return]
-        structlog.WriteLogger(_Tolerant(sys.stderr)),  # type: ignore[arg-type]
+        structlog.WriteLogger(sys.stderr),
         processors=[
             processors.add_log_level,
             *([] if in_journal and not as_json else [processors.TimeStamper(fmt="iso", utc=True)]),
@@ -36,21 +35,6 @@ def open_log(*, as_json: bool) -> FilteringBoundLogger:
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
     )
-
-
-class _Tolerant:
-    """A stream that ignores write errors: a full disk or a lost reader must not stop backups."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        with suppress(OSError):
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
 
 
 def _journal_line(render: Processor, logger: WrappedLogger, method: str, event: EventDict) -> str:

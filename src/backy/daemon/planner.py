@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 
 from backy.config.settings import Job, Schedule
 from backy.daemon.tasks import FAST, SLOW, VERBS, Rank, Task, Verb
+from backy.model.answers import PoolUse
 from backy.policy import schedule
 from backy.repository.status import Status
 
@@ -109,26 +110,19 @@ class Planner:
         plan.interval = min(rule.interval for rule in plan.tags.values())
         newest = observation.newest
         plan.expected = newest.timestamp() + plan.interval if newest else plan.since.timestamp()
-        plan.next = None if observation.status.paused else self._next_run(plan, now)
+        run = plan.next = None if observation.status.paused else self._next_run(plan, now)
         for verb in self.verbs:
             task = self.waiting.get((job, verb))
             if task and not task.is_by_hand:
                 del self.waiting[job, verb]
-        for verb, due in self._due_times(plan):
-            time = max(due, plan.not_before.get(verb, due))
-            heapq.heappush(self._heap, (time, plan.serial, job, verb))
+        for verb, row in self.verbs.items():
+            due = observation.due.get(verb) if row.due else run and run.time
+            if run and due:
+                time = max(due, plan.not_before.get(verb, due))
+                heapq.heappush(self._heap, (time, plan.serial, job, verb))
         if len(self._heap) > _LARGEST_HEAP * len(self._plans):
             self._heap = [entry for entry in self._heap if self._is_current(entry)]
             heapq.heapify(self._heap)
-
-    def _due_times(self, plan: _Plan) -> Iterator[tuple[str, datetime]]:
-        if not plan.next:
-            return
-        for name, verb in self.verbs.items():
-            if not verb.due:
-                yield name, plan.next.time
-            elif name in plan.observation.due:
-                yield name, plan.observation.due[name]
 
     def _is_current(self, entry: _Entry) -> bool:
         plan = self._plans.get(entry[2])
@@ -152,10 +146,9 @@ class Planner:
 
     def request(self, job: str, verb: str, now: datetime) -> bool:
         """Have a task start before all others, even if the job is paused; False without the job."""
-        plan = self._plans.get(job)
-        if plan:
-            self.waiting[job, verb] = self._task(plan, job, verb, now, is_by_hand=True)
-        return plan is not None
+        if job in self._plans:
+            self.waiting[job, verb] = self._task(job, verb, now, is_by_hand=True)
+        return job in self._plans
 
     def replan(self, now: datetime, around: Around) -> None:
         """Plan all jobs again, because the clock was set; the work for each is `around` it."""
@@ -175,9 +168,8 @@ class Planner:
             entry = heapq.heappop(self._heap)
             if self._is_current(entry):
                 due, _, job, verb = entry
-                task = self._task(self._plans[job], job, verb, due)
-                self.waiting.setdefault((job, verb), task)
-        free = {pool: self.slots - self.in_use(pool) for pool in (FAST, SLOW)}
+                self.waiting.setdefault((job, verb), self._task(job, verb, due))
+        free = {pool: self.slots - self.use(pool)["in_use"] for pool in (FAST, SLOW)}
         if not self.waiting or not any(free.values()):
             return
         used = Counter(limit for task in self.running.values() for limit in self._limits(task))
@@ -190,10 +182,8 @@ class Planner:
                 used.update(self._limits(task))
                 yield task
 
-    def _task(
-        self, plan: _Plan, job: str, verb: str, due: datetime, *, is_by_hand: bool = False
-    ) -> Task:
-        row = self.verbs[verb]
+    def _task(self, job: str, verb: str, due: datetime, *, is_by_hand: bool = False) -> Task:
+        plan, row = self._plans[job], self.verbs[verb]
         tags = frozenset[str]()
         if not row.due:
             tags = plan.next.tags if plan.next else self._next_run(plan, due).tags
@@ -228,9 +218,13 @@ class Planner:
         """How long the longest of the kept backups of a job took, in seconds."""
         return plan.observation.slowest if (plan := self._plans.get(job)) else 0
 
-    def in_use(self, pool: str) -> int:
-        """How many slots of a pool are in use."""
-        return sum(task.pool == pool for task in list(self.running.values()))
+    def use(self, pool: str) -> PoolUse:
+        """How full a pool is."""
+        running, waiting = (
+            sum(task.pool == pool for task in list(tasks.values()))
+            for tasks in (self.running, self.waiting)
+        )
+        return PoolUse(slots=self.slots, in_use=running, queued=waiting)
 
     def next_run(self, job: str) -> schedule.Run | None:
         """When a job is backed up next, with which tags; None if it is paused or unknown."""

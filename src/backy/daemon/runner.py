@@ -9,13 +9,13 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from backy.daemon.child import CANCEL_SECONDS, LONGEST_TEXT, ChildCommand, Event
+from backy.daemon.child import LONGEST_TEXT, ChildCommand, Event
 from backy.daemon.state import DaemonState
 from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
 from backy.repository import backup_status, status
 from backy.repository.base import require_base
-from backy.system.async_process import Priority
+from backy.system.priority import Priority
 from backy.units import format_duration
 
 _BUSY = timedelta(minutes=2)  # until a task is tried again whose repository was locked
@@ -76,9 +76,7 @@ class TaskRunner:
             await asyncio.sleep(left)
             left = self.state.allowed_seconds(task, child) - child.seconds
         child.is_too_slow = True
-        child.cancel()
-        await asyncio.sleep(CANCEL_SECONDS)
-        child.kill()
+        await child.end()
 
     def _postpone(self, task: Task, wait: timedelta) -> None:
         self.state.planner.postpone(task.job, task.verb, datetime.now(UTC) + wait)
@@ -116,24 +114,20 @@ class _Events:
 
     def __call__(self, event: Event) -> None:
         self.count += 1
-        if self.count <= _MOST_EVENTS or event.get("event") == "finished":
-            _log_event(self.log, event)
-
-
-def _log_event(log: FilteringBoundLogger, event: Event) -> None:
-    """Log an event of a command."""
-    kind, message = event.get("event"), str(event.get("message", ""))[:LONGEST_TEXT]
-    if kind == "finished":
-        shown = {name: value for name, value in event.items() if isinstance(value, (int, float))}
-        if revision := event.get("revision"):
-            disks = revision["disks"].values()
-            shown |= {"revision": revision["id"]}
-            shown |= {name: sum(disk[name] for disk in disks) for name in _SUMMED}
-        log.info("finished", **shown)
-    elif kind == "note":
-        log.info(message)
-    elif kind == "warning":
-        log.warning(message)
-    elif kind == "damage":
-        shown = {name: event[name] for name in event if name not in {"event", "job"}}
-        log.error("damage", **shown)
+        kind, message = event.get("event"), str(event.get("message", ""))[:LONGEST_TEXT]
+        if kind == "finished":
+            facts = {name: each for name, each in event.items() if isinstance(each, (int, float))}
+            if revision := event.get("revision"):
+                disks = revision["disks"].values()
+                facts |= {"revision": revision["id"]}
+                facts |= {name: sum(disk[name] for disk in disks) for name in _SUMMED}
+            self.log.info("finished", **facts)
+        elif self.count > _MOST_EVENTS:
+            return
+        elif kind == "note":
+            self.log.info(message)
+        elif kind == "warning":
+            self.log.warning(message)
+        elif kind == "damage":
+            facts = {name: event[name] for name in event if name not in {"event", "job"}}
+            self.log.error("damage", **facts)

@@ -1,26 +1,34 @@
-"""What the daemon has in memory, and how it shows that."""
+"""What the daemon knows of its jobs, by their repositories and by bugs, and how it shows that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import structlog
+from structlog.typing import FilteringBoundLogger
+
 from backy.config.settings import Config, Scrub
 from backy.daemon.child import ChildCommand
-from backy.daemon.fence import Fence
-from backy.daemon.planner import Planner
-from backy.daemon.tasks import BACKUP, FAST, SLOW, Task
-from backy.errors import StoreError
-from backy.model.answers import JobOverview, Pools, PoolUse
+from backy.daemon.planner import Observation, Planner
+from backy.daemon.tasks import BACKUP, FAST, SLOW, VERBS, Situation, Task, Verb
+from backy.errors import BackyError, NotFoundError, StoreError
+from backy.model.answers import JobOverview
 from backy.model.messages import time_text
+from backy.model.revision import Revision
 from backy.monitoring.metrics import Sample, of_job, of_pool, of_server
 from backy.monitoring.overview import overdue_seconds, overview
 from backy.monitoring.space import space
 from backy.policy.deadline import allowed_seconds
-from backy.repository.summary import Summary
+from backy.policy.retention import dated_by
+from backy.policy.schedule import last_by_tag
+from backy.repository import trash
+from backy.repository.repository import Repository
+from backy.repository.summary import Summary, fingerprint, summarize
 from backy.units import format_duration
 
 _DAY = 86400  # seconds
@@ -36,9 +44,52 @@ class Setup:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Keeps a bug in the work for one job from the work for all others. For all threads.
+
+    It has the bugs that were met: by job and step, until that step works again.
+    """
+
+    log: FilteringBoundLogger = field(default_factory=structlog.get_logger)
+    _bugs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @contextmanager
+    def around(self, job: str, step: str) -> Iterator[None]:
+        """The body is one step of the work for one job; a bug in it ends only the body.
+
+        It is logged with its traceback, but not again while it stays the same.
+        """
+        try:
+            yield
+        except Exception as error:
+            text = f"a bug in backy: {error!r:.200}"
+            if self.has(job, step) != text:
+                self.log.exception("a bug", job=job, step=step)
+            self._bugs.setdefault(job, {})[step] = text
+        else:
+            if job in self._bugs:
+                self._bugs[job].pop(step, None)
+
+    def has(self, job: str, step: str) -> str:
+        """The bug in a step; empty if it worked the last time."""
+        return self._bugs.get(job, {}).get(step, "")
+
+    def bug(self, job: str) -> str:
+        """A bug in any step of a job; empty if all of them worked the last time."""
+        return next(iter([*self._bugs.get(job, {}).values()]), "")
+
+    def forget(self, job: str) -> None:
+        """The job is gone."""
+        self._bugs.pop(job, None)
+
+
 @dataclass(slots=True)
 class DaemonState:
-    """Everything. `summaries` and `fingerprints` have the jobs that were observed."""
+    """Everything. `summaries` and `fingerprints` have the jobs that were looked at.
+
+    `news` is set when there may be something to do.
+    """
 
     setup: Setup
     planner: Planner = field(default_factory=Planner)
@@ -47,6 +98,52 @@ class DaemonState:
     fingerprints: dict[str, tuple[int, ...]] = field(default_factory=dict)
     is_stopping: bool = False
     fence: Fence = field(default_factory=Fence)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def configure(self) -> list[str]:
+        """Plan the configured jobs; give those that must be looked at."""
+        config = self.setup.config
+        self.planner.slots, self.planner.limits = config.global_.worker_limit, config.limits
+        for job in self.summaries.keys() - config.jobs.keys():
+            del self.summaries[job]
+            self.fingerprints.pop(job, None)
+            self.fence.forget(job)
+        jobs = {job: (settings, config.intervals(job)) for job, settings in config.jobs.items()}
+        return self.planner.configure(jobs, datetime.now(UTC))
+
+    def changed(self) -> list[str]:
+        """The jobs whose repositories changed since they were looked at, or could not be."""
+        return [
+            job
+            for job in list(self.setup.config.jobs)
+            if self.fingerprints.get(job) != fingerprint(self.setup.base, job)
+            or self.fence.has(job, "look")
+        ]
+
+    async def look_at(self, jobs: Iterable[str]) -> None:
+        """Look into repositories, and plan their jobs again; a bug stops only that job's part.
+
+        What cannot be looked at is planned as if it had no history, so that it is backed up.
+        """
+        for job in jobs:
+            if job in self.setup.config.jobs:
+                with self.fence.around(job, "look"):
+                    await self._look_at(job)
+                with self.fence.around(job, "plan"):
+                    if self.fence.has(job, "look"):
+                        self.summaries.setdefault(job, Summary(job))
+                        self.planner.update(job, None, datetime.now(UTC))
+                self.news.set()
+
+    async def _look_at(self, job: str) -> None:
+        before, now = fingerprint(self.setup.base, job), datetime.now(UTC)
+        observation, summary = await asyncio.to_thread(
+            observe, self.setup, job, now, self.planner.verbs
+        )
+        if job in self.setup.config.jobs:  # still
+            self.summaries[job] = summary
+            self.fingerprints[job] = before
+        self.planner.update(job, observation, datetime.now(UTC))
 
     def summary(self, job: str) -> Summary:
         """The summary of a job; a bug that was met in the work for the job is its problem."""
@@ -76,6 +173,35 @@ class DaemonState:
                     yield job, f"{task.verb} has been running for {since}, {limit} allowed"
 
 
+def observe(
+    setup: Setup, job: str, now: datetime, verbs: Mapping[str, Verb] = VERBS
+) -> tuple[Observation, Summary]:
+    """Read the history and the status of a configured job, which need not have a repository.
+
+    Never raises BackyError: if something cannot be read, `Summary.problem` says so, and nothing
+    is due because of it.
+    """
+    settings, schedule = setup.config.jobs[job], setup.config.intervals(job)
+    summary = summarize(setup.base, job, now)
+    history: Sequence[Revision] = ()
+    due: dict[str, datetime] = {}
+    try:
+        repository = Repository(setup.base / job)
+        history = repository.history().revisions
+        removed = trash.oldest(repository)
+        situation = Situation(settings, schedule, history, summary.status, removed, now)
+        times = {name: verb.due(situation) for name, verb in verbs.items() if verb.due}
+        due = {name: time for name, time in times.items() if time}
+    except NotFoundError:
+        pass  # never backed up
+    except BackyError as error:
+        summary = replace(summary, problem=error.message)
+    history = dated_by(history, now)
+    newest = history[-1].time if history else None
+    slowest = max((revision.seconds for revision in history), default=0)
+    return Observation(last_by_tag(history), newest, summary.status, due, slowest), summary
+
+
 def overviews(state: DaemonState, now: datetime) -> Iterator[JobOverview]:
     """All jobs, with what the daemon does for each and plans next."""
     waiting = {task.job: task for task in state.planner.waiting.values()}
@@ -94,28 +220,12 @@ def _add_plan(shown: JobOverview, state: DaemonState, waiting: Task | None) -> N
     job = shown["job"]
     if run := state.planner.next_run(job):
         shown |= {"next": time_text(run.time), "tags": sorted(run.tags)}
-    if task := state.planner.running.get(job):
-        _add_task(shown, task)
-        shown["state"] = "running"
-        if child := state.children.get(job):
-            child.describe(shown)
-    elif waiting:
-        _add_task(shown, waiting)
-        shown["state"] = "waiting"
-
-
-def _add_task(shown: JobOverview, task: Task) -> None:
-    shown |= {"verb": task.verb, "pool": task.pool, "due": time_text(task.due)}
-
-
-def pools(state: DaemonState) -> Pools:
-    """How full each pool is."""
-    return Pools(fast=_pool_use(state.planner, FAST), slow=_pool_use(state.planner, SLOW))
-
-
-def _pool_use(planner: Planner, pool: str) -> PoolUse:
-    queued = sum(task.pool == pool for task in list(planner.waiting.values()))
-    return PoolUse(slots=planner.slots, in_use=planner.in_use(pool), queued=queued)
+    running = state.planner.running.get(job)
+    if task := running or waiting:
+        shown |= {"verb": task.verb, "pool": task.pool, "due": time_text(task.due)}
+        shown["state"] = "running" if running else "waiting"
+    if running and (child := state.children.get(job)):
+        child.describe(shown)
 
 
 def samples(state: DaemonState) -> Iterator[Sample]:
@@ -127,8 +237,8 @@ def samples(state: DaemonState) -> Iterator[Sample]:
                 summary = state.summary(name)
                 overdue = overdue_seconds(summary, setup.config.intervals(name), now)
                 yield of_job(summary, overdue, _scrub_overdue_seconds(summary, job.scrub, now), now)
-    yield of_pool(FAST, _pool_use(state.planner, FAST))
-    yield of_pool(SLOW, _pool_use(state.planner, SLOW))
+    yield of_pool(FAST, state.planner.use(FAST))
+    yield of_pool(SLOW, state.planner.use(SLOW))
     left = None
     with suppress(StoreError):
         left = space(setup.base)

@@ -88,16 +88,12 @@ class Verb:
         return [self.name, task.job, *self.options(task, settings, schedule)]
 
 
-def _tags(task: Task, _settings: Job, _schedule: Schedule) -> Sequence[str]:
-    return [part for tag in sorted(task.tags) for part in ("--tag", tag)]
-
-
 def _expire_due(situation: Situation) -> datetime | None:
     settings, now = situation.settings, situation.now
-    if not settings.expire:
-        return None
-    expired = expiries(situation.history, situation.schedule, now, settings.minimum)
-    return now if expired else None
+    is_due = settings.expire and expiries(
+        situation.history, situation.schedule, now, settings.minimum
+    )
+    return now if is_due else None
 
 
 def _purge_due(situation: Situation) -> datetime | None:
@@ -107,26 +103,17 @@ def _purge_due(situation: Situation) -> datetime | None:
     return removed and removed + timedelta(seconds=situation.settings.trash)
 
 
-def _purge_options(_task: Task, settings: Job, _schedule: Schedule) -> Sequence[str]:
-    return ["--older-than", f"{settings.trash}s"]
-
-
 def _scrub_due(situation: Situation) -> datetime | None:
-    scrub = situation.settings.scrub
+    """When to scrub next: soon if the last run left something that is due by then."""
+    scrub, last, now = situation.settings.scrub, situation.status.scrubbed, situation.now
     if not scrub or not situation.history:
         return None
-    return scrub_due(scrub, situation.schedule, situation.status, situation.now)
-
-
-def scrub_due(scrub: Scrub, schedule: Schedule, status: Status, now: datetime) -> datetime:
-    """When to scrub next: soon if the last run left something that is due by then."""
-    last = status.scrubbed
     if not last:
         return now
     within = timedelta(seconds=scrub.within)
     has_more = last.oldest is not None and last.oldest <= last.time - within / 2
-    pause = timedelta(seconds=_scrub_seconds(scrub, schedule)) if has_more else within / _SCRUBS
-    return min(last.time, now) + pause
+    soon = timedelta(seconds=_scrub_seconds(scrub, situation.schedule))
+    return min(last.time, now) + (soon if has_more else within / _SCRUBS)
 
 
 def _scrub_seconds(scrub: Scrub, schedule: Schedule) -> int:
@@ -152,13 +139,17 @@ VERBS: Mapping[str, Verb] = {
             BACKUP,
             Rank.SCHEDULED,
             pool=None,
-            options=_tags,
+            options=lambda task, *_: [part for tag in sorted(task.tags) for part in ("--tag", tag)],
             uses_limits=True,
             retry=_SOON,
             is_counted=True,
         ),
         Verb("expire", due=_expire_due),
-        Verb("purge", due=_purge_due, options=_purge_options),
+        Verb(
+            "purge",
+            due=_purge_due,
+            options=lambda _, settings, *__: ["--older-than", f"{settings.trash}s"],
+        ),
         Verb("scrub", due=_scrub_due, pool=SLOW, options=_scrub_options),
     )
 }

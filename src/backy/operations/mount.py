@@ -15,21 +15,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from backy.errors import (
-    BackyError,
-    ConfigError,
-    NotFoundError,
-    StoreError,
-    TargetError,
-    translated,
-)
-from backy.image.cache import BlockCache, CachedImage
+from backy.errors import BackyError, ConfigError, NotFoundError, StoreError, TargetError, translated
+from backy.image.cache import BlockCache
 from backy.image.progress import Watcher
-from backy.model.extent import Extent, Kind, merge_ranges
+from backy.model.extent import Extent, Kind
 from backy.model.names import is_job
 from backy.model.revision import Revision, is_id
-from backy.operations.heal import StoredDisk, healing
-from backy.operations.healing_image import HealingImage
+from backy.operations.open_disk import OpenDisk, Readers
 from backy.operations.restore import saved_files
 from backy.operations.site import Site
 from backy.repository.listing import jobs
@@ -37,7 +29,7 @@ from backy.repository.repository import Repository
 from backy.stores.data import data_bytes
 from backy.stores.index import Index
 from backy.system import folders, process
-from backy.system.library_signals import left_to_library
+from backy.system.signals import left_to_library
 from backy.units import MiB, TiB
 
 _CACHE = 64 * MiB  # bytes of blocks in memory, of all disks together
@@ -91,17 +83,16 @@ class Tree:
 
     use_ns = True  # times are in nanoseconds
 
-    def __init__(
-        self, site: Site, patterns: Sequence[str], mode: int, cache: BlockCache, watcher: Watcher
-    ) -> None:
+    def __init__(self, readers: Readers, patterns: Sequence[str], mode: int) -> None:
         self.ready: Callable[[], None] = lambda: None  # called when it is mounted
         self.was_mounted = False
-        self.say = lru_cache(_MOST_NOTES)(watcher.warn)  # so nothing is said again and again
-        self._site, self._patterns, self._mode = site, patterns, mode
-        self._cache, self._watcher, self._folder = cache, watcher, Path.cwd()
+        # Nothing is said again and again.
+        self.say = lru_cache(_MOST_NOTES)(readers.watcher.warn)
+        self._readers, self._site, self._folder = readers, readers.site, Path.cwd()
+        self._patterns, self._mode = patterns, mode
         self._files: dict[int, _File] = {}
         self._numbers = count(1)
-        self._opened = lru_cache(_REMEMBERED)(lambda job, _: site.repository(job))
+        self._opened = lru_cache(_REMEMBERED)(lambda job, _: self._site.repository(job))
         self._read_revision = lru_cache(_REMEMBERED)(Repository.revision)
         self._data = lru_cache(_MOST_NOTES)(self._count_data)
 
@@ -155,8 +146,7 @@ class Tree:
             return self._status(stat.S_IFDIR, taken)
         if disk := _disk_called(name, revision):
             return self._status(stat.S_IFREG, taken, revision.disks[disk].size, self._data(path))
-        size = _saved(repository, revision).get(name, -1)
-        if size < 0:
+        if (size := _saved(repository, revision).get(name)) is None:
             raise NotFoundError(f"there is no {name!a}")
         return self._status(stat.S_IFREG, taken, size, size)
 
@@ -183,30 +173,13 @@ class Tree:
         repository, revision, name = self._found(path)
         number = next(self._numbers)
         if disk := _disk_called(name, revision):
-            self._files[number] = self._disk(path, repository, revision, disk)
+            opened = OpenDisk(self._readers, repository, revision, disk, path)
+            extents = partial(_extents, opened.stored.image.index)
+            self._files[number] = _File(opened.size, opened.image.read, extents, opened.close)
         else:
             content = folders.read_file(repository.folder_of(revision) / name, MiB)
             self._files[number] = _content(content)
         return number
-
-    def _disk(self, path: str, repository: Repository, revision: Revision, disk: str) -> _File:
-        with ExitStack() as stack:
-            origins = self._site.origins(repository)
-            healer = stack.enter_context(healing(repository, "mount", origins, self._watcher))
-            stack.enter_context(repository.reading(revision))
-            image = stack.enter_context(repository.store.open(revision, disk))
-            healed = HealingImage(StoredDisk(revision, disk, image), healer, keep_going=False)
-            cached = CachedImage(healed, image.block_size, self._cache)
-            stack.callback(self._tell_healed, path, healed)
-            stack.callback(cached.close)
-            extents = partial(_extents, image.index)
-            return _File(image.size, cached.read, extents, stack.pop_all().close)
-
-    def _tell_healed(self, path: str, image: HealingImage) -> None:
-        for start, length in merge_ranges(image.healed):
-            self.say(
-                f"{path}: bytes {start} to {start + length} were damaged; a good copy was used"
-            )
 
     @_answered
     def read(self, path: str, length: int, offset: int, number: int) -> bytes:
@@ -313,7 +286,8 @@ def mount(
     _check(folder, site.base.resolve())
     process.allow_open_files(8 * _MOST_OPEN)
     with BlockCache(_CACHE) as cache, left_to_library(), ExitStack() as stack:
-        tree = Tree(site, patterns, 0o444 if allow_other else 0o400, cache, watcher)
+        readers = Readers("mount", site, cache, watcher)
+        tree = Tree(readers, patterns, 0o444 if allow_other else 0o400)
         tree.ready = ready
         stack.callback(tree.close)
         try:

@@ -14,7 +14,7 @@ from backy.model.revision import Revision, id_for, whole_seconds
 from backy.operations.restore import RestoredDisk, RestoreOptions, RestoreResult, restore_job
 from backy.operations.site import Site
 from backy.repository.restores import DONE, RestoreRecord, keep_restore
-from backy.system.asker import asker
+from backy.system.process import asker
 from backy.units import counted
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from backy.errors import BackyError, DamagedError, NotFoundError, StoreError
-from backy.image.cache import BlockCache, CachedImage
+from backy.errors import BackyError, NotFoundError, StoreError
+from backy.image.cache import BlockCache
 from backy.image.extent_map import ExtentMap
 from backy.image.progress import Watcher
 from backy.model.extent import Kind
@@ -19,8 +18,7 @@ from backy.model.names import is_job
 from backy.model.revision import Revision, disk_of
 from backy.nbd.server import Server
 from backy.nbd.wire import ALLOCATION, STATE_DIRTY, STATE_HOLE, STATE_ZERO
-from backy.operations.heal import StoredDisk, healing
-from backy.operations.healing_image import HealingImage
+from backy.operations.open_disk import OpenDisk, Readers
 from backy.operations.site import Site
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository, codec_for
@@ -33,7 +31,6 @@ _CHANGED = "backy:changed-since:"
 _ALLOCATED = {Kind.DATA: 0, Kind.ZERO: STATE_HOLE | STATE_ZERO}
 _DIRTY = {Kind.SAME: 0, Kind.DATA: STATE_DIRTY, Kind.ZERO: STATE_DIRTY}
 _MOST_MAPS = 8  # of an export, in 2.3 MiB each
-_MOST_LOST = 10_000  # blocks of an export that are not searched for again
 
 
 def serve_jobs(
@@ -56,13 +53,13 @@ def serve_jobs(
     """
     with ExitStack() as stack:
         cache = stack.enter_context(BlockCache(_CACHE))
-        jobs = ServedJobs(site, words, cache, watcher, stack)
+        jobs = ServedJobs(Readers("serve", site, cache, watcher), words, stack)
         server = Server(jobs, certificates, watcher.warn)
         uris = [_uri(listener, certificates, name) for name in jobs.names(newest=True)]
 
         async def run() -> None:
             serving = asyncio.create_task(server.run(listener))
-            on_signals(asyncio.get_running_loop(), reload=serving.cancel, stop=serving.cancel)
+            on_signals(reload=serving.cancel, stop=serving.cancel)
             on_ready(uris)
             with suppress(asyncio.CancelledError):
                 await serving
@@ -86,18 +83,9 @@ class ServedJobs:
     read. `watcher` hears what is damaged, and what was healed.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        words: Sequence[str],
-        cache: BlockCache,
-        watcher: Watcher,
-        stack: ExitStack,
-    ) -> None:
+    def __init__(self, readers: Readers, words: Sequence[str], stack: ExitStack) -> None:
         """`words` are JOB or JOB@REV. Raises NotFoundError, StoreError."""
-        self.site = site
-        self.cache = cache
-        self.watcher = watcher
+        self.readers = readers
         self._codecs: dict[int, Codec] = {}  # their buffers are shared, too
         self._ids: dict[str, set[str | None]] = {}  # by job; None stands for all of its revisions
         for word in words:
@@ -106,8 +94,8 @@ class ServedJobs:
 
     def _parse(self, word: str, stack: ExitStack) -> tuple[str, str | None]:
         job, separator, spec = word.rpartition("@")
-        if not separator or (is_job(word) and self.site.root(word).exists()):
-            self.site.repository(word)
+        if not separator or (is_job(word) and self.readers.site.root(word).exists()):
+            self.readers.site.repository(word)
             return word, None
         repository = self._repository(job)
         revision = repository.find(spec)
@@ -118,7 +106,7 @@ class ServedJobs:
         def make_codec(settings: Settings) -> Codec:
             return self._codecs.setdefault(settings.level, codec_for(settings))
 
-        return Repository(self.site.root(job), make_codec)
+        return Repository(self.readers.site.root(job), make_codec)
 
     def names(self, *, newest: bool = False) -> Iterator[str]:
         """See Exports. With `newest` only the last revision of each job."""
@@ -126,7 +114,7 @@ class ServedJobs:
             try:
                 history = self._repository(job).history().revisions[::-1]
             except BackyError as error:
-                self.watcher.warn(f"not offered: {error.message}")
+                self.readers.watcher.warn(f"not offered: {error.message}")
                 continue
             history = [each for each in history if not ids.isdisjoint({None, each.id})]
             for revision in history[:1] if newest else history:
@@ -154,68 +142,33 @@ class ServedJobs:
         try:
             return ServedDisk(self, repository, revision, disk)
         except StoreError as error:
-            self.watcher.warn(f"{name} cannot be opened: {error.message}")
+            self.readers.watcher.warn(f"{name} cannot be opened: {error.message}")
             raise
 
 
-class ServedDisk:
+class ServedDisk(OpenDisk):
     """A disk of a revision as an Export. Its damaged blocks are healed, or named in the log."""
 
     def __init__(
         self, served: ServedJobs, repository: Repository, revision: Revision, disk: str
     ) -> None:
-        """Raises DamagedError if its index is damaged, NotFoundError if it is gone."""
-        self._site, self._repository, self._watcher = served.site, repository, served.watcher
-        with ExitStack() as stack:
-            stack.enter_context(repository.reading(revision))
-            opened = stack.enter_context(repository.store.open(revision, disk, may_be_cut=True))
-            self._stored = StoredDisk(revision, disk, opened)
-            self.size, self.extents = opened.size, opened.extents
-            self.image = CachedImage(self, opened.block_size, served.cache)
-            self._stack = stack.pop_all()
-        self._name = f"{repository.name}: {revision.id} {disk}"
+        """See OpenDisk."""
+        name = f"{repository.name}: {revision.id} {disk}"
+        super().__init__(served.readers, repository, revision, disk, name)
         self._maps: dict[str, ExtentMap] = {}
-        self._lost: set[int] = set()
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        """See Export."""
-        self.image.close()
-        self._stack.close()
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """See Image."""
         try:
-            error = self._stored.damage(offset, buffer)
-            if error:
-                self._heal(offset, buffer, error)
+            super().readinto(offset, buffer)
         except StoreError as error:
-            raise type(error)(f"{self._name}: {error.message}", error.hint) from error
-
-    def _heal(self, offset: int, buffer: memoryview, error: StoreError) -> None:
-        # What healing opens is closed at once: it locks all revisions of the job.
-        with self._lock:
-            if offset in self._lost:
-                raise error
-            origins = self._site.origins(self._repository)
-            try:
-                with healing(self._repository, "serve", origins, self._watcher) as healer:
-                    image = HealingImage(self._stored, healer, keep_going=False)
-                    image.readinto(offset, buffer)
-            except DamagedError:
-                if len(self._lost) < _MOST_LOST:
-                    self._lost.add(offset)
-                raise
-        end = offset + len(buffer)
-        self._watcher.warn(
-            f"{self._name}: bytes {offset} to {end} were damaged; a good copy was used"
-        )
+            raise type(error)(f"{self.name}: {error.message}", error.hint) from error
 
     def contexts(self) -> Iterator[str]:
         """See Export."""
         yield ALLOCATION
-        for revision in self._repository.history().revisions:
-            if self._stored.disk in revision.disks and revision != self._stored.revision:
+        for revision in self.repository.history().revisions:
+            if self.stored.disk in revision.disks and revision != self.stored.revision:
                 yield f"{_CHANGED}{revision.id}"
 
     def status(self, context: str) -> ExtentMap | None:
@@ -230,9 +183,9 @@ class ServedDisk:
             return self._maps.get(context)
 
     def _changed(self, spec: str) -> ExtentMap:
-        disk, index = self._stored.disk, self._stored.image.index
-        old = self._repository.find(spec)
+        disk, index = self.stored.disk, self.stored.image.index
+        old = self.repository.find(spec)
         if disk not in old.disks:
             return ExtentMap((), _DIRTY, self.size)
-        with self._repository.reading(old), self._repository.index(old, disk) as old_index:
+        with self.repository.reading(old), self.repository.index(old, disk) as old_index:
             return ExtentMap(index.extents(old_index), _DIRTY, self.size)

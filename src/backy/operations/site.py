@@ -96,10 +96,10 @@ class Site:
         Raises ConfigError if a problem in the configuration hides the job, or may hide it: such a
         job must not be mistaken for one that is backed up by hand.
         """
-        if not self.handed and not self.path:
-            return None
         if self.handed:
             config = self._handed
+        elif not self.path:
+            return None
         else:
             config = self.loaded.config
             if problem := self.loaded.problem_of(job):

@@ -10,28 +10,12 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import IO
 
-from backy.system.priority import set_io_class
 from backy.system.standard_streams import prepared_input
 
 
-@dataclass(frozen=True, slots=True)
-class Priority:
-    """A child's priority: `nice` 0 to 19; `io_class` "none" (as ours), "best-effort" or "idle"."""
-
-    nice: int = 0
-    io_class: str = "none"
-
-
 async def start(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    priority: Priority,
-    content: bytes,
-    longest_line: int,
+    command: Sequence[str], environment: Mapping[str, str], content: bytes, longest_line: int
 ) -> asyncio.subprocess.Process:
     """Start a program that may outlive us, with `environment` added to ours.
 
@@ -40,32 +24,19 @@ async def start(
     Raises OSError if it cannot be started.
     """
     with prepared_input(content) as stdin:
-        child = await _start(command, environment, stdin, longest_line)
-    with suppress(OSError):  # it may have ended already
-        os.setpriority(os.PRIO_PROCESS, child.pid, priority.nice)
-        if priority.io_class != "none":
-            set_io_class(child.pid, priority.io_class)
-    return child
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,  # so that Ctrl-C reaches only us; we end it ourselves
+            env=os.environ | dict(environment),
+            limit=longest_line,
+        )
 
 
-async def _start(
-    command: Sequence[str], environment: Mapping[str, str], stdin: IO[bytes], longest_line: int
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *command,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        process_group=0,  # so that Ctrl-C reaches only us; we end it ourselves
-        env=os.environ | dict(environment),
-        limit=longest_line,
-    )
-
-
-def on_signals(
-    loop: asyncio.AbstractEventLoop, *, reload: Callable[[], object], stop: Callable[[], object]
-) -> None:
-    """Make the event loop call `reload` on SIGHUP, and `stop` on SIGTERM and Ctrl-C."""
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    loop.add_signal_handler(signal.SIGTERM, stop)
-    loop.add_signal_handler(signal.SIGINT, stop)
+def on_signals(*, reload: Callable[[], object], stop: Callable[[], object]) -> None:
+    """Make the running event loop call `reload` on SIGHUP, and `stop` on SIGTERM and Ctrl-C."""
+    loop = asyncio.get_running_loop()
+    for number, call in ((signal.SIGHUP, reload), (signal.SIGTERM, stop), (signal.SIGINT, stop)):
+        loop.add_signal_handler(number, call)

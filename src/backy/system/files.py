@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Self
 
 from backy.model.extent import Extent, Kind
-from backy.system.place import Place
+from backy.system.place import Place, closing
 
 AnyPath = Path | Place
 
 PAGE = 4096  # bytes; O_DIRECT needs offsets, lengths and buffers that are multiples of it
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-_BLKGETSIZE64 = 0x80081272  # linux/fs.h
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820  # linux/fs.h, on struct fsxattr
 _FSXATTR = struct.Struct("=5I8x")  # flags, extent size, extents, project, copy-on-write extent size
 _COWEXTSIZE = 0x10000  # FS_XFLAG_COWEXTSIZE
@@ -119,10 +118,7 @@ class File:
 
     def size(self) -> int:
         """The size in bytes, of block devices too (their st_size is 0)."""
-        if not self.is_device:
-            return os.fstat(self.descriptor).st_size
-        answer = fcntl.ioctl(self.descriptor, _BLKGETSIZE64, bytes(8))
-        return int(struct.unpack("Q", answer)[0])
+        return os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def status(self) -> os.stat_result:
         """The result of stat(2): identity, modification time, allocated blocks."""
@@ -379,8 +375,7 @@ def _opened(path: AnyPath, flags: int, mode: int) -> int:
     """
     if flags & _CREATES_OR_LISTS:
         return opened_by(path, flags, mode)
-    handle = opened_by(path, os.O_PATH | os.O_CLOEXEC | flags & os.O_NOFOLLOW)
-    try:
+    with closing(opened_by(path, os.O_PATH | os.O_CLOEXEC | flags & os.O_NOFOLLOW)) as handle:
         kind = os.fstat(handle).st_mode
         if stat.S_ISLNK(kind):
             raise OSError(errno.ELOOP, "it is a link")
@@ -391,8 +386,6 @@ def _opened(path: AnyPath, flags: int, mode: int) -> int:
         if stat.S_ISBLK(kind) and flags & os.O_ACCMODE != os.O_RDONLY:
             flags |= os.O_EXCL  # fails for a device that is mounted or in use
         return os.open(f"/proc/self/fd/{handle}", flags & ~os.O_NOFOLLOW)
-    finally:
-        os.close(handle)
 
 
 def open_to_read(path: AnyPath, cache: Cache = Cache.USE) -> File:

@@ -1,4 +1,4 @@
-"""Folders, small files, and locks on both.
+"""Folders, small files, and locks on them; also those of QEMU on images.
 
 Functions raise OSError; callers know which object failed, and say so.
 """
@@ -9,16 +9,21 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from backy.system import files, signals
 from backy.system.files import AnyPath
-from backy.system.place import Place
+from backy.system.place import Place, closing
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OUR_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO would block
+_FLOCK = struct.Struct("hhqqi4x")  # type, whence, start, length, process
+_QEMU_LOCKS = (100, 200)  # block/file-posix.c: a byte for each right that is used, or refused
+_QEMU_RIGHTS = 64
 
 
 @contextmanager
@@ -39,11 +44,7 @@ def make_folder(path: AnyPath, mode: int = 0o700) -> None:
     else:
         above = [each for each in reversed(path.parents) if not each.is_dir()]
     for each in (*above, path):
-        with (
-            _named(each) as (folder, name),
-            suppress(FileExistsError),
-            files.inodes_named(each),
-        ):
+        with _named(each) as (folder, name), suppress(FileExistsError), files.inodes_named(each):
             os.mkdir(name, mode if each == path else 0o755, dir_fd=folder)
     if not (path.is_folder() if isinstance(path, Place) else path.is_dir()):
         raise FileExistsError(errno.EEXIST, "it is no folder")
@@ -60,10 +61,8 @@ def list_folder(path: AnyPath) -> list[str]:
         descriptor = files.opened_by(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return []
-    try:
+    with closing(descriptor):
         return sorted(os.listdir(descriptor))
-    finally:
-        os.close(descriptor)
 
 
 def rename(old: AnyPath, new: AnyPath) -> None:
@@ -111,11 +110,8 @@ def remove_tree(path: AnyPath) -> None:
         if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=folder)
             return
-        descriptor = os.open(name, _LIST, dir_fd=folder)
-        try:
+        with closing(os.open(name, _LIST, dir_fd=folder)) as descriptor:
             _empty(descriptor)
-        finally:
-            os.close(descriptor)
         os.rmdir(name, dir_fd=folder)
 
 
@@ -182,8 +178,7 @@ def sync_folder(path: AnyPath) -> None:
 def read_file(path: AnyPath, longest: int) -> bytes:
     """The content of a small regular file. Raises OSError (EFBIG) beyond `longest` bytes."""
     # Without `File`, because monitoring reads 20,000 files. O_NONBLOCK, because a FIFO would block.
-    descriptor = files.opened_by(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
+    with closing(files.opened_by(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as descriptor:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
@@ -192,8 +187,6 @@ def read_file(path: AnyPath, longest: int) -> bytes:
             content += piece
             if len(content) > longest:
                 raise OSError(errno.EFBIG, f"larger than {longest} bytes")
-    finally:
-        os.close(descriptor)
     return content
 
 
@@ -221,8 +214,11 @@ def locked(
     Closing the result ends the lock. Raises BlockingIOError if another process still has it after
     `patience_seconds`.
     """
-    file = _lock_file(path) if make else files.File(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with ExitStack() as stack:
+        flags = _OUR_FILE if make else os.O_RDONLY | os.O_DIRECTORY
+        file = stack.enter_context(files.File(path, flags))
+        if make and not stat.S_ISREG(file.status().st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
         deadline = time.monotonic() + signals.allowed(patience_seconds)
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         while True:
@@ -233,10 +229,8 @@ def locked(
                     raise
                 time.sleep(0.02)
             else:
+                stack.pop_all()
                 return file
-    except BaseException:
-        file.close()
-        raise
 
 
 def open_own(path: AnyPath, cache: files.Cache) -> files.File:
@@ -253,16 +247,13 @@ def open_own(path: AnyPath, cache: files.Cache) -> files.File:
 
     if (found := status()) and not _is_own(found):
         remove_file(path)
-    file = files.File(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, cache)
-    try:
+    with ExitStack() as stack:
+        file = stack.enter_context(files.File(path, _OUR_FILE, cache))
         fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         opened, now = file.status(), status()
-    except BaseException:
-        file.close()
-        raise
-    if now and _is_own(opened) and os.path.samestat(opened, now):
-        return file
-    file.close()
+        if now and _is_own(opened) and os.path.samestat(opened, now):
+            stack.pop_all()
+            return file
     raise BlockingIOError(errno.EAGAIN, "somebody replaced it meanwhile")
 
 
@@ -271,10 +262,17 @@ def _is_own(status: os.stat_result) -> bool:
     return is_ours and stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077
 
 
-def _lock_file(path: AnyPath) -> files.File:
-    """Open a regular file, created if need be. O_NONBLOCK, because a FIFO would block."""
-    file = files.File(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(file.status().st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file")
-    return file
+def is_open_in_qemu(file: files.File) -> bool:
+    """Whether a QEMU, or one of its tools, has this file or device open, perhaps as a backing file.
+
+    False where the file system has no locks.
+    """
+    for start in _QEMU_LOCKS:
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, _QEMU_RIGHTS, 0)
+        try:
+            found = fcntl.fcntl(file.descriptor, fcntl.F_OFD_GETLK, wanted)
+        except OSError:
+            return False
+        if _FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
+            return True
+    return False

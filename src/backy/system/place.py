@@ -14,7 +14,8 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,35 +29,25 @@ _ATTEMPTS = 100  # openat2 returns EAGAIN while somebody renames folders
 
 
 class Root:
-    """The folder at `path`, which may be reached through links. Opened at first use."""
+    """The folder at `path`, which may be reached through links: the administrator chose it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = -1
 
-    @property
+    @cached_property
     def descriptor(self) -> int:
         """A descriptor for looking up names in it. Raises OSError if it cannot be opened."""
-        if self._descriptor < 0:
-            # The root itself may be reached through links: the administrator chose its path.
-            try:
-                self._descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError as error:
-                if error.errno != errno.ELOOP:
-                    raise
-                raise FileNotFoundError(errno.ENOENT, "its links lead in a circle") from error
-        return self._descriptor
-
-    def close(self) -> None:
-        """Close the descriptor. The next use opens it again."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        try:
+            return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise FileNotFoundError(errno.ENOENT, "its links lead in a circle") from error
 
     def __del__(self) -> None:
         # An error is ignored: nothing was written through it, and nobody could handle it here.
-        if self._descriptor >= 0:
-            _libc.close(self._descriptor)
+        if "descriptor" in vars(self):
+            _libc.close(self.descriptor)
 
 
 class Place:
@@ -117,14 +108,9 @@ class Place:
         """
         return _opened(self.root, self.parts, flags | os.O_CLOEXEC, mode)
 
-    @contextmanager
-    def folder(self) -> Iterator[int]:
+    def folder(self) -> AbstractContextManager[int]:
         """A descriptor of the folder that contains it, for calls with `dir_fd`."""
-        descriptor = _opened(self.root, self.parts[:-1], _FOLDER, 0)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        return closing(_opened(self.root, self.parts[:-1], _FOLDER, 0))
 
     def status(self) -> os.stat_result:
         """Its stat(2); if it is a link, that of the link. Raises OSError."""
@@ -146,6 +132,15 @@ class Place:
             return self.status().st_mode
         except (FileNotFoundError, NotADirectoryError):
             return 0
+
+
+@contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Close a descriptor at the end of the body."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _opened(root: Root, parts: tuple[str, ...], flags: int, mode: int) -> int:

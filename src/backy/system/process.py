@@ -1,8 +1,9 @@
-"""Programs: start them, read their output, and make sure that they end."""
+"""Programs: start them, read their output, and make sure that they end; and this one."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import resource
 import select
 import signal
@@ -28,6 +29,18 @@ _KEPT = 64 * 1024  # bytes of a program's output: the last ones, which say why i
 def identity() -> str:
     """The name of this process in a lock file, for people who wait: "backy[4711]"."""
     return f"backy[{os.getpid()}]"
+
+
+def asker() -> str:
+    """The user behind this process, for people: "root (uid 0, sudo of anna) on host1".
+
+    The name that sudo gives is not proved.
+    """
+    uid, name = os.getuid(), "unknown"
+    with suppress(KeyError):
+        name = pwd.getpwuid(uid).pw_name
+    sudo = f", sudo of {os.environ['SUDO_USER']}" if "SUDO_USER" in os.environ else ""
+    return f"{name} (uid {uid}{sudo}) on {os.uname().nodename}"
 
 
 def processors() -> int:
@@ -110,16 +123,11 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
             with shielded():
                 child = spawn(command, program.environment, pipe, PIPE)
                 stack.callback(end, child, guard)
-                Thread(target=feed, args=(child.stdin, program.stdin), daemon=True).start()
-                stderr_reader = Thread(target=keep_end, args=(child.stderr, output), daemon=True)
-                stderr_reader.start()
+                stderr_reader = attend(child, program.stdin, output)
                 stdout_reader = _StdoutReader(child.stdout, limit + 1, ended)
                 stdout_reader.start()
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # no memory, no thread, a NUL byte in an argument
+        # No memory, no thread, a NUL byte in an argument.
+        except (OSError, RuntimeError, ValueError) as error:
             return Outcome(127, str(error))
         code = _wait(child, program.timeout_seconds, is_guarded=guard is not None)
     ended.set()
@@ -183,7 +191,15 @@ def end(child: Popen[bytes], guard: Guard | None) -> None:
             guard.tell("")
 
 
-def feed(pipe: IO[bytes], data: bytes) -> None:
+def attend(child: Popen[bytes], data: bytes, kept: bytearray) -> Thread:
+    """Have threads feed a program, and keep the end of its stderr in `kept`; return the latter."""
+    Thread(target=_feed, args=(child.stdin, data), daemon=True).start()
+    reader = Thread(target=_keep_end, args=(child.stderr, kept), daemon=True)
+    reader.start()
+    return reader
+
+
+def _feed(pipe: IO[bytes], data: bytes) -> None:
     """Write all of `data` to a program's stdin, and close it."""
     with suppress(BrokenPipeError), pipe:  # the program need not read it
         pipe.write(data)
@@ -229,7 +245,7 @@ class _StdoutReader(Thread):
                 return True
 
 
-def keep_end(pipe: IO[bytes], kept: bytearray) -> None:
+def _keep_end(pipe: IO[bytes], kept: bytearray) -> None:
     """Read all of `pipe`, and keep the end in `kept`.
 
     Reads on after the program has ended: SIGPIPE would stop its background processes.

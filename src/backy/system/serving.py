@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE, Popen
 from threading import Thread
 
-from backy.system.process import DIES_WITH_US, end, feed, keep_end, spawn
+from backy.system.process import DIES_WITH_US, attend, end, spawn
 from backy.system.signals import shielded
 
 
@@ -57,8 +57,6 @@ def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
             if isinstance(child, Exception):
                 raise child
             stack.callback(end, child, None)
-            Thread(target=feed, args=(child.stdin, b""), daemon=True).start()
-            stderr_reader = Thread(target=keep_end, args=(child.stderr, output), daemon=True)
-            stderr_reader.start()
+            stderr_reader = attend(child, b"", output)
             stack.callback(stderr_reader.join, 0.5)
         yield RunningProgram(child, stderr_reader, output)

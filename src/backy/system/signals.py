@@ -2,15 +2,16 @@
 
 A signal raises an exception in the main thread only. Other threads look whether one has come, and
 calls to other programs and servers then get little time, so that the process ends by itself in
-`_CLEANUP_SECONDS`. If it does not, `backy.system.last_resort` ends it.
+`_CLEANUP_SECONDS`. If it does not, `ends_in_time` ends it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
@@ -18,9 +19,11 @@ from typing import TypeVar
 from backy.errors import CancelledError
 
 Item = TypeVar("Item")
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLEANUP_SECONDS = 6  # from a signal until the last call of the clean-up has to end
+_END_SECONDS = 9  # from a signal until the process is ended
 # The signals that `cancellable` handles now, or ignores since the first one arrived.
 _handled: list[signal.Signals] = []
 
@@ -66,11 +69,6 @@ def allowed(seconds: float) -> float:
     return min(seconds, max(0.1, _stopped_at[0] + _CLEANUP_SECONDS - time.monotonic()))
 
 
-def stopped_at() -> float:
-    """When the last signal came that told this process to stop: `time.monotonic`, or 0."""
-    return _stopped_at[0]
-
-
 def _stop() -> None:
     if not _stopped.is_set():
         _stopped_at[0] = time.monotonic()
@@ -86,22 +84,20 @@ def cancellable() -> Iterator[None]:
 
     def cancel(number: int, _: FrameType | None) -> None:
         _stop()
-        for other in STOPPING:
+        for other in _STOPPING:
             signal.signal(other, signal.SIG_IGN)
         name = signal.Signals(number).name
         raise CancelledError(f"stopped by {name}", "What it did before that stays. Run it again.")
 
     # Signals that our parent made us ignore stay ignored: nohup, background jobs of a script.
-    wanted = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, cancel) for number in wanted}
-    _handled[:] = wanted
-    try:
-        yield
-    finally:
-        _handled.clear()
-        _stopped.clear()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    wanted = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    with _handling(wanted, cancel):
+        _handled[:] = wanted
+        try:
+            yield
+        finally:
+            _handled.clear()
+            _stopped.clear()
 
 
 @contextmanager
@@ -121,11 +117,60 @@ def shielded() -> Iterator[None]:
         arrived.append(number)
 
     handled = _handled if threading.current_thread() is threading.main_thread() else ()
-    before = {stopping: signal.signal(stopping, remember) for stopping in handled}
+    try:
+        with _handling(handled, remember):
+            yield
+    finally:
+        for number in arrived:
+            signal.raise_signal(number)
+
+
+@contextmanager
+def left_to_library() -> Iterator[None]:
+    """In the body SIGINT, SIGTERM and SIGHUP have their defaults, so that a library handles them.
+
+    Handlers of Python do not run while C code has the main thread, but libraries do not replace
+    them. What our parent made us ignore stays ignored.
+    """
+    ours = [number for number in _STOPPING if callable(signal.getsignal(number))]
+    with _handling(ours, signal.SIG_DFL):
+        yield
+
+
+@contextmanager
+def _handling(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
+    """In the body these signals have this handler, and then those that they had."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for stopping, handler in before.items():
-            signal.signal(stopping, handler)
-        for number in arrived:
-            signal.raise_signal(number)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def ends_in_time(say_so: Callable[[], object]) -> Iterator[None]:
+    """End this process if it has not left the body 9 s after a signal told it to stop.
+
+    It ends as if killed, but with exit code 130, after calling `say_so`, whatever its threads do:
+    a thread that reads from a file system that hangs cannot be interrupted, not even the main one.
+    """
+    left, began = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        # A signal that the main thread cannot handle is pending. Only who blocks it sees that.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        late = 0.0
+        while late < _END_SECONDS and not left.wait(0.5):
+            is_told = _stopped_at[0] > began or not signal.sigpending().isdisjoint(_STOPPING)
+            late = late + 0.5 if is_told else 0
+        if not left.is_set():
+            signal.alarm(1)  # `say_so` may hang, too; this needs no thread of ours
+            say_so()
+            os._exit(CancelledError.exit_code)
+
+    threading.Thread(target=watch, name="ends-in-time", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()

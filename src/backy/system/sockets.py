@@ -22,7 +22,7 @@ def unix_listener(path: Path, group: int | None = None) -> Iterator[socket.socke
     """
     with socket.socket(socket.AF_UNIX) as listener:
         with translated(ConfigError, f"listening at {path}", "Choose another path."):
-            _refuse_living(path)
+            refuse_living(path)
             folders.remove_socket(path)
             mask = os.umask(0o177)
             try:
@@ -39,7 +39,8 @@ def unix_listener(path: Path, group: int | None = None) -> Iterator[socket.socke
             folders.remove_socket(path)
 
 
-def _refuse_living(path: Path) -> None:
+def refuse_living(path: Path) -> None:
+    """Raise OSError if somebody listens at a Unix socket."""
     with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
         if path.is_socket():
             client.connect(str(path))

@@ -73,12 +73,11 @@ def trouble() -> str:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    failed = [
-        (stream.title, stream.error)
+    return ", ".join(
+        f"{stream.title}: {stream.error.strerror}"
         for stream in _streams
         if stream.error and stream.error.errno != errno.EPIPE
-    ]
-    return ", ".join(f"{title}: {error.strerror}" for title, error in failed)
+    )
 
 
 def say_last(text: str) -> None:
@@ -105,12 +104,8 @@ class _Stream(io.FileIO):
             else:
                 if written is not None:
                     return written
-                self._wait()
+                select([], [self], [])  # another process may have made it non-blocking
         return memoryview(content).nbytes
-
-    def _wait(self) -> None:
-        """Wait until it can be written to: another process may have made it non-blocking."""
-        select([], [self], [])
 
 
 def _protected(descriptor: int, title: str, opened: TextIO | None) -> TextIO:

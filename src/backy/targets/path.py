@@ -9,7 +9,7 @@ from backy.errors import TargetError, UsageError, translated
 from backy.model.extent import Extent
 from backy.system import files
 from backy.system.files import AnyPath, Cache, File
-from backy.system.image_locks import is_open_in_qemu
+from backy.system.folders import is_open_in_qemu
 from backy.targets.formats import LENGTH, backing_files, format_of
 
 
