@@ -377,7 +377,7 @@ def test_healing_does_without_a_report_where_there_are_too_many(
 
 
 @dataclass
-class _Listener:
+class _Listener(Watcher):
     said: list[str]
 
     def begin(self, total: int) -> None:

@@ -14,6 +14,7 @@ from backy.errors import (
     TargetError,
     UsageError,
 )
+from backy.image.progress import Watcher
 from backy.model.revision import Revision
 from backy.operations.differential import Differential
 from backy.operations.restore import RestoredDisk, RestoreOptions, restore_job
@@ -79,7 +80,7 @@ def configured(made: Made, tmp_path: Path) -> Configure:
     return configure
 
 
-class Listener:
+class Listener(Watcher):
     """Hears of a restore."""
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.errors import BusyError
+from backy.image.progress import Watcher
 from backy.model.revision import Trust, id_for, time_of
 from backy.operations import scrub_plan
 from backy.operations.heal import Damage
@@ -165,7 +166,7 @@ def test_memory_of_many_large_disks_can_be_read_again(tmp_path: Path) -> None:
     assert again._slices == one._slices
 
 
-class _Strict:
+class _Strict(Watcher):
     """A watcher that nothing may be warned of."""
 
     def begin(self, total: int) -> None:

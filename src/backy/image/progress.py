@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from backy.errors import BackyError, StoreError
 
 
-class Watcher(Protocol):
-    """Hears how far an operation is. `advance` is called often, from any thread: be quick."""
+class Watcher:
+    """Hears how far an operation is. `advance` is called often, from any thread: be quick.
+
+    This one does nothing; those that want to know override what they want to hear.
+    """
 
     def begin(self, total: int) -> None:
         """There are `total` more bytes of disks to deal with."""
@@ -21,20 +27,13 @@ class Watcher(Protocol):
         """Something that is worth a line in the log: what a hook printed, say."""
 
 
-class Silence:
-    """A Watcher that does nothing."""
-
-    def begin(self, total: int) -> None:
-        """See Watcher."""
-
-    def advance(self, length: int) -> None:
-        """See Watcher."""
-
-    def warn(self, text: str) -> None:
-        """See Watcher."""
-
-    def note(self, text: str) -> None:
-        """See Watcher."""
+SILENCE = Watcher()
 
 
-SILENCE = Silence()
+@contextmanager
+def warned(watcher: Watcher, what: str, kind: type[BackyError] = StoreError) -> Iterator[None]:
+    """Warn of an error of the body, after the words `what`, instead of raising it."""
+    try:
+        yield
+    except kind as error:
+        watcher.warn(f"{what}: {error.message}")

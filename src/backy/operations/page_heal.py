@@ -14,7 +14,6 @@ from backy.errors import StoreError, translated
 from backy.operations.origin import Origin
 from backy.repository.quarantine import Occurrence
 from backy.repository.repository import Repository
-from backy.stores.codec import Codec
 from backy.stores.index import PAGE_LINES, FlatIndex
 
 if TYPE_CHECKING:
@@ -61,32 +60,40 @@ def make_again(
     origins: Sequence[Origin],
     places: Sequence[tuple[StoredDisk, int]],
     name: str,
-) -> str | None:
-    """Store the page `name` again; return where the blocks are from, or None if nobody has them.
+) -> str:
+    """Store the page `name` again; return where the blocks are from, or "" if nobody has them.
 
     Asks indexes of format 1 and images of revisions that have the page, and `origins`. Raises
     StoreError.
     """
-    codec, tried = repository.codec, set[tuple[str, str, int]]()
+    for title, lines in _candidates(repository, origins, places):
+        if repository.codec.digest(lines) == name:
+            for copy in repository.store.pages.copies:  # both, which may look good in the cache
+                path = copy.path(name)
+                with translated(StoreError, f"writing {path}"):
+                    copy.repair(path, lines)
+            return title
+    return ""
+
+
+def _candidates(
+    repository: Repository, origins: Sequence[Origin], places: Sequence[tuple[StoredDisk, int]]
+) -> Iterator[tuple[str, bytes]]:
+    """What the lines of the page may be, and where they are from; the cheapest first."""
     disk, page = places[0]
-    if codec.digest(zeroes := disk.image.index.zero_page(page)) == name:
-        _store(repository, name, zeroes)
-        return "its hash, which is that of zeroes"
+    yield "its hash, which is that of zeroes", disk.image.index.zero_page(page)
     for disk, page in places:
         if isinstance(disk.image.index, FlatIndex) and disk.digest(page * PAGE_LINES):
-            _store(repository, name, disk.image.index.page(page))
-            return f"revision {disk.revision.id}"
+            yield f"revision {disk.revision.id}", disk.image.index.page(page)
+    digest, tried = repository.codec.digest, set[tuple[str, str, int]]()
     for disk, page in islice(places, _MOST_TRIED):
         first = page * PAGE_LINES
         numbers = range(first, first + disk.image.index.lines_of(page))
         for title, read in _readers(repository, origins, disk):
             if (title, disk.disk, page) not in tried:
                 tried.add((title, disk.disk, page))
-                lines = _lines(read, numbers, codec)
-                if codec.digest(lines) == name:
-                    _store(repository, name, lines)
-                    return title
-    return None
+                # Of blocks that are missing it makes another page.
+                yield title, "".join(f"{digest(read(n) or b'')}\n" for n in numbers).encode()
 
 
 def _readers(
@@ -97,16 +104,3 @@ def _readers(
         yield f"revision {disk.revision.id}", partial(disk.image.read_stored, digest="")
     for origin in origins:
         yield origin.name, partial(origin.read, disk.revision, disk.disk, digest="")
-
-
-def _lines(read: _Read, numbers: Iterable[int], codec: Codec) -> bytes:
-    """The page that names these blocks, as `read` gives them; another one if some are missing."""
-    return "".join(f"{codec.digest(read(number) or b'')}\n" for number in numbers).encode()
-
-
-def _store(repository: Repository, name: str, lines: bytes) -> None:
-    """Replace both copies, which may look good in the page cache."""
-    for copy in repository.store.pages.copies:
-        path = copy.path(name)
-        with translated(StoreError, f"writing {path}"):
-            copy.repair(path, lines)

@@ -11,16 +11,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from backy.errors import DamagedError, NotFoundError
+from backy.errors import DamagedError, NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
 from backy.image.workers import in_parallel
 from backy.model.revision import Revision
-from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk
+from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk, open_disks
 from backy.repository.repository import Repository
 from backy.stores.blocks import BY_DIGEST
 from backy.stores.index import PAGE_LINES, FlatIndex, block_count, by_page
 from backy.stores.pages import LINE
-from backy.system import process
 from backy.system.files import Cache
 from backy.units import GiB
 
@@ -35,23 +34,22 @@ def opened(
 
     The open ones are locked against purge. Revisions that were removed meanwhile are left out.
     """
-    holders, damages = [], []
-    having = [revision for revision in revisions if name in revision.disks]
-    process.allow_open_files(4 * len(having) + 1000)
+    damages: list[Damage] = []
+
+    def unusable(revision: Revision, name: str, error: NotFoundError | StoreError) -> None:
+        if isinstance(error, StoreError) and not (
+            isinstance(error, DamagedError) and error.is_damage
+        ):
+            raise error
+        if repository.has(revision.id):
+            size = revision.disks[name].size
+            damages.append(Damage(revision.id, name, 0, size, error.message))
+
+    having = [(revision, name) for revision in revisions if name in revision.disks]
     with ExitStack() as stack:
-        for revision in having:
-            try:
-                stack.enter_context(repository.reading(revision))
-                image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
-                _check_index(repository, StoredDisk(revision, name, image))
-            except (DamagedError, NotFoundError) as error:
-                if isinstance(error, DamagedError) and not error.is_damage:
-                    raise
-                if repository.has(revision.id):
-                    size = revision.disks[name].size
-                    damages.append(Damage(revision.id, name, 0, size, error.message))
-            else:
-                holders.append(StoredDisk(revision, name, image))
+        holders = list(open_disks(repository, having, stack, unusable))
+        for holder in holders:
+            _check_index(repository, holder)
         yield holders, damages
 
 
