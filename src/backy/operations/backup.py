@@ -9,13 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from backy.errors import (
-    BusyError,
-    CancelledError,
-    ConfigError,
-    StoreError,
-    UsageError,
-)
+from backy.errors import BusyError, CancelledError, ConfigError, StoreError, UsageError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.revision import Revision
 from backy.operations.hooks import Runner

@@ -123,10 +123,7 @@ class DiskBackup:
             self._warnings.append(f"{what}; stored again from the source")
             disk = replace(disk, index_hash=target.finish())
         return replace(
-            disk,
-            read_back=reader.read,
-            looked_up=reader.looked_up,
-            pages=target.index.page_bytes,
+            disk, read_back=reader.read, looked_up=reader.looked_up, pages=target.index.page_bytes
         )
 
     def _read_stored(self, name: str, disk: Disk, source: Image, target: BlockDraft) -> ReadBack:

@@ -38,13 +38,7 @@ from backy.operations.site import Site
 from backy.repository.repository import Repository
 from backy.system import folders
 from backy.system.place import Place
-from backy.targets import (
-    Target,
-    in_format,
-    is_folder,
-    name_in_folder,
-    open_target,
-)
+from backy.targets import Target, in_format, is_folder, name_in_folder, open_target
 from backy.units import KiB, MiB
 
 if TYPE_CHECKING:

@@ -8,14 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from backy.errors import (
-    BackyError,
-    DamagedError,
-    FullError,
-    SourceError,
-    StoreError,
-    translated,
-)
+from backy.errors import BackyError, DamagedError, FullError, SourceError, StoreError, translated
 from backy.image.image import LARGEST, SIZE_HINT
 from backy.image.progress import Watcher
 from backy.model.names import check_disk_name

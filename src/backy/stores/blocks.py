@@ -16,14 +16,7 @@ from backy.errors import DamagedError, StoreError, translated
 from backy.model.extent import Extent
 from backy.model.revision import Disk, Revision
 from backy.stores.codec import Codec
-from backy.stores.index import (
-    PAGE_LINES,
-    FlatIndex,
-    Index,
-    PagedIndex,
-    block_count,
-    check_hash,
-)
+from backy.stores.index import PAGE_LINES, FlatIndex, Index, PagedIndex, block_count, check_hash
 from backy.stores.pages import LINE, Pages
 from backy.system import files
 from backy.system.files import Cache

@@ -99,9 +99,7 @@ class Index(ABC):
         return self.line(number).decode()
 
     def find(
-        self,
-        digests: Collection[str],
-        known: Found | None = None,
+        self, digests: Collection[str], known: Found | None = None
     ) -> Iterator[tuple[int, str]]:
         """The blocks with one of these digests, as (number, digest), ascending.
 

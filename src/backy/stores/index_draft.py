@@ -25,12 +25,7 @@ class IndexDraft(Index):
     """
 
     def __init__(
-        self,
-        scratch: files.File,
-        size: int,
-        block_size: int,
-        shelf: Pages,
-        parent: Index | None,
+        self, scratch: files.File, size: int, block_size: int, shelf: Pages, parent: Index | None
     ) -> None:
         super().__init__(scratch.path, size, block_size, shelf.codec)
         self.page_bytes = 0
