@@ -13,9 +13,14 @@ _DISK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAG = re.compile(r"[^\W_][\w.:@-]{0,63}")
 
 
+def is_disk_name(name: str) -> bool:
+    """Whether a disk, or a file beside the disks, may have this name in a revision's folder."""
+    return bool(_DISK.fullmatch(name))
+
+
 def check_disk_name(name: str) -> str:
     """Return `name`. Raises ConfigError if it cannot name a file in a revision's folder."""
-    if not _DISK.fullmatch(name):
+    if not is_disk_name(name):
         raise ConfigError(
             f"{name!r} cannot be the name of a disk",
             "Use up to 64 letters, digits, dots, dashes or underscores; a letter or digit first.",

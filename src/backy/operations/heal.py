@@ -217,7 +217,7 @@ class Healer:
 
             def repair() -> str:
                 with warned(self.watcher, "healing failed"):
-                    if made := page_heal.make_again(self.repository, self.origins, places, name):
+                    if made := page_heal.make_again(self, places, name):
                         return made
                 self._warn_of_failures()
                 return ""

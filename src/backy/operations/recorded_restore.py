@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from backy.errors import StoreError
-from backy.image.progress import Watcher
+from backy.image.progress import Watcher, warned
 from backy.model.revision import Revision, id_for, whole_seconds
 from backy.operations.restore import RestoredDisk, RestoreOptions, RestoreResult, restore_job
 from backy.operations.site import Site
@@ -36,11 +35,9 @@ def restore_recorded(
     kept: list[RestoreRecord] = []
 
     def keep(record: RestoreRecord) -> None:
-        try:
+        with warned(watcher, "this restore is not in backy history"):
             keep_restore(repository, record)
             kept.append(record)
-        except StoreError as error:
-            watcher.warn(f"this restore is not in backy history: {error.message}")
 
     def begin(revision: Revision, words: Mapping[str, str]) -> None:
         now = whole_seconds(datetime.now(UTC))
