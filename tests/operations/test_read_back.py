@@ -158,7 +158,7 @@ def test_verify_reads_back_all_of_a_larger_disk_and_a_sample_does_not(tmp_path: 
 def test_the_sample_of_an_unchanged_disk_comes_to_each_block(chunks: Made) -> None:
     first = chunks.backup(data(1, 200 * BLOCK))
     seen: set[int] = set()
-    with chunks.repository.index(first, "vda") as index:
+    with chunks.repository.store.open_index(first, "vda") as index:
         for hours in range(0, 30 * 24, 2):
             numbers = list(sample_of(index, datetime(2026, 1, 1, tzinfo=UTC) + hours * HOUR))
             assert len(numbers) <= 8

@@ -47,5 +47,5 @@ def _losses(repository: Repository, revision: Revision, parent: Revision) -> Ite
 def _data_bytes(
     repository: Repository, revision: Revision, name: str, enough: int | None = None
 ) -> int:
-    with repository.index(revision, name) as index:
+    with repository.store.open_index(revision, name) as index:
         return data_bytes(index, enough)

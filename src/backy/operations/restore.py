@@ -152,23 +152,14 @@ def restore_job(
     times = 2 if options.verify else 1
     watcher.begin(times * sum(_data_of(repository, revision, name) for name in words))
     disks = []
+    run = partial(restore, repository, revision, origins=origins, options=options, watcher=watcher)
     for name, word in words.items():
         with ExitStack() as stack:
             if hooks:
                 stack.callback(hooks.run, "after-restore", revision.id, disk=name, target=word)
                 hooks.run("before-restore", revision.id, disk=name, target=word)
             # `restore` opens the target again, because a hook may have made it.
-            done = restore(
-                repository,
-                revision,
-                name,
-                word,
-                origins=origins,
-                options=options,
-                spared=spared,
-                in_folder=in_folder,
-                watcher=watcher,
-            )
+            done = run(name, word, spared=spared, in_folder=in_folder)
         disks.append(done)
         on_disk(done)
     with_files = in_folder and not options.dry_run

@@ -14,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
-from backy.errors import BusyError, DamagedError, StoreError, translated
+from backy.errors import BusyError, StoreError, translated
 from backy.image.pace import Pace
-from backy.image.progress import SILENCE, Watcher
+from backy.image.progress import SILENCE, Watcher, warned
 from backy.model.extent import Kind
 from backy.model.revision import is_id
 from backy.operations.heal import Damage, Healer, healing
@@ -34,7 +34,7 @@ from backy.operations.site import Site
 from backy.operations.survey import Range, Survey, check_pages, largest, opened
 from backy.operations.verify import Findings, check_script
 from backy.repository import status
-from backy.repository.records import LARGEST_DISK, encode_record, read_record
+from backy.repository.records import LARGEST_DISK, encode_record, read_record_or_default
 from backy.repository.repository import Repository
 from backy.stores.index import Index, block_count
 from backy.system import files, folders
@@ -191,11 +191,8 @@ class Scrub:
     def _recall(self, watcher: Watcher) -> None:
         """Load what earlier runs read, for the disks of the current history."""
         memory = Memory()
-        try:
-            if self._path.exists():
-                memory = read_record(self._path, Memory, DamagedError, _HINT)
-        except (DamagedError, OSError) as error:
-            watcher.warn(f"everything is read again: {error}")
+        with warned(watcher, "everything is read again"):
+            memory = read_record_or_default(self._path, Memory, _HINT)
         for name, size in self._sizes.items():
             length = self._lengths[name]
             old = memory.disks.get(name, ()) if memory.lengths.get(name) == length else ()

@@ -10,7 +10,8 @@ from backy.errors import StoreError, translated
 from backy.model.names import check_job
 from backy.model.revision import NEWEST_FORMAT
 from backy.repository.base import mark_base
-from backy.repository.manifest import Settings, check_settings, encode_settings
+from backy.repository.manifest import Settings, check_settings
+from backy.repository.records import encode_record
 from backy.repository.repository import PATIENCE, Repository
 from backy.repository.script import script
 from backy.stores import store_class
@@ -38,7 +39,7 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
         with folders.locked(root / "revisions", patience_seconds=PATIENCE):
             if not (root / "repository.json").exists():  # another process may have made it
                 folders.write_file(root / "restore.sh", script(), mode=0o755)
-                folders.write_file(root / "repository.json", encode_settings(settings))
+                folders.write_file(root / "repository.json", encode_record(settings))
                 folders.sync_folder(base)
     return Repository(path)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from backy.errors import ConfigError, DamagedError
 from backy.model.names import check_disk_name, check_tag
 from backy.model.revision import NEWEST_FORMAT, Disk, Revision, is_id, time_of
-from backy.repository.records import HASH, LARGEST_DISK, encode_record, json_of, read_record
+from backy.repository.records import HASH, LARGEST_DISK, json_of, read_record
 from backy.system.files import AnyPath
 from backy.units import KiB, MiB
 
@@ -38,16 +38,6 @@ class Settings:
     level: int = 1
     source: dict[str, Any] = field(default_factory=dict)
     format: int = NEWEST_FORMAT
-
-
-def encode_settings(settings: Settings) -> bytes:
-    """The bytes of repository.json."""
-    return encode_record(settings)
-
-
-def encode_revision(revision: Revision) -> bytes:
-    """The bytes of revision.json."""
-    return encode_record(revision)
 
 
 def revision_record(revision: Revision) -> RevisionRecord:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from backy.errors import BackyError, translated
+from backy.errors import BackyError, DamagedError, translated
 from backy.system import folders
 from backy.system.files import AnyPath
 from backy.units import MiB
@@ -114,6 +114,21 @@ def read_record(
     except (BackyError, ValueError) as error:
         raise kind(f"{path}: {error}", hint) from error
     return value
+
+
+def read_record_or_default(
+    path: AnyPath,
+    value_class: type[Value],
+    hint: str,
+    check: Callable[[Value], None] = lambda _: None,
+) -> Value:
+    """As `read_record`, with DamagedError; the value without arguments if there is no file."""
+    try:
+        return read_record(path, value_class, DamagedError, hint, check)
+    except DamagedError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return value_class()
+        raise
 
 
 def _check_ranges(record: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ there, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,16 +17,10 @@ from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, St
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
-from backy.repository.manifest import (
-    Settings,
-    encode_revision,
-    encode_settings,
-    read_revision,
-    read_settings,
-)
+from backy.repository.manifest import Settings, read_revision, read_settings
+from backy.repository.records import encode_record
 from backy.stores import Store, store_class
 from backy.stores.codec import Codec
-from backy.stores.index import Index
 from backy.system import files, folders, process
 from backy.system.place import Place
 from backy.units import MiB
@@ -123,7 +117,7 @@ class Repository:
     def change_settings(self, settings: Settings) -> None:
         """Replace repository.json durably. Raises StoreError."""
         with translated(StoreError, f"{self.name}: writing repository.json"):
-            folders.write_file(self.root / "repository.json", encode_settings(settings))
+            folders.write_file(self.root / "repository.json", encode_record(settings))
         self.settings = settings
 
     def history(self) -> History:
@@ -182,10 +176,6 @@ class Repository:
     def folder_of(self, revision: Revision) -> Place:
         """The folder of a published revision."""
         return self.root / "revisions" / revision.id
-
-    def index(self, revision: Revision, disk: str) -> AbstractContextManager[Index]:
-        """The index of a disk of a published revision; see `Store.open_index`."""
-        return self.store.open_index(revision, disk)
 
     @contextmanager
     def exclusive(self, verb: str) -> Iterator[None]:
@@ -246,5 +236,5 @@ class Repository:
             # First, so that monitoring never misses a revision that became distrusted.
             status.update(self.folder, lambda old: status.revision_changed(old, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):
-                folders.write_file(path, encode_revision(changed))
+                folders.write_file(path, encode_record(changed))
         return changed

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from backy.errors import DamagedError, StoreError, translated, visible
 from backy.model.revision import is_id
-from backy.repository.records import AwareTime, encode_record, read_record
+from backy.repository.records import AwareTime, encode_record, read_record_or_default
 from backy.repository.repository import Repository
 from backy.repository.status import locked
 from backy.system import folders
@@ -46,13 +46,7 @@ class _Restores:
 
 def read_restores(root: Place) -> tuple[RestoreRecord, ...]:
     """The restores that are kept in the repository `root`, oldest first. Raises DamagedError."""
-    path = root / "restores.json"
-    try:
-        return read_record(path, _Restores, DamagedError, _HINT, _check).restores
-    except DamagedError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return ()
-        raise
+    return read_record_or_default(root / "restores.json", _Restores, _HINT, _check).restores
 
 
 def _check(kept: _Restores) -> None:

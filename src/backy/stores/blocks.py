@@ -177,19 +177,18 @@ class BlockStore(ABC):
         """The index."""
         return self._folder_of(revision) / f"{disk}.blocks"
 
-    @contextmanager
     def open_index(
         self, revision: Revision, disk: str, folder: Place | None = None
-    ) -> Iterator[Index]:
+    ) -> AbstractContextManager[Index]:
         """See Store."""
         path = (folder or self._folder_of(revision)) / f"{disk}.blocks"
         shelf = self.pages if revision.format > 1 else None
-        with checked_index(path, revision.disks[disk], self._codec, shelf) as index:
-            yield index
+        return checked_index(path, revision.disks[disk], self._codec, shelf)
 
     def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
         """See Store. Deletes unused pages."""
-        return sum(used.remove_other_pages(copy, leave) for copy in self.pages.copies)
+        copies = self.pages.copies
+        return sum(used.remove_others(copy, leave, are_pages=True) for copy in copies)
 
     def _folder_of(self, revision: Revision) -> Place:
         return self._root / "revisions" / revision.id

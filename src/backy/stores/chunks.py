@@ -56,7 +56,7 @@ class ChunkStore(BlockStore):
     def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
         """See Store. May keep a few unused chunks, see UsedDigests."""
         freed = super().collect(used, leave)
-        return freed + used.remove_other_blocks(self._files, leave)
+        return freed + used.remove_others(self._files, leave, are_pages=False)
 
 
 class ChunkBuffers(BlockBuffer):

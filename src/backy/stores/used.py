@@ -60,13 +60,30 @@ class Used:
         self.unknown.append(text)
         self._all_pages_known = False
 
-    def remove_other_pages(self, pages: NamedFiles, leave: Callable[[Place], None]) -> int:
-        """Delete the pages and indexes that are surely not used; see `_remove`."""
-        return _remove(pages, self._is_page, leave)
+    def remove_others(
+        self, files: NamedFiles, leave: Callable[[Place], None], *, are_pages: bool
+    ) -> int:
+        """Delete the pages and indexes, or the blocks, that are surely not used; may keep a few.
 
-    def remove_other_blocks(self, chunks: NamedFiles, leave: Callable[[Place], None]) -> int:
-        """Delete the blocks that are surely not used; see `_remove`. May keep a few."""
-        return _remove(chunks, self.is_block, leave)
+        Returns how many bytes that freed. What is not named by a digest was not made by backy. It
+        stays, and `leave` gets it. Raises StoreError.
+        """
+        is_used = self._is_page if are_pages else self.is_block
+        freed = 0
+        for folder in (files.folder / name for name in folders.list_folder(files.folder)):
+            if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
+                leave(folder)
+                continue
+            for file in (folder / name for name in folders.list_folder(folder)):
+                is_draft = file.name.startswith(".")
+                digest = file.name.lstrip(".").partition(".")[0]
+                is_complete = file.name == digest + files.suffix
+                if not (_DIGEST.fullmatch(digest) and (is_complete or is_draft)):
+                    leave(file)
+                elif is_draft or not is_used(digest):
+                    with translated(StoreError, f"removing {file}"):
+                        freed += folders.remove_file(file)
+        return freed
 
     def _is_page(self, digest: str) -> bool:
         return not self._all_pages_known or digest in self._lists
@@ -74,31 +91,6 @@ class Used:
     def is_block(self, digest: str) -> bool:
         """Whether a block may be in use; see UsedDigests."""
         return bool(self.unknown) or not self._blocks or digest in self._blocks
-
-
-def _remove(
-    files: NamedFiles, is_used: Callable[[str], bool], leave: Callable[[Place], None]
-) -> int:
-    """Delete the files whose digest is not used; return how many bytes that freed.
-
-    What is not named by a digest was not made by backy. It stays, and `leave` gets it. Raises
-    StoreError.
-    """
-    freed = 0
-    for folder in (files.folder / name for name in folders.list_folder(files.folder)):
-        if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
-            leave(folder)
-            continue
-        for file in (folder / name for name in folders.list_folder(folder)):
-            is_draft = file.name.startswith(".")
-            digest = file.name.lstrip(".").partition(".")[0]
-            is_complete = file.name == digest + files.suffix
-            if not (_DIGEST.fullmatch(digest) and (is_complete or is_draft)):
-                leave(file)
-            elif is_draft or not is_used(digest):
-                with translated(StoreError, f"removing {file}"):
-                    freed += folders.remove_file(file)
-    return freed
 
 
 class UsedDigests:
