@@ -58,7 +58,8 @@ def backup_job(
     is_new = not is_repository(root)
     try:
         with _failure_recorded(root, hooks) if is_jobs_own else nullcontext():
-            source = _opened(settings, is_typed=options.source is not None)
+            with _typed(is_typed=options.source is not None):
+                source = open_source(settings)
             repository = _made(site, job, options) if is_new else site.repository(job)
             tags = options.tags or _due_tags(site, repository)
         return backup(
@@ -101,9 +102,11 @@ def _is_known(site: Site, job: str, settings: Mapping[str, object]) -> bool:
         return False
 
 
-def _opened(settings: Mapping[str, object], *, is_typed: bool) -> Source:
+@contextmanager
+def _typed(*, is_typed: bool) -> Iterator[None]:
+    """A ConfigError in the body is a UsageError if it is about options."""
     try:
-        return open_source(settings)
+        yield
     except ConfigError as error:
         raise (UsageError if is_typed else ConfigError)(error.message, error.hint) from error
 
@@ -115,10 +118,8 @@ def _made(site: Site, job: str, options: BackupOptions) -> Repository:
     if config:
         values |= _given(config.jobs[job], values)
     chosen = _given(options, values)
-    try:
+    with _typed(is_typed=bool(chosen)):
         create(site.base, job, Settings(**(values | chosen)))
-    except ConfigError as error:
-        raise (UsageError if chosen else ConfigError)(error.message, error.hint) from error
     return site.repository(job)
 
 

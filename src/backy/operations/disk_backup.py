@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from backy.errors import DamagedError, NotFoundError, StoreError, translated
 from backy.image.copy import copy
@@ -27,42 +27,33 @@ def _copied(image: Image, target: BlockDraft, watcher: Watcher = SILENCE) -> int
     return copy(image, target, watcher=watcher, workers=few())
 
 
+@dataclass
 class DiskBackup:
     """Backs up the disks of one revision. Appends warnings for the revision to `warnings`.
 
     `is_verified`: every stored block is read back, not only a sample.
     """
 
-    def __init__(
-        self,
-        draft: RevisionDraft,
-        parent: Revision | None,
-        watcher: Watcher,
-        warnings: list[str],
-        *,
-        is_verified: bool = False,
-    ) -> None:
-        self._draft = draft
-        self._repository = draft.repository
-        self._parent = parent
-        self._watcher = watcher
-        self._warnings = warnings
-        self._is_verified = is_verified
+    draft: RevisionDraft
+    parent: Revision | None
+    watcher: Watcher
+    warnings: list[str]
+    is_verified: bool = False
 
     def copy(self, name: str, image: Image, whole: str) -> Disk:
         """Back up one disk. `whole` says why it is a full read; it is "" for a delta."""
-        base = self._parent if self._parent and name in self._parent.disks else None
+        base = self.parent if self.parent and name in self.parent.disks else None
         damaged = base.damaged.get(name, ()) if base else ()
         with (
-            translated(StoreError, f"{self._repository.name}: writing the draft of {name}"),
+            translated(StoreError, f"{self.draft.repository.name}: writing the draft of {name}"),
             draft_disk(
-                self._repository.store, self._draft.folder, name, image.size, base
+                self.draft.repository.store, self.draft.folder, name, image.size, base
             ) as target,
         ):
             for start, length in damaged:
                 target.discard(start, length)
             tracked = TrackedImage(SourceImage(image, name), target.block_size, damaged)
-            read = _copied(tracked, target, self._watcher)
+            read = _copied(tracked, target, self.watcher)
             more, compared = self._check(name, base, tracked, target)
             disk = Disk(
                 size=image.size,
@@ -85,7 +76,7 @@ class DiskBackup:
         """
         checked: list[range] = []
         if base and tracked.unchanged:
-            checked = blocks_to_check(tracked.unchanged, target.index, base.time, self._draft.time)
+            checked = blocks_to_check(tracked.unchanged, target.index, base.time, self.draft.time)
         # First, because a line that is lost would look like a block that changed.
         read = self._read_lost(name, tracked, target, checked)
         changed = target.changed
@@ -103,7 +94,7 @@ class DiskBackup:
         read = 0
         while lost := target.lost(checked):
             count = counted(len(lost), "page")
-            self._warnings.append(f"disk {name}: {count} of the parent's index lost; read again")
+            self.warnings.append(f"disk {name}: {count} of the parent's index lost; read again")
             read += _copied(tracked.only(lost), target)
         return read
 
@@ -120,7 +111,7 @@ class DiskBackup:
         if reader.rewritten:
             lost_blocks = counted(reader.rewritten, "stored block")
             what = f"disk {name}: {lost_blocks} could not be read back"
-            self._warnings.append(f"{what}; stored again from the source")
+            self.warnings.append(f"{what}; stored again from the source")
             disk = replace(disk, index_hash=target.finish())
         return replace(
             disk, read_back=reader.read, looked_up=reader.looked_up, pages=target.index.page_bytes
@@ -129,27 +120,29 @@ class DiskBackup:
     def _read_stored(self, name: str, disk: Disk, source: Image, target: BlockDraft) -> ReadBack:
         # The draft as a revision, whose id has a dot.
         draft = Revision(
-            self._draft.folder.name, self._draft.time, None, 0, Consistency.NONE, {name: disk}
+            self.draft.folder.name, self.draft.time, None, 0, Consistency.NONE, {name: disk}
         )
-        with self._repository.store.open(draft, name, Cache.AVOID) as stored:
+        with self.draft.repository.store.open(draft, name, Cache.AVOID) as stored:
             reader = ReadBack(source, target, stored)
-            reader.run(self._draft.time, is_complete=self._is_verified)
+            reader.run(self.draft.time, is_complete=self.is_verified)
         return reader
 
     def _distrust(self, parent: Revision, name: str) -> None:
         """Distrust the parent and record the tracking error, even if this backup fails later."""
         error = f"the source reported changed blocks of disk {name} as unchanged"
-        self._warnings.append(f"{error} since {parent.id}; all of it was read")
-        warning = f"{error}; {self._draft.id} detected that"
+        self.warnings.append(f"{error} since {parent.id}; all of it was read")
+        warning = f"{error}; {self.draft.id} detected that"
 
         def distrusted(parent: Revision) -> Revision:
             warnings = (*parent.warnings, warning)
             return replace(parent, trust=Trust.DISTRUSTED, warnings=warnings)
 
         with suppress(NotFoundError):  # it was removed meanwhile
-            self._repository.change(parent, distrusted)
-        now = self._draft.time
-        status.update(self._repository.folder, lambda old: backup_status.tracking_failed(old, now))
+            self.draft.repository.change(parent, distrusted)
+        now = self.draft.time
+        status.update(
+            self.draft.repository.folder, lambda old: backup_status.tracking_failed(old, now)
+        )
 
 
 class SourceImage:
