@@ -35,7 +35,6 @@ from backy.stores import chunks, images
 from backy.stores.blocks import checked_index
 from backy.stores.data import data_bytes
 from backy.stores.index import PAGE_LINES, Index
-from backy.stores.named_files import NamedFiles
 from backy.stores.pages import Pages
 from backy.stores.used import Used
 from backy.stores.zstd import ZstdCodec
@@ -81,11 +80,8 @@ def use(opened: Index) -> None:
 
 def chunk(folder: str, digest: str, block_size: int) -> None:
     """What reads a block of a store of chunks."""
-    buffers = chunks.ChunkBuffers(block_size, CODEC.largest_frame(block_size))
-    block = buffers.block[:block_size]
-    found = NamedFiles(Place.at(Path(folder)), CODEC.suffix)
-    blocks = chunks.ChunkBlocks(found, block_size, CODEC, buffers, Cache.SPARE)
-    blocks.get(0, digest, block)
+    store = chunks.ChunkStore(Place.at(Path(folder)), block_size, CODEC)
+    chunks.ChunkBlocks(store, Cache.SPARE).get(0, digest, store.buffers.block[:block_size])
 
 
 def scrubbed(root: str) -> None:

@@ -193,18 +193,11 @@ def backup(
     try:
         with recorded, repository.exclusive("backup"):
             revision = attempt.run()
+        attempt.run_hooks_after(revision)
     except CancelledError as error:
-        if not attempt.published:
-            raise CancelledError(error.message, "Nothing was published; run it again.") from error
-        raise _cut_short(error, attempt.published) from error
-    if hooks:
-        try:
-            attempt.run_hooks_after(revision)
-        except CancelledError as error:
-            raise _cut_short(error, revision) from error
+        hint = "Nothing was published; run it again."
+        if attempt.published:
+            published = f"Revision {attempt.published.id} is published"
+            hint = f"{published}; only the steps after that were cut short."
+        raise CancelledError(error.message, hint) from error
     return revision
-
-
-def _cut_short(error: CancelledError, revision: Revision) -> CancelledError:
-    hint = f"Revision {revision.id} is published; only the steps after that were cut short."
-    return CancelledError(error.message, hint)

@@ -23,6 +23,9 @@ class Slice:
     bytes: int = 0
 
 
+Slices = Mapping[str, Sequence[Slice]]  # in order, by disk
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """The content of scrub.json: by disk, its slices in order, and their length in bytes."""
@@ -66,10 +69,7 @@ def slice_length(size: int, most: int) -> int:
 
 
 def plan(
-    slices_of: Mapping[str, Sequence[Slice]],
-    newest: Mapping[str, str],
-    now: datetime,
-    within: timedelta,
+    slices_of: Slices, newest: Mapping[str, str], now: datetime, within: timedelta
 ) -> list[SliceRead]:
     """What to read, most urgent first.
 
@@ -89,7 +89,7 @@ def plan(
 
 
 def coverage(
-    slices_of: Mapping[str, Sequence[Slice]],
+    slices_of: Slices,
     revisions: Sequence[Revision],
     unread: Mapping[str, Sequence[int]],
     now: datetime,

@@ -235,8 +235,6 @@ class ServedDisk:
         old = self._repository.find(spec)
         if disk not in old.disks:
             return ExtentMap((), _DIRTY, self.size)
-        with (
-            self._repository.reading(old),
-            self._repository.store.open_index(old, disk) as old_index,
-        ):
+        opening = self._repository.store.open_index(old, disk)
+        with self._repository.reading(old), opening as old_index:
             return ExtentMap(index.extents(old_index), _DIRTY, self.size)

@@ -26,6 +26,9 @@ from backy.units import GiB
 _REMEMBERED = 1 << 18  # keys of blocks that were read: 30 MiB; forgotten blocks are read again
 
 
+Disks = Sequence[StoredDisk]
+
+
 @contextmanager
 def opened(
     repository: Repository, revisions: Sequence[Revision], name: str
@@ -86,7 +89,7 @@ class Range:
             yield Range(self.disk, start, min(start + length, self.end))
 
 
-def largest(holders: Sequence[StoredDisk]) -> int:
+def largest(holders: Disks) -> int:
     """The size of the largest of these disks in bytes; 0 if there are none."""
     return max((holder.image.size for holder in holders), default=0)
 
@@ -162,7 +165,7 @@ def _pages(holder: StoredDisk, first: int, end: int) -> Iterator[tuple[int, int,
         yield page, start, stop, name
 
 
-def check_pages(holders: Sequence[StoredDisk], where: Range, healer: Healer) -> Iterator[Damage]:
+def check_pages(holders: Disks, where: Range, healer: Healer) -> Iterator[Damage]:
     """Read all copies of the pages of a range from the medium, each page once in this command.
 
     Gives the ranges of those that were lost in both copies, healed or not.
@@ -187,13 +190,7 @@ class Survey:
     `known` are disks whose blocks need not be read. `bytes` is how much there is to read.
     """
 
-    def __init__(
-        self,
-        where: Range,
-        holders: Sequence[StoredDisk],
-        seen: set[bytes],
-        known: Sequence[StoredDisk],
-    ) -> None:
+    def __init__(self, where: Range, holders: Disks, seen: set[bytes], known: Disks = ()) -> None:
         self.bytes = 0
         self._size = 0
         self._steps: list[tuple[StoredDisk, int]] = []

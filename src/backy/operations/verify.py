@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from backy.errors import BusyError, DamagedError, NotFoundError, StoreError
-from backy.image.progress import SILENCE, Watcher
+from backy.image.progress import SILENCE, Watcher, warned
 from backy.model.revision import Revision, Trust
 from backy.model.selector import select
 from backy.operations.heal import Damage, Healer, distrusted, healing
@@ -133,11 +133,9 @@ def verify(
 
 def check_script(repository: Repository, watcher: Watcher) -> None:
     """Replace restore.sh if it differs from this version's, and warn of that."""
-    try:
+    with warned(watcher, "restore.sh differs from this version's"):
         if renew_script(repository):
             watcher.warn("restore.sh differed from this version's and was replaced")
-    except StoreError as error:
-        watcher.warn(f"restore.sh differs from this version's: {error.message}")
 
 
 def _record(repository: Repository, revision: Revision, lost: Sequence[Damage]) -> None:
@@ -166,4 +164,4 @@ def _verify_disk(
             yield damage
         for where in Range(name, 0, largest(holders)).cut():
             yield from check_pages(holders, where, healer)
-            yield from healer.heal(Survey(where, holders, seen, ()).read(healer.watcher))
+            yield from healer.heal(Survey(where, holders, seen).read(healer.watcher))

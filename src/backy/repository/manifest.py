@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -101,10 +101,7 @@ def _check_disk(name: str, disk: Disk, block_size: int) -> None:
         raise ValueError(
             f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
         )
-    counts = (
-        disk.read, disk.changed, disk.stored, disk.compared, disk.read_back, disk.looked_up,
-        disk.pages,
-    )  # fmt: skip
+    counts = (value for value in astuple(disk) if isinstance(value, int))
     if not all(0 <= count <= 3 * LARGEST_DISK for count in counts):
         raise ValueError(f"disk {name} has impossible byte counts")
     if disk.image_format and not _FORMAT.fullmatch(disk.image_format):

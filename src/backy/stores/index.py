@@ -160,11 +160,9 @@ class Index(ABC):
         for page, start, stop in by_page(first, end):
             signals.obey()
             name, old_name = next(names), next(old_names, "")
-            runs = [(Kind.DATA, 0, stop - start)]
-            if name and name == old_name:
-                runs = [(Kind.SAME, 0, stop - start)]
-            elif not since and self.is_zero(page, name):
-                runs = [(Kind.ZERO, 0, stop - start)]
+            is_same = name and name == old_name
+            if is_same or (not since and self.is_zero(page, name)):
+                runs = [(Kind.SAME if is_same else Kind.ZERO, 0, stop - start)]
             else:
                 runs = self._compared(since, start, stop)
             for kind, number, length in runs:
