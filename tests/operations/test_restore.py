@@ -16,10 +16,9 @@ from backy.errors import (
 )
 from backy.image.progress import Watcher
 from backy.model.revision import Revision
-from backy.operations.differential import Differential
+from backy.operations.differential import Differential, verify_target
 from backy.operations.restore import RestoredDisk, RestoreOptions, restore_job
 from backy.operations.site import Site
-from backy.operations.verify_target import verify_target
 from backy.units import MiB
 from tests.lab.repositories import BLOCK, Made, names
 from tests.memory_source import sample

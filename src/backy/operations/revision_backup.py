@@ -17,7 +17,6 @@ from backy.operations.disk_backup import DiskBackup
 from backy.operations.hooks import Runner
 from backy.operations.snapshot_hooks import Around, around_snapshot
 from backy.repository import backup_status, status, trash
-from backy.repository.create import renew_format
 from backy.repository.draft import RevisionDraft, draft_revision
 from backy.repository.manifest import revision_record
 from backy.repository.repository import Repository
@@ -82,7 +81,9 @@ class RevisionBackup:
             snapshot = stack.enter_context(taken.open())
             disks = self._copy_disks(draft, parent, snapshot)
             _write_files(draft, snapshot)
-            if renew_format(self.repository):
+            settings = self.repository.settings
+            if settings.format != NEWEST_FORMAT:  # which older versions of backy refuse
+                self.repository.change_settings(replace(settings, format=NEWEST_FORMAT))
                 why = "versions of backy that know only format 1 refuse it"
                 self.warnings.append(
                     f"the repository has format {NEWEST_FORMAT} from now on; {why}"

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
-from backy.errors import BusyError, StoreError, translated
+from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.image.pace import Pace
 from backy.image.progress import SILENCE, Watcher, warned
 from backy.model.extent import Kind
@@ -34,7 +34,7 @@ from backy.operations.site import Site
 from backy.operations.survey import Range, Survey, check_pages, largest, opened
 from backy.operations.verify import Findings, check_script
 from backy.repository import status
-from backy.repository.records import LARGEST_DISK, encode_record, read_record_or_default
+from backy.repository.records import LARGEST_DISK, encode_record, read_record
 from backy.repository.repository import Repository
 from backy.stores.index import Index, block_count
 from backy.system import files, folders
@@ -192,7 +192,7 @@ class Scrub:
         """Load what earlier runs read, for the disks of the current history."""
         memory = Memory()
         with warned(watcher, "everything is read again"):
-            memory = read_record_or_default(self._path, Memory, _HINT)
+            memory = read_record(self._path, Memory, DamagedError, _HINT, may_be_missing=True)
         for name, size in self._sizes.items():
             length = self._lengths[name]
             old = memory.disks.get(name, ()) if memory.lengths.get(name) == length else ()
@@ -234,7 +234,7 @@ class Scrub:
     def _range_of(self, task: SliceRead, size: int) -> Range:
         length = self._lengths[task.disk]
         start = task.number * length
-        return Range(task.disk, start, min(start + length, size))
+        return Range(start, min(start + length, size))
 
     def _size_of(self, task: SliceRead) -> int:
         """The bytes by which a `Survey` of this task advances the watcher."""
@@ -263,7 +263,7 @@ class Scrub:
         """The bytes of data that each slice has in the newest revision; it holds at least those."""
         newest = [revision for revision in self._revisions if name in revision.disks][-1:]
         with opened(self._repository, newest, name) as (holders, _):
-            slices = Range(name, 0, self._sizes[name]).cut(self._lengths[name])
+            slices = Range(0, self._sizes[name]).cut(self._lengths[name])
             return [sum(_data(disk.image.index, where) for disk in holders) for where in slices]
 
 

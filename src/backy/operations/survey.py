@@ -79,14 +79,13 @@ def _check_index(repository: Repository, stored: StoredDisk) -> None:
 class Range:
     """The bytes from `start` to before `end` of a disk; whole blocks."""
 
-    disk: str
     start: int
     end: int
 
     def cut(self, length: int = GiB) -> Iterator[Range]:
         """Its parts of `length` bytes; the last may be shorter. 1 GiB suits a Survey."""
         for start in range(self.start, self.end, length):
-            yield Range(self.disk, start, min(start + length, self.end))
+            yield Range(start, min(start + length, self.end))
 
 
 def largest(holders: Disks) -> int:

@@ -162,6 +162,6 @@ def _verify_disk(
         for damage in damages:
             healer.watcher.advance(damage.length)
             yield damage
-        for where in Range(name, 0, largest(holders)).cut():
+        for where in Range(0, largest(holders)).cut():
             yield from check_pages(holders, where, healer)
             yield from healer.heal(Survey(where, holders, seen).read(healer.watcher))

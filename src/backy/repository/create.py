@@ -1,4 +1,4 @@
-"""Make the repository of a job, renew its format, or take it back while it is empty."""
+"""Make the repository of a job, or take it back while it is empty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from backy.errors import StoreError, translated
 from backy.model.names import check_job
-from backy.model.revision import NEWEST_FORMAT
 from backy.repository.base import mark_base
 from backy.repository.manifest import Settings, check_settings
 from backy.repository.records import encode_record
@@ -42,17 +41,6 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
                 folders.write_file(root / "repository.json", encode_record(settings))
                 folders.sync_folder(base)
     return Repository(path)
-
-
-def renew_format(repository: Repository) -> bool:
-    """Allow revisions of the newest format, durably; return whether that is new.
-
-    From then on older versions of backy refuse the repository. Raises StoreError.
-    """
-    if repository.settings.format == NEWEST_FORMAT:
-        return False
-    repository.change_settings(replace(repository.settings, format=NEWEST_FORMAT))
-    return True
 
 
 def discard_empty(path: Path) -> None:

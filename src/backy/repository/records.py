@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from backy.errors import BackyError, DamagedError, translated
+from backy.errors import BackyError, translated
 from backy.system import folders
 from backy.system.files import AnyPath
 from backy.units import MiB
@@ -75,16 +75,24 @@ def read_record(
     kind: type[BackyError],
     hint: str,
     check: Callable[[Value], None] = lambda _: None,
+    *,
+    may_be_missing: bool = False,
 ) -> Value:
     """The checked value in a JSON file. Raises `kind` with `hint` if the file is not valid.
 
     A class with NEWEST_FORMAT has a field `format`, of 1 to that; other records have format 1.
 
     A file of more than 1 MiB is refused without reading it. `check` gets the value when its types
-    are right, and raises BackyError or ValueError if it is not acceptable.
+    are right, and raises BackyError or ValueError if it is not acceptable. A file that
+    `may_be_missing` counts as a value without arguments.
     """
-    with translated(kind, f"reading {path}", hint):
-        content = folders.read_file(path, _LARGEST_RECORD)
+    try:
+        with translated(kind, f"reading {path}", hint):
+            content = folders.read_file(path, _LARGEST_RECORD)
+    except kind as error:
+        if may_be_missing and isinstance(error.__cause__, FileNotFoundError):
+            return value_class()
+        raise
     if sum(map(content.count, (b"[", b"{", b","))) > _MOST_PARTS:
         raise kind(f"{path} has more parts than backy writes", hint)
     if b"\\u" in content and _SURROGATE.search(content):
@@ -114,21 +122,6 @@ def read_record(
     except (BackyError, ValueError) as error:
         raise kind(f"{path}: {error}", hint) from error
     return value
-
-
-def read_record_or_default(
-    path: AnyPath,
-    value_class: type[Value],
-    hint: str,
-    check: Callable[[Value], None] = lambda _: None,
-) -> Value:
-    """As `read_record`, with DamagedError; the value without arguments if there is no file."""
-    try:
-        return read_record(path, value_class, DamagedError, hint, check)
-    except DamagedError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return value_class()
-        raise
 
 
 def _check_ranges(record: dict[str, Any]) -> None:

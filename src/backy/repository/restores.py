@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from backy.errors import DamagedError, StoreError, translated, visible
 from backy.model.revision import is_id
-from backy.repository.records import AwareTime, encode_record, read_record_or_default
+from backy.repository.records import AwareTime, encode_record, read_record
 from backy.repository.repository import Repository
 from backy.repository.status import locked
 from backy.system import folders
@@ -46,7 +46,9 @@ class _Restores:
 
 def read_restores(root: Place) -> tuple[RestoreRecord, ...]:
     """The restores that are kept in the repository `root`, oldest first. Raises DamagedError."""
-    return read_record_or_default(root / "restores.json", _Restores, _HINT, _check).restores
+    path = root / "restores.json"
+    kept = read_record(path, _Restores, DamagedError, _HINT, _check, may_be_missing=True)
+    return kept.restores
 
 
 def _check(kept: _Restores) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.model.revision import Revision, Trust, is_ahead, whole_seconds
-from backy.repository.records import AwareTime, encode_record, read_record_or_default
+from backy.repository.records import AwareTime, encode_record, read_record
 from backy.system import folders
 from backy.system.files import AnyPath
 from backy.system.place import Place
@@ -71,7 +71,8 @@ def read_status(root: AnyPath) -> Status:
     Raises DamagedError if it cannot be read or is not valid.
     """
     place = root if isinstance(root, Place) else Place.at(root)
-    return read_record_or_default(place / "status.json", Status, _HINT)
+    path = place / "status.json"
+    return read_record(path, Status, DamagedError, _HINT, may_be_missing=True)
 
 
 def update(root: Path, change: Callable[[Status], Status]) -> Status:

@@ -105,18 +105,13 @@ class UsedDigests:
         self._bits = bytearray(1 << (_DIGEST_BITS - 3))
         self._start = secrets.randbelow(64 - _DIGEST_BITS // 4 + 1)
 
-    def _bit_of(self, digest: str) -> tuple[int, int]:
-        """Where the bit of a digest is: the byte, and the bit in it as a mask."""
-        value = int(digest[self._start : self._start + _DIGEST_BITS // 4], 16)
-        return value >> 3, 1 << (value & 7)
-
     def __contains__(self, digest: str) -> bool:
-        byte, bit = self._bit_of(digest)
-        return bool(self._bits[byte] & bit)
+        value = int(digest[self._start : self._start + _DIGEST_BITS // 4], 16)
+        return bool(self._bits[value >> 3] & 1 << (value & 7))
 
     def add_all(self, lines: bytes) -> None:
         """Add every line of a page."""
-        # As in `_bit_of`; a long history has millions of lines, and a call for each takes as long.
+        # As in `__contains__`: a long history has millions of lines, a call for each is slow.
         bits, digits = self._bits, _DIGEST_BITS // 4
         for start in range(self._start, len(lines), LINE):
             value = int(lines[start : start + digits], 16)
