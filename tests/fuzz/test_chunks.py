@@ -134,7 +134,7 @@ def test_what_is_no_file_in_place_of_a_chunk_is_an_error(
 ) -> None:
     shelf = Shelf(tmp_path)
     path = shelf.path(digest_of(PLAIN["text"]))
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     make(path)
     with pytest.raises(StoreError):
         shelf.read(path.stem)

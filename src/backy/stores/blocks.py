@@ -141,19 +141,13 @@ class StoredImage:
 
 
 class BlockStore(ABC):
-    """What all stores have in common. A subclass says what holds the blocks of a disk."""
+    """What all stores have in common; see Store. A subclass says what holds a disk's blocks."""
 
     def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         self._root = root
         self.block_size = block_size
         self._codec = codec
         self.pages = Pages(root, codec)
-
-    @abstractmethod
-    def new_blocks(
-        self, folder: Place, disk: str, size: int, parent: Revision | None
-    ) -> AbstractContextManager[Blocks]:
-        """See Store."""
 
     @abstractmethod
     def _old_blocks(
