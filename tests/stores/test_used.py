@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.stores.index import PagedIndex
-from backy.stores.named_files import NamedFiles
-from backy.stores.pages import Pages
+from backy.stores.pages import NamedFiles, Pages
 from backy.stores.used import Used, UsedDigests
 from backy.stores.zstd import ZstdCodec
 from backy.system import files

@@ -19,8 +19,8 @@ from backy.operations.heal import Damage, Healer, distrusted, healing
 from backy.operations.origin import Origin, failures
 from backy.operations.site import Site
 from backy.operations.survey import Range, Survey, check_pages, largest, opened
+from backy.repository.create import renew_script
 from backy.repository.repository import Repository
-from backy.repository.script import renew_script
 
 
 @dataclass(slots=True)

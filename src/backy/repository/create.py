@@ -1,9 +1,13 @@
-"""Make the repository of a job, or take it back while it is empty."""
+"""Make the repository of a job, or take it back while it is empty.
+
+It has restore.sh, the script that lists and restores without backy.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from backy.errors import StoreError, translated
@@ -12,10 +16,10 @@ from backy.repository.base import mark_base
 from backy.repository.manifest import Settings, check_settings
 from backy.repository.records import encode_record
 from backy.repository.repository import PATIENCE, Repository
-from backy.repository.script import script
 from backy.stores import store_class
 from backy.system import files, folders
 from backy.system.place import Place
+from backy.units import MiB
 
 
 def create(base: Path, job: str, settings: Settings) -> Repository:
@@ -72,3 +76,23 @@ def _shares_extents(folder: Place) -> bool:
             return clone.clone_from(origin)
     except OSError:
         return False
+
+
+def script() -> bytes:
+    """The content of restore.sh in this version."""
+    return resources.files("backy.repository").joinpath("restore.sh").read_bytes()
+
+
+def renew_script(repository: Repository) -> bool:
+    """Replace restore.sh if it differs from this version's; return whether it did.
+
+    The script has no hash, so this comparison is what detects damage. Raises StoreError.
+    """
+    path = repository.root / "restore.sh"
+    content = script()
+    with translated(StoreError, f"{repository.name}: writing {path}"):
+        with suppress(OSError):  # missing or unreadable: write it
+            if folders.read_file(path, MiB) == content:
+                return False
+        folders.write_file(path, content, mode=0o755)
+    return True

@@ -18,7 +18,7 @@ from backy.model.revision import Revision
 from backy.stores.blocks import BY_DIGEST, BlockBuffer, BlockStore
 from backy.stores.codec import Codec
 from backy.stores.index import Index
-from backy.stores.named_files import NamedFiles
+from backy.stores.pages import NamedFiles
 from backy.system import files, folders
 from backy.system.files import Cache
 from backy.system.place import Place

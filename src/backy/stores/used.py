@@ -9,8 +9,7 @@ from itertools import count
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.stores.index import Index, PagedIndex
-from backy.stores.named_files import NamedFiles
-from backy.stores.pages import LINE
+from backy.stores.pages import LINE, NamedFiles
 from backy.system import folders
 from backy.system.place import Place
 
