@@ -51,7 +51,7 @@ class CountingStore:
     ) -> Iterator[StoredImage]:
         self.caches.add(cache)
         with self._store.open(revision, disk, cache) as image:
-            yield StoredImage(image.index, CountingBlocks(image._blocks, self.reads))
+            yield StoredImage(image.index, CountingBlocks(image.blocks, self.reads))
 
     def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None

@@ -13,7 +13,6 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from types import TracebackType
 from typing import Self
 
 from backy.errors import StoreError
@@ -59,9 +58,7 @@ class BlockCache:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
     @contextmanager
@@ -205,8 +202,8 @@ class CachedImage:
                 if piece:
                     yield piece
                     offset += len(piece)
-            if not piece:
-                self._wait(offset)
+            if not piece and (done := self.start(offset)):
+                done.result()
 
     @contextmanager
     def cached(self, offset: int, length: int) -> Iterator[memoryview | None]:
@@ -226,10 +223,6 @@ class CachedImage:
         Has the exception if the read failed.
         """
         return self._cache.start(self, offset // self.block_size)
-
-    def _wait(self, offset: int) -> None:
-        if done := self.start(offset):
-            done.result()
 
     def look_ahead(self, offset: int) -> None:
         """Have the block at `offset` read, if a thread is free for it."""

@@ -139,9 +139,8 @@ def disk_of(revision: Revision, name: str | None) -> str:
     if name is None and len(revision.disks) == 1:
         return next(iter(revision.disks))
     if name is None:
-        raise NotFoundError(
-            f"revision {revision.id} has several disks: {names}", "Add --disk NAME."
-        )
+        why = f"revision {revision.id} has several disks: {names}"
+        raise NotFoundError(why, "Add --disk NAME.")
     if name not in revision.disks:
         raise NotFoundError(f"revision {revision.id} has no disk {name!r}", f"It has: {names}.")
     return name

@@ -70,9 +70,8 @@ def select_one(spec: str, history: Sequence[Revision]) -> Revision:
         raise NotFoundError(f"{spec!r} names no revision", _choices(history))
     if len(selected) > 1:
         ids = ", ".join(revision.id for revision in selected[-_LISTED:])
-        raise NotFoundError(
-            f"{spec!r} names {len(selected)} revisions: {ids}", f'Write "last({spec})".'
-        )
+        why = f"{spec!r} names {len(selected)} revisions: {ids}"
+        raise NotFoundError(why, f'Write "last({spec})".')
     return selected[0]
 
 

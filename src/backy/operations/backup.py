@@ -88,10 +88,9 @@ def _check_options(root: Path, options: BackupOptions) -> None:
     for name in ("store", "block_size", "level"):
         wanted, actual = getattr(options, name), getattr(settings, name)
         if wanted not in {None, actual, "auto"}:
-            raise UsageError(
-                f"{root.name}: the repository has {name.replace('_', ' ')} {actual}, not {wanted}",
-                "That is chosen once; back up to a new job to change it.",
-            )
+            why = f"the repository has {name.replace('_', ' ')} {actual}, not {wanted}"
+            hint = "That is chosen once; back up to a new job to change it."
+            raise UsageError(f"{root.name}: {why}", hint)
 
 
 def _is_known(site: Site, job: str, settings: Mapping[str, object]) -> bool:

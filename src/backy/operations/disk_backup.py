@@ -26,6 +26,7 @@ from backy.model.revision import Consistency, Disk, Revision, Trust
 from backy.operations.tracking_check import PERIOD_SECONDS, TrackedImage, blocks_to_check
 from backy.repository import backup_status, status
 from backy.repository.draft import RevisionDraft
+from backy.sources import Snapshot
 from backy.stores.blocks import StoredImage
 from backy.stores.data import data_blocks
 from backy.stores.draft import BlockDraft, draft_disk
@@ -55,8 +56,9 @@ class DiskBackup:
     warnings: list[str]
     is_verified: bool = False
 
-    def copy(self, name: str, image: Image, whole: str) -> Disk:
-        """Back up one disk. `whole` says why it is a full read; it is "" for a delta."""
+    def copy(self, name: str, snapshot: Snapshot) -> Disk:
+        """Back up one disk."""
+        image = snapshot.disks[name]
         base = self.parent if self.parent and name in self.parent.disks else None
         damaged = base.damaged.get(name, ()) if base else ()
         with (
@@ -78,7 +80,8 @@ class DiskBackup:
                 changed=target.changed,
                 stored=target.stored,
                 compared=compared,
-                whole=whole,
+                whole=snapshot.full_read_reasons.get(name, ""),
+                image_format=snapshot.image_formats.get(name, ""),
             )
             return self._read_back(name, disk, tracked, target)
 
@@ -154,10 +157,8 @@ class DiskBackup:
 
         with suppress(NotFoundError):  # it was removed meanwhile
             self.draft.repository.change(parent, distrusted)
-        now = self.draft.time
-        status.update(
-            self.draft.repository.folder, lambda old: backup_status.tracking_failed(old, now)
-        )
+        folder, now = self.draft.repository.folder, self.draft.time
+        status.update(folder, lambda old: backup_status.tracking_failed(old, now))
 
 
 class SourceImage:

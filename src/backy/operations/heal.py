@@ -210,10 +210,8 @@ class Healer:
             if not self._pages:
                 self._pages = page_heal.pages_of(self._opened)
             known = self._pages.get((name, count), {}).items()
-            places = [
-                (stored, page),
-                *((each, number) for number, disks in known for each in disks),
-            ]
+            others = ((each, number) for number, disks in known for each in disks)
+            places = [(stored, page), *others]
 
             def repair() -> str:
                 with warned(self.watcher, "healing failed"):

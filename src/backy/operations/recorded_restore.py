@@ -57,8 +57,7 @@ def restore_recorded(
     except BaseException as error:
         end(getattr(error, "message", repr(error)))
         raise
-    data, written = (
-        sum(getattr(disk, name) for disk in done.disks) for name in ("read", "written")
-    )
+    data = sum(disk.read for disk in done.disks)
+    written = sum(disk.written for disk in done.disks)
     end(f"{counted(done.lost, 'range')} lost" if done.lost else DONE, data, written)
     return done

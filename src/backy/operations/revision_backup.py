@@ -84,10 +84,8 @@ class RevisionBackup:
             settings = self.repository.settings
             if settings.format != NEWEST_FORMAT:  # which older versions of backy refuse
                 self.repository.change_settings(replace(settings, format=NEWEST_FORMAT))
-                why = "versions of backy that know only format 1 refuse it"
-                self.warnings.append(
-                    f"the repository has format {NEWEST_FORMAT} from now on; {why}"
-                )
+                why = "from now on; versions of backy that know only format 1 refuse it"
+                self.warnings.append(f"the repository has format {NEWEST_FORMAT} {why}")
             self.warnings += self.repository.store.pages.take_notes()
             self.warnings += snapshot.warnings()
             for warning in self.warnings:
@@ -122,13 +120,7 @@ class RevisionBackup:
         self.watcher.begin(sum(image.size for image in snapshot.disks.values()))
         self.warnings += _differences(parent, snapshot)
         disk_backup = DiskBackup(draft, parent, self.watcher, self.warnings, self.is_verified)
-        return {
-            check_disk_name(name): replace(
-                disk_backup.copy(name, image, snapshot.full_read_reasons.get(name, "")),
-                image_format=snapshot.image_formats.get(name, ""),
-            )
-            for name, image in snapshot.disks.items()
-        }
+        return {check_disk_name(name): disk_backup.copy(name, snapshot) for name in snapshot.disks}
 
     def _record_success(self, revision: Revision) -> None:
         doubt = _suspicion(self.repository, revision)
@@ -151,9 +143,8 @@ class RevisionBackup:
             failures = self.hooks.failures
             error = failures[-1] if failures else ""
             with shielded(), suppress(StoreError):  # the next backup records it
-                status.update(
-                    self.repository.folder, lambda old: backup_status.hooks_ended(old, error)
-                )
+                folder = self.repository.folder
+                status.update(folder, lambda old: backup_status.hooks_ended(old, error))
 
     def _usable_parent(self) -> Revision | None:
         """The newest revision that can be the parent: its index and image are complete.
@@ -166,9 +157,8 @@ class RevisionBackup:
             self.warnings.append(f"ignored a revision: {text}")
         for revision in reversed(history.revisions):
             if revision.trust is Trust.DISTRUSTED and not revision.damaged:
-                self.warnings.append(
-                    f"revision {revision.id} is not used as parent: it is distrusted"
-                )
+                why = f"revision {revision.id} is not used as parent: it is distrusted"
+                self.warnings.append(why)
                 continue
             try:
                 with ExitStack() as stack:

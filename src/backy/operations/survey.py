@@ -18,7 +18,7 @@ from backy.model.revision import Revision
 from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk, open_disks
 from backy.repository.repository import Repository
 from backy.stores.blocks import BY_DIGEST
-from backy.stores.index import PAGE_LINES, FlatIndex, block_count, by_page
+from backy.stores.index import PAGE_LINES, FlatIndex, block_count
 from backy.stores.pages import LINE
 from backy.system.files import Cache
 from backy.units import GiB
@@ -147,8 +147,8 @@ def _parts(holder: StoredDisk, where: Range) -> Iterator[_Part]:
     image = holder.image
     first, end = _blocks_of(holder, where)
     if first < end:
-        locations = image.locations(first, end - first)
-        for page, start, stop, name in _pages(holder, first, end):
+        locations = image.blocks.locations(first, end - first)
+        for page, start, stop, name in image.index.parts(first, end):
             yield _Part(holder, page, name, start, locations[start - first : stop - first])
 
 
@@ -157,20 +157,13 @@ def _blocks_of(holder: StoredDisk, where: Range) -> tuple[int, int]:
     return where.start // size, block_count(min(where.end, holder.image.size), size)
 
 
-def _pages(holder: StoredDisk, first: int, end: int) -> Iterator[tuple[int, int, int, str]]:
-    """The pages of these blocks; each with the first block in it, the end, and its digest."""
-    names = holder.image.index.names(first // PAGE_LINES, block_count(end, PAGE_LINES))
-    for (page, start, stop), name in zip(by_page(first, end), names, strict=False):
-        yield page, start, stop, name
-
-
 def check_pages(holders: Disks, where: Range, healer: Healer) -> Iterator[Damage]:
     """Read all copies of the pages of a range from the medium, each page once in this command.
 
     Gives the ranges of those that were lost in both copies, healed or not.
     """
     for holder in holders:
-        for page, _, _, name in _pages(holder, *_blocks_of(holder, where)):
+        for page, _, _, name in holder.image.index.parts(*_blocks_of(holder, where)):
             index = holder.image.index
             # An index of format 1 has lines of its own, however a page of format 2 may be.
             key = name, index.lines_of(page), isinstance(index, FlatIndex)

@@ -83,9 +83,8 @@ def verify_job(
     revisions = sorted(select(spec, history.revisions), key=lambda revision: revision.id)
     if not revisions and not history.unreadable:
         raise NotFoundError(f"{job}: {spec!r} names no revision", f"backy list {job}")
-    result = VerifyResult(
-        revisions=revisions, unreadable=history.unreadable if spec == "all" else {}
-    )
+    unreadable = history.unreadable if spec == "all" else {}
+    result = VerifyResult(revisions=revisions, unreadable=unreadable)
     for text in history.problems:
         watcher.warn(text)
     origins = site.origins(repository)

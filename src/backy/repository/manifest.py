@@ -98,9 +98,8 @@ def _is_not_utc(time: datetime) -> bool:
 def _check_disk(name: str, disk: Disk, block_size: int) -> None:
     check_disk_name(name)
     if disk.block_size != block_size or not 0 < disk.size <= LARGEST_DISK:
-        raise ValueError(
-            f"disk {name} cannot have {disk.size} bytes in blocks of {disk.block_size}"
-        )
+        what = f"{disk.size} bytes in blocks of {disk.block_size}"
+        raise ValueError(f"disk {name} cannot have {what}")
     counts = (value for value in astuple(disk) if isinstance(value, int))
     if not all(0 <= count <= 3 * LARGEST_DISK for count in counts):
         raise ValueError(f"disk {name} has impossible byte counts")

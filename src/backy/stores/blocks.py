@@ -87,12 +87,12 @@ class StoredImage:
         self.index = index
         self.size = index.size
         self.block_size = index.block_size
-        self._blocks = blocks
+        self.blocks = blocks
         self._buffer = BlockBuffer(index.block_size)
 
     def extents(self) -> Iterator[Extent]:
         """DATA and ZERO."""
-        return self._blocks.extents(self.index)
+        return self.blocks.extents(self.index)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """See Image. Raises DamagedError that names the first bad block."""
@@ -112,28 +112,24 @@ class StoredImage:
                 buffer[done : done + part] = block[within : within + part]
             done += part
 
-    def locations(self, first: int, count: int) -> Sequence[bytes | None]:
-        """See Blocks."""
-        return self._blocks.locations(first, count)
-
     def read_stored(self, number: int, digest: str | None = None) -> bytes:
         """See Blocks; empty if nothing can be read. Without `digest`, that of the index."""
         digest = self.index.digest(number) if digest is None else digest
         with suppress(OSError):
-            return self._blocks.read_stored(number, digest, self.index.length_of(number))
+            return self.blocks.read_stored(number, digest, self.index.length_of(number))
         return b""
 
     def repair(self, number: int, block: memoryview) -> None:
         """See Blocks."""
-        self._blocks.repair(number, self.index.digest(number), block)
+        self.blocks.repair(number, self.index.digest(number), block)
 
     def is_stored(self, number: int) -> bool | None:
         """See Blocks."""
-        return self._blocks.is_stored(self.index.digest(number))
+        return self.blocks.is_stored(self.index.digest(number))
 
     def _read(self, number: int, block: memoryview) -> None:
         digest = self.index.digest(number)
-        self._blocks.get(number, digest, block)
+        self.blocks.get(number, digest, block)
         if self.index.codec.digest(block) != digest:
             start = number * self.block_size
             where = f"bytes {start} to {start + len(block)}"
