@@ -28,7 +28,7 @@ from backy.errors import BackyError
 from backy.model.revision import Disk
 from backy.operations import backup, diff, heal, restore, scrub, verify
 from backy.repository import quarantine_reports, trash
-from backy.repository.manifest import read_revision, read_settings
+from backy.repository.records import read_revision, read_settings
 from backy.repository.repository import Repository
 from backy.sources import file
 from backy.stores import chunks, images

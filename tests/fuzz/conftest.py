@@ -13,8 +13,7 @@ from backy.operations.backup import backup
 from backy.operations.origin import LiveSource
 from backy.operations.verify import verify
 from backy.repository.create import create
-from backy.repository.manifest import Settings
-from backy.repository.records import encode_record
+from backy.repository.records import Settings, encode_record
 from backy.repository.repository import Repository
 from backy.repository.restores import RestoreRecord, keep_restore
 from backy.repository.trash import remove

@@ -33,8 +33,7 @@ from backy.operations.origin import LiveSource
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.site import Site
 from backy.repository import quarantine_reports
-from backy.repository.manifest import read_revision, read_settings
-from backy.repository.records import encode_record
+from backy.repository.records import encode_record, read_revision, read_settings
 from backy.repository.repository import Repository
 from backy.sources import Request, open_source, reject_unsafe
 from tests.fuzz import corpora

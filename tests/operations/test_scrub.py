@@ -22,7 +22,7 @@ from backy.operations.scrub import Limits, Scrub, longest_ago
 from backy.operations.scrub_plan import Coverage, Slice, SliceRead, coverage, plan
 from backy.operations.verify import verify
 from backy.repository.create import create
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.system import signals
 from backy.system.folders import locked
 from backy.units import GiB, KiB, MiB

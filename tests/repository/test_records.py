@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from backy.errors import BackyError, ConfigError, DamagedError
 from backy.model.revision import Consistency, Disk, Revision, Trust
-from backy.repository.manifest import (
+from backy.repository.records import (
     Settings,
+    encode_record,
     read_revision,
     read_settings,
     revision_record,
 )
-from backy.repository.records import encode_record
 from backy.units import GiB, KiB, MiB, format_duration, format_size
 from tests.golden.compare import FOLDER, assert_golden
 

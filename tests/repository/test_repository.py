@@ -32,8 +32,7 @@ from backy.repository import repository, trash
 from backy.repository.create import create
 from backy.repository.draft import draft_revision
 from backy.repository.listing import jobs
-from backy.repository.manifest import Settings
-from backy.repository.records import encode_record
+from backy.repository.records import Settings, encode_record
 from backy.repository.repository import Repository
 from backy.repository.tags import retag
 from backy.system import files, folders

@@ -8,7 +8,7 @@ from backy.cli.app import AsJson, Context, all_jobs, app, each_job
 from backy.cli.output import Listing, print_lines, revision_table, table, total, warn
 from backy.cli.selection import Failed, Names, chosen
 from backy.model.answers import ListedJob, UnusableJob
-from backy.repository.manifest import revision_record
+from backy.repository.records import revision_record
 from backy.repository.repository import History, Repository
 from backy.units import format_size
 

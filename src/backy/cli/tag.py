@@ -13,7 +13,7 @@ from backy.cli.command import Command
 from backy.cli.output import answer
 from backy.errors import UsageError
 from backy.model.answers import TagAnswer
-from backy.repository.manifest import revision_record
+from backy.repository.records import revision_record
 
 _MARKS = "Tags to add and to remove."
 Marks = Annotated[list[str], Argument(parser=values.mark, metavar="+TAG|-TAG", help=_MARKS)]

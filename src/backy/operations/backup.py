@@ -18,7 +18,7 @@ from backy.operations.site import Site
 from backy.policy.retention import dated_by
 from backy.repository import backup_status, status
 from backy.repository.create import create, discard_empty
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import DEFAULT_BLOCK, Repository, is_repository
 from backy.sources import Source, open_source
 

@@ -61,12 +61,10 @@ class DiskBackup:
         image = snapshot.disks[name]
         base = self.parent if self.parent and name in self.parent.disks else None
         damaged = base.damaged.get(name, ()) if base else ()
-        with (
-            translated(StoreError, f"{self.draft.repository.name}: writing the draft of {name}"),
-            draft_disk(
-                self.draft.repository.store, self.draft.folder, name, image.size, base
-            ) as target,
-        ):
+        repository = self.draft.repository
+        drafting = draft_disk(repository.store, self.draft.folder, name, image.size, base)
+        action = f"{repository.name}: writing the draft of {name}"
+        with translated(StoreError, action), drafting as target:
             for start, length in damaged:
                 target.discard(start, length)
             tracked = TrackedImage(SourceImage(image, name), target.block_size, damaged)

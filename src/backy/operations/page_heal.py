@@ -61,9 +61,7 @@ def make_again(healer: Healer, places: Sequence[tuple[StoredDisk, int]], name: s
     """
     for title, lines in _candidates(healer, places):
         if healer.repository.codec.digest(lines) == name:
-            for (
-                copy
-            ) in healer.repository.store.pages.copies:  # both, which may look good in the cache
+            for copy in healer.repository.store.pages.copies:  # the cache may hold good ones
                 path = copy.path(name)
                 with translated(StoreError, f"writing {path}"):
                     copy.repair(path, lines)

@@ -19,7 +19,7 @@ from backy.operations.snapshot_hooks import Around, around_snapshot
 from backy.repository import backup_status, status, trash
 from backy.repository.create import renew_script
 from backy.repository.draft import RevisionDraft, draft_revision
-from backy.repository.manifest import revision_record
+from backy.repository.records import revision_record
 from backy.repository.repository import Repository
 from backy.sources import Request, Snapshot, Source
 from backy.stores.data import data_bytes

@@ -23,7 +23,7 @@ from backy.nbd.wire import STATE_DIRTY, STATE_HOLE, STATE_ZERO
 from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
 from backy.operations.site import Site
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import Repository, codec_for
 from backy.stores.codec import Codec
 from backy.system.async_process import on_signals

@@ -40,9 +40,8 @@ def opened(
     damages: list[Damage] = []
 
     def unusable(revision: Revision, name: str, error: NotFoundError | StoreError) -> None:
-        if isinstance(error, StoreError) and not (
-            isinstance(error, DamagedError) and error.is_damage
-        ):
+        is_damaged = isinstance(error, DamagedError) and error.is_damage
+        if not is_damaged and not isinstance(error, NotFoundError):
             raise error
         if repository.has(revision.id):
             size = revision.disks[name].size

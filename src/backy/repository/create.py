@@ -13,8 +13,7 @@ from pathlib import Path
 from backy.errors import StoreError, translated
 from backy.model.names import check_job
 from backy.repository.base import mark_base
-from backy.repository.manifest import Settings, check_settings
-from backy.repository.records import encode_record
+from backy.repository.records import Settings, check_settings, encode_record
 from backy.repository.repository import PATIENCE, Repository
 from backy.stores import store_class
 from backy.system import files, folders

@@ -17,8 +17,7 @@ from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, St
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
-from backy.repository.manifest import Settings, read_revision, read_settings
-from backy.repository.records import encode_record
+from backy.repository.records import Settings, encode_record, read_revision, read_settings
 from backy.stores import Store, store_class
 from backy.stores.codec import Codec
 from backy.system import files, folders, process

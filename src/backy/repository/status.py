@@ -82,10 +82,7 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
     as none. Makes the folder of a job that never succeeded.
     Raises StoreError if the file cannot be written.
     """
-    with (
-        translated(StoreError, f"{root.name}: writing {root / 'status.json'}"),
-        locked(root) as place,
-    ):
+    with locked(root, root / "status.json") as place:
         try:
             old = read_status(place)
         except DamagedError:
@@ -111,12 +108,16 @@ def _dated(status: Status, now: datetime) -> Status:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[Place]:
-    """The folder of a job, made if it is missing, and locked against others that write in it."""
-    folders.make_folder(root)
-    place = Place.at(root)
-    with folders.locked(place / ".status.lock", make=True, patience_seconds=_PATIENCE):
-        yield place
+def locked(root: Path, what: Path | str) -> Iterator[Place]:
+    """The folder of a job, made if it is missing, and locked against others that write in it.
+
+    An OSError in the body is a StoreError: `what` could not be written.
+    """
+    with translated(StoreError, f"{root.name}: writing {what}"):
+        folders.make_folder(root)
+        place = Place.at(root)
+        with folders.locked(place / ".status.lock", make=True, patience_seconds=_PATIENCE):
+            yield place
 
 
 def revision_changed(status: Status, revision: Revision) -> Status:

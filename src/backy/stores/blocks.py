@@ -156,11 +156,9 @@ class BlockStore(ABC):
         self, revision: Revision, disk: str, cache: Cache = Cache.SPARE, *, may_be_cut: bool = False
     ) -> Iterator[StoredImage]:
         """See Store."""
-        path = self.plain_path(revision, disk)
-        with (
-            self.open_index(revision, disk) as index,
-            self._old_blocks(path, index.size, cache, may_be_cut=may_be_cut) as blocks,
-        ):
+        path, size = self.plain_path(revision, disk), revision.disks[disk].size
+        old = self._old_blocks(path, size, cache, may_be_cut=may_be_cut)
+        with self.open_index(revision, disk) as index, old as blocks:
             yield StoredImage(index, blocks)
 
     def plain_path(self, revision: Revision, disk: str) -> Place:

@@ -149,11 +149,8 @@ class Pages:
         Raises DamagedError if this machine could not read it.
         """
         content = b""
-        with (
-            DamageIgnored(),
-            translated(DamagedError, f"reading {path}"),
-            files.open_to_read(path, cache) as file,
-        ):
+        named = translated(DamagedError, f"reading {path}")
+        with DamageIgnored(), named, files.open_to_read(path, cache) as file:
             if file.size() == count * LINE:  # or a record is wrong, and asks for terabytes
                 buffer = files.buffer(count * LINE + files.PAGE)
                 content = bytes(buffer[: file.read_into(0, buffer)])
