@@ -19,6 +19,7 @@ from backy.model.extent import Extent, Kind, combine, cover, merge_ranges
 from backy.operations.heal import StoredDisk
 from backy.operations.restore import Way
 
+Read = Callable[[int, memoryview], None]
 _NAMED = 10  # ranges that a message names
 
 
@@ -32,11 +33,7 @@ class Differential:
     """
 
     def __init__(
-        self,
-        stored: StoredDisk,
-        held: Image,
-        draft: Draft,
-        read: Callable[[int, memoryview], None] | None = None,
+        self, stored: StoredDisk, held: Image, draft: Draft, read: Read | None = None
     ) -> None:
         self.size = stored.image.size
         self.block_size = draft.block_size

@@ -120,8 +120,7 @@ def healing(
     with ExitStack() as stack:
         for origin in origins:
             stack.callback(origin.close)
-        opened = stack.enter_context(ExitStack())
-        yield Healer(repository, verb, origins, watcher, opened)
+        yield Healer(repository, verb, origins, watcher, stack.enter_context(ExitStack()))
         for text in repository.store.pages.take_notes():
             watcher.warn(text)
 
@@ -194,7 +193,8 @@ class Healer:
         def repair() -> str:
             return origin if good and self._repair(bad, places, memoryview(good)) else ""
 
-        return good, self._settled(bad.digest, bad.reason, occurrences, stored, repair)
+        found = self._found(bad.digest, bad.reason, occurrences)
+        return good, self._settled(found, stored, repair)
 
     def heal_page(self, stored: StoredDisk, page: int, reason: str) -> list[Damage]:
         """Make a page again that is lost in both copies, or distrust the revisions that have it.
@@ -221,31 +221,29 @@ class Healer:
                 return ""
 
             lost = page_heal.lost_ranges(stored, places)
-            return _joined(self._settled(name, reason, lost, b"", repair))
+            return _joined(self._settled(self._found(name, reason, lost), b"", repair))
 
-    def _settled(
-        self,
-        digest: str,
-        reason: str,
-        lost: Sequence[Occurrence],
-        stored: bytes,
-        repair: Callable[[], str],
-    ) -> list[Damage]:
+    def _found(self, digest: str, reason: str, lost: Sequence[Occurrence]) -> Report:
+        """A report of damage, which has no id yet."""
+        now, revisions = whole_seconds(datetime.now(UTC)), sorted({each.revision for each in lost})
+        return Report("", now, self.verb, digest, reason, tuple(revisions), tuple(lost))
+
+    def _settled(self, found: Report, stored: bytes, repair: Callable[[], str]) -> list[Damage]:
         """Keep the evidence, and `repair`; distrust the revisions unless it gives an origin.
 
         A store that is full or read-only must not stop the repair.
         """
-        now, revisions = whole_seconds(datetime.now(UTC)), sorted({each.revision for each in lost})
-        report = Report("", now, self.verb, digest, reason, tuple(revisions), tuple(lost))
+        lost = found.occurrences
+        kept: Report | None = None
         with warned(self.watcher, "no report was kept"):
-            report = quarantine.add(self.repository, report, stored)
+            kept = quarantine.add(self.repository, found, stored)
         healed = repair() or None
         if not healed:
             self.distrust(lost)
-        elif report.id:
+        elif kept:
             with warned(self.watcher, "not noted as healed"):
-                quarantine.heal(self.repository, report, healed)
-        return [Damage(e.revision, e.disk, e.start, e.length, reason, healed) for e in lost]
+                quarantine.heal(self.repository, kept, healed)
+        return [Damage(e.revision, e.disk, e.start, e.length, found.reason, healed) for e in lost]
 
     def distrust(self, lost: Iterable[Occurrence]) -> None:
         """Record the lost ranges in each revision that has them."""

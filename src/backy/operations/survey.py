@@ -44,8 +44,7 @@ def opened(
         if not is_damaged and not isinstance(error, NotFoundError):
             raise error
         if repository.has(revision.id):
-            size = revision.disks[name].size
-            damages.append(Damage(revision.id, name, 0, size, error.message))
+            damages.append(Damage(revision.id, name, 0, revision.disks[name].size, error.message))
 
     having = [(revision, name) for revision in revisions if name in revision.disks]
     with ExitStack() as stack:

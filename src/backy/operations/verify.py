@@ -66,12 +66,7 @@ def _size(revisions: Sequence[Revision]) -> int:
 
 
 def verify_job(
-    site: Site,
-    job: str,
-    spec: str = "all",
-    *,
-    watcher: Watcher = SILENCE,
-    on_damage: Callable[[Damage], None] = lambda _: None,
+    site: Site, job: str, spec: str, *, watcher: Watcher, on_damage: Callable[[Damage], None]
 ) -> VerifyResult:
     """Verify the revisions of a job that `spec` names.
 

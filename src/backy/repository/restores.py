@@ -47,8 +47,7 @@ class _Restores:
 def read_restores(root: Place) -> tuple[RestoreRecord, ...]:
     """The restores that are kept in the repository `root`, oldest first. Raises DamagedError."""
     path = root / "restores.json"
-    kept = read_record(path, _Restores, DamagedError, _HINT, _check, may_be_missing=True)
-    return kept.restores
+    return read_record(path, _Restores, DamagedError, _HINT, _check, may_be_missing=True).restores
 
 
 def _check(kept: _Restores) -> None:

@@ -175,8 +175,7 @@ class BlockStore(ABC):
 
     def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
         """See Store. Deletes unused pages."""
-        copies = self.pages.copies
-        return sum(used.remove_others(copy, leave, are_pages=True) for copy in copies)
+        return sum(used.remove_others(copy, leave, are_pages=True) for copy in self.pages.copies)
 
     def _folder_of(self, revision: Revision) -> Place:
         return self._root / "revisions" / revision.id
