@@ -233,14 +233,13 @@ class Healer:
 
         A store that is full or read-only must not stop the repair.
         """
-        lost = found.occurrences
-        kept: Report | None = None
+        lost, kept = found.occurrences, found
         with warned(self.watcher, "no report was kept"):
             kept = quarantine.add(self.repository, found, stored)
         healed = repair() or None
         if not healed:
             self.distrust(lost)
-        elif kept:
+        elif kept.id:
             with warned(self.watcher, "not noted as healed"):
                 quarantine.heal(self.repository, kept, healed)
         return [Damage(e.revision, e.disk, e.start, e.length, found.reason, healed) for e in lost]
