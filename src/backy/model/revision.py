@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import ClassVar
 
-from backy.errors import NotFoundError
+from backy.errors import ConfigError, NotFoundError
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}")
 ID_TIME = "%Y%m%dT%H%M%SZ"
@@ -131,6 +131,22 @@ def whole_seconds(now: datetime) -> datetime:
 def id_for(time: datetime, suffix: str) -> str:
     """An id: the time, and four random characters, as two servers may back up in one second."""
     return f"{time:{ID_TIME}}-{suffix}"
+
+
+def time_for(now: datetime, newest: datetime | None) -> datetime:
+    """The time in a new id: `now` in whole seconds, or a second after `newest` if later.
+
+    So ids sort in the order of the backups for `ls`, restore.sh and the history, even if two
+    backups end in the same second or the clock was set back.
+    """
+    time = whole_seconds(now)
+    if not newest:
+        return time
+    try:
+        return max(time, newest + timedelta(seconds=1))
+    except OverflowError:
+        why = "a revision has the latest possible time, so no other can follow it"
+        raise ConfigError(why, "Move it out of the repository.") from None
 
 
 def disk_of(revision: Revision, name: str | None) -> str:

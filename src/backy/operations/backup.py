@@ -95,10 +95,9 @@ def _check_options(root: Path, options: BackupOptions) -> None:
 
 def _is_known(site: Site, job: str, settings: Mapping[str, object]) -> bool:
     """Whether these settings are those that the job would use without the option."""
-    try:
+    with suppress(ConfigError):
         return settings == site.known_source(job)
-    except ConfigError:
-        return False
+    return False
 
 
 @contextmanager

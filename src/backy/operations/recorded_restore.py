@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -45,8 +45,9 @@ def restore_recorded(
         name = id_for(now, secrets.token_hex(2))
         keep(RestoreRecord(name, now, revision.id, targets, asker()))
 
-    def end(result: str, data: int = 0, written: int = 0) -> None:
+    def end(result: str, disks: Sequence[RestoredDisk] = ()) -> None:
         seconds = round(time.monotonic() - began, 3)
+        data, written = sum(disk.read for disk in disks), sum(disk.written for disk in disks)
         for record in kept[:]:
             keep(replace(record, data=data, written=written, seconds=seconds, result=result))
 
@@ -57,7 +58,5 @@ def restore_recorded(
     except BaseException as error:
         end(getattr(error, "message", repr(error)))
         raise
-    data = sum(disk.read for disk in done.disks)
-    written = sum(disk.written for disk in done.disks)
-    end(f"{counted(done.lost, 'range')} lost" if done.lost else DONE, data, written)
+    end(f"{counted(done.lost, 'range')} lost" if done.lost else DONE, done.disks)
     return done

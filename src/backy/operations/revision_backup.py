@@ -156,20 +156,18 @@ class RevisionBackup:
         for text in history.problems:
             self.warnings.append(f"ignored a revision: {text}")
         for revision in reversed(history.revisions):
-            if revision.trust is Trust.DISTRUSTED and not revision.damaged:
-                why = f"revision {revision.id} is not used as parent: it is distrusted"
-                self.warnings.append(why)
-                continue
-            try:
-                with ExitStack() as stack:
-                    for name in revision.disks:
-                        opened = self.repository.store.open(revision, name, Cache.USE)
-                        stack.enter_context(opened)
-            except DamagedError as error:
-                why = f"revision {revision.id} is not used as parent: {error.message}"
-                self.warnings.append(why)
-            else:
-                return revision
+            why = "it is distrusted"
+            if revision.trust is not Trust.DISTRUSTED or revision.damaged:
+                try:
+                    with ExitStack() as stack:
+                        for name in revision.disks:
+                            opened = self.repository.store.open(revision, name, Cache.USE)
+                            stack.enter_context(opened)
+                except DamagedError as error:
+                    why = error.message
+                else:
+                    return revision
+            self.warnings.append(f"revision {revision.id} is not used as parent: {why}")
         return None
 
 

@@ -11,8 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from backy.errors import StoreError, translated
-from backy.model.new_time import time_for
-from backy.model.revision import Revision, id_for, is_id, time_of, whole_seconds
+from backy.model.revision import Revision, id_for, is_id, time_for, time_of, whole_seconds
 from backy.repository.records import encode_record
 from backy.repository.repository import Repository
 from backy.repository.trash import all_folders

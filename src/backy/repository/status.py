@@ -95,16 +95,14 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
 
 def _dated(status: Status, now: datetime) -> Status:
     """The status without times that come from a clock that was ahead."""
-    times = {each.name: getattr(status, each.name) for each in fields(status)}
-    ahead: dict[str, Any] = {
-        name: now
-        for name, time in times.items()
-        if isinstance(time, datetime) and is_ahead(time, now)
-    }
-    scrubbed = status.scrubbed
-    if scrubbed and is_ahead(scrubbed.time, now):
-        scrubbed = None
-    return replace(status, scrubbed=scrubbed, **ahead)
+    ahead: dict[str, Any] = {}
+    for each in fields(status):
+        time = getattr(status, each.name)
+        if isinstance(time, datetime) and is_ahead(time, now):
+            ahead[each.name] = now
+    if status.scrubbed and is_ahead(status.scrubbed.time, now):
+        ahead["scrubbed"] = None
+    return replace(status, **ahead)
 
 
 @contextmanager

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from backy.errors import FULL, BusyError, DamagedError, NotFoundError, StoreError, translated
-from backy.model.new_time import time_for
-from backy.model.revision import ID_TIME, Revision, id_for, is_ahead, is_id, time_of
+from backy.model.revision import ID_TIME, Revision, id_for, is_ahead, is_id, time_for, time_of
 from backy.repository.records import read_revision
 from backy.repository.repository import Repository
 from backy.stores.used import Used
