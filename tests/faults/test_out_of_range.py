@@ -25,7 +25,7 @@ from backy.daemon.state import DaemonState, Setup, overviews, samples
 from backy.errors import BackyError
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import space
-from backy.operations.scrub_plan import Memory
+from backy.operations.scrub import Memory
 from backy.repository import quarantine_reports
 from backy.repository.records import read_record, read_revision, read_settings
 from backy.repository.repository import Repository

@@ -19,8 +19,7 @@ from backy.system import priority
 from backy.units import format_duration, format_size, parse_duration
 
 if TYPE_CHECKING:
-    from backy.operations.scrub import ScrubResult
-    from backy.operations.scrub_plan import Coverage
+    from backy.operations.scrub import Coverage, ScrubResult
 
 
 _JOBS = "Only these jobs."
