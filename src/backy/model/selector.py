@@ -151,8 +151,7 @@ class _Parser:
     def _word(self) -> _Word:
         word = self._tokens.pop(0)
         if word in {*_ENDS, ".."}:
-            why = f"{word!r} is not a word" if word else "it ends too early"
-            raise self._malformed(why)
+            raise self._malformed(f"{word!r} is not a word" if word else "it ends too early")
         if word == "(" or (word in _FUNCTIONS and self._take("(")):
             return (), self._call(word)
         span = _span(word)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from backy.errors import TargetError
 from backy.image.copy import copy, data_of, is_zero
 from backy.image.image import Draft, Image
-from backy.image.pace import PacedImage
+from backy.image.progress import PacedImage
 from backy.model.extent import Extent, Kind, combine, cover, merge_ranges
 from backy.operations.heal import StoredDisk
 from backy.operations.restore import Way

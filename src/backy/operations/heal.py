@@ -73,8 +73,7 @@ class StoredDisk:
     def block(self, number: int) -> bytes | None:
         """A block, or None if it is damaged. Raises as `damage` does."""
         buffer = memoryview(bytearray(self.image.index.length_of(number)))
-        is_bad = self.damage(number * self.image.block_size, buffer)
-        return None if is_bad else bytes(buffer)
+        return None if self.damage(number * self.image.block_size, buffer) else bytes(buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +90,21 @@ class BadBlock:
         return self.stored.image.index.digest(self.number)
 
 
+Unusable = Callable[[Revision, str, NotFoundError | StoreError], None]
+
+
 def open_disks(
     repository: Repository,
-    wanted: Sequence[tuple[Revision, str]],
+    disks: Sequence[tuple[Revision, str]],
     stack: ExitStack,
-    unusable: Callable[[Revision, str, NotFoundError | StoreError], None],
+    unusable: Unusable,
 ) -> Iterator[StoredDisk]:
-    """The disks `wanted` of published revisions, to be read from the medium; closed by `stack`.
+    """These disks of published revisions, to be read from the medium; `stack` closes them.
 
     They are locked against purge. `unusable` gets the error of each that cannot be opened.
     """
-    process.allow_open_files(4 * len(wanted) + 1000)
-    for revision, disk in wanted:
+    process.allow_open_files(4 * len(disks) + 1000)
+    for revision, disk in disks:
         try:
             stack.enter_context(repository.reading(revision))
             image = stack.enter_context(repository.store.open(revision, disk, Cache.AVOID))

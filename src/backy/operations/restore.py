@@ -25,8 +25,7 @@ from backy.errors import (
 )
 from backy.image.copy import copy, data_of
 from backy.image.image import Draft, Image, read_bytes
-from backy.image.pace import Pace, PacedImage
-from backy.image.progress import SILENCE, Watcher, warned
+from backy.image.progress import SILENCE, Pace, PacedImage, Watcher, warned
 from backy.model.extent import merge_ranges
 from backy.model.names import is_disk_name
 from backy.model.revision import Revision, disk_of

@@ -15,8 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from backy.errors import BusyError, DamagedError, StoreError, translated
-from backy.image.pace import Pace
-from backy.image.progress import SILENCE, Watcher, warned
+from backy.image.progress import SILENCE, Pace, Watcher, warned
 from backy.model.extent import Kind
 from backy.model.revision import Revision, is_id
 from backy.operations.heal import Damage, Healer, healing

@@ -129,10 +129,8 @@ def _random_data_blocks(unchanged: list[range], index: Index) -> set[int]:
     chosen: set[int] = set()
     while len(chosen) < _MINIMUM_DATA_BLOCKS:
         start = random.randrange(index.blocks)  # noqa: S311 - it keeps nothing secret
-        after = (
-            range(max(each.start, start), each.stop) for each in unchanged if start < each.stop
-        )
-        for blocks in chain(after, unchanged):  # from there on, and then from the beginning
+        rest = (range(max(each.start, start), each.stop) for each in unchanged if start < each.stop)
+        for blocks in chain(rest, unchanged):  # from there on, and then from the beginning
             data = data_blocks(index, blocks.start, blocks.stop)
             if (number := next((each for each in data if each not in chosen), None)) is not None:
                 chosen.add(number)

@@ -26,7 +26,7 @@ from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
 _MOST_RECORDS = 64 * MiB  # of revision.json in a history: 3,000 with 20 KiB each
-PATIENCE = 30  # seconds to wait for the history lock, which is only held for moments
+PATIENCE = 30  # seconds to wait for the locks that are only held for moments: history, reports
 
 
 def is_repository(root: Path) -> bool:
@@ -85,8 +85,7 @@ class Repository:
             is_there = path.exists()
             is_cut = not is_there and (root / "revisions").is_folder()
         if is_cut:
-            hint = "restore.sh in that folder works without it."
-            raise ConfigError(f"{path} is missing", hint)
+            raise ConfigError(f"{path} is missing", "restore.sh in that folder works without it.")
         if not is_there and not folder.parent.exists():
             hint = "Is the name right, and the file system mounted? backy init makes the folder."
             raise StoreError(f"there is no folder {folder.parent}", hint)

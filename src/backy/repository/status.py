@@ -120,9 +120,8 @@ def locked(root: Path, what: Path | str) -> Iterator[Place]:
 
 def revision_changed(status: Status, revision: Revision) -> Status:
     """The status after the trust of `revision` changed, or it was verified."""
-    others = [other for other in status.distrusted if other != revision.id]
-    distrusted = [revision.id] if revision.trust is Trust.DISTRUSTED else []
+    distrusted = {*status.distrusted} - {revision.id}
+    if revision.trust is Trust.DISTRUSTED:
+        distrusted.add(revision.id)
     times = [time for time in (status.verified, revision.verified) if time]
-    return replace(
-        status, distrusted=tuple(sorted(others + distrusted)), verified=max(times, default=None)
-    )
+    return replace(status, distrusted=tuple(sorted(distrusted)), verified=max(times, default=None))
