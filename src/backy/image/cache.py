@@ -88,8 +88,8 @@ class BlockCache:
         """
         key, ahead = (image.number, number), image.block_size if is_ahead else 0
         with self._lock:
-            may = len(self._reads) < self._readers and self._ahead + ahead <= self._limit // 2
-            if key in self._blocks or (is_ahead and not may):
+            has_room = len(self._reads) < self._readers and self._ahead + ahead <= self._limit // 2
+            if key in self._blocks or (is_ahead and not has_room):
                 return None
             if done := self._reads.get(key):
                 return done

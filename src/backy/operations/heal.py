@@ -90,18 +90,16 @@ class BadBlock:
         return self.stored.image.index.digest(self.number)
 
 
-Unusable = Callable[[Revision, str, NotFoundError | StoreError], None]
+Unusable = Callable[[Revision, str, NotFoundError | StoreError], bool]
 
 
 def open_disks(
-    repository: Repository,
-    disks: Sequence[tuple[Revision, str]],
-    stack: ExitStack,
-    unusable: Unusable,
+    repository: Repository, disks: list[tuple[Revision, str]], stack: ExitStack, unusable: Unusable
 ) -> Iterator[StoredDisk]:
     """These disks of published revisions, to be read from the medium; `stack` closes them.
 
-    They are locked against purge. `unusable` gets the error of each that cannot be opened.
+    They are locked against purge. `unusable` gets the error of each that cannot be opened, and says
+    whether to go on without it.
     """
     process.allow_open_files(4 * len(disks) + 1000)
     for revision, disk in disks:
@@ -109,7 +107,8 @@ def open_disks(
             stack.enter_context(repository.reading(revision))
             image = stack.enter_context(repository.store.open(revision, disk, Cache.AVOID))
         except (NotFoundError, StoreError) as error:
-            unusable(revision, disk, error)
+            if not unusable(revision, disk, error):
+                raise
         else:
             yield StoredDisk(revision, disk, image)
 
@@ -275,9 +274,10 @@ class Healer:
             self._opened_ids = ids
             self._pages.clear()
 
-    def _unusable(self, revision: Revision, disk: str, error: NotFoundError | StoreError) -> None:
+    def _unusable(self, revision: Revision, disk: str, error: NotFoundError | StoreError) -> bool:
         given_up = (0, revision.disks[disk].size) in revision.damaged.get(disk, ())
         self.is_unrecorded |= isinstance(error, StoreError) and not given_up
+        return True
 
     def _alike(self, bad: BadBlock) -> Iterator[StoredDisk]:
         """The disks that should have the same content in the same place, shared or not."""

@@ -39,12 +39,12 @@ def opened(
     """
     damages: list[Damage] = []
 
-    def unusable(revision: Revision, name: str, error: NotFoundError | StoreError) -> None:
+    def unusable(revision: Revision, name: str, error: NotFoundError | StoreError) -> bool:
         is_damaged = isinstance(error, DamagedError) and error.is_damage
-        if not is_damaged and not isinstance(error, NotFoundError):
-            raise error
-        if repository.has(revision.id):
+        is_gone = isinstance(error, NotFoundError)
+        if (is_damaged or is_gone) and repository.has(revision.id):
             damages.append(Damage(revision.id, name, 0, revision.disks[name].size, error.message))
+        return is_damaged or is_gone
 
     having = [(revision, name) for revision in revisions if name in revision.disks]
     with ExitStack() as stack:
