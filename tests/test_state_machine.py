@@ -30,7 +30,7 @@ from backy.operations.restore import restore
 from backy.operations.verify import verify
 from backy.repository import trash
 from backy.repository.create import create
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import Repository
 from backy.repository.tags import retag
 from backy.stores.codec import Codec

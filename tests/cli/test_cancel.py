@@ -86,7 +86,7 @@ class Patient(Backy):
         import sys
         from backy.cli import main
         from backy.repository import repository
-        repository._PATIENCE = 10**9
+        repository.PATIENCE = 10**9
         sys.exit(main())
     """
 

@@ -19,7 +19,7 @@ import pytest
 from backy.model.revision import Revision
 from backy.operations.backup import backup
 from backy.repository.create import create
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import Repository
 from backy.units import KiB, MiB
 from tests.cli.runner import Backy, Running, wait_for

@@ -8,6 +8,7 @@ class TestMyTarget(TargetSuite):
         yield Trial(MyTarget(...), ...)  # which can take a disk of `size` bytes
 """
 
+import gc
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -175,6 +176,7 @@ class TargetSuite:
                 copy(BytesImage(disk[: len(disk) // 2] or disk), draft, workers=1)
                 raise error
 
+        gc.collect()  # else what an earlier test left may close its files meanwhile
         before_opening = descriptors()
         with calls() as called, pytest.raises(type(error)) as caught:
             stopped()

@@ -25,7 +25,7 @@ from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
 from backy.repository import trash
 from backy.repository.create import create
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.sources import open_source
 from tests.cli.machine import MIB, ballast, ext4
 from tests.faults.workloads import Disks, damage, read_all

@@ -24,10 +24,9 @@ from backy.daemon.state import DaemonState, Setup, observe, overviews, samples
 from backy.errors import BackyError
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import space
-from backy.operations.scrub_plan import Memory
+from backy.operations.scrub import Memory
 from backy.repository import quarantine_reports
-from backy.repository.manifest import read_revision, read_settings
-from backy.repository.records import read_record
+from backy.repository.records import read_record, read_revision, read_settings
 from backy.repository.repository import Repository
 from backy.repository.restores import read_restores
 from backy.repository.status import read_status

@@ -22,7 +22,7 @@ from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
 from backy.repository import quarantine_reports, trash
 from backy.repository.create import create
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import Repository
 from backy.repository.tags import retag
 from backy.sources.file import FileSource

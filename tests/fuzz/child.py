@@ -28,14 +28,13 @@ from backy.errors import BackyError
 from backy.model.revision import Disk
 from backy.operations import backup, diff, heal, restore, scrub, verify
 from backy.repository import quarantine_reports, trash
-from backy.repository.manifest import read_revision, read_settings
+from backy.repository.records import read_revision, read_settings
 from backy.repository.repository import Repository
 from backy.sources import file
 from backy.stores import chunks, images
 from backy.stores.blocks import checked_index
 from backy.stores.data import data_bytes
 from backy.stores.index import PAGE_LINES, Index
-from backy.stores.named_files import NamedFiles
 from backy.stores.pages import Pages
 from backy.stores.used import Used
 from backy.stores.zstd import ZstdCodec
@@ -81,11 +80,8 @@ def use(opened: Index) -> None:
 
 def chunk(folder: str, digest: str, block_size: int) -> None:
     """What reads a block of a store of chunks."""
-    buffers = chunks.ChunkBuffers(block_size, CODEC.largest_frame(block_size))
-    block = buffers.block[:block_size]
-    found = NamedFiles(Place.at(Path(folder)), CODEC.suffix)
-    blocks = chunks.ChunkBlocks(found, block_size, CODEC, buffers, Cache.SPARE)
-    blocks.get(0, digest, block)
+    store = chunks.ChunkStore(Place.at(Path(folder)), block_size, CODEC)
+    chunks.ChunkBlocks(store, Cache.SPARE).get(0, digest, store.buffers.block[:block_size])
 
 
 def scrubbed(root: str) -> None:

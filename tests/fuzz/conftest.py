@@ -13,7 +13,7 @@ from backy.operations.backup import backup
 from backy.operations.origin import LiveSource
 from backy.operations.verify import verify
 from backy.repository.create import create
-from backy.repository.manifest import Settings, encode_settings
+from backy.repository.records import Settings, encode_record
 from backy.repository.repository import Repository
 from backy.repository.restores import RestoreRecord, keep_restore
 from backy.repository.trash import remove
@@ -97,7 +97,7 @@ def copied(first: Path, folder: Path, child: Child) -> Sandbox:
     shutil.copytree(first / "base" / "vm1", folder / "neighbour")
     settings = {"type": "file", "disks": {"vda": str(folder / "source.img")}}
     repository = Repository(folder / "base" / "vm1")
-    content = encode_settings(Settings(repository.settings.store, BLOCK, 1, settings))
+    content = encode_record(Settings(repository.settings.store, BLOCK, 1, settings))
     for root in (repository.folder, folder / "neighbour"):
         (root / "repository.json").write_bytes(content)
     made = Sandbox(child, folder)

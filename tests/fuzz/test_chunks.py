@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from backy.errors import BackyError, DamagedError, StoreError
 from backy.operations.verify import verify
-from backy.stores.chunks import ChunkBlocks, ChunkBuffers
-from backy.stores.named_files import NamedFiles
+from backy.stores.chunks import ChunkBlocks, ChunkStore
 from backy.stores.zstd import ZstdCodec
 from backy.system.files import Cache
 from backy.system.place import Place
@@ -35,21 +34,14 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.codec = ZstdCodec(1)
-        self.buffers = ChunkBuffers(BLOCK, self.codec.largest_frame(BLOCK))
-        self.blocks = ChunkBlocks(
-            NamedFiles(Place.at(folder), self.codec.suffix),
-            BLOCK,
-            self.codec,
-            self.buffers,
-            Cache.SPARE,
-        )
+        self.store = ChunkStore(Place.at(folder), BLOCK, ZstdCodec(1))
+        self.blocks = ChunkBlocks(self.store, Cache.SPARE)
 
     def path(self, digest: str) -> Path:
-        return self.folder / digest[:2] / f"{digest}.zst"
+        return self.folder / "chunks" / digest[:2] / f"{digest}.zst"
 
     def read(self, digest: str, length: int = BLOCK) -> bytes:
-        block = self.buffers.block[:length]
+        block = self.store.buffers.block[:length]
         block[:] = b"\xaa" * length
         self.blocks.get(0, digest, block)
         return bytes(block)
@@ -142,7 +134,7 @@ def test_what_is_no_file_in_place_of_a_chunk_is_an_error(
 ) -> None:
     shelf = Shelf(tmp_path)
     path = shelf.path(digest_of(PLAIN["text"]))
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     make(path)
     with pytest.raises(StoreError):
         shelf.read(path.stem)

@@ -33,7 +33,7 @@ from backy.operations.origin import LiveSource
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.site import Site
 from backy.repository import quarantine_reports
-from backy.repository.manifest import encode_revision, encode_settings, read_revision, read_settings
+from backy.repository.records import encode_record, read_revision, read_settings
 from backy.repository.repository import Repository
 from backy.sources import Request, open_source, reject_unsafe
 from tests.fuzz import corpora
@@ -114,9 +114,9 @@ def use_repository(room: Room, content: bytes) -> None:
     live.read(room.made.repository.history().revisions[-1], "vda", 0, "")
     live.close()
     assert repository.history().revisions == []
-    again = encode_settings(settings)
+    again = encode_record(settings)
     path.write_bytes(again)
-    assert encode_settings(read_settings(path)) == again
+    assert encode_record(read_settings(path)) == again
 
 
 def use_revision(room: Room, content: bytes) -> None:
@@ -130,12 +130,12 @@ def use_revision(room: Room, content: bytes) -> None:
         assert (path.parent / f"{name}.blocks").resolve().parent == path.parent.resolve()
         assert disk_of(revision, name) == name
         hurt = distrusted(revision, [Damage(revision.id, name, 0, 1, "")])
-        room.put(f"other/{ID}/revision.json", encode_revision(hurt))
+        room.put(f"other/{ID}/revision.json", encode_record(hurt))
         assert read_revision(path, BLOCK).damaged == hurt.damaged
         assert_ranges(hurt, name, disk.size)
     for tag in revision.tags:
         assert select(f"tag:{tag}", [revision]) == [revision]
-    again = encode_revision(revision)
+    again = encode_record(revision)
     room.put(f"other/{ID}/revision.json", again)
     assert read_revision(path, BLOCK) == revision
 

@@ -268,8 +268,8 @@ def test_a_chunk_that_wants_to_be_large_is_read_in_little_memory(
     child: Child, tmp_path: Path, name: str, block_size: int
 ) -> None:
     digest = "0" * 64
-    path = tmp_path / "00" / f"{digest}.zst"
-    path.parent.mkdir()
+    path = tmp_path / "chunks" / "00" / f"{digest}.zst"
+    path.parent.mkdir(parents=True)
     if name == "sparse":
         gibibyte(path)
     else:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from backy.errors import CancelledError, SourceError, StoreError
 from backy.image.copy import copy, is_zero
-from backy.image.progress import Silence
+from backy.image.progress import Watcher
 from backy.image.workers import in_parallel
 from backy.model.extent import Extent, Kind
 from backy.system.signals import cancellable
@@ -71,7 +71,7 @@ class MemoryDraft:
 
 
 @dataclass
-class Counter(Silence):
+class Counter(Watcher):
     """A Watcher that keeps what it is told; any thread may tell it."""
 
     told: list[int] = field(default_factory=list)

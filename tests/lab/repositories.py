@@ -7,7 +7,7 @@ from pathlib import Path
 from backy.model.revision import Revision
 from backy.operations.backup import backup
 from backy.repository.create import create
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import Repository
 from backy.stores.codec import Codec
 from backy.units import KiB

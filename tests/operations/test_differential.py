@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from backy.errors import DamagedError, TargetError
 from backy.model.revision import Revision
-from backy.operations.differential import Differential
+from backy.operations.differential import Differential, count_differences, verify_target
 from backy.operations.restore import RestoredDisk, RestoreOptions, Way, restore
-from backy.operations.verify_target import count_differences, verify_target
 from backy.stores.blocks import StoredImage
 from backy.system import files
 from tests.faults.workloads import one_worker

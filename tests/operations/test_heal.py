@@ -14,9 +14,9 @@ from backy.image.progress import SILENCE, Watcher
 from backy.model.revision import Revision, Trust
 from backy.operations import heal
 from backy.operations.backup import backup
+from backy.operations.disk_backup import ReadBack
 from backy.operations.heal import Damage, distrusted
 from backy.operations.origin import LiveSource, Origin
-from backy.operations.read_back import ReadBack
 from backy.operations.restore import RestoredDisk, RestoreOptions, restore
 from backy.operations.verify import verify
 from backy.repository import quarantine, quarantine_reports, trash
@@ -377,7 +377,7 @@ def test_healing_does_without_a_report_where_there_are_too_many(
 
 
 @dataclass
-class _Listener:
+class _Listener(Watcher):
     said: list[str]
 
     def begin(self, total: int) -> None:

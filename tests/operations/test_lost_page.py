@@ -61,7 +61,7 @@ in_both_ways = pytest.mark.parametrize("damage", [lose, spoil], ids=["missing", 
 Damaging = Callable[[Iterable[Path]], None]
 
 
-class Listener:
+class Listener(Watcher):
     """A Watcher that keeps the warnings."""
 
     def __init__(self) -> None:

@@ -44,7 +44,7 @@ def made(
 def test_a_delta_reads_a_lost_page_again(made: Made, page: int, how: str) -> None:
     first = content(1)
     parent = made.backup(first)
-    with made.repository.index(parent, "vda") as index:
+    with made.repository.store.open_index(parent, "vda") as index:
         name = index.name(page)
     for path in copies(made.root, name):
         if how == "missing":

@@ -121,7 +121,7 @@ def test_a_search_in_several_indexes_reads_each_page_once(made: Made) -> None:
     with pages_read() as reads:
         known: dict[str, list[tuple[int, str]]] = {}
         for each in revisions:
-            with made.repository.index(each, "vda") as index:
+            with made.repository.store.open_index(each, "vda") as index:
                 found += (number for number, _ in index.find([wanted], known))
     assert found == [0] * 4
     assert reads == {(name, False): 1 for name in names(made, *revisions)}
@@ -129,7 +129,7 @@ def test_a_search_in_several_indexes_reads_each_page_once(made: Made) -> None:
 
 def test_counting_data_reads_no_page_of_zeroes(made: Made) -> None:
     revision = made.backup(sparse(pages=1, rest=0) + bytes(3 * PAGE))
-    with made.repository.index(revision, "vda") as index, pages_read() as reads:
+    with made.repository.store.open_index(revision, "vda") as index, pages_read() as reads:
         assert data_bytes(index) == 3 * BLOCK
     assert reads == {(made.pages(revision)[0][0].name, False): 1}
 

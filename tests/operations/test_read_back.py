@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from backy.errors import DamagedError
-from backy.operations import read_back
+from backy.operations import disk_backup
 from backy.operations.backup import backup
-from backy.operations.read_back import sample as sample_of
+from backy.operations.disk_backup import sample as sample_of
 from backy.sources import Request
 from tests.cli.runner import Backy, data, image
 from tests.faults.workloads import one_worker
@@ -158,7 +158,7 @@ def test_verify_reads_back_all_of_a_larger_disk_and_a_sample_does_not(tmp_path: 
 def test_the_sample_of_an_unchanged_disk_comes_to_each_block(chunks: Made) -> None:
     first = chunks.backup(data(1, 200 * BLOCK))
     seen: set[int] = set()
-    with chunks.repository.index(first, "vda") as index:
+    with chunks.repository.store.open_index(first, "vda") as index:
         for hours in range(0, 30 * 24, 2):
             numbers = list(sample_of(index, datetime(2026, 1, 1, tzinfo=UTC) + hours * HOUR))
             assert len(numbers) <= 8
@@ -170,7 +170,7 @@ def test_the_sample_of_an_unchanged_disk_comes_to_each_block(chunks: Made) -> No
 def test_where_one_name_is_missing_all_blocks_are_read_back(
     chunks: Made, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    monkeypatch.setattr(read_back, "_LOOK_UP_SECONDS", seconds)
+    monkeypatch.setattr(disk_backup, "_LOOK_UP_SECONDS", seconds)
     first = chunks.backup(data(1, 200 * BLOCK))
     lost = [chunks.chunk(first, number) for number in range(150)]
     for path in lost:
@@ -184,7 +184,7 @@ def test_where_one_name_is_missing_all_blocks_are_read_back(
 
 def test_looking_up_names_ends_with_its_time(chunks: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks.backup(data(1, 200 * BLOCK))
-    monkeypatch.setattr(read_back, "_LOOK_UP_SECONDS", 0)
+    monkeypatch.setattr(disk_backup, "_LOOK_UP_SECONDS", 0)
     new = backup(chunks.repository, MemorySource({"vda": data(1, 200 * BLOCK)})).disks["vda"]
     assert new.looked_up == 1
     assert new.read_back == 8 * BLOCK

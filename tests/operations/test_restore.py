@@ -14,11 +14,11 @@ from backy.errors import (
     TargetError,
     UsageError,
 )
+from backy.image.progress import Watcher
 from backy.model.revision import Revision
-from backy.operations.differential import Differential
+from backy.operations.differential import Differential, verify_target
 from backy.operations.restore import RestoredDisk, RestoreOptions, restore_job
 from backy.operations.site import Site
-from backy.operations.verify_target import verify_target
 from backy.units import MiB
 from tests.lab.repositories import BLOCK, Made, names
 from tests.memory_source import sample
@@ -79,7 +79,7 @@ def configured(made: Made, tmp_path: Path) -> Configure:
     return configure
 
 
-class Listener:
+class Listener(Watcher):
     """Hears of a restore."""
 
     def __init__(self) -> None:

@@ -13,15 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.errors import BusyError
+from backy.image.progress import Watcher
 from backy.model.revision import Trust, id_for, time_of
-from backy.operations import scrub_plan
+from backy.operations import scrub
 from backy.operations.heal import Damage
 from backy.operations.origin import LiveSource
-from backy.operations.scrub import Limits, Scrub, longest_ago
-from backy.operations.scrub_plan import Coverage, Slice, SliceRead, coverage, plan
+from backy.operations.scrub import (
+    Coverage,
+    Limits,
+    Scrub,
+    Slice,
+    SliceRead,
+    coverage,
+    longest_ago,
+    plan,
+)
 from backy.operations.verify import verify
 from backy.repository.create import create
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.system import signals
 from backy.system.folders import locked
 from backy.units import GiB, KiB, MiB
@@ -148,14 +157,14 @@ class TestCoverage:
     ],
 )
 def test_a_disk_has_no_more_slices_than_may_be_remembered(size: int, length: int) -> None:
-    assert scrub_plan.slice_length(size, 256) == length
+    assert scrub.slice_length(size, 256) == length
 
 
 def test_memory_of_many_large_disks_can_be_read_again(tmp_path: Path) -> None:
     repository = create(tmp_path, "vm1", Settings("chunks", BLOCK))
     one = Scrub(repository, MONTH)
     one._sizes = {f"vd{number}": 2**60 for number in range(60)}
-    one._lengths = {name: scrub_plan.slice_length(2**60, 4096 // 60) for name in one._sizes}
+    one._lengths = {name: scrub.slice_length(2**60, 4096 // 60) for name in one._sizes}
     known = Slice(NOW - MONTH, NEW, 2**59)
     one._slices = {name: [known] * (2**60 // one._lengths[name]) for name in one._sizes}
     one._save(_Strict())
@@ -165,7 +174,7 @@ def test_memory_of_many_large_disks_can_be_read_again(tmp_path: Path) -> None:
     assert again._slices == one._slices
 
 
-class _Strict:
+class _Strict(Watcher):
     """A watcher that nothing may be warned of."""
 
     def begin(self, total: int) -> None:
@@ -249,7 +258,7 @@ def test_a_revision_that_verify_calls_damaged_scrub_does_not_call_whole(made: Ma
 def test_a_run_without_time_reads_a_slice_and_the_next_goes_on(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scrub_plan, "GiB", BLOCK)  # slices of one block
+    monkeypatch.setattr(scrub, "GiB", BLOCK)  # slices of one block
     made.backup(DISK)
     shares = []
     for number in range(5):
@@ -273,7 +282,7 @@ def test_a_run_whose_time_is_up_begins_no_other_repository(made: Made) -> None:
 def test_what_was_read_is_remembered_when_the_run_is_stopped(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scrub_plan, "GiB", BLOCK)
+    monkeypatch.setattr(scrub, "GiB", BLOCK)
     made.backup(DISK)
     flip(made, 1)
     one = Scrub(made.repository, MONTH)

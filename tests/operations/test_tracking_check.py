@@ -19,7 +19,7 @@ from backy.operations.tracking_check import PERIOD_SECONDS, TrackedImage, blocks
 from backy.repository import status
 from backy.repository.summary import summarize
 from backy.sources import Request
-from backy.stores.index_draft import IndexDraft
+from backy.stores.draft import IndexDraft
 from backy.stores.pages import Pages
 from backy.stores.zstd import ZstdCodec
 from backy.system import files

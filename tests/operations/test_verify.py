@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from backy.errors import BackyError
+from backy.image.progress import Watcher
 from backy.model.extent import Extent
 from backy.model.revision import Revision, Trust
 from backy.operations.heal import Damage
@@ -50,7 +51,7 @@ class CountingStore:
     ) -> Iterator[StoredImage]:
         self.caches.add(cache)
         with self._store.open(revision, disk, cache) as image:
-            yield StoredImage(image.index, CountingBlocks(image._blocks, self.reads))
+            yield StoredImage(image.index, CountingBlocks(image.blocks, self.reads))
 
     def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None
@@ -365,7 +366,7 @@ def test_a_revision_that_could_not_be_read_is_not_called_verified(
 
 
 def test_all_bytes_are_announced_and_then_reported(made: Made) -> None:
-    class Total:
+    class Total(Watcher):
         begun = 0
         done = 0
 

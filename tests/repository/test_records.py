@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from backy.errors import BackyError, ConfigError, DamagedError
 from backy.model.revision import Consistency, Disk, Revision, Trust
-from backy.repository.manifest import (
+from backy.repository.records import (
     Settings,
-    encode_revision,
-    encode_settings,
+    encode_record,
     read_revision,
     read_settings,
     revision_record,
@@ -102,12 +101,12 @@ def refuse_constant(name: str) -> None:
 
 
 def test_repository_json_is_written_byte_for_byte_as_it_always_was() -> None:
-    assert_golden("format-2/repository.json", encode_settings(SETTINGS))
-    assert_golden("repository.json", encode_settings(replace(SETTINGS, format=1)))
+    assert_golden("format-2/repository.json", encode_record(SETTINGS))
+    assert_golden("repository.json", encode_record(replace(SETTINGS, format=1)))
 
 
 def test_revision_json_is_written_byte_for_byte_as_it_always_was() -> None:
-    assert_golden("format-2/revision.json", encode_revision(REVISION))
+    assert_golden("format-2/revision.json", encode_record(REVISION))
 
 
 def test_a_repository_json_of_always_is_read() -> None:
@@ -132,22 +131,22 @@ def test_a_revision_json_of_always_is_read(repository: Path) -> None:
 
 def test_a_record_of_format_1_keeps_its_format_when_it_is_written_again(repository: Path) -> None:
     content = (FOLDER / "revision.json").read_bytes()
-    again = json.loads(encode_revision(read_revision_from(repository, content)))
+    again = json.loads(encode_record(read_revision_from(repository, content)))
     for disk in again["disks"].values():
         assert disk.pop("pages") == 0
         assert disk.pop("image_format") == ""
     assert again == json.loads(content)
     settings = read_settings_from(repository, (FOLDER / "repository.json").read_bytes())
-    assert encode_settings(settings) == (FOLDER / "repository.json").read_bytes()
+    assert encode_record(settings) == (FOLDER / "repository.json").read_bytes()
 
 
 def test_the_record_on_the_screen_is_the_one_on_disk() -> None:
     for revision in (REVISION, OLD):
-        assert revision_record(revision) == json.loads(encode_revision(revision))
+        assert revision_record(revision) == json.loads(encode_record(revision))
 
 
 def test_what_older_versions_did_not_write_has_a_default(repository: Path) -> None:
-    content = encode_revision(REVISION)
+    content = encode_record(REVISION)
     for key in ("tags", "trust", "verified", "warnings"):
         content = without(content, key)
     revision = read_revision_from(repository, content)
@@ -191,9 +190,9 @@ revisions = st.builds(
 
 @given(revision=revisions)
 def test_a_revision_is_read_as_it_was_written(repository: Path, revision: Revision) -> None:
-    content = encode_revision(revision)
+    content = encode_record(revision)
     assert read_revision_from(repository, content) == revision
-    assert encode_revision(read_revision_from(repository, content)) == content
+    assert encode_record(read_revision_from(repository, content)) == content
 
 
 # Damage: every byte may be lost or be another.
@@ -231,10 +230,10 @@ def test_what_is_no_record_is_an_error_that_names_the_file(
 
 @pytest.mark.parametrize("version", [3, 99, 10**30])
 def test_a_newer_format_says_to_update(repository: Path, version: int) -> None:
-    settings = changed(encode_settings(SETTINGS), "format", value=version)
+    settings = changed(encode_record(SETTINGS), "format", value=version)
     with pytest.raises(ConfigError, match=f"has format {version}") as in_settings:
         read_settings_from(repository, settings)
-    revision = changed(encode_revision(REVISION), "format", value=version)
+    revision = changed(encode_record(REVISION), "format", value=version)
     with pytest.raises(DamagedError, match=f"has format {version}") as in_revision:
         read_revision_from(repository, revision)
     assert in_settings.value.hint == in_revision.value.hint == "Update backy."
@@ -242,14 +241,14 @@ def test_a_newer_format_says_to_update(repository: Path, version: int) -> None:
 
 @pytest.mark.parametrize("version", [0, -1, None, True, "1", "2", [1], {"major": 2}, 1.5])
 def test_a_format_that_never_was_does_not_say_to_update(repository: Path, version: object) -> None:
-    content = changed(encode_settings(SETTINGS), "format", value=version)
+    content = changed(encode_record(SETTINGS), "format", value=version)
     with pytest.raises(ConfigError, match="has format") as caught:
         read_settings_from(repository, content)
     assert caught.value.hint != "Update backy."
 
 
 def test_a_foreign_format_is_not_quoted_at_any_length(repository: Path) -> None:
-    content = changed(encode_settings(SETTINGS), "format", value="x" * 500_000)
+    content = changed(encode_record(SETTINGS), "format", value="x" * 500_000)
     with pytest.raises(ConfigError) as caught:
         read_settings_from(repository, content)
     assert len(caught.value.message) < 1000
@@ -257,7 +256,7 @@ def test_a_foreign_format_is_not_quoted_at_any_length(repository: Path) -> None:
 
 @given(st.data())
 def test_a_record_that_was_cut_short_is_an_error(repository: Path, data: st.DataObject) -> None:
-    content = encode_revision(REVISION).rstrip()
+    content = encode_record(REVISION).rstrip()
     length = data.draw(st.integers(0, len(content) - 1))
     with pytest.raises(DamagedError):
         read_revision_from(repository, content[:length])
@@ -267,7 +266,7 @@ def test_a_record_that_was_cut_short_is_an_error(repository: Path, data: st.Data
 def test_a_record_with_a_damaged_byte_is_read_or_is_an_error(
     repository: Path, data: st.DataObject
 ) -> None:
-    content = bytearray(encode_revision(REVISION))
+    content = bytearray(encode_record(REVISION))
     position = data.draw(st.integers(0, len(content) - 1))
     content[position] = data.draw(st.integers(0, 255))
     assert_harmless(repository, bytes(content))
@@ -292,8 +291,8 @@ json_values = st.recursive(
     max_leaves=5,
 )
 PLACES = [
-    *((key,) for key in json.loads(encode_revision(REVISION))),
-    *(("disks", "vda", key) for key in json.loads(encode_revision(REVISION))["disks"]["vda"]),
+    *((key,) for key in json.loads(encode_record(REVISION))),
+    *(("disks", "vda", key) for key in json.loads(encode_record(REVISION))["disks"]["vda"]),
     ("disks", "vda"),
     ("disks", "../../other"),
     ("disks", "."),
@@ -318,7 +317,7 @@ def assert_harmless(repository: Path, content: bytes) -> None:
         for size in (disk.size, disk.read, disk.changed, disk.stored):
             assert size >= 0
             assert len(format_size(size)) < 40
-    again = encode_revision(revision)
+    again = encode_record(revision)
     json.loads(again, parse_constant=refuse_constant)
     assert read_revision_from(repository, again) == revision
 
@@ -327,14 +326,14 @@ def assert_harmless(repository: Path, content: bytes) -> None:
 def test_a_forged_revision_is_refused_or_harmless(
     repository: Path, place: tuple[str, ...], value: object
 ) -> None:
-    assert_harmless(repository, changed(encode_revision(REVISION), *place, value=value))
+    assert_harmless(repository, changed(encode_record(REVISION), *place, value=value))
 
 
 @given(st.sampled_from(["format", "store", "block_size", "level", "source", "x"]), json_values)
 def test_a_forged_repository_json_is_refused_or_harmless(
     repository: Path, key: str, value: object
 ) -> None:
-    content = changed(encode_settings(SETTINGS), key, value=value)
+    content = changed(encode_record(SETTINGS), key, value=value)
     try:
         settings = read_settings_from(repository, content)
     except ConfigError as error:
@@ -369,14 +368,14 @@ def test_a_forged_repository_json_is_refused_or_harmless(
 )
 def test_a_setting_that_is_impossible_is_refused(repository: Path, key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=r"repository\.json"):
-        read_settings_from(repository, changed(encode_settings(SETTINGS), key, value=value))
+        read_settings_from(repository, changed(encode_record(SETTINGS), key, value=value))
 
 
 @pytest.mark.parametrize("block_size", [64 * KiB, 192 * KiB, MiB, 16 * MiB])
 @pytest.mark.parametrize("level", [1, 19])
 def test_every_setting_at_a_limit_is_taken(repository: Path, block_size: int, level: int) -> None:
     settings = Settings("chunks", block_size, level)
-    assert read_settings_from(repository, encode_settings(settings)) == settings
+    assert read_settings_from(repository, encode_record(settings)) == settings
 
 
 LEADS_OUT = ["..", ".", "", "/etc/passwd", "../x", "a/b", "a\0b", "a\nb", "-rf", ".x", "x" * 65]
@@ -384,7 +383,7 @@ LEADS_OUT = ["..", ".", "", "/etc/passwd", "../x", "a/b", "a\0b", "a\nb", "-rf",
 
 @pytest.mark.parametrize("name", LEADS_OUT)
 def test_a_disk_whose_name_leads_out_of_the_folder_is_refused(repository: Path, name: str) -> None:
-    record = json.loads(encode_revision(REVISION))
+    record = json.loads(encode_record(REVISION))
     record["disks"] = {name: record["disks"]["vda"]}
     with pytest.raises(DamagedError, match="cannot be the name of a disk"):
         read_revision_from(repository, json.dumps(record).encode())
@@ -430,7 +429,7 @@ def test_a_revision_that_cannot_be_is_refused(
     repository: Path, place: tuple[str, ...], value: object
 ) -> None:
     with pytest.raises(DamagedError, match=r"revision\.json") as caught:
-        read_revision_from(repository, changed(encode_revision(REVISION), *place, value=value))
+        read_revision_from(repository, changed(encode_record(REVISION), *place, value=value))
     assert "restore" in caught.value.hint
 
 
@@ -449,5 +448,5 @@ def test_a_folder_in_the_place_of_a_file_is_an_error(tmp_path: Path) -> None:
 
 def test_a_draft_is_read_in_its_hidden_folder(tmp_path: Path) -> None:
     (tmp_path / f".{ID}").mkdir()
-    (tmp_path / f".{ID}" / "revision.json").write_bytes(encode_revision(REVISION))
+    (tmp_path / f".{ID}" / "revision.json").write_bytes(encode_record(REVISION))
     assert read_revision(tmp_path / f".{ID}" / "revision.json", BLOCK) == REVISION

@@ -32,7 +32,7 @@ from backy.repository import repository, trash
 from backy.repository.create import create
 from backy.repository.draft import draft_revision
 from backy.repository.listing import jobs
-from backy.repository.manifest import Settings, encode_revision
+from backy.repository.records import Settings, encode_record
 from backy.repository.repository import Repository
 from backy.repository.tags import retag
 from backy.system import files, folders
@@ -289,7 +289,7 @@ def rename_to(made: Made, time: datetime) -> str:
     folder = made.repository.folder_of(revision).path
     made.contents[new.id] = made.contents[revision.id]
     folder.rename(folder.with_name(new.id))
-    (folder.with_name(new.id) / "revision.json").write_bytes(encode_revision(new))
+    (folder.with_name(new.id) / "revision.json").write_bytes(encode_record(new))
     return new.id
 
 

@@ -12,7 +12,7 @@ from random import Random
 from backy.model.revision import Revision
 from backy.operations.backup import backup
 from backy.repository.create import create
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import Repository
 from backy.sources import Request, Snapshot, TakenSnapshot
 from backy.sources.rbd import RbdSource

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from backy.errors import DamagedError
 from backy.model.extent import Extent, Kind
 from backy.stores.data import data_blocks, data_bytes
+from backy.stores.draft import IndexDraft
 from backy.stores.index import (
     PAGE_LINES,
     FlatIndex,
@@ -21,7 +22,6 @@ from backy.stores.index import (
     block_count,
     check_hash,
 )
-from backy.stores.index_draft import IndexDraft
 from backy.stores.pages import LINE, Pages
 from backy.stores.zstd import ZstdCodec
 from backy.system import files

@@ -10,8 +10,7 @@ import pytest
 
 from backy.errors import DamagedError, StoreError
 from backy.operations.verify import verify
-from backy.stores.named_files import NamedFiles
-from backy.stores.pages import Pages
+from backy.stores.pages import NamedFiles, Pages
 from backy.stores.zstd import ZstdCodec
 from backy.system import files
 from backy.system.place import Place

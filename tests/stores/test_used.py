@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backy.stores.index import PagedIndex
-from backy.stores.named_files import NamedFiles
-from backy.stores.pages import Pages
+from backy.stores.pages import NamedFiles, Pages
 from backy.stores.used import Used, UsedDigests
 from backy.stores.zstd import ZstdCodec
 from backy.system import files
@@ -46,7 +45,7 @@ def removed(used: Used, root: Path) -> set[str]:
     """The files that are deleted in `pages` and `twins`."""
     before = dict(stored(root)).keys()
     for name in ("pages", "twins"):
-        used.remove_other_pages(NamedFiles(Place.at(root) / name), lambda _: None)
+        used.remove_others(NamedFiles(Place.at(root) / name), lambda _: None, are_pages=True)
     return before - dict(stored(root)).keys()
 
 
@@ -109,9 +108,8 @@ def test_what_nobody_made_here_stays_and_is_told(tmp_path: Path) -> None:
         each.write_bytes(b"")
     left: list[Path] = []
     used = Used(has_named_blocks=True)
-    used.remove_other_pages(
-        NamedFiles(Place.at(tmp_path) / "pages"), lambda place: left.append(place.path)
-    )
+    pages = NamedFiles(Place.at(tmp_path) / "pages")
+    used.remove_others(pages, lambda place: left.append(place.path), are_pages=True)
     assert sorted(left) == sorted(foreign)
     assert all(each.exists() for each in foreign)
     assert not path.exists()

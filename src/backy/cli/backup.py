@@ -12,7 +12,7 @@ from backy.cli.output import answer, summary
 from backy.cli.progress import meter
 from backy.cli.values import DiskPlace
 from backy.model.messages import BackupFinished
-from backy.repository.manifest import revision_record
+from backy.repository.records import revision_record
 
 _NEW = "For a new repository: "
 _SOURCE = "For the first backup: a file, a block device, or KIND:PLACE. Repeat it for more disks."

@@ -17,7 +17,7 @@ from backy.errors import CancelledError, visible
 from backy.model import answers
 from backy.operations.site import Site
 from backy.repository import listing
-from backy.repository.manifest import revision_record
+from backy.repository.records import revision_record
 from backy.repository.repository import History, Repository
 from backy.system import signals
 from backy.units import counted, format_duration, format_size

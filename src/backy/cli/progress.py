@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from backy.cli.output import format_rate, print_json, warn
 from backy.errors import visible
-from backy.image.progress import Silence
+from backy.image.progress import Watcher
 from backy.model.messages import DamageEvent, Message, NoteEvent, ProgressEvent, WarningEvent
 from backy.units import format_duration, format_size
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
-class Warnings(Silence):
+class Warnings(Watcher):
     """A Watcher for commands that run until a signal: what it hears is a line on stderr."""
 
     def warn(self, text: str) -> None:
@@ -29,7 +29,7 @@ class Warnings(Silence):
     note = warn
 
 
-class Meter:
+class Meter(Watcher):
     """Counts bytes from any thread, and shows them no more often than `interval_seconds`.
 
     This one writes lines, for a file or a pipe.

@@ -64,10 +64,9 @@ def restore(
     Where the target has the right bytes already, nothing is read from the repository, and nothing
     written. So a restore that was interrupted continues if it is run again.
     """
-    from backy.operations.differential import Differential
+    from backy.operations.differential import Differential, count_differences, verify_target
     from backy.operations.recorded_restore import restore_recorded
     from backy.operations.restore import RestoreOptions, restore_job
-    from backy.operations.verify_target import count_differences, verify_target
 
     wanted, disk = _wanted(target or "", disks or [])
     words = [wanted] if isinstance(wanted, str) else list(wanted.values())

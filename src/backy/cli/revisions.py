@@ -16,7 +16,7 @@ from backy.model.extent import Kind
 from backy.model.messages import ExpiredRevision, ExpireFinished
 from backy.model.revision import disk_of
 from backy.operations.history import erase_job, purge_job, remove_job, tag_job, undo_job
-from backy.repository.manifest import revision_record
+from backy.repository.records import revision_record
 from backy.units import counted, format_size, listed
 
 Old = Annotated[str, Argument(metavar="REV", help="Revision words for the older revision.")]

@@ -91,7 +91,7 @@ def level(text: str) -> int:
 @_typed
 def block_size(text: str) -> int:
     """The size of a repository's blocks, in bytes."""
-    from backy.repository.manifest import Settings, check_settings
+    from backy.repository.records import Settings, check_settings
 
     size = parse_size(text)
     check_settings(Settings("auto", size))

@@ -17,8 +17,7 @@ from backy.cli.progress import Meter, meter
 from backy.errors import DamagedError
 from backy.model.messages import DamageEvent, ScrubFinished, VerifyFinished
 from backy.operations.heal import Damage
-from backy.operations.scrub import Limits, ScrubResult, longest_ago, scrub_job
-from backy.operations.scrub_plan import Coverage
+from backy.operations.scrub import Coverage, Limits, ScrubResult, longest_ago, scrub_job
 from backy.operations.verify import Findings, verify_job
 from backy.system import priority
 from backy.units import counted, format_duration, format_size, parse_duration

@@ -13,7 +13,6 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from types import TracebackType
 from typing import Self
 
 from backy.errors import StoreError
@@ -59,9 +58,7 @@ class BlockCache:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
     @contextmanager
@@ -84,22 +81,23 @@ class BlockCache:
     def start(
         self, image: CachedImage, number: int, *, is_ahead: bool = False
     ) -> Future[None] | None:
-        """Have a thread read a block, unless one is at it; None if the block is in memory."""
-        key = image.number, number
+        """Have a thread read a block, unless one is at it; None if the block is in memory.
+
+        A block is read ahead if a thread is free for it, and half of the limit holds what was read
+        ahead.
+        """
+        key, ahead = (image.number, number), image.block_size if is_ahead else 0
         with self._lock:
-            if key in self._blocks:
+            has_room = len(self._reads) < self._readers and self._ahead + ahead <= self._limit // 2
+            if key in self._blocks or (is_ahead and not has_room):
                 return None
             if done := self._reads.get(key):
                 return done
             done = self._reads[key] = Future()
             done.set_running_or_notify_cancel()  # others may wait for it, so nobody may cancel it
-            self._ahead += image.block_size if is_ahead else 0
+            self._ahead += ahead
         self._pool.submit(self._fill, image, number, done, is_ahead=is_ahead)
         return done
-
-    def may_read_ahead(self, length: int) -> bool:
-        """Whether a thread is free for it, and half of the limit holds what was read ahead."""
-        return len(self._reads) < self._readers and self._ahead + length <= self._limit // 2
 
     def is_sequential(self, image: CachedImage, number: int) -> bool:
         """Whether somebody lately read the block before this one, but not yet this one."""
@@ -127,7 +125,7 @@ class BlockCache:
         key, length = (image.number, number), image.length_of(number)
         buffer = self._room(image.block_size)
         try:
-            image.read_block(number, buffer[:length])
+            image.image.readinto(number * image.block_size, buffer[:length])
         except BaseException as error:  # noqa: BLE001 - raised in the threads that wait
             with self._lock:
                 self._size -= len(buffer)
@@ -173,7 +171,7 @@ class CachedImage:
         self.block_size = block_size
         self.extents = image.extents
         self.number = next(_numbers)
-        self._image = image
+        self.image = image
         self._cache = cache
 
     def close(self) -> None:
@@ -204,8 +202,8 @@ class CachedImage:
                 if piece:
                     yield piece
                     offset += len(piece)
-            if not piece:
-                self._wait(offset)
+            if not piece and (done := self.start(offset)):
+                done.result()
 
     @contextmanager
     def cached(self, offset: int, length: int) -> Iterator[memoryview | None]:
@@ -226,22 +224,13 @@ class CachedImage:
         """
         return self._cache.start(self, offset // self.block_size)
 
-    def _wait(self, offset: int) -> None:
-        if done := self.start(offset):
-            done.result()
-
     def look_ahead(self, offset: int) -> None:
         """Have the block at `offset` read, if a thread is free for it."""
-        if self._cache.may_read_ahead(self.block_size):
-            self._cache.start(self, offset // self.block_size, is_ahead=True)
+        self._cache.start(self, offset // self.block_size, is_ahead=True)
 
     def length_of(self, number: int) -> int:
         """The length of a block in bytes: less than the block size for the last one."""
         return min(self.block_size, self.size - number * self.block_size)
-
-    def read_block(self, number: int, buffer: memoryview) -> None:
-        """Read a block from the image itself."""
-        self._image.readinto(number * self.block_size, buffer)
 
     def _read_ahead(self, number: int) -> None:
         if not self._cache.is_sequential(self, number):

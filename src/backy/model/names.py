@@ -13,23 +13,24 @@ _DISK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAG = re.compile(r"[^\W_][\w.:@-]{0,63}")
 
 
+def is_disk_name(name: str) -> bool:
+    """Whether a disk, or a file beside the disks, may have this name in a revision's folder."""
+    return bool(_DISK.fullmatch(name))
+
+
 def check_disk_name(name: str) -> str:
     """Return `name`. Raises ConfigError if it cannot name a file in a revision's folder."""
-    if not _DISK.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} cannot be the name of a disk",
-            "Use up to 64 letters, digits, dots, dashes or underscores; a letter or digit first.",
-        )
+    if not is_disk_name(name):
+        allowed = "letters, digits, dots, dashes or underscores; a letter or digit first."
+        raise ConfigError(f"{name!r} cannot be the name of a disk", f"Use up to 64 {allowed}")
     return name
 
 
 def check_tag(tag: str) -> str:
     """Return `tag`. Raises ConfigError if it cannot be used in a revision word or in a shell."""
     if not _TAG.fullmatch(tag) or ".." in tag:
-        raise ConfigError(
-            f"{tag!r} cannot be a tag",
-            "Use up to 64 letters, digits, dots, dashes, colons or @; a letter or digit first.",
-        )
+        allowed = "letters, digits, dots, dashes, colons or @; a letter or digit first."
+        raise ConfigError(f"{tag!r} cannot be a tag", f"Use up to 64 {allowed}")
     return tag
 
 

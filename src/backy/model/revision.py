@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import ClassVar
 
-from backy.errors import NotFoundError
+from backy.errors import ConfigError, NotFoundError
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}")
 ID_TIME = "%Y%m%dT%H%M%SZ"
@@ -133,15 +133,30 @@ def id_for(time: datetime, suffix: str) -> str:
     return f"{time:{ID_TIME}}-{suffix}"
 
 
+def time_for(now: datetime, newest: datetime | None) -> datetime:
+    """The time in a new id: `now` in whole seconds, or a second after `newest` if later.
+
+    So ids sort in the order of the backups for `ls`, restore.sh and the history, even if two
+    backups end in the same second or the clock was set back.
+    """
+    time = whole_seconds(now)
+    if not newest:
+        return time
+    try:
+        return max(time, newest + timedelta(seconds=1))
+    except OverflowError:
+        why = "a revision has the latest possible time, so no other can follow it"
+        raise ConfigError(why, "Move it out of the repository.") from None
+
+
 def disk_of(revision: Revision, name: str | None) -> str:
     """The disk called `name`, or the only one. Raises NotFoundError that lists the disks."""
     names = ", ".join(revision.disks)
     if name is None and len(revision.disks) == 1:
         return next(iter(revision.disks))
     if name is None:
-        raise NotFoundError(
-            f"revision {revision.id} has several disks: {names}", "Add --disk NAME."
-        )
+        why = f"revision {revision.id} has several disks: {names}"
+        raise NotFoundError(why, "Add --disk NAME.")
     if name not in revision.disks:
         raise NotFoundError(f"revision {revision.id} has no disk {name!r}", f"It has: {names}.")
     return name

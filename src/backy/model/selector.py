@@ -70,9 +70,8 @@ def select_one(spec: str, history: Sequence[Revision]) -> Revision:
         raise NotFoundError(f"{spec!r} names no revision", _choices(history))
     if len(selected) > 1:
         ids = ", ".join(revision.id for revision in selected[-_LISTED:])
-        raise NotFoundError(
-            f"{spec!r} names {len(selected)} revisions: {ids}", f'Write "last({spec})".'
-        )
+        why = f"{spec!r} names {len(selected)} revisions: {ids}"
+        raise NotFoundError(why, f'Write "last({spec})".')
     return selected[0]
 
 
@@ -97,11 +96,11 @@ class _Parser:
         if len(spec) > _LONGEST:
             why = f"a revision word of {len(spec)} characters"
             raise NotFoundError(why, f"{_LONGEST} is the limit.")
-        self._tokens = _TOKEN.findall(spec.rstrip())
+        self._tokens = [*_TOKEN.findall(spec.rstrip()), ""]  # which ends it
 
     def parse(self) -> _Revisions:
         selected = self._list()
-        if self._tokens:
+        if self._tokens[0]:
             raise self._malformed(f"{self._tokens[0]!r} was not expected")
         return selected
 
@@ -112,11 +111,8 @@ class _Parser:
     def _unknown(self, word: str, why: str = "names no revision") -> NotFoundError:
         return NotFoundError(f"{word!r} {why}", _choices(self._history))
 
-    def _peek(self) -> str:
-        return self._tokens[0] if self._tokens else ""
-
     def _take(self, token: str) -> bool:
-        if self._peek() != token:
+        if self._tokens[0] != token:
             return False
         self._tokens.pop(0)
         return True
@@ -134,10 +130,10 @@ class _Parser:
         return selected
 
     def _range(self) -> _Revisions:
-        left = ((_FIRST,), []) if self._peek() == ".." else self._word()
+        left = ((_FIRST,), []) if self._tokens[0] == ".." else self._word()
         if not self._take(".."):
             return left[1]
-        right = ((_LAST,), []) if self._peek() in _ENDS else self._word()
+        right = ((_LAST,), []) if self._tokens[0] in _ENDS else self._word()
         if not any(left) or not any(right):
             return []
         revisions = left[1] + right[1]
@@ -153,17 +149,13 @@ class _Parser:
         return [revision for revision in self._history if low <= revision.time <= high]
 
     def _word(self) -> _Word:
-        word = self._tokens.pop(0) if self._tokens else ""
+        word = self._tokens.pop(0)
+        if word in {*_ENDS, ".."}:
+            raise self._malformed(f"{word!r} is not a word" if word else "it ends too early")
         if word == "(" or (word in _FUNCTIONS and self._take("(")):
-            selected = self._call(word)
-        elif word in {*_ENDS, ".."}:
-            why = f"{word!r} is not a word" if word else "it ends too early"
-            raise self._malformed(why)
-        elif span := _span(word):
-            return span, self._between(span)
-        else:
-            selected = self._named(word)
-        return (), selected
+            return (), self._call(word)
+        span = _span(word)
+        return span, self._between(span) if span else self._named(word)
 
     def _call(self, name: str) -> _Revisions:
         self._depth += 1

@@ -9,13 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from backy.errors import (
-    BusyError,
-    CancelledError,
-    ConfigError,
-    StoreError,
-    UsageError,
-)
+from backy.errors import BusyError, CancelledError, ConfigError, StoreError, UsageError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.revision import Revision
 from backy.operations.hooks import Runner
@@ -24,7 +18,7 @@ from backy.operations.site import Site
 from backy.policy.retention import dated_by
 from backy.repository import backup_status, status
 from backy.repository.create import create, discard_empty
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import DEFAULT_BLOCK, Repository, is_repository
 from backy.sources import Source, open_source
 
@@ -64,7 +58,8 @@ def backup_job(
     is_new = not is_repository(root)
     try:
         with _failure_recorded(root, hooks) if is_jobs_own else nullcontext():
-            source = _opened(settings, is_typed=options.source is not None)
+            with _typed(is_typed=options.source is not None):
+                source = open_source(settings)
             repository = _made(site, job, options) if is_new else site.repository(job)
             tags = options.tags or _due_tags(site, repository)
         return backup(
@@ -93,23 +88,23 @@ def _check_options(root: Path, options: BackupOptions) -> None:
     for name in ("store", "block_size", "level"):
         wanted, actual = getattr(options, name), getattr(settings, name)
         if wanted not in {None, actual, "auto"}:
-            raise UsageError(
-                f"{root.name}: the repository has {name.replace('_', ' ')} {actual}, not {wanted}",
-                "That is chosen once; back up to a new job to change it.",
-            )
+            why = f"the repository has {name.replace('_', ' ')} {actual}, not {wanted}"
+            hint = "That is chosen once; back up to a new job to change it."
+            raise UsageError(f"{root.name}: {why}", hint)
 
 
 def _is_known(site: Site, job: str, settings: Mapping[str, object]) -> bool:
     """Whether these settings are those that the job would use without the option."""
-    try:
+    with suppress(ConfigError):
         return settings == site.known_source(job)
-    except ConfigError:
-        return False
+    return False
 
 
-def _opened(settings: Mapping[str, object], *, is_typed: bool) -> Source:
+@contextmanager
+def _typed(*, is_typed: bool) -> Iterator[None]:
+    """A ConfigError in the body is a UsageError if it is about options."""
     try:
-        return open_source(settings)
+        yield
     except ConfigError as error:
         raise (UsageError if is_typed else ConfigError)(error.message, error.hint) from error
 
@@ -121,10 +116,8 @@ def _made(site: Site, job: str, options: BackupOptions) -> Repository:
     if config:
         values |= _given(config.jobs[job], values)
     chosen = _given(options, values)
-    try:
+    with _typed(is_typed=bool(chosen)):
         create(site.base, job, Settings(**(values | chosen)))
-    except ConfigError as error:
-        raise (UsageError if chosen else ConfigError)(error.message, error.hint) from error
     return site.repository(job)
 
 
@@ -198,18 +191,11 @@ def backup(
     try:
         with recorded, repository.exclusive("backup"):
             revision = attempt.run()
+        attempt.run_hooks_after(revision)
     except CancelledError as error:
-        if not attempt.published:
-            raise CancelledError(error.message, "Nothing was published; run it again.") from error
-        raise _cut_short(error, attempt.published) from error
-    if hooks:
-        try:
-            attempt.run_hooks_after(revision)
-        except CancelledError as error:
-            raise _cut_short(error, revision) from error
+        hint = "Nothing was published; run it again."
+        if attempt.published:
+            published = f"Revision {attempt.published.id} is published"
+            hint = f"{published}; only the steps after that were cut short."
+        raise CancelledError(error.message, hint) from error
     return revision
-
-
-def _cut_short(error: CancelledError, revision: Revision) -> CancelledError:
-    hint = f"Revision {revision.id} is published; only the steps after that were cut short."
-    return CancelledError(error.message, hint)

@@ -17,11 +17,11 @@ def diff(repository: Repository, old: Revision, new: Revision) -> Iterator[tuple
     DamagedError if an index is damaged.
     """
     for name in new.disks:
-        with repository.reading(new), repository.index(new, name) as index:
+        with repository.reading(new), repository.store.open_index(new, name) as index:
             if name not in old.disks:
                 yield from ((name, extent) for extent in merge(index.extents()))
                 continue
-            with repository.reading(old), repository.index(old, name) as old_index:
+            with repository.reading(old), repository.store.open_index(old, name) as old_index:
                 for extent in merge(index.extents(old_index)):
                     if extent.kind is not Kind.SAME:
                         yield name, extent

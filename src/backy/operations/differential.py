@@ -1,7 +1,8 @@
 """Write only what differs: read the target, and hash it as the index of the stored disk does.
 
 The index says which bytes are right, so a block that the target has already costs no read of the
-store. An interrupted restore continues for the same reason.
+store. An interrupted restore continues for the same reason. To verify a target, or to count what it
+lacks, is the same without the store.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from backy.errors import TargetError
-from backy.image.copy import is_zero
+from backy.image.copy import copy, data_of, is_zero
 from backy.image.image import Draft, Image
-from backy.model.extent import Extent, Kind, combine, cover
+from backy.image.progress import PacedImage
+from backy.model.extent import Extent, Kind, combine, cover, merge_ranges
 from backy.operations.heal import StoredDisk
+from backy.operations.restore import Way
+
+Read = Callable[[int, memoryview], None]
+_NAMED = 10  # ranges that a message names
 
 
 class Differential:
@@ -27,11 +33,7 @@ class Differential:
     """
 
     def __init__(
-        self,
-        stored: StoredDisk,
-        held: Image,
-        draft: Draft,
-        read: Callable[[int, memoryview], None] | None = None,
+        self, stored: StoredDisk, held: Image, draft: Draft, read: Read | None = None
     ) -> None:
         self.size = stored.image.size
         self.block_size = draft.block_size
@@ -105,3 +107,55 @@ class Differential:
         block_size = self._stored.image.block_size
         for start in range(offset, offset + length, block_size):
             yield start, min(start + block_size, offset + length)
+
+
+def verify_target(way: Way) -> None:
+    """Raise TargetError unless the target can be read, and has all bytes that are not lost."""
+    if not (held := way.opened.read_back()):
+        why = f"{way.target} was written, but cannot be read back"
+        raise TargetError(why, "Leave out --verify.")
+    with held as back:
+        wrong = differences(way, back) - way.image.lost
+    if wrong:
+        ranges = [f"{start} to {start + length}" for start, length in merge_ranges(wrong)]
+        more = f", and {len(ranges) - _NAMED} more" if ranges[_NAMED:] else ""
+        named = f"bytes {', '.join(ranges[:_NAMED])}{more}"
+        why = f"{way.target} does not have what was written: {named}"
+        raise TargetError(why, "Check its medium, and restore to another one.")
+
+
+def count_differences(way: Way) -> int:
+    """How many bytes a restore would write, without writing: for a dry run.
+
+    Reads what the target holds, unless all data are to be written.
+    """
+    held = way.opened.read_back() if way.options.differ else None
+    if not held:
+        return way.data
+    with held as back:
+        return sum(length for _, length in differences(way, back))
+
+
+def differences(way: Way, held: Image) -> set[tuple[int, int]]:
+    """The blocks of a stored disk of which a target holds other bytes, as (start, length)."""
+    found = _Found(way.stored.image.block_size)
+    pair = Differential(way.stored, held, found)
+    way.watcher.begin(data_of(pair, pair.block_size) - way.data)
+    copy(PacedImage(pair, way.pace, way.watcher), pair)
+    return found.blocks
+
+
+class _Found:
+    """A Draft that only remembers which blocks it got."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.blocks: set[tuple[int, int]] = set()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """See Draft."""
+        self.blocks.add((offset, len(data)))
+
+    def zero(self, offset: int, length: int) -> None:
+        """See Draft."""
+        self.blocks.add((offset, length))

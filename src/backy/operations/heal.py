@@ -7,17 +7,17 @@ Content is good if it has the hash that the index says, wherever it comes from: 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 
 from backy.errors import DamageIgnored, NotFoundError, StoreError
-from backy.image.progress import SILENCE, Watcher
+from backy.image.progress import SILENCE, Watcher, warned
 from backy.model.extent import Extent, Kind, merge, merge_ranges
-from backy.model.revision import Revision, Trust
+from backy.model.revision import Revision, Trust, whole_seconds
 from backy.operations import page_heal
 from backy.operations.origin import Origin, failures
 from backy.repository import quarantine
@@ -73,8 +73,7 @@ class StoredDisk:
     def block(self, number: int) -> bytes | None:
         """A block, or None if it is damaged. Raises as `damage` does."""
         buffer = memoryview(bytearray(self.image.index.length_of(number)))
-        is_bad = self.damage(number * self.image.block_size, buffer)
-        return None if is_bad else bytes(buffer)
+        return None if self.damage(number * self.image.block_size, buffer) else bytes(buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +90,29 @@ class BadBlock:
         return self.stored.image.index.digest(self.number)
 
 
+Unusable = Callable[[Revision, str, NotFoundError | StoreError], bool]
+
+
+def open_disks(
+    repository: Repository, disks: list[tuple[Revision, str]], stack: ExitStack, unusable: Unusable
+) -> Iterator[StoredDisk]:
+    """These disks of published revisions, to be read from the medium; `stack` closes them.
+
+    They are locked against purge. `unusable` gets the error of each that cannot be opened, and says
+    whether to go on without it.
+    """
+    process.allow_open_files(4 * len(disks) + 1000)
+    for revision, disk in disks:
+        try:
+            stack.enter_context(repository.reading(revision))
+            image = stack.enter_context(repository.store.open(revision, disk, Cache.AVOID))
+        except (NotFoundError, StoreError) as error:
+            if not unusable(revision, disk, error):
+                raise
+        else:
+            yield StoredDisk(revision, disk, image)
+
+
 @contextmanager
 def healing(
     repository: Repository, verb: str, origins: Sequence[Origin], watcher: Watcher = SILENCE
@@ -99,8 +121,7 @@ def healing(
     with ExitStack() as stack:
         for origin in origins:
             stack.callback(origin.close)
-        opened = stack.enter_context(ExitStack())
-        yield Healer(repository, verb, origins, watcher, opened)
+        yield Healer(repository, verb, origins, watcher, stack.enter_context(ExitStack()))
         for text in repository.store.pages.take_notes():
             watcher.warn(text)
 
@@ -121,21 +142,20 @@ class Healer:
     stack: ExitStack
     is_unrecorded: bool = False
     checked: set[tuple[str, int, bool]] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
     _handled: set[object] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
     _opened: list[StoredDisk] = field(default_factory=list)
     _opened_ids: list[str] = field(default_factory=list)
     _pages: page_heal.PageMap = field(default_factory=dict)
 
-    def heal(self, blocks: Sequence[BadBlock]) -> list[Damage]:
+    def heal(self, blocks: Iterable[BadBlock]) -> list[Damage]:
         """Repair blocks wherever they are stored, or distrust the revisions that have them.
 
         Gives each range of each revision that had the bad bytes, but not those of bytes that this
         command handled before. Ranges that touch are joined and have the reason of the first.
         """
-        with self._lock:
-            return _joined(damage for bad in blocks for damage in self._heal(bad)[1])
+        return _joined(damage for bad in blocks for damage in self.recover(bad)[1])
 
     def recover(self, bad: BadBlock) -> tuple[bytes | None, list[Damage]]:
         """Do the same for one block, and give its content if it was found anywhere.
@@ -143,39 +163,17 @@ class Healer:
         The content is good even if the store could not be repaired with it.
         """
         with self._lock:
-            return self._heal(bad)
-
-    def heal_page(self, stored: StoredDisk, page: int, reason: str) -> list[Damage]:
-        """Make a page again that is lost in both copies, or distrust the revisions that have it.
-
-        Gives each range of each revision that it names, unless this command handled it before.
-        """
-        with self._lock:
-            return self._heal_page(stored, page, reason)
-
-    def distrust(self, lost: Iterable[Occurrence]) -> None:
-        """Record the lost ranges in each revision that has them."""
-        ranges: dict[str, list[Occurrence]] = {}
-        for place in lost:
-            ranges.setdefault(place.revision, []).append(place)
-        for revision_id, bad in ranges.items():
-            try:
-                self.repository.change(revision_id, partial(distrusted, ranges=bad))
-            except NotFoundError:  # removed meanwhile
-                pass
-            except StoreError as error:
-                self.is_unrecorded = True
-                self.watcher.warn(f"not marked as distrusted: {error.message}")
-
-    def _heal(self, bad: BadBlock) -> tuple[bytes | None, list[Damage]]:
-        page = bad.number // PAGE_LINES
-        if bad.stored.digest(bad.number) is None:
-            damages = self._heal_page(bad.stored, page, bad.reason)
+            if bad.stored.digest(bad.number) is not None:
+                return self._recover(bad)
+            damages = self.heal_page(bad.stored, bad.number // PAGE_LINES, bad.reason)
             if bad.stored.digest(bad.number) is None:
                 return None, damages
             whole = bad.stored.block(bad.number)
-            good, more = (whole, []) if whole is not None else self._heal(bad)
+            good, more = (whole, []) if whole is not None else self._recover(bad)
             return good, [*damages, *more]
+
+    def _recover(self, bad: BadBlock) -> tuple[bytes | None, list[Damage]]:
+        """As `recover`, for a block whose digest is known."""
         whole = bad.stored.block(bad.number)
         if whole is not None:
             self.watcher.warn(f"damaged when it was first read, but not now: {bad.reason}")
@@ -192,39 +190,74 @@ class Healer:
         if good is None:
             self._warn_of_failures()
         stored = bad.stored.image.read_stored(bad.number)
-        report = self._report(bad.digest, bad.reason, occurrences, stored)
-        healed = origin if good and self._repair(bad, places, memoryview(good)) else None
-        if not healed:
-            self.distrust(occurrences)
-        else:
-            self._note_healed(report, healed)
-        reason = bad.reason
-        return good, [Damage(**asdict(lost), reason=reason, healed=healed) for lost in occurrences]
 
-    def _heal_page(self, stored: StoredDisk, page: int, reason: str) -> list[Damage]:
-        """Make a lost page again from the blocks that it names, or distrust its revisions."""
+        def repair() -> str:
+            return origin if good and self._repair(bad, places, memoryview(good)) else ""
+
+        found = self._found(bad.digest, bad.reason, occurrences)
+        return good, self._settled(found, stored, repair)
+
+    def heal_page(self, stored: StoredDisk, page: int, reason: str) -> list[Damage]:
+        """Make a page again that is lost in both copies, or distrust the revisions that have it.
+
+        Gives each range of each revision that it names, unless this command handled it before.
+        """
         name, count = stored.image.index.name(page), stored.image.index.lines_of(page)
-        if (name, count) in self._handled:
-            return []
-        self._handled.add((name, count))
-        self._open_all()
-        if not self._pages:
-            self._pages = page_heal.pages_of(self._opened)
-        known = self._pages.get((name, count), {}).items()
-        places = [(stored, page), *((each, number) for number, disks in known for each in disks)]
-        lost = page_heal.lost_ranges(stored, places)
-        report = self._report(name, reason, lost, b"")
-        healed = None
-        try:
-            healed = page_heal.make_again(self.repository, self.origins, places, name)
-        except StoreError as error:
-            self.watcher.warn(f"healing failed: {error.message}")
-        if healed:
-            self._note_healed(report, healed)
-        else:
-            self._warn_of_failures()
+        with self._lock:
+            if (name, count) in self._handled:
+                return []
+            self._handled.add((name, count))
+            self._open_all()
+            if not self._pages:
+                self._pages = page_heal.pages_of(self._opened)
+            known = self._pages.get((name, count), {}).items()
+            others = ((each, number) for number, disks in known for each in disks)
+            places = [(stored, page), *others]
+
+            def repair() -> str:
+                with warned(self.watcher, "healing failed"):
+                    if made := page_heal.make_again(self, places, name):
+                        return made
+                self._warn_of_failures()
+                return ""
+
+            lost = page_heal.lost_ranges(stored, places)
+            return _joined(self._settled(self._found(name, reason, lost), b"", repair))
+
+    def _found(self, digest: str, reason: str, lost: Sequence[Occurrence]) -> Report:
+        """A report of damage, which has no id yet."""
+        now, revisions = whole_seconds(datetime.now(UTC)), sorted({each.revision for each in lost})
+        return Report("", now, self.verb, digest, reason, tuple(revisions), tuple(lost))
+
+    def _settled(self, found: Report, stored: bytes, repair: Callable[[], str]) -> list[Damage]:
+        """Keep the evidence, and `repair`; distrust the revisions unless it gives an origin.
+
+        A store that is full or read-only must not stop the repair.
+        """
+        lost, kept = found.occurrences, found
+        with warned(self.watcher, "no report was kept"):
+            kept = quarantine.add(self.repository, found, stored)
+        healed = repair() or None
+        if not healed:
             self.distrust(lost)
-        return _joined(Damage(**asdict(each), reason=reason, healed=healed) for each in lost)
+        elif kept.id:
+            with warned(self.watcher, "not noted as healed"):
+                quarantine.heal(self.repository, kept, healed)
+        return [Damage(e.revision, e.disk, e.start, e.length, found.reason, healed) for e in lost]
+
+    def distrust(self, lost: Iterable[Occurrence]) -> None:
+        """Record the lost ranges in each revision that has them."""
+        ranges: dict[str, list[Occurrence]] = {}
+        for place in lost:
+            ranges.setdefault(place.revision, []).append(place)
+        for revision_id, bad in ranges.items():
+            try:
+                self.repository.change(revision_id, partial(distrusted, ranges=bad))
+            except NotFoundError:  # removed meanwhile
+                pass
+            except StoreError as error:
+                self.is_unrecorded = True
+                self.watcher.warn(f"not marked as distrusted: {error.message}")
 
     def _open_all(self) -> None:
         """Open every disk of the history that has a good index.
@@ -236,25 +269,15 @@ class Healer:
         ids = [revision.id for revision in history.revisions]
         if ids != self._opened_ids:
             self.stack.close()
-            self._opened = list(self._open(history.revisions))
+            disks = [(revision, disk) for revision in history.revisions for disk in revision.disks]
+            self._opened = list(open_disks(self.repository, disks, self.stack, self._unusable))
             self._opened_ids = ids
             self._pages.clear()
 
-    def _open(self, history: Sequence[Revision]) -> Iterator[StoredDisk]:
-        process.allow_open_files(4 * sum(len(revision.disks) for revision in history) + 1000)
-        for revision in history:
-            for disk in revision.disks:
-                try:
-                    self.stack.enter_context(self.repository.reading(revision))
-                    opened = self.repository.store.open(revision, disk, Cache.AVOID)
-                    image = self.stack.enter_context(opened)
-                except NotFoundError:
-                    pass
-                except StoreError:
-                    given_up = (0, revision.disks[disk].size) in revision.damaged.get(disk, ())
-                    self.is_unrecorded |= not given_up
-                else:
-                    yield StoredDisk(revision, disk, image)
+    def _unusable(self, revision: Revision, disk: str, error: NotFoundError | StoreError) -> bool:
+        given_up = (0, revision.disks[disk].size) in revision.damaged.get(disk, ())
+        self.is_unrecorded |= isinstance(error, StoreError) and not given_up
+        return True
 
     def _alike(self, bad: BadBlock) -> Iterator[StoredDisk]:
         """The disks that should have the same content in the same place, shared or not."""
@@ -315,32 +338,6 @@ class Healer:
             if origin.failure and origin.name not in self._warned:
                 self._warned.add(origin.name)
                 self.watcher.warn(*failures([origin]))
-
-    def _report(
-        self, digest: str, reason: str, occurrences: Sequence[Occurrence], stored: bytes
-    ) -> Report | None:
-        """Keep the evidence. A store that is full or read-only must not stop the repair."""
-        report = Report(
-            id="",
-            time=datetime.now(UTC).replace(microsecond=0),
-            verb=self.verb,
-            digest=digest,
-            reason=reason,
-            revisions=tuple(sorted({place.revision for place in occurrences})),
-            occurrences=tuple(occurrences),
-        )
-        try:
-            return quarantine.add(self.repository, report, stored)
-        except StoreError as error:
-            self.watcher.warn(f"no report was kept: {error.message}")
-            return None
-
-    def _note_healed(self, report: Report | None, healed: str) -> None:
-        try:
-            if report:
-                quarantine.heal(self.repository, report, healed)
-        except StoreError as error:
-            self.watcher.warn(f"not noted as healed: {error.message}")
 
     def _repair(self, bad: BadBlock, places: Sequence[StoredDisk], block: memoryview) -> bool:
         """Replace the bad bytes, and read them again. False if they are not all good now."""

@@ -161,7 +161,7 @@ class Tree:
         repository, revision, name = self._found(path)
         disk = _disk_called(name, revision)
         size = revision.disks[disk].size
-        with suppress(StoreError), repository.index(revision, disk) as index:
+        with suppress(StoreError), repository.store.open_index(revision, disk) as index:
             return min(size, data_bytes(index, _COUNTED))
         return size
 

@@ -11,14 +11,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from backy.errors import StoreError, translated
-from backy.operations.origin import Origin
 from backy.repository.quarantine import Occurrence
-from backy.repository.repository import Repository
-from backy.stores.codec import Codec
 from backy.stores.index import PAGE_LINES, FlatIndex
 
 if TYPE_CHECKING:
-    from backy.operations.heal import StoredDisk
+    from backy.operations.heal import Healer, StoredDisk
 
 _MOST_TRIED = 100  # places where the blocks should be, before the page is given up
 PageMap = dict[tuple[str, int], dict[int, list["StoredDisk"]]]
@@ -56,57 +53,45 @@ def lost_ranges(
     return list(lost)
 
 
-def make_again(
-    repository: Repository,
-    origins: Sequence[Origin],
-    places: Sequence[tuple[StoredDisk, int]],
-    name: str,
-) -> str | None:
-    """Store the page `name` again; return where the blocks are from, or None if nobody has them.
+def make_again(healer: Healer, places: Sequence[tuple[StoredDisk, int]], name: str) -> str:
+    """Store the page `name` again; return where the blocks are from, or "" if nobody has them.
 
-    Asks indexes of format 1 and images of revisions that have the page, and `origins`. Raises
+    Asks indexes of format 1 and images of revisions that have the page, and the origins. Raises
     StoreError.
     """
-    codec, tried = repository.codec, set[tuple[str, str, int]]()
+    for title, lines in _candidates(healer, places):
+        if healer.repository.codec.digest(lines) == name:
+            for copy in healer.repository.store.pages.copies:  # the cache may hold good ones
+                path = copy.path(name)
+                with translated(StoreError, f"writing {path}"):
+                    copy.repair(path, lines)
+            return title
+    return ""
+
+
+def _candidates(
+    healer: Healer, places: Sequence[tuple[StoredDisk, int]]
+) -> Iterator[tuple[str, bytes]]:
+    """What the lines of the page may be, and where they are from; the cheapest first."""
     disk, page = places[0]
-    if codec.digest(zeroes := disk.image.index.zero_page(page)) == name:
-        _store(repository, name, zeroes)
-        return "its hash, which is that of zeroes"
+    yield "its hash, which is that of zeroes", disk.image.index.zero_page(page)
     for disk, page in places:
         if isinstance(disk.image.index, FlatIndex) and disk.digest(page * PAGE_LINES):
-            _store(repository, name, disk.image.index.page(page))
-            return f"revision {disk.revision.id}"
+            yield f"revision {disk.revision.id}", disk.image.index.page(page)
+    digest, tried = healer.repository.codec.digest, set[tuple[str, str, int]]()
     for disk, page in islice(places, _MOST_TRIED):
         first = page * PAGE_LINES
         numbers = range(first, first + disk.image.index.lines_of(page))
-        for title, read in _readers(repository, origins, disk):
+        for title, read in _readers(healer, disk):
             if (title, disk.disk, page) not in tried:
                 tried.add((title, disk.disk, page))
-                lines = _lines(read, numbers, codec)
-                if codec.digest(lines) == name:
-                    _store(repository, name, lines)
-                    return title
-    return None
+                # Of blocks that are missing it makes another page.
+                yield title, "".join(f"{digest(read(n) or b'')}\n" for n in numbers).encode()
 
 
-def _readers(
-    repository: Repository, origins: Sequence[Origin], disk: StoredDisk
-) -> Iterator[tuple[str, _Read]]:
+def _readers(healer: Healer, disk: StoredDisk) -> Iterator[tuple[str, _Read]]:
     """Who may have the blocks of a disk, although nobody knows their digests."""
-    if not repository.store.shares_blocks:
+    if not healer.repository.store.shares_blocks:
         yield f"revision {disk.revision.id}", partial(disk.image.read_stored, digest="")
-    for origin in origins:
+    for origin in healer.origins:
         yield origin.name, partial(origin.read, disk.revision, disk.disk, digest="")
-
-
-def _lines(read: _Read, numbers: Iterable[int], codec: Codec) -> bytes:
-    """The page that names these blocks, as `read` gives them; another one if some are missing."""
-    return "".join(f"{codec.digest(read(number) or b'')}\n" for number in numbers).encode()
-
-
-def _store(repository: Repository, name: str, lines: bytes) -> None:
-    """Replace both copies, which may look good in the page cache."""
-    for copy in repository.store.pages.copies:
-        path = copy.path(name)
-        with translated(StoreError, f"writing {path}"):
-            copy.repair(path, lines)

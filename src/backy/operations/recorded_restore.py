@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from backy.errors import StoreError
-from backy.image.progress import Watcher
+from backy.image.progress import Watcher, warned
 from backy.model.revision import Revision, id_for, whole_seconds
 from backy.operations.restore import RestoredDisk, RestoreOptions, RestoreResult, restore_job
 from backy.operations.site import Site
@@ -36,11 +35,9 @@ def restore_recorded(
     kept: list[RestoreRecord] = []
 
     def keep(record: RestoreRecord) -> None:
-        try:
+        with warned(watcher, "this restore is not in backy history"):
             keep_restore(repository, record)
             kept.append(record)
-        except StoreError as error:
-            watcher.warn(f"this restore is not in backy history: {error.message}")
 
     def begin(revision: Revision, words: Mapping[str, str]) -> None:
         now = whole_seconds(datetime.now(UTC))
@@ -48,8 +45,9 @@ def restore_recorded(
         name = id_for(now, secrets.token_hex(2))
         keep(RestoreRecord(name, now, revision.id, targets, asker()))
 
-    def end(result: str, data: int = 0, written: int = 0) -> None:
+    def end(result: str, disks: Sequence[RestoredDisk] = ()) -> None:
         seconds = round(time.monotonic() - began, 3)
+        data, written = sum(disk.read for disk in disks), sum(disk.written for disk in disks)
         for record in kept[:]:
             keep(replace(record, data=data, written=written, seconds=seconds, result=result))
 
@@ -60,8 +58,5 @@ def restore_recorded(
     except BaseException as error:
         end(getattr(error, "message", repr(error)))
         raise
-    data, written = (
-        sum(getattr(disk, name) for disk in done.disks) for name in ("read", "written")
-    )
-    end(f"{counted(done.lost, 'range')} lost" if done.lost else DONE, data, written)
+    end(f"{counted(done.lost, 'range')} lost" if done.lost else DONE, done.disks)
     return done

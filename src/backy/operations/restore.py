@@ -7,7 +7,7 @@ import html
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,26 +25,18 @@ from backy.errors import (
 )
 from backy.image.copy import copy, data_of
 from backy.image.image import Draft, Image, read_bytes
-from backy.image.pace import Pace, PacedImage
-from backy.image.progress import SILENCE, Watcher
+from backy.image.progress import SILENCE, Pace, PacedImage, Watcher, warned
 from backy.model.extent import merge_ranges
-from backy.model.names import check_disk_name
+from backy.model.names import is_disk_name
 from backy.model.revision import Revision, disk_of
 from backy.operations.heal import StoredDisk, healing
 from backy.operations.healing_image import HealingImage
-from backy.operations.hooks import Runner
 from backy.operations.origin import Origin, failures
 from backy.operations.site import Site
 from backy.repository.repository import Repository
 from backy.system import folders
 from backy.system.place import Place
-from backy.targets import (
-    Target,
-    in_format,
-    is_folder,
-    name_in_folder,
-    open_target,
-)
+from backy.targets import Target, in_format, is_folder, name_in_folder, open_target
 from backy.units import KiB, MiB
 
 if TYPE_CHECKING:
@@ -144,7 +136,11 @@ def restore_job(
     words = _words(repository, revision, target, options.disk)
     spared = {} if options.over_source else _source_paths(site, repository, revision, watcher)
     in_folder = isinstance(target, str) and is_folder(target)
-    _refuse_targets(words.values(), spared, options, in_folder=in_folder)
+    for word in words.values():
+        opened = open_target(word, in_folder=in_folder)
+        opened.refuse(spared)
+        if options.verify and opened.is_sequential:
+            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
     if not options.overwrite and not options.over_source:
         beside = saved_files(repository, revision) if in_folder else []
         for word in (*words.values(), *(f"{target}/{name}" for name in beside)):
@@ -155,35 +151,19 @@ def restore_job(
     times = 2 if options.verify else 1
     watcher.begin(times * sum(_data_of(repository, revision, name) for name in words))
     disks = []
+    run = partial(restore, repository, revision, origins=origins, options=options, watcher=watcher)
     for name, word in words.items():
-        with _hooked(hooks, revision.id, name, word):
+        with ExitStack() as stack:
+            if hooks:
+                stack.callback(hooks.run, "after-restore", revision.id, disk=name, target=word)
+                hooks.run("before-restore", revision.id, disk=name, target=word)
             # `restore` opens the target again, because a hook may have made it.
-            done = restore(
-                repository,
-                revision,
-                name,
-                word,
-                origins=origins,
-                options=options,
-                spared=spared,
-                in_folder=in_folder,
-                watcher=watcher,
-            )
+            done = run(name, word, spared=spared, in_folder=in_folder)
         disks.append(done)
         on_disk(done)
     with_files = in_folder and not options.dry_run
     files = restore_files(repository, revision, Path(str(target)), watcher) if with_files else []
     return RestoreResult(revision, disks, files, failures(origins))
-
-
-def _refuse_targets(
-    words: Iterable[str], spared: Mapping[str, Path], options: RestoreOptions, *, in_folder: bool
-) -> None:
-    for word in words:
-        opened = open_target(word, in_folder=in_folder)
-        opened.refuse(spared)
-        if options.verify and opened.is_sequential:
-            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
 
 
 def _data_of(repository: Repository, revision: Revision, disk: str) -> int:
@@ -233,26 +213,14 @@ def _source_paths(
 
     Whoever wrote these into the repository can have a target refused, and no more.
     """
-    paths = {}
+    paths: dict[str, Path] = {}
     with suppress(OSError):
         saved = folders.read_file(repository.folder_of(revision) / "domain.xml", MiB)
         names = re.findall(rb"<source (?:file|dev)='(/[^']+)'", saved)
         paths = {f"at {name}": Path(name) for name in map(html.unescape, map(os.fsdecode, names))}
-    try:
-        return {**paths, **site.source_paths(repository)}
-    except ConfigError as error:
-        watcher.warn(f"cannot check whether the target is the source: {error.message}")
-        return paths
-
-
-@contextmanager
-def _hooked(hooks: Runner | None, revision: str, disk: str, target: str) -> Iterator[None]:
-    """Run the hooks before a restore, then the body, then always the hooks after a restore."""
-    with ExitStack() as stack:
-        if hooks:
-            stack.callback(hooks.run, "after-restore", revision, disk=disk, target=target)
-            hooks.run("before-restore", revision, disk=disk, target=target)
-        yield
+    with warned(watcher, "cannot check whether the target is the source", ConfigError):
+        paths.update(site.source_paths(repository))
+    return paths
 
 
 def restore(
@@ -395,13 +363,5 @@ def restore_files(
 
 def saved_files(repository: Repository, revision: Revision) -> list[str]:
     """The names in the folder of a revision that a source may have saved beside the disks."""
-    return list(filter(_may_be_saved, folders.list_folder(repository.folder_of(revision))))
-
-
-def _may_be_saved(name: str) -> bool:
-    """Whether a source may have saved a file of this name beside the disks."""
-    try:
-        check_disk_name(name)
-    except ConfigError:
-        return False
-    return name != "revision.json" and not name.endswith(_OWN_KINDS)
+    names = filter(is_disk_name, folders.list_folder(repository.folder_of(revision)))
+    return [each for each in names if each != "revision.json" and not each.endswith(_OWN_KINDS)]

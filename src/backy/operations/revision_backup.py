@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from backy.errors import (
-    BackyError,
-    DamagedError,
-    FullError,
-    SourceError,
-    StoreError,
-    translated,
-)
+from backy.errors import BackyError, DamagedError, FullError, SourceError, StoreError, translated
 from backy.image.image import LARGEST, SIZE_HINT
-from backy.image.progress import Watcher
+from backy.image.progress import Watcher, warned
 from backy.model.names import check_disk_name
 from backy.model.revision import NEWEST_FORMAT, Consistency, Disk, Revision, Trust
 from backy.operations.disk_backup import DiskBackup
 from backy.operations.hooks import Runner
-from backy.operations.plausibility import suspicion
 from backy.operations.snapshot_hooks import Around, around_snapshot
 from backy.repository import backup_status, status, trash
-from backy.repository.create import renew_format
+from backy.repository.create import renew_script
 from backy.repository.draft import RevisionDraft, draft_revision
-from backy.repository.manifest import revision_record
+from backy.repository.records import revision_record
 from backy.repository.repository import Repository
-from backy.repository.script import renew_script
 from backy.sources import Request, Snapshot, Source
+from backy.stores.data import data_bytes
 from backy.system import folders
 from backy.system.files import Cache
 from backy.system.signals import shielded
 from backy.units import format_size
+
+_SUSPICIOUS_FACTOR = 2  # warn if the parent has more than this many times as much data
 
 
 @dataclass
@@ -79,30 +73,43 @@ class RevisionBackup:
         self.source.remove_all_except([parent.id] if parent else [])
         with ExitStack() as stack:
             draft = stack.enter_context(draft_revision(self.repository, self.now))
-            with self._around_snapshot(draft.id) as around:
+            hooks = around_snapshot(self.hooks, draft.id) if self.hooks else nullcontext(Around())
+            with hooks as around:
                 request = Request(draft.id, parent, is_frozen=around.consistency is not None)
                 taken = stack.enter_context(self.source.snapshot(request))
             self.warnings += around.failures
             snapshot = stack.enter_context(taken.open())
             disks = self._copy_disks(draft, parent, snapshot)
             _write_files(draft, snapshot)
-            if renew_format(self.repository):
-                why = "versions of backy that know only format 1 refuse it"
-                self.warnings.append(
-                    f"the repository has format {NEWEST_FORMAT} from now on; {why}"
-                )
+            settings = self.repository.settings
+            if settings.format != NEWEST_FORMAT:  # which older versions of backy refuse
+                self.repository.change_settings(replace(settings, format=NEWEST_FORMAT))
+                why = "from now on; versions of backy that know only format 1 refuse it"
+                self.warnings.append(f"the repository has format {NEWEST_FORMAT} {why}")
             self.warnings += self.repository.store.pages.take_notes()
             self.warnings += snapshot.warnings()
             for warning in self.warnings:
                 self.watcher.warn(warning)
             consistency = _reached(snapshot.consistency, around.consistency)
-            revision = self._publish(draft, parent, consistency, disks)
+            revision = Revision(
+                id=draft.id,
+                time=draft.time,
+                parent=parent.id if parent else None,
+                seconds=0,
+                consistency=consistency,
+                disks=disks,
+                tags=self.tags,
+                warnings=tuple(self.warnings),
+            )
+            # No signal can interrupt between the two.
+            with draft.published(revision) as revision:
+                self.published = revision
+                self._record_success(revision)
             snapshot.keep_checkpoint()
-        self._clean_source(revision)
+        # If that fails, the next backup tries again.
+        with warned(self.watcher, "the source was not cleaned up", SourceError):
+            self.source.remove_all_except([revision.id])
         return revision
-
-    def _around_snapshot(self, revision: str) -> AbstractContextManager[Around]:
-        return around_snapshot(self.hooks, revision) if self.hooks else nullcontext(Around())
 
     def _copy_disks(
         self, draft: RevisionDraft, parent: Revision | None, snapshot: Snapshot
@@ -112,58 +119,19 @@ class RevisionBackup:
                 raise SourceError(f"disk {name} has {format_size(image.size)}", SIZE_HINT)
         self.watcher.begin(sum(image.size for image in snapshot.disks.values()))
         self.warnings += _differences(parent, snapshot)
-        disk_backup = DiskBackup(
-            draft, parent, self.watcher, self.warnings, is_verified=self.is_verified
-        )
-        return {
-            check_disk_name(name): replace(
-                disk_backup.copy(name, image, snapshot.full_read_reasons.get(name, "")),
-                image_format=snapshot.image_formats.get(name, ""),
-            )
-            for name, image in snapshot.disks.items()
-        }
-
-    def _publish(
-        self,
-        draft: RevisionDraft,
-        parent: Revision | None,
-        consistency: Consistency,
-        disks: Mapping[str, Disk],
-    ) -> Revision:
-        """Publish the draft and record the success; no signal can interrupt between the two."""
-        revision = Revision(
-            id=draft.id,
-            time=draft.time,
-            parent=parent.id if parent else None,
-            seconds=0,
-            consistency=consistency,
-            disks=disks,
-            tags=self.tags,
-            warnings=tuple(self.warnings),
-        )
-        with draft.published(revision) as published:
-            self.published = published
-            self._record_success(published)
-        return published
+        disk_backup = DiskBackup(draft, parent, self.watcher, self.warnings, self.is_verified)
+        return {check_disk_name(name): disk_backup.copy(name, snapshot) for name in snapshot.disks}
 
     def _record_success(self, revision: Revision) -> None:
-        doubt = suspicion(self.repository, revision)
+        doubt = _suspicion(self.repository, revision)
         if doubt:
             self.watcher.warn(doubt)
         folder = self.repository.folder
-        try:
+        with warned(self.watcher, f"{revision.id} is published, but not recorded"):
             status.update(folder, lambda old: backup_status.succeeded(old, revision, doubt))
             if self.remember:
                 self.repository.remember_source(self.remember)
             trash.keep_reserve(self.repository)
-        except StoreError as error:  # the revision is published anyway
-            self.watcher.warn(f"{revision.id} is published, but not recorded: {error.message}")
-
-    def _clean_source(self, revision: Revision) -> None:
-        try:
-            self.source.remove_all_except([revision.id])
-        except SourceError as error:  # the next backup tries again
-            self.watcher.warn(f"the source was not cleaned up: {error.message}")
 
     def run_hooks_after(self, revision: Revision) -> None:
         """Run the hooks after the backup; record whether any hook of this backup failed."""
@@ -175,9 +143,8 @@ class RevisionBackup:
             failures = self.hooks.failures
             error = failures[-1] if failures else ""
             with shielded(), suppress(StoreError):  # the next backup records it
-                status.update(
-                    self.repository.folder, lambda old: backup_status.hooks_ended(old, error)
-                )
+                folder = self.repository.folder
+                status.update(folder, lambda old: backup_status.hooks_ended(old, error))
 
     def _usable_parent(self) -> Revision | None:
         """The newest revision that can be the parent: its index and image are complete.
@@ -189,21 +156,18 @@ class RevisionBackup:
         for text in history.problems:
             self.warnings.append(f"ignored a revision: {text}")
         for revision in reversed(history.revisions):
-            if revision.trust is Trust.DISTRUSTED and not revision.damaged:
-                self.warnings.append(
-                    f"revision {revision.id} is not used as parent: it is distrusted"
-                )
-                continue
-            try:
-                with ExitStack() as stack:
-                    for name in revision.disks:
-                        opened = self.repository.store.open(revision, name, Cache.USE)
-                        stack.enter_context(opened)
-            except DamagedError as error:
-                why = f"revision {revision.id} is not used as parent: {error.message}"
-                self.warnings.append(why)
-            else:
-                return revision
+            why = "it is distrusted"
+            if revision.trust is not Trust.DISTRUSTED or revision.damaged:
+                try:
+                    with ExitStack() as stack:
+                        for name in revision.disks:
+                            opened = self.repository.store.open(revision, name, Cache.USE)
+                            stack.enter_context(opened)
+                except DamagedError as error:
+                    why = error.message
+                else:
+                    return revision
+            self.warnings.append(f"revision {revision.id} is not used as parent: {why}")
         return None
 
 
@@ -237,3 +201,40 @@ def _write_files(draft: RevisionDraft, snapshot: Snapshot) -> None:
             raise SourceError(f"the source saves a file {name!r}, a name that backy uses itself")
         with translated(StoreError, f"writing {path}"):
             folders.write_file(path, content)
+
+
+def _suspicion(repository: Repository, revision: Revision) -> str:
+    """Why a new revision may be wrong: it has far less data than its parent, or lacks a disk.
+
+    "" if it seems fine, or if the parent cannot be read. This warns of backups that succeed, but
+    of an emptied disk or of the wrong one.
+    """
+    with suppress(BackyError):
+        if revision.parent:
+            parent = repository.find(revision.parent)
+            return next(_losses(repository, revision, parent), "")
+    return ""
+
+
+def _losses(repository: Repository, revision: Revision, parent: Revision) -> Iterator[str]:
+    for name, old in parent.disks.items():
+        new = revision.disks.get(name)
+        if not new:
+            yield f"disk {name} is gone"
+        elif new.changed or new.size < old.size:
+            # More than this cannot be gone, so a parent with much more data needs no counting.
+            gone = new.changed + max(0, old.size - new.size)
+            most = gone * _SUSPICIOUS_FACTOR // (_SUSPICIOUS_FACTOR - 1)
+            before = _data_bytes(repository, parent, name, most)
+            if before > most:
+                continue
+            now = _data_bytes(repository, revision, name)
+            if now * _SUSPICIOUS_FACTOR < before:
+                yield f"disk {name} has {format_size(now)} of data, it had {format_size(before)}"
+
+
+def _data_bytes(
+    repository: Repository, revision: Revision, name: str, enough: int | None = None
+) -> int:
+    with repository.store.open_index(revision, name) as index:
+        return data_bytes(index, enough)

@@ -1,35 +1,25 @@
 """Scrub: read every stored block again within a promised time, a part of them in each run.
 
 scrub.json says when each slice of each disk was last read. A slice is read in all revisions at
-once. New revisions come first, then the slices that were read longest ago. scrub_plan decides what
-to read; survey reads it.
+once. New revisions come first, then the slices that were read longest ago. `plan` and `coverage`,
+which decide what to read and tell how well the promise is kept, are pure; `now` is an argument.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
 from backy.errors import BusyError, DamagedError, StoreError, translated
-from backy.image.pace import Pace
-from backy.image.progress import SILENCE, Watcher
+from backy.image.progress import SILENCE, Pace, Watcher, warned
 from backy.model.extent import Kind
-from backy.model.revision import is_id
+from backy.model.revision import Revision, is_id
 from backy.operations.heal import Damage, Healer, healing
 from backy.operations.origin import Origin, failures
-from backy.operations.scrub_plan import (
-    Coverage,
-    Memory,
-    Slice,
-    SliceRead,
-    coverage,
-    plan,
-    slice_length,
-)
 from backy.operations.site import Site
 from backy.operations.survey import Range, Survey, check_pages, largest, opened
 from backy.operations.verify import Findings, check_script
@@ -39,10 +29,118 @@ from backy.repository.repository import Repository
 from backy.stores.index import Index, block_count
 from backy.system import files, folders
 from backy.system.place import Place
+from backy.units import GiB
 
 _MOST_SLICES = 4096  # in all disks, so that scrub.json stays under 1 MiB
 _SAVE_SECONDS = 10  # a killed scrub repeats at most the work of this time
 _HINT = "Delete it; scrub then reads everything again."
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A slice of a disk: when it was last `read` in all revisions up to the id `upto`.
+
+    `bytes` is how much had to be read, with shared bytes counted once. `read` is None if the slice
+    was never read.
+    """
+
+    read: datetime | None = None
+    upto: str = ""
+    bytes: int = 0
+
+
+Slices = Mapping[str, Sequence[Slice]]  # in order, by disk
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The content of scrub.json: by disk, its slices in order, and their length in bytes."""
+
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    disks: Mapping[str, tuple[Slice, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRead:
+    """A slice to read. Only revisions after the id `since` need to be read; "" means all."""
+
+    disk: str
+    number: int
+    since: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many of the stored bytes were read within the promised time.
+
+    `oldest` is the longest time that a stored byte has not been read; None if nothing is stored.
+    """
+
+    total: int
+    read: int
+    oldest: timedelta | None
+
+    @property
+    def share(self) -> float:
+        """The share that was read, from 0 to 1; 1 if nothing is stored."""
+        return self.read / self.total if self.total else 1.0
+
+
+def slice_length(size: int, most: int) -> int:
+    """How many bytes a slice has, if a disk of `size` bytes may have at most `most` slices."""
+    length = GiB
+    while size > length * most:
+        length *= 2
+    return length
+
+
+def plan(
+    slices_of: Slices, newest: Mapping[str, str], now: datetime, within: timedelta
+) -> list[SliceRead]:
+    """What to read, most urgent first.
+
+    First come revisions that are newer than the last reading of a slice, then slices that were
+    never read, then those that were read longest ago. Slices that were read within half of the
+    promised time, `within`, wait for the next run. `newest` has the id of each disk's newest
+    revision.
+    """
+    new, old = [], []
+    for disk, slices in slices_of.items():
+        for number, last in enumerate(slices):
+            if last.read and last.upto < newest[disk]:
+                new.append(SliceRead(disk, number, last.upto))
+            if not last.read or last.read <= now - within / 2:
+                old.append((last.read or datetime.min.replace(tzinfo=UTC), disk, number))
+    return new + [SliceRead(disk, number) for _, disk, number in sorted(old)]
+
+
+def coverage(
+    slices_of: Slices,
+    revisions: Sequence[Revision],
+    unread: Mapping[str, Sequence[int]],
+    now: datetime,
+    within: timedelta,
+) -> Coverage:
+    """The sums of what is stored, and of what was read within `within` before `now`.
+
+    If a revision is newer than the last reading of a slice, that slice counts as unread once the
+    revision is older than `within`. `unread` estimates, in bytes, what slices hold that were never
+    read.
+    """
+    total = covered = 0
+    ages = []
+    for disk, slices in slices_of.items():
+        having = [revision for revision in revisions if disk in revision.disks]
+        for last, estimate in zip(slices, unread[disk], strict=True):
+            size = last.bytes if last.read else estimate
+            later = [revision.time for revision in having if revision.id > last.upto]
+            since = min([last.read or now, *later[:1]])
+            total += size
+            if last.read and since >= now - within:
+                covered += size
+            if size:
+                ages.append(max(timedelta(0), now - since))
+    return Coverage(total, covered, max(ages, default=None))
 
 
 class Limits(Pace):
@@ -191,11 +289,8 @@ class Scrub:
     def _recall(self, watcher: Watcher) -> None:
         """Load what earlier runs read, for the disks of the current history."""
         memory = Memory()
-        try:
-            if self._path.exists():
-                memory = read_record(self._path, Memory, DamagedError, _HINT)
-        except (DamagedError, OSError) as error:
-            watcher.warn(f"everything is read again: {error}")
+        with warned(watcher, "everything is read again"):
+            memory = read_record(self._path, Memory, DamagedError, _HINT, may_be_missing=True)
         for name, size in self._sizes.items():
             length = self._lengths[name]
             old = memory.disks.get(name, ()) if memory.lengths.get(name) == length else ()
@@ -237,7 +332,7 @@ class Scrub:
     def _range_of(self, task: SliceRead, size: int) -> Range:
         length = self._lengths[task.disk]
         start = task.number * length
-        return Range(task.disk, start, min(start + length, size))
+        return Range(start, min(start + length, size))
 
     def _size_of(self, task: SliceRead) -> int:
         """The bytes by which a `Survey` of this task advances the watcher."""
@@ -266,7 +361,7 @@ class Scrub:
         """The bytes of data that each slice has in the newest revision; it holds at least those."""
         newest = [revision for revision in self._revisions if name in revision.disks][-1:]
         with opened(self._repository, newest, name) as (holders, _):
-            slices = Range(name, 0, self._sizes[name]).cut(self._lengths[name])
+            slices = Range(0, self._sizes[name]).cut(self._lengths[name])
             return [sum(_data(disk.image.index, where) for disk in holders) for where in slices]
 
 

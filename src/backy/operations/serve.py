@@ -20,7 +20,7 @@ from backy.nbd.server import Server
 from backy.nbd.wire import ALLOCATION, STATE_DIRTY, STATE_HOLE, STATE_ZERO
 from backy.operations.open_disk import OpenDisk, Readers
 from backy.operations.site import Site
-from backy.repository.manifest import Settings
+from backy.repository.records import Settings
 from backy.repository.repository import Repository, codec_for
 from backy.stores.codec import Codec
 from backy.system.async_process import on_signals
@@ -187,5 +187,6 @@ class ServedDisk(OpenDisk):
         old = self.repository.find(spec)
         if disk not in old.disks:
             return ExtentMap((), _DIRTY, self.size)
-        with self.repository.reading(old), self.repository.index(old, disk) as old_index:
+        opening = self.repository.store.open_index(old, disk)
+        with self.repository.reading(old), opening as old_index:
             return ExtentMap(index.extents(old_index), _DIRTY, self.size)

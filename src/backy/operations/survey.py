@@ -11,20 +11,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from backy.errors import DamagedError, NotFoundError
+from backy.errors import DamagedError, NotFoundError, StoreError
 from backy.image.progress import SILENCE, Watcher
 from backy.image.workers import in_parallel
 from backy.model.revision import Revision
-from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk
+from backy.operations.heal import BadBlock, Damage, Healer, StoredDisk, open_disks
 from backy.repository.repository import Repository
 from backy.stores.blocks import BY_DIGEST
-from backy.stores.index import PAGE_LINES, FlatIndex, block_count, by_page
+from backy.stores.index import PAGE_LINES, FlatIndex, block_count
 from backy.stores.pages import LINE
-from backy.system import process
 from backy.system.files import Cache
 from backy.units import GiB
 
 _REMEMBERED = 1 << 18  # keys of blocks that were read: 30 MiB; forgotten blocks are read again
+
+
+Disks = Sequence[StoredDisk]
 
 
 @contextmanager
@@ -35,23 +37,20 @@ def opened(
 
     The open ones are locked against purge. Revisions that were removed meanwhile are left out.
     """
-    holders, damages = [], []
-    having = [revision for revision in revisions if name in revision.disks]
-    process.allow_open_files(4 * len(having) + 1000)
+    damages: list[Damage] = []
+
+    def unusable(revision: Revision, name: str, error: NotFoundError | StoreError) -> bool:
+        is_damaged = isinstance(error, DamagedError) and error.is_damage
+        is_gone = isinstance(error, NotFoundError)
+        if (is_damaged or is_gone) and repository.has(revision.id):
+            damages.append(Damage(revision.id, name, 0, revision.disks[name].size, error.message))
+        return is_damaged or is_gone
+
+    having = [(revision, name) for revision in revisions if name in revision.disks]
     with ExitStack() as stack:
-        for revision in having:
-            try:
-                stack.enter_context(repository.reading(revision))
-                image = stack.enter_context(repository.store.open(revision, name, Cache.AVOID))
-                _check_index(repository, StoredDisk(revision, name, image))
-            except (DamagedError, NotFoundError) as error:
-                if isinstance(error, DamagedError) and not error.is_damage:
-                    raise
-                if repository.has(revision.id):
-                    size = revision.disks[name].size
-                    damages.append(Damage(revision.id, name, 0, size, error.message))
-            else:
-                holders.append(StoredDisk(revision, name, image))
+        holders = list(open_disks(repository, having, stack, unusable))
+        for holder in holders:
+            _check_index(repository, holder)
         yield holders, damages
 
 
@@ -78,17 +77,16 @@ def _check_index(repository: Repository, stored: StoredDisk) -> None:
 class Range:
     """The bytes from `start` to before `end` of a disk; whole blocks."""
 
-    disk: str
     start: int
     end: int
 
     def cut(self, length: int = GiB) -> Iterator[Range]:
         """Its parts of `length` bytes; the last may be shorter. 1 GiB suits a Survey."""
         for start in range(self.start, self.end, length):
-            yield Range(self.disk, start, min(start + length, self.end))
+            yield Range(start, min(start + length, self.end))
 
 
-def largest(holders: Sequence[StoredDisk]) -> int:
+def largest(holders: Disks) -> int:
     """The size of the largest of these disks in bytes; 0 if there are none."""
     return max((holder.image.size for holder in holders), default=0)
 
@@ -147,8 +145,8 @@ def _parts(holder: StoredDisk, where: Range) -> Iterator[_Part]:
     image = holder.image
     first, end = _blocks_of(holder, where)
     if first < end:
-        locations = image.locations(first, end - first)
-        for page, start, stop, name in _pages(holder, first, end):
+        locations = image.blocks.locations(first, end - first)
+        for page, start, stop, name in image.index.parts(first, end):
             yield _Part(holder, page, name, start, locations[start - first : stop - first])
 
 
@@ -157,20 +155,13 @@ def _blocks_of(holder: StoredDisk, where: Range) -> tuple[int, int]:
     return where.start // size, block_count(min(where.end, holder.image.size), size)
 
 
-def _pages(holder: StoredDisk, first: int, end: int) -> Iterator[tuple[int, int, int, str]]:
-    """The pages of these blocks; each with the first block in it, the end, and its digest."""
-    names = holder.image.index.names(first // PAGE_LINES, block_count(end, PAGE_LINES))
-    for (page, start, stop), name in zip(by_page(first, end), names, strict=False):
-        yield page, start, stop, name
-
-
-def check_pages(holders: Sequence[StoredDisk], where: Range, healer: Healer) -> Iterator[Damage]:
+def check_pages(holders: Disks, where: Range, healer: Healer) -> Iterator[Damage]:
     """Read all copies of the pages of a range from the medium, each page once in this command.
 
     Gives the ranges of those that were lost in both copies, healed or not.
     """
     for holder in holders:
-        for page, _, _, name in _pages(holder, *_blocks_of(holder, where)):
+        for page, _, _, name in holder.image.index.parts(*_blocks_of(holder, where)):
             index = holder.image.index
             # An index of format 1 has lines of its own, however a page of format 2 may be.
             key = name, index.lines_of(page), isinstance(index, FlatIndex)
@@ -189,13 +180,7 @@ class Survey:
     `known` are disks whose blocks need not be read. `bytes` is how much there is to read.
     """
 
-    def __init__(
-        self,
-        where: Range,
-        holders: Sequence[StoredDisk],
-        seen: set[bytes],
-        known: Sequence[StoredDisk],
-    ) -> None:
+    def __init__(self, where: Range, holders: Disks, seen: set[bytes], known: Disks = ()) -> None:
         self.bytes = 0
         self._size = 0
         self._steps: list[tuple[StoredDisk, int]] = []

@@ -129,22 +129,12 @@ def _random_data_blocks(unchanged: list[range], index: Index) -> set[int]:
     chosen: set[int] = set()
     while len(chosen) < _MINIMUM_DATA_BLOCKS:
         start = random.randrange(index.blocks)  # noqa: S311 - it keeps nothing secret
-        number = _next_data_block(unchanged, index, start, chosen)
-        if number is None:
+        rest = (range(max(each.start, start), each.stop) for each in unchanged if start < each.stop)
+        for blocks in chain(rest, unchanged):  # from there on, and then from the beginning
+            data = data_blocks(index, blocks.start, blocks.stop)
+            if (number := next((each for each in data if each not in chosen), None)) is not None:
+                chosen.add(number)
+                break
+        else:
             break
-        chosen.add(number)
     return chosen
-
-
-def _next_data_block(
-    unchanged: list[range], index: Index, start: int, chosen: set[int]
-) -> int | None:
-    """The first block with data from `start` on, then from 0 on, that is not yet chosen."""
-    from_start = (
-        range(max(blocks.start, start), blocks.stop) for blocks in unchanged if start < blocks.stop
-    )
-    for blocks in chain(from_start, unchanged):
-        for number in data_blocks(index, blocks.start, blocks.stop):
-            if number not in chosen:
-                return number
-    return None

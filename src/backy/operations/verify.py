@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from backy.errors import BusyError, DamagedError, NotFoundError, StoreError
-from backy.image.progress import SILENCE, Watcher
+from backy.image.progress import SILENCE, Watcher, warned
 from backy.model.revision import Revision, Trust
 from backy.model.selector import select
 from backy.operations.heal import Damage, Healer, distrusted, healing
 from backy.operations.origin import Origin, failures
 from backy.operations.site import Site
 from backy.operations.survey import Range, Survey, check_pages, largest, opened
+from backy.repository.create import renew_script
 from backy.repository.repository import Repository
-from backy.repository.script import renew_script
 
 
 @dataclass(slots=True)
@@ -66,12 +66,7 @@ def _size(revisions: Sequence[Revision]) -> int:
 
 
 def verify_job(
-    site: Site,
-    job: str,
-    spec: str = "all",
-    *,
-    watcher: Watcher = SILENCE,
-    on_damage: Callable[[Damage], None] = lambda _: None,
+    site: Site, job: str, spec: str, *, watcher: Watcher, on_damage: Callable[[Damage], None]
 ) -> VerifyResult:
     """Verify the revisions of a job that `spec` names.
 
@@ -83,9 +78,8 @@ def verify_job(
     revisions = sorted(select(spec, history.revisions), key=lambda revision: revision.id)
     if not revisions and not history.unreadable:
         raise NotFoundError(f"{job}: {spec!r} names no revision", f"backy list {job}")
-    result = VerifyResult(
-        revisions=revisions, unreadable=history.unreadable if spec == "all" else {}
-    )
+    unreadable = history.unreadable if spec == "all" else {}
+    result = VerifyResult(revisions=revisions, unreadable=unreadable)
     for text in history.problems:
         watcher.warn(text)
     origins = site.origins(repository)
@@ -133,11 +127,9 @@ def verify(
 
 def check_script(repository: Repository, watcher: Watcher) -> None:
     """Replace restore.sh if it differs from this version's, and warn of that."""
-    try:
+    with warned(watcher, "restore.sh differs from this version's"):
         if renew_script(repository):
             watcher.warn("restore.sh differed from this version's and was replaced")
-    except StoreError as error:
-        watcher.warn(f"restore.sh differs from this version's: {error.message}")
 
 
 def _record(repository: Repository, revision: Revision, lost: Sequence[Damage]) -> None:
@@ -164,6 +156,6 @@ def _verify_disk(
         for damage in damages:
             healer.watcher.advance(damage.length)
             yield damage
-        for where in Range(name, 0, largest(holders)).cut():
+        for where in Range(0, largest(holders)).cut():
             yield from check_pages(holders, where, healer)
-            yield from healer.heal(Survey(where, holders, seen, ()).read(healer.watcher))
+            yield from healer.heal(Survey(where, holders, seen).read(healer.watcher))

@@ -1,21 +1,24 @@
-"""Make the repository of a job, renew its format, or take it back while it is empty."""
+"""Make the repository of a job, or take it back while it is empty.
+
+It has restore.sh, the script that lists and restores without backy.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from backy.errors import StoreError, translated
 from backy.model.names import check_job
-from backy.model.revision import NEWEST_FORMAT
 from backy.repository.base import mark_base
-from backy.repository.manifest import Settings, check_settings, encode_settings
+from backy.repository.records import Settings, check_settings, encode_record
 from backy.repository.repository import PATIENCE, Repository
-from backy.repository.script import script
 from backy.stores import store_class
 from backy.system import files, folders
 from backy.system.place import Place
+from backy.units import MiB
 
 
 def create(base: Path, job: str, settings: Settings) -> Repository:
@@ -38,20 +41,9 @@ def create(base: Path, job: str, settings: Settings) -> Repository:
         with folders.locked(root / "revisions", patience_seconds=PATIENCE):
             if not (root / "repository.json").exists():  # another process may have made it
                 folders.write_file(root / "restore.sh", script(), mode=0o755)
-                folders.write_file(root / "repository.json", encode_settings(settings))
+                folders.write_file(root / "repository.json", encode_record(settings))
                 folders.sync_folder(base)
     return Repository(path)
-
-
-def renew_format(repository: Repository) -> bool:
-    """Allow revisions of the newest format, durably; return whether that is new.
-
-    From then on older versions of backy refuse the repository. Raises StoreError.
-    """
-    if repository.settings.format == NEWEST_FORMAT:
-        return False
-    repository.change_settings(replace(repository.settings, format=NEWEST_FORMAT))
-    return True
 
 
 def discard_empty(path: Path) -> None:
@@ -83,3 +75,23 @@ def _shares_extents(folder: Place) -> bool:
             return clone.clone_from(origin)
     except OSError:
         return False
+
+
+def script() -> bytes:
+    """The content of restore.sh in this version."""
+    return resources.files("backy.repository").joinpath("restore.sh").read_bytes()
+
+
+def renew_script(repository: Repository) -> bool:
+    """Replace restore.sh if it differs from this version's; return whether it did.
+
+    The script has no hash, so this comparison is what detects damage. Raises StoreError.
+    """
+    path = repository.root / "restore.sh"
+    content = script()
+    with translated(StoreError, f"{repository.name}: writing {path}"):
+        with suppress(OSError):  # missing or unreadable: write it
+            if folders.read_file(path, MiB) == content:
+                return False
+        folders.write_file(path, content, mode=0o755)
+    return True

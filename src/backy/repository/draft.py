@@ -11,9 +11,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from backy.errors import StoreError, translated
-from backy.model.new_time import time_for
-from backy.model.revision import Revision, id_for, is_id, time_of, whole_seconds
-from backy.repository.manifest import encode_revision
+from backy.model.revision import Revision, id_for, is_id, time_for, time_of, whole_seconds
+from backy.repository.records import encode_record
 from backy.repository.repository import Repository
 from backy.repository.trash import all_folders
 from backy.system import files, folders
@@ -73,7 +72,7 @@ class RevisionDraft:
         with translated(StoreError, publishing):
             self.anchor.barrier()  # the file system writes all its dirty pages
             revision = replace(revision, seconds=round(time.monotonic() - self._started, 3))
-            folders.write_file(self.folder / "revision.json", encode_revision(revision))
+            folders.write_file(self.folder / "revision.json", encode_record(revision))
         with self.repository.history_lock() as history, shielded():
             with translated(StoreError, publishing):
                 folders.rename(self.folder, self.folder.parent / self.id)

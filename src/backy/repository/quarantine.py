@@ -16,7 +16,7 @@ from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.model.names import check_disk_name
 from backy.model.revision import id_for, is_id
 from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
-from backy.repository.repository import Repository
+from backy.repository.repository import PATIENCE, Repository
 from backy.system import folders
 from backy.system.place import Place
 from backy.units import GiB
@@ -24,7 +24,6 @@ from backy.units import GiB
 MOST = 1000  # reports of one repository; damage found beyond that gets no report
 _MOST_EVIDENCE = GiB  # bytes; reports beyond that keep no damaged bytes
 _MOST_OCCURRENCES = 1000
-_PATIENCE = 30  # seconds to wait while another process writes a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def locked(repository: Repository) -> Iterator[Place]:
         folders.make_folder(folder)
         folders.sync_folder(repository.root)
         try:
-            lock = folders.locked(folder, patience_seconds=_PATIENCE)
+            lock = folders.locked(folder, patience_seconds=PATIENCE)
         except BlockingIOError as error:
             raise BusyError(f"{action}: another process is writing there", "Try again.") from error
         with lock:

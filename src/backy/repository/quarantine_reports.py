@@ -7,13 +7,7 @@ from pathlib import Path
 
 from backy.errors import NotFoundError, StoreError, translated
 from backy.model.revision import is_id
-from backy.repository.quarantine import (
-    Report,
-    delete_folders,
-    locked,
-    read_report,
-    read_reports,
-)
+from backy.repository.quarantine import Report, delete_folders, locked, read_report, read_reports
 from backy.repository.repository import Repository
 from backy.system import folders
 

@@ -7,7 +7,7 @@ there, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,23 +17,16 @@ from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, St
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
-from backy.repository.manifest import (
-    Settings,
-    encode_revision,
-    encode_settings,
-    read_revision,
-    read_settings,
-)
+from backy.repository.records import Settings, encode_record, read_revision, read_settings
 from backy.stores import Store, store_class
 from backy.stores.codec import Codec
-from backy.stores.index import Index
 from backy.system import files, folders, process
 from backy.system.place import Place
 from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
 _MOST_RECORDS = 64 * MiB  # of revision.json in a history: 3,000 with 20 KiB each
-PATIENCE = 30  # seconds to wait for the history lock, which is only held for moments
+PATIENCE = 30  # seconds to wait for the locks that are only held for moments: history, reports
 
 
 def is_repository(root: Path) -> bool:
@@ -92,8 +85,7 @@ class Repository:
             is_there = path.exists()
             is_cut = not is_there and (root / "revisions").is_folder()
         if is_cut:
-            hint = "restore.sh in that folder works without it."
-            raise ConfigError(f"{path} is missing", hint)
+            raise ConfigError(f"{path} is missing", "restore.sh in that folder works without it.")
         if not is_there and not folder.parent.exists():
             hint = "Is the name right, and the file system mounted? backy init makes the folder."
             raise StoreError(f"there is no folder {folder.parent}", hint)
@@ -123,7 +115,7 @@ class Repository:
     def change_settings(self, settings: Settings) -> None:
         """Replace repository.json durably. Raises StoreError."""
         with translated(StoreError, f"{self.name}: writing repository.json"):
-            folders.write_file(self.root / "repository.json", encode_settings(settings))
+            folders.write_file(self.root / "repository.json", encode_record(settings))
         self.settings = settings
 
     def history(self) -> History:
@@ -182,10 +174,6 @@ class Repository:
     def folder_of(self, revision: Revision) -> Place:
         """The folder of a published revision."""
         return self.root / "revisions" / revision.id
-
-    def index(self, revision: Revision, disk: str) -> AbstractContextManager[Index]:
-        """The index of a disk of a published revision; see `Store.open_index`."""
-        return self.store.open_index(revision, disk)
 
     @contextmanager
     def exclusive(self, verb: str) -> Iterator[None]:
@@ -246,5 +234,5 @@ class Repository:
             # First, so that monitoring never misses a revision that became distrusted.
             status.update(self.folder, lambda old: status.revision_changed(old, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):
-                folders.write_file(path, encode_revision(changed))
+                folders.write_file(path, encode_record(changed))
         return changed

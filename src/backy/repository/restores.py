@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from backy.errors import DamagedError, StoreError, translated, visible
+from backy.errors import DamagedError, visible
 from backy.model.revision import is_id
 from backy.repository.records import AwareTime, encode_record, read_record
 from backy.repository.repository import Repository
@@ -47,12 +47,7 @@ class _Restores:
 def read_restores(root: Place) -> tuple[RestoreRecord, ...]:
     """The restores that are kept in the repository `root`, oldest first. Raises DamagedError."""
     path = root / "restores.json"
-    try:
-        return read_record(path, _Restores, DamagedError, _HINT, _check).restores
-    except DamagedError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return ()
-        raise
+    return read_record(path, _Restores, DamagedError, _HINT, _check, may_be_missing=True).restores
 
 
 def _check(kept: _Restores) -> None:
@@ -70,10 +65,7 @@ def keep_restore(repository: Repository, record: RestoreRecord) -> None:
         visible(text)[:_LONGEST_TEXT] for text in (record.targets, record.asked_by, record.result)
     )
     record = replace(record, targets=targets, asked_by=asked_by, result=result)
-    with (
-        translated(StoreError, f"{repository.name}: writing restores.json"),
-        locked(repository.folder) as root,
-    ):
+    with locked(repository.folder, "restores.json") as root:
         others: list[RestoreRecord] = []
         with suppress(DamagedError):
             others = [each for each in read_restores(root) if each.id != record.id]

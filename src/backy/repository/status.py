@@ -71,12 +71,8 @@ def read_status(root: AnyPath) -> Status:
     Raises DamagedError if it cannot be read or is not valid.
     """
     place = root if isinstance(root, Place) else Place.at(root)
-    try:
-        return read_record(place / "status.json", Status, DamagedError, _HINT)
-    except DamagedError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return Status()
-        raise
+    path = place / "status.json"
+    return read_record(path, Status, DamagedError, _HINT, may_be_missing=True)
 
 
 def update(root: Path, change: Callable[[Status], Status]) -> Status:
@@ -86,10 +82,7 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
     as none. Makes the folder of a job that never succeeded.
     Raises StoreError if the file cannot be written.
     """
-    with (
-        translated(StoreError, f"{root.name}: writing {root / 'status.json'}"),
-        locked(root) as place,
-    ):
+    with locked(root, root / "status.json") as place:
         try:
             old = read_status(place)
         except DamagedError:
@@ -102,32 +95,33 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
 
 def _dated(status: Status, now: datetime) -> Status:
     """The status without times that come from a clock that was ahead."""
-    times = {each.name: getattr(status, each.name) for each in fields(status)}
-    ahead: dict[str, Any] = {
-        name: now
-        for name, time in times.items()
-        if isinstance(time, datetime) and is_ahead(time, now)
-    }
-    scrubbed = status.scrubbed
-    if scrubbed and is_ahead(scrubbed.time, now):
-        scrubbed = None
-    return replace(status, scrubbed=scrubbed, **ahead)
+    ahead: dict[str, Any] = {}
+    for each in fields(status):
+        time = getattr(status, each.name)
+        if isinstance(time, datetime) and is_ahead(time, now):
+            ahead[each.name] = now
+    if status.scrubbed and is_ahead(status.scrubbed.time, now):
+        ahead["scrubbed"] = None
+    return replace(status, **ahead)
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[Place]:
-    """The folder of a job, made if it is missing, and locked against others that write in it."""
-    folders.make_folder(root)
-    place = Place.at(root)
-    with folders.locked(place / ".status.lock", make=True, patience_seconds=_PATIENCE):
-        yield place
+def locked(root: Path, what: Path | str) -> Iterator[Place]:
+    """The folder of a job, made if it is missing, and locked against others that write in it.
+
+    An OSError in the body is a StoreError: `what` could not be written.
+    """
+    with translated(StoreError, f"{root.name}: writing {what}"):
+        folders.make_folder(root)
+        place = Place.at(root)
+        with folders.locked(place / ".status.lock", make=True, patience_seconds=_PATIENCE):
+            yield place
 
 
 def revision_changed(status: Status, revision: Revision) -> Status:
     """The status after the trust of `revision` changed, or it was verified."""
-    others = [other for other in status.distrusted if other != revision.id]
-    distrusted = [revision.id] if revision.trust is Trust.DISTRUSTED else []
+    distrusted = {*status.distrusted} - {revision.id}
+    if revision.trust is Trust.DISTRUSTED:
+        distrusted.add(revision.id)
     times = [time for time in (status.verified, revision.verified) if time]
-    return replace(
-        status, distrusted=tuple(sorted(others + distrusted)), verified=max(times, default=None)
-    )
+    return replace(status, distrusted=tuple(sorted(distrusted)), verified=max(times, default=None))

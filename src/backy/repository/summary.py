@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backy.errors import BackyError, CancelledError, StoreError, translated
 from backy.model.revision import Revision, Trust, is_ahead, is_id, time_of
-from backy.repository.manifest import read_revision
+from backy.repository.records import read_revision
 from backy.repository.status import Status, read_status
 from backy.system import folders
 from backy.system.place import Place

@@ -11,11 +11,7 @@ from backy.repository.repository import Repository
 
 
 def retag(
-    repository: Repository,
-    revisions: Iterable[Revision],
-    *,
-    add: set[str],
-    drop: set[str],
+    repository: Repository, revisions: Iterable[Revision], *, add: set[str], drop: set[str]
 ) -> list[Revision]:
     """Add and drop tags; return the revisions with their new tags.
 

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from backy.errors import FULL, BusyError, DamagedError, NotFoundError, StoreError, translated
-from backy.model.new_time import time_for
-from backy.model.revision import ID_TIME, Revision, id_for, is_ahead, is_id, time_of
-from backy.repository.manifest import read_revision
+from backy.model.revision import ID_TIME, Revision, id_for, is_ahead, is_id, time_for, time_of
+from backy.repository.records import read_revision
 from backy.repository.repository import Repository
 from backy.stores.used import Used
 from backy.system import folders
@@ -132,13 +131,12 @@ def undo(repository: Repository) -> list[str]:
     """Bring the newest batch back; return its ids. Raises NotFoundError if the trash is empty."""
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
-        for name in filter(is_id, reversed(folders.list_folder(trash))):
-            ids = list(filter(is_id, folders.list_folder(trash / name)))
-            for revision in ids:
-                folders.rename(trash / name / revision, repository.root / "revisions" / revision)
-            if ids:
-                _sync(repository, trash / name)
-                return ids
+        for batch, removed in reversed(list(_removed(trash))):
+            for folder in removed:
+                folders.rename(folder, repository.root / "revisions" / folder.name)
+            if removed:
+                _sync(repository, batch)
+                return [folder.name for folder in removed]
     raise NotFoundError(f"{repository.name}: the trash is empty", "A purge cannot be undone.")
 
 
@@ -151,13 +149,16 @@ def purge(
     deletes what failed backups left, and needs no space. Raises BusyError while a backup or another
     purge runs.
     """
+    purged: list[str] = []
+    kept: list[str] = []
     with repository.exclusive("purge"):
         with translated(StoreError, f"{repository.name}: deleting revisions"):
             with repository.history_lock():
-                if only is None:
-                    purged, kept = _hide_old(repository, older_than_seconds)
-                else:
-                    purged, kept = _hide_published(repository, only)
+                # Those of the history in the same folder, which needs no space for another name.
+                hidden = repository.root / ("trash" if only is None else "revisions")
+                for folder, is_due in _unwanted(repository, older_than_seconds, only):
+                    is_hidden = is_due and _hide(folder, hidden / f".{folder.name}")
+                    (purged if is_hidden else kept).append(folder.name)
             for name in ("trash", "revisions"):
                 folders.remove_hidden(repository.root / name, is_id)
             foreign = list(_foreign(repository.root))
@@ -174,9 +175,7 @@ def oldest(repository: Repository) -> datetime | None:
     """
     trash = repository.root / "trash"
     with translated(StoreError, f"{repository.name}: listing the trash"):
-        batches = filter(is_id, folders.list_folder(trash))
-        full = (name for name in batches if any(map(is_id, folders.list_folder(trash / name))))
-        return next(map(time_of, full), None)
+        return next((time_of(batch.name) for batch, removed in _removed(trash) if removed), None)
 
 
 def erase(repository: Repository) -> None:
@@ -211,49 +210,52 @@ def sweep(
     gets what is neither a page nor a chunk. The caller holds `exclusive`, so that no revision is
     published meanwhile.
     """
+    store = repository.store
+    used = Used(has_named_blocks=store.shares_blocks)
     with translated(StoreError, f"{repository.name}: deleting unused chunks"):
-        used = _used(repository)
-        return repository.store.collect(used, leave), used.unknown
+        # The history lock keeps revisions from moving between history and trash.
+        with repository.history_lock():
+            for folder in all_folders(repository.root):
+                try:
+                    path = folder / "revision.json"
+                    revision = read_revision(path, repository.settings.block_size)
+                    for name, disk in revision.disks.items():
+                        with store.open_index(revision, name, folder) as index:
+                            used.add(index, disk.index_hash)
+                except DamagedError as error:
+                    if not error.is_damage:
+                        raise
+                    used.add_unknown(error.message)
+        return store.collect(used, leave), used.unknown
 
 
 def _foreign(root: Place) -> Iterator[Place]:
     """What backy did not make in the folders of a repository; the store knows those of chunks."""
     trash = root / "trash"
-    batches = (trash / name for name in filter(is_id, folders.list_folder(trash)))
-    for folder in (root, root / "revisions", root / "quarantine", trash, *batches):
+    for folder in (root, root / "revisions", root / "quarantine", trash, *_revisions_in(trash)):
         for name in folders.list_folder(folder):
             plain = name.removeprefix(".")
             if not (plain.removesuffix(".new") in _OWN if folder == root else is_id(plain)):
                 yield folder / name
 
 
-def _hide_old(repository: Repository, older_than_seconds: int) -> tuple[list[str], list[str]]:
+def _unwanted(
+    repository: Repository, older_than_seconds: int, only: Iterable[Revision] | None
+) -> Iterator[tuple[Place, bool]]:
+    """The folders that `purge` is about, and whether they are due; those due may be moved away."""
+    if only is not None:
+        published = map(repository.folder_of, only)
+        yield from ((folder, True) for folder in published if folder.exists())
+        return
     trash = repository.root / "trash"
     # Batches are at least a second apart, so a batch may be named after a time in the future.
     before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
     newest = f"{before:{ID_TIME}}" if older_than_seconds else "a"
-    purged: list[str] = []
-    kept: list[str] = []
     for name in _batches(trash):
-        for revision in filter(is_id, folders.list_folder(trash / name)):
-            is_hidden = name < newest and _hide(trash / name / revision, trash / f".{revision}")
-            (purged if is_hidden else kept).append(revision)
+        for folder in _revisions_in(trash / name):
+            yield folder, name < newest
         if not folders.list_folder(trash / name):
             folders.remove_empty_folder(trash / name)
-    return purged, kept
-
-
-def _hide_published(
-    repository: Repository, revisions: Iterable[Revision]
-) -> tuple[list[str], list[str]]:
-    """As `_hide_old`, but in the same folder, which needs no space for another name."""
-    purged: list[str] = []
-    kept: list[str] = []
-    for folder in map(repository.folder_of, revisions):
-        if folder.exists():
-            is_hidden = _hide(folder, folder.with_name(f".{folder.name}"))
-            (purged if is_hidden else kept).append(folder.name)
-    return purged, kept
 
 
 def _hide(folder: Place, hidden: Place) -> bool:
@@ -280,25 +282,16 @@ def all_folders(root: Place) -> Iterator[Place]:
 
     Raises OSError if one of them cannot be listed.
     """
-    trash = root / "trash"
-    batches = [trash / name for name in filter(is_id, folders.list_folder(trash))]
-    for folder in (root / "revisions", *batches):
-        yield from (folder / name for name in folders.list_folder(folder) if is_id(name))
+    yield from _revisions_in(root / "revisions")
+    for _, removed in _removed(root / "trash"):
+        yield from removed
 
 
-def _used(repository: Repository) -> Used:
-    """What all revisions use. The history lock keeps them from moving between history and trash."""
-    store = repository.store
-    used = Used(has_named_blocks=store.shares_blocks)
-    with repository.history_lock():
-        for folder in all_folders(repository.root):
-            try:
-                revision = read_revision(folder / "revision.json", repository.settings.block_size)
-                for name, disk in revision.disks.items():
-                    with store.open_index(revision, name, folder) as index:
-                        used.add(index, disk.index_hash)
-            except DamagedError as error:
-                if not error.is_damage:
-                    raise
-                used.add_unknown(error.message)
-    return used
+def _removed(trash: Place) -> Iterator[tuple[Place, list[Place]]]:
+    """The batches in the trash, oldest first, each with its revisions."""
+    for batch in _revisions_in(trash):  # their names are like those of revisions
+        yield batch, _revisions_in(batch)
+
+
+def _revisions_in(folder: Place) -> list[Place]:
+    return [folder / name for name in folders.list_folder(folder) if is_id(name)]

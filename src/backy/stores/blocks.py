@@ -16,14 +16,7 @@ from backy.errors import DamagedError, StoreError, translated
 from backy.model.extent import Extent
 from backy.model.revision import Disk, Revision
 from backy.stores.codec import Codec
-from backy.stores.index import (
-    PAGE_LINES,
-    FlatIndex,
-    Index,
-    PagedIndex,
-    block_count,
-    check_hash,
-)
+from backy.stores.index import PAGE_LINES, FlatIndex, Index, PagedIndex, block_count, check_hash
 from backy.stores.pages import LINE, Pages
 from backy.system import files
 from backy.system.files import Cache
@@ -94,12 +87,12 @@ class StoredImage:
         self.index = index
         self.size = index.size
         self.block_size = index.block_size
-        self._blocks = blocks
+        self.blocks = blocks
         self._buffer = BlockBuffer(index.block_size)
 
     def extents(self) -> Iterator[Extent]:
         """DATA and ZERO."""
-        return self._blocks.extents(self.index)
+        return self.blocks.extents(self.index)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """See Image. Raises DamagedError that names the first bad block."""
@@ -119,28 +112,24 @@ class StoredImage:
                 buffer[done : done + part] = block[within : within + part]
             done += part
 
-    def locations(self, first: int, count: int) -> Sequence[bytes | None]:
-        """See Blocks."""
-        return self._blocks.locations(first, count)
-
     def read_stored(self, number: int, digest: str | None = None) -> bytes:
         """See Blocks; empty if nothing can be read. Without `digest`, that of the index."""
         digest = self.index.digest(number) if digest is None else digest
         with suppress(OSError):
-            return self._blocks.read_stored(number, digest, self.index.length_of(number))
+            return self.blocks.read_stored(number, digest, self.index.length_of(number))
         return b""
 
     def repair(self, number: int, block: memoryview) -> None:
         """See Blocks."""
-        self._blocks.repair(number, self.index.digest(number), block)
+        self.blocks.repair(number, self.index.digest(number), block)
 
     def is_stored(self, number: int) -> bool | None:
         """See Blocks."""
-        return self._blocks.is_stored(self.index.digest(number))
+        return self.blocks.is_stored(self.index.digest(number))
 
     def _read(self, number: int, block: memoryview) -> None:
         digest = self.index.digest(number)
-        self._blocks.get(number, digest, block)
+        self.blocks.get(number, digest, block)
         if self.index.codec.digest(block) != digest:
             start = number * self.block_size
             where = f"bytes {start} to {start + len(block)}"
@@ -148,19 +137,13 @@ class StoredImage:
 
 
 class BlockStore(ABC):
-    """What all stores have in common. A subclass says what holds the blocks of a disk."""
+    """What all stores have in common; see Store. A subclass says what holds a disk's blocks."""
 
     def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         self._root = root
         self.block_size = block_size
         self._codec = codec
         self.pages = Pages(root, codec)
-
-    @abstractmethod
-    def new_blocks(
-        self, folder: Place, disk: str, size: int, parent: Revision | None
-    ) -> AbstractContextManager[Blocks]:
-        """See Store."""
 
     @abstractmethod
     def _old_blocks(
@@ -173,30 +156,26 @@ class BlockStore(ABC):
         self, revision: Revision, disk: str, cache: Cache = Cache.SPARE, *, may_be_cut: bool = False
     ) -> Iterator[StoredImage]:
         """See Store."""
-        path = self.plain_path(revision, disk)
-        with (
-            self.open_index(revision, disk) as index,
-            self._old_blocks(path, index.size, cache, may_be_cut=may_be_cut) as blocks,
-        ):
+        path, size = self.plain_path(revision, disk), revision.disks[disk].size
+        old = self._old_blocks(path, size, cache, may_be_cut=may_be_cut)
+        with self.open_index(revision, disk) as index, old as blocks:
             yield StoredImage(index, blocks)
 
     def plain_path(self, revision: Revision, disk: str) -> Place:
         """The index."""
         return self._folder_of(revision) / f"{disk}.blocks"
 
-    @contextmanager
     def open_index(
         self, revision: Revision, disk: str, folder: Place | None = None
-    ) -> Iterator[Index]:
+    ) -> AbstractContextManager[Index]:
         """See Store."""
         path = (folder or self._folder_of(revision)) / f"{disk}.blocks"
         shelf = self.pages if revision.format > 1 else None
-        with checked_index(path, revision.disks[disk], self._codec, shelf) as index:
-            yield index
+        return checked_index(path, revision.disks[disk], self._codec, shelf)
 
     def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
         """See Store. Deletes unused pages."""
-        return sum(used.remove_other_pages(copy, leave) for copy in self.pages.copies)
+        return sum(used.remove_others(copy, leave, are_pages=True) for copy in self.pages.copies)
 
     def _folder_of(self, revision: Revision) -> Place:
         return self._root / "revisions" / revision.id

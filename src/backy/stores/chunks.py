@@ -18,7 +18,7 @@ from backy.model.revision import Revision
 from backy.stores.blocks import BY_DIGEST, BlockBuffer, BlockStore
 from backy.stores.codec import Codec
 from backy.stores.index import Index
-from backy.stores.named_files import NamedFiles
+from backy.stores.pages import NamedFiles
 from backy.system import files, folders
 from backy.system.files import Cache
 from backy.system.place import Place
@@ -37,26 +37,24 @@ class ChunkStore(BlockStore):
 
     def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         super().__init__(root, block_size, codec)
-        self._files = NamedFiles(root / "chunks", codec.suffix)
-        self._buffers = _buffers(block_size, codec.largest_frame(block_size))
+        self.codec = codec
+        self.files = NamedFiles(root / "chunks", codec.suffix)
+        self.buffers = _buffers(block_size, codec.largest_frame(block_size))
 
     def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None
     ) -> AbstractContextManager[ChunkBlocks]:
-        return nullcontext(self._blocks(Cache.SPARE))
+        return nullcontext(ChunkBlocks(self, Cache.SPARE))
 
     def _old_blocks(
         self, path: Place, size: int, cache: Cache, *, may_be_cut: bool
     ) -> AbstractContextManager[ChunkBlocks]:
-        return nullcontext(self._blocks(cache))
-
-    def _blocks(self, cache: Cache) -> ChunkBlocks:
-        return ChunkBlocks(self._files, self.block_size, self._codec, self._buffers, cache)
+        return nullcontext(ChunkBlocks(self, cache))
 
     def collect(self, used: Used, leave: Callable[[Place], None] = lambda _: None) -> int:
         """See Store. May keep a few unused chunks, see UsedDigests."""
         freed = super().collect(used, leave)
-        return freed + used.remove_other_blocks(self._files, leave)
+        return freed + used.remove_others(self.files, leave, are_pages=False)
 
 
 class ChunkBuffers(BlockBuffer):
@@ -79,31 +77,26 @@ def _buffers(block_size: int, largest_frame: int) -> ChunkBuffers:
 
 
 class ChunkBlocks:
-    """Blocks in chunk files."""
+    """Blocks in the chunk files of a store."""
 
-    def __init__(
-        self, chunks: NamedFiles, block_size: int, codec: Codec, buffers: ChunkBuffers, cache: Cache
-    ) -> None:
-        self._files = chunks
-        self._block_size = block_size
-        self._codec = codec
-        self._buffers = buffers
+    def __init__(self, store: ChunkStore, cache: Cache) -> None:
+        self._store = store
         self._cache = cache
         self._written: dict[str, None] = {}
 
     def get(self, number: int, digest: str, block: memoryview) -> None:
         """Decode a chunk straight into `block`."""
-        path = self._files.path(digest)
-        where = f"block {number} (byte {number * self._block_size}): {path}"
+        path = self._store.files.path(digest)
+        where = f"block {number} (byte {number * self._store.block_size}): {path}"
         with translated(StoreError, where):
             frame = self._read(path, where)
         try:
-            self._codec.decode(frame, block)
+            self._store.codec.decode(frame, block)
         except DamagedError as error:
             raise DamagedError(f"{where}: {error.message}") from error
 
     def _read(self, path: Place, where: str) -> memoryview:
-        frame = self._buffers.frame
+        frame = self._store.buffers.frame
         try:
             with files.open_to_read(path, self._cache) as file:
                 # Not all of the buffer, which would look as if only a part were in the page cache.
@@ -119,34 +112,34 @@ class ChunkBlocks:
         """Write a chunk, unless this draft did so before, or its file exists and is good."""
         if digest in self._written:
             return 0
-        path = self._files.path(digest)
+        path = self._store.files.path(digest)
         stored = 0
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
             exists = path.exists()
             if not (exists and self._is_good(number, digest, len(block))):
                 frame = self._encode(block)
                 stored = len(frame)
-                (self._files.replace if exists else self._files.create)(path, frame)
+                (self._store.files.replace if exists else self._store.files.create)(path, frame)
         if len(self._written) < _REMEMBERED:
             self._written[digest] = None
         return stored
 
     def _is_good(self, number: int, digest: str, length: int) -> bool:
         """Whether a chunk holds its block; reads it to find out."""
-        block = self._buffers.block[:length]
+        block = self._store.buffers.block[:length]
         try:
             self.get(number, digest, block)
         except StoreError:
             return False
-        return self._codec.digest(block) == digest
+        return self._store.codec.digest(block) == digest
 
     def _encode(self, block: memoryview) -> memoryview:
-        frame = self._buffers.frame
-        return frame[: self._codec.encode(block, frame)]
+        frame = self._store.buffers.frame
+        return frame[: self._store.codec.encode(block, frame)]
 
     def clear(self, first: int, count: int, length: int) -> int:
         """Zero blocks have a chunk like others. Blocks of one length share it."""
-        return self.put(first, self._codec.zero_digest(length), memoryview(bytes(length)))
+        return self.put(first, self._store.codec.zero_digest(length), memoryview(bytes(length)))
 
     def extents(self, index: Index) -> Iterator[Extent]:
         """Those of the index."""
@@ -158,15 +151,15 @@ class ChunkBlocks:
 
     def read_stored(self, number: int, digest: str, length: int) -> bytes:
         """The content of the chunk's file."""
-        return folders.read_file(self._files.path(digest), len(self._buffers.frame))
+        return folders.read_file(self._store.files.path(digest), len(self._store.buffers.frame))
 
     def repair(self, number: int, digest: str, block: memoryview) -> None:
         """Replace the chunk, or create it."""
-        path = self._files.path(digest)
+        path = self._store.files.path(digest)
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
-            self._files.repair(path, self._encode(block))
+            self._store.files.repair(path, self._encode(block))
 
     def is_stored(self, digest: str) -> bool | None:
         """Whether its chunk has a name."""
         with translated(StoreError, f"looking for chunk {digest}"):
-            return self._files.path(digest).exists()
+            return self._store.files.path(digest).exists()

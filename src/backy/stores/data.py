@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from backy.stores.index import PAGE_LINES, Index, block_count, by_page
+from backy.stores.index import PAGE_LINES, Index
 from backy.stores.pages import LINE
 from backy.system import signals
 
@@ -30,9 +30,8 @@ def data_blocks(index: Index, first: int, end: int) -> Iterator[int]:
 
     Reads page by page, so the first result comes quickly.
     """
-    names = index.names(first // PAGE_LINES, block_count(end, PAGE_LINES))
-    for page, start, stop in by_page(first, end):
-        if not index.is_zero(page, next(names)):
+    for page, start, stop, name in index.parts(first, end):
+        if not index.is_zero(page, name):
             lines, zeroes = index.page(page), index.zero_page(page)
             for number in range(start, stop):
                 at = (number - page * PAGE_LINES) * LINE

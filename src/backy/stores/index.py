@@ -82,6 +82,15 @@ class Index(ABC):
         """The length of a block in bytes: the block size, or less for the last block."""
         return min(self.block_size, self.size - number * self.block_size)
 
+    def parts(self, first: int, end: int) -> Iterator[tuple[int, int, int, str]]:
+        """The pages of the blocks in [first, end): each with the first of them, the end, its name.
+
+        The name is the digest of the whole page.
+        """
+        names = self.names(first // PAGE_LINES, block_count(end, PAGE_LINES))
+        for (page, start, stop), name in zip(by_page(first, end), names, strict=False):
+            yield page, start, stop, name
+
     def lines(self, first: int, count: int) -> bytes:
         """`count` lines from block `first` on. Raises DamagedError if a page is lost."""
         return b"".join(
@@ -99,9 +108,7 @@ class Index(ABC):
         return self.line(number).decode()
 
     def find(
-        self,
-        digests: Collection[str],
-        known: Found | None = None,
+        self, digests: Collection[str], known: Found | None = None
     ) -> Iterator[tuple[int, str]]:
         """The blocks with one of these digests, as (number, digest), ascending.
 
@@ -157,16 +164,13 @@ class Index(ABC):
 
     def _extents(self, since: Index | None, first: int, end: int) -> Iterator[Extent]:
         pages = first // PAGE_LINES, block_count(end, PAGE_LINES)
-        names = self.names(*pages)
         old_names = since.names(*pages) if since else repeat("")
-        for page, start, stop in by_page(first, end):
+        for page, start, stop, name in self.parts(first, end):
             signals.obey()
-            name, old_name = next(names), next(old_names, "")
-            runs = [(Kind.DATA, 0, stop - start)]
-            if name and name == old_name:
-                runs = [(Kind.SAME, 0, stop - start)]
-            elif not since and self.is_zero(page, name):
-                runs = [(Kind.ZERO, 0, stop - start)]
+            old_name = next(old_names, "")
+            is_same = name and name == old_name
+            if is_same or (not since and self.is_zero(page, name)):
+                runs = [(Kind.SAME if is_same else Kind.ZERO, 0, stop - start)]
             else:
                 runs = self._compared(since, start, stop)
             for kind, number, length in runs:

@@ -9,8 +9,7 @@ from itertools import count
 
 from backy.errors import DamagedError, StoreError, translated
 from backy.stores.index import Index, PagedIndex
-from backy.stores.named_files import NamedFiles
-from backy.stores.pages import LINE
+from backy.stores.pages import LINE, NamedFiles
 from backy.system import folders
 from backy.system.place import Place
 
@@ -60,13 +59,30 @@ class Used:
         self.unknown.append(text)
         self._all_pages_known = False
 
-    def remove_other_pages(self, pages: NamedFiles, leave: Callable[[Place], None]) -> int:
-        """Delete the pages and indexes that are surely not used; see `_remove`."""
-        return _remove(pages, self._is_page, leave)
+    def remove_others(
+        self, files: NamedFiles, leave: Callable[[Place], None], *, are_pages: bool
+    ) -> int:
+        """Delete the pages and indexes, or the blocks, that are surely not used; may keep a few.
 
-    def remove_other_blocks(self, chunks: NamedFiles, leave: Callable[[Place], None]) -> int:
-        """Delete the blocks that are surely not used; see `_remove`. May keep a few."""
-        return _remove(chunks, self.is_block, leave)
+        Returns how many bytes that freed. What is not named by a digest was not made by backy. It
+        stays, and `leave` gets it. Raises StoreError.
+        """
+        is_used = self._is_page if are_pages else self.is_block
+        freed = 0
+        for folder in (files.folder / name for name in folders.list_folder(files.folder)):
+            if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
+                leave(folder)
+                continue
+            for file in (folder / name for name in folders.list_folder(folder)):
+                is_draft = file.name.startswith(".")
+                digest = file.name.lstrip(".").partition(".")[0]
+                is_complete = file.name == digest + files.suffix
+                if not (_DIGEST.fullmatch(digest) and (is_complete or is_draft)):
+                    leave(file)
+                elif is_draft or not is_used(digest):
+                    with translated(StoreError, f"removing {file}"):
+                        freed += folders.remove_file(file)
+        return freed
 
     def _is_page(self, digest: str) -> bool:
         return not self._all_pages_known or digest in self._lists
@@ -74,31 +90,6 @@ class Used:
     def is_block(self, digest: str) -> bool:
         """Whether a block may be in use; see UsedDigests."""
         return bool(self.unknown) or not self._blocks or digest in self._blocks
-
-
-def _remove(
-    files: NamedFiles, is_used: Callable[[str], bool], leave: Callable[[Place], None]
-) -> int:
-    """Delete the files whose digest is not used; return how many bytes that freed.
-
-    What is not named by a digest was not made by backy. It stays, and `leave` gets it. Raises
-    StoreError.
-    """
-    freed = 0
-    for folder in (files.folder / name for name in folders.list_folder(files.folder)):
-        if not (_PREFIX.fullmatch(folder.name) and folder.is_folder()):
-            leave(folder)
-            continue
-        for file in (folder / name for name in folders.list_folder(folder)):
-            is_draft = file.name.startswith(".")
-            digest = file.name.lstrip(".").partition(".")[0]
-            is_complete = file.name == digest + files.suffix
-            if not (_DIGEST.fullmatch(digest) and (is_complete or is_draft)):
-                leave(file)
-            elif is_draft or not is_used(digest):
-                with translated(StoreError, f"removing {file}"):
-                    freed += folders.remove_file(file)
-    return freed
 
 
 class UsedDigests:
@@ -113,18 +104,13 @@ class UsedDigests:
         self._bits = bytearray(1 << (_DIGEST_BITS - 3))
         self._start = secrets.randbelow(64 - _DIGEST_BITS // 4 + 1)
 
-    def _bit_of(self, digest: str) -> tuple[int, int]:
-        """Where the bit of a digest is: the byte, and the bit in it as a mask."""
-        value = int(digest[self._start : self._start + _DIGEST_BITS // 4], 16)
-        return value >> 3, 1 << (value & 7)
-
     def __contains__(self, digest: str) -> bool:
-        byte, bit = self._bit_of(digest)
-        return bool(self._bits[byte] & bit)
+        value = int(digest[self._start : self._start + _DIGEST_BITS // 4], 16)
+        return bool(self._bits[value >> 3] & 1 << (value & 7))
 
     def add_all(self, lines: bytes) -> None:
         """Add every line of a page."""
-        # As in `_bit_of`; a long history has millions of lines, and a call for each takes as long.
+        # As in `__contains__`: a long history has millions of lines, a call for each is slow.
         bits, digits = self._bits, _DIGEST_BITS // 4
         for start in range(self._start, len(lines), LINE):
             value = int(lines[start : start + digits], 16)
