@@ -18,8 +18,6 @@ Any other exception is a bug: it keeps its traceback and has exit code 70. 70 an
 EX_SOFTWARE and EX_IOERR of sysexits.h.
 """
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager

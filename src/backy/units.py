@@ -1,7 +1,5 @@
 """Sizes, durations and counts, as people write and read them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

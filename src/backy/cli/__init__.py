@@ -1,7 +1,5 @@
 """The command line: one function for each command; `execute` turns errors into exit codes."""
 
-from __future__ import annotations
-
 import sys
 
 from backy import __version__

@@ -1,7 +1,5 @@
 """The typer application, and the options that its commands share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path

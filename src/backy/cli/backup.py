@@ -1,7 +1,5 @@
 """backy backup: make one revision of a VM."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from typer import Option

@@ -1,7 +1,5 @@
 """backy check: the plug-in for Nagios."""
 
-from __future__ import annotations
-
 import gc
 import re
 from contextlib import suppress

@@ -3,8 +3,6 @@
 So `backy --help` and completion import no command, and a command imports no other.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """backy config: check and show the configuration."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from typer import Option

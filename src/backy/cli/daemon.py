@@ -1,7 +1,5 @@
 """The commands that run the jobs, now or from now on, and stop that: with the daemon or without."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime

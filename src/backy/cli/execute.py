@@ -1,7 +1,5 @@
 """Run a command and report how it ended."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """backy reports: damage that was found, and the damaged bytes in quarantine."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, cast
 
 from typer import Argument, Option

@@ -1,7 +1,5 @@
 """The commands that compare, find, tag, remove, bring back and delete the revisions of a job."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from typer import Argument, Option

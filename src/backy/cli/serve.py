@@ -1,7 +1,5 @@
 """backy serve and mount: show the disks of revisions to other programs, for reading."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from ipaddress import ip_address

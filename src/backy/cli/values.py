@@ -1,7 +1,5 @@
 """Parsers for arguments and options, which check values before a command does anything."""
 
-from __future__ import annotations
-
 import grp
 from collections.abc import Callable
 from contextlib import suppress

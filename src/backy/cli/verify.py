@@ -1,7 +1,5 @@
 """backy verify and scrub: read stored bytes again, and report and heal damage."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict
 from datetime import timedelta

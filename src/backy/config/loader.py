@@ -5,8 +5,6 @@ tags such as !!python. We read the parser's events: this is faster than yaml.saf
 line of every key, and finds duplicate keys.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a configuration says that is valid, but hardly meant. Reads folders, and changes nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping

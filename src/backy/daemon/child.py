@@ -1,7 +1,5 @@
 """A backy command as a child process of the daemon."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

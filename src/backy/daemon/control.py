@@ -4,8 +4,6 @@ backy.model.answers has the requests and replies; an error is answered with an E
 may open the socket may do all that the daemon can, so it is for its owner only.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

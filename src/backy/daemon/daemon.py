@@ -4,8 +4,6 @@ Everything it knows is on disk, too: killed and started again, it goes on where 
 that outlived it keeps the lock of its repository, so nothing runs twice.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable

@@ -1,7 +1,5 @@
 """The log of the daemon: one line for each event, on standard error, as text or as JSON."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 

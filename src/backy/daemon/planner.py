@@ -5,8 +5,6 @@ The order is: tasks asked for by hand, backups (the most overdue first, measured
 background work. A task that waits for a limit does not hold up those behind it.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 from collections import Counter

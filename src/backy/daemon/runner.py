@@ -1,7 +1,5 @@
 """Run the commands of tasks: start them, log what they report, and record failures."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

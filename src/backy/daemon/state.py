@@ -1,7 +1,5 @@
 """What the daemon knows of its jobs, by their repositories and by bugs, and how it shows that."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Report the state of the daemon to systemd: sd_notify(3), one datagram for each message."""
 
-from __future__ import annotations
-
 import os
 import socket
 

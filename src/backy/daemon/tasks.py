@@ -3,8 +3,6 @@
 The table says when a task is due, what it waits for and how it is started. A new verb is a new row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta

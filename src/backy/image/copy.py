@@ -1,7 +1,5 @@
 """Copy an image to a draft: the only loop that moves data."""
 
-from __future__ import annotations
-
 import threading
 from functools import lru_cache
 

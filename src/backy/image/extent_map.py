@@ -1,7 +1,5 @@
 """The extents of an image in little memory, to be asked for any range of it."""
 
-from __future__ import annotations
-
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping

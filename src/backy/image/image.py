@@ -1,7 +1,5 @@
 """Image and Draft: the protocols that sources, stores and targets implement."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Watcher: hears of the progress and the warnings of an operation. Pace: reads at a rate."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

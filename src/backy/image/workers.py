@@ -1,7 +1,5 @@
 """Do steps in threads, each with a buffer of its own: at once, or in order with read-ahead."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 The rules of backy.model.messages hold here, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 

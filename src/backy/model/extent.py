@@ -4,8 +4,6 @@ The functions here take extents in ascending order, and are lazy: memory does no
 size of the disk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum

@@ -8,8 +8,6 @@ tools/make_schemas.py writes docs/schemas/ from these types. A docstring has the
 object and, after a blank line, those of its keys; some types bring their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, NotRequired, TypedDict

@@ -1,7 +1,5 @@
 """Rules for the names of jobs, disks and tags."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -1,7 +1,5 @@
 """A revision: one completed backup of all disks of a VM at one point in time. Values only."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

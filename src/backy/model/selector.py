@@ -15,8 +15,6 @@ This is backy 2's grammar with two additions: a date alone names all revisions o
 (minute, second), and an id may be shortened.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta

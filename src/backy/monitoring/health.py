@@ -4,8 +4,6 @@ Pure: it judges summaries and reads nothing. OK needs proof: what could not be r
 comparisons are written so that NaN fails them. docs/monitoring.md explains each text to operators.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta

@@ -5,8 +5,6 @@ would rename ours. Most lines are written here and not by prometheus_client, whi
 the daemon's time for 10,000 jobs; this needs 0.3 s.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime

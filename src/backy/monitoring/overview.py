@@ -1,7 +1,5 @@
 """The overview of a job that `backy status` shows, as far as its repository tells it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime

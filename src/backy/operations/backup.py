@@ -1,7 +1,5 @@
 """Backup: make a new revision of a job, and record success or failure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Diff: the ranges that differ between two revisions. Reads only their indexes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from backy.model.extent import Extent, Kind, merge

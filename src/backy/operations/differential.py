@@ -5,8 +5,6 @@ store. An interrupted restore continues for the same reason. To verify a target,
 lacks, is the same without the store.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Expire: drop tags, and move revisions to the trash, as the retention rules say."""
 
-from __future__ import annotations
-
 import os
 from datetime import UTC, datetime
 

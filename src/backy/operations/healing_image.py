@@ -1,7 +1,5 @@
 """A stored disk as an Image that repairs damaged blocks while it is read."""
 
-from __future__ import annotations
-
 from backy.errors import DamagedError, StoreError
 from backy.operations.heal import BadBlock, Healer, StoredDisk
 

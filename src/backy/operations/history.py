@@ -1,7 +1,5 @@
 """Operations on the history of a job: tag, remove, undo, purge, erase."""
 
-from __future__ import annotations
-
 from backy.errors import ConfigError, DamagedError, NotFoundError
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select

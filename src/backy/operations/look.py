@@ -1,7 +1,5 @@
 """Look at sources, to tell whether a backup would find its disks now."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from backy.config.settings import Config

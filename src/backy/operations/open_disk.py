@@ -1,7 +1,5 @@
 """A disk of a revision that is open for those who read here and there: a server, or a mount."""
 
-from __future__ import annotations
-
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass

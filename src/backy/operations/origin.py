@@ -1,7 +1,5 @@
 """Origins: places outside the repository that may still have the content of a damaged block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime

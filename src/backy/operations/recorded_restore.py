@@ -1,7 +1,5 @@
 """A restore that its repository remembers: when, of what, where to, who asked, and how it ended."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Make one revision: take a snapshot, copy the changes of each disk to a draft, publish it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace

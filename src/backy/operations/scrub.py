@@ -5,8 +5,6 @@ once. New revisions come first, then the slices that were read longest ago. `pla
 which decide what to read and tell how well the promise is kept, are pure; `now` is an argument.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The hooks around a snapshot. Those after it always run, so that no guest stays frozen."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

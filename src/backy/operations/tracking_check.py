@@ -8,8 +8,6 @@ nobody notices. So each delta compares some of these blocks with the parent:
 - At least four blocks with data, chosen at random.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime

@@ -4,8 +4,6 @@ Each GiB of a disk is read in all revisions at once, so that bytes that they sha
 once; see survey.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace

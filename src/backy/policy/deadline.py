@@ -1,7 +1,5 @@
 """How long a backup may take. Pure."""
 
-from __future__ import annotations
-
 from backy.config.settings import Config
 from backy.units import KiB
 

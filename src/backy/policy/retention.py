@@ -16,8 +16,6 @@ Revisions from the future, which a clock made that was ahead, are neither counte
 The rules are those of backy 2, which does not have these exceptions.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

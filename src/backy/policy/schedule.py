@@ -7,8 +7,6 @@
 The times are the same as in backy 2, so whoever moves keeps them: tests/golden/schedule.json.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterable, Mapping

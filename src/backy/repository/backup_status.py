@@ -1,7 +1,5 @@
 """What a backup changes in status.json: pure functions for `status.update`."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import datetime
 

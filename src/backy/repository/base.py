@@ -1,7 +1,5 @@
 """The base directory. A marker tells it from the empty folder below an unmounted file system."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from backy.errors import StoreError, translated

@@ -3,8 +3,6 @@
 It has restore.sh, the script that lists and restores without backy.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import replace
 from importlib import resources

@@ -1,7 +1,5 @@
 """Which jobs have a repository in a base directory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

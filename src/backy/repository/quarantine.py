@@ -5,8 +5,6 @@ quarantine/ID/stored        the damaged bytes from the store, if they could be r
 quarantine/ID/source        only of early builds: what the source had in the same place
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Look at the reports in the quarantine of a repository, and delete them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

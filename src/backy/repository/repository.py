@@ -4,8 +4,6 @@ The locking table in ARCHITECTURE.md says which operations wait for which. The r
 there, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace

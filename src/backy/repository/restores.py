@@ -1,7 +1,5 @@
 """restores.json in a repository: the last restores of its job, the newest last."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ The commands write it themselves, so monitoring sees a backup by hand as it sees
 It is small, because one `backy check` reads it for each of ten thousand jobs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace

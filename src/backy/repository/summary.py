@@ -1,7 +1,5 @@
 """A summary of each repository, read quickly: monitoring asks for ten thousand of them at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime

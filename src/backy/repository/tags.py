@@ -1,7 +1,5 @@
 """Add and drop tags of revisions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 

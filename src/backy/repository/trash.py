@@ -10,8 +10,6 @@ A purge needs no space, not even one of revisions in the history: it renames rev
 revisions/.REV.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress

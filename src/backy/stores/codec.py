@@ -1,7 +1,5 @@
 """Codec: how a repository names its blocks by their content, and packs a block into a file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Protocol
 

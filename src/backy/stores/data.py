@@ -1,7 +1,5 @@
 """Which blocks of an index have data: all but those that are zero."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from backy.stores.index import PAGE_LINES, Index

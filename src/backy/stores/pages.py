@@ -7,8 +7,6 @@ Pages and chunks are files that are named by their content: AB/ABCD… in a fold
 of the name. That a name exists proves nothing: after a crash its file may be torn.
 """
 
-from __future__ import annotations
-
 import errno
 import threading
 

@@ -1,7 +1,5 @@
 """What the revisions of a repository use: whoever deletes the rest must know all of it."""
 
-from __future__ import annotations
-
 import re
 import secrets
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 `b3sum` and `zstd -d` do the same, so a restore by hand needs nothing else.
 """
 
-from __future__ import annotations
-
 import struct
 import threading
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 Not in backy.system.process, because importing asyncio takes longer than most commands run.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -3,8 +3,6 @@
 Functions raise OSError; callers know which object failed, and say so.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

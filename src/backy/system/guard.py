@@ -1,7 +1,5 @@
 """A guard: a small shell that runs clean-up programs if we are killed."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

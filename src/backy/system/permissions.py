@@ -1,7 +1,5 @@
 """Who may change a file that decides what root does."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

@@ -1,7 +1,5 @@
 """The priority of this process and of others, for processors and disks."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

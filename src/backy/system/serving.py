@@ -1,7 +1,5 @@
 """Programs that serve us while something else is done."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

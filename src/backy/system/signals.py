@@ -5,8 +5,6 @@ calls to other programs and servers then get little time, so that the process en
 `_CLEANUP_SECONDS`. If it does not, `ends_in_time` ends it.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Sockets that listen for clients."""
 
-from __future__ import annotations
-
 import errno
 import os
 import socket
