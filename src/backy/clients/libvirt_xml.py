@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring, indent, tostring
+from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring, tostring
 
+from backy.clients.virsh import attribute
 from backy.errors import SourceError
 from backy.units import MiB
 
@@ -18,10 +19,8 @@ Disks = Mapping[str, tuple[Path, str]]
 """The file and the format of each disk of a domain, by its target name, such as "vda"."""
 
 _HINT = "Define a domain by hand, with the disks in it; see docs/targets.md."
-_DEEPEST = 8  # elements in one another below a device; libvirt has fewer
-_MOST_NOTES = 100
-# No path (a time zone is none), and no dump, which libvirt would write to the host.
-_HARMLESS = re.compile(r"(?!.*dump)([^/]*|[A-Z]\w+/\w+)", re.DOTALL)
+# No path (a time zone is none), no name space, no dump, which libvirt would write to the host.
+_HARMLESS = re.compile(r"(?!.*dump)([^/{]*|timezone[A-Z]\w+/\w+)", re.DOTALL)
 _INSTALLED_FIRMWARE = re.compile(r"/usr/share/(OVMF|AAVMF|edk2|qemu|seabios)(/\w[\w.+-]*)+")
 _PLAIN = {  # elements of a domain that are about the guest alone
     *("memory", "currentMemory", "maxMemory", "vcpu", "vcpus", "iothreads", "iothreadids"),
@@ -29,8 +28,8 @@ _PLAIN = {  # elements of a domain that are about the guest alone
 }
 _PLAIN_OS = {"type", "boot", "bootmenu", "bios", "firmware"}
 _PORTS = ("serial", "parallel", "console", "channel")
-_DEVICES = {  # those that stay inside the guest, or that are made to
-    *("disk", "interface", "graphics", "rng", "tpm", *_PORTS),
+_DEVICES = {  # beside disks, those that stay inside the guest, or that are made to
+    *("interface", "graphics", "rng", *_PORTS),
     *("controller", "input", "video", "sound", "watchdog", "memballoon", "panic", "iommu", "hub"),
 }
 _TYPES = {  # of devices, where others belong to the host
@@ -64,7 +63,8 @@ def new_domain(
     Raises SourceError where `xml` is not of a domain for QEMU, or lacks one of the disks.
     """
     old = _parsed(xml)
-    if missing := disks.keys() - {_target(disk) for disk in old.iterfind("devices/disk")}:
+    names = {attribute(disk, "target", "dev") for disk in old.iterfind("devices/disk")}
+    if missing := disks.keys() - names:
         raise SourceError(f"domain.xml has no disk {', '.join(sorted(missing))}", _HINT)
     new, notes = Element("domain", type=old.get("type", "")), list[str]()
     SubElement(new, "name").text = name
@@ -80,35 +80,35 @@ def new_domain(
             new.append(_copy(child))
         else:
             _tell(notes, child, "left out")
-    indent(new)
-    return tostring(new, encoding="unicode"), list(dict.fromkeys(notes))[:_MOST_NOTES]
+    return tostring(new, encoding="unicode"), list(dict.fromkeys(notes))[:100]
 
 
 def _parsed(xml: bytes) -> Element:
     """The domain. XML without a DOCTYPE has no entities but those of XML itself."""
+    # What is not UTF-8 could hide one: expat takes text with zero bytes for UTF-16, unasked.
+    text = xml.decode(errors="replace")
+    if len(xml) > MiB or "<!DOCTYPE" in text or "\0" in text:
+        raise SourceError("domain.xml has more than 1 MiB, a DOCTYPE, or zero bytes", _HINT)
     try:
-        text = xml.decode()
-        if len(xml) > MiB or "<!DOCTYPE" in text:
-            raise SourceError("domain.xml is larger than 1 MiB, or has a DOCTYPE", _HINT)
         root = fromstring(text)  # noqa: S314 - see above
-    except (ParseError, ValueError) as error:
+    except ParseError as error:
         raise SourceError(f"domain.xml is not XML in UTF-8: {error}", _HINT) from error
-    is_hvm = root.findtext("os/type", "").strip() == "hvm"
-    if root.tag != "domain" or root.get("type") not in {"kvm", "qemu"} or not is_hvm:
+    if root.get("type") not in {"kvm", "qemu"} or root.findtext("os/type", "").strip() != "hvm":
         raise SourceError("domain.xml is not of a virtual machine of QEMU", _HINT)
     return root
 
 
-def _copy(old: Element, parts: Collection[str] | None = None, depth: int = _DEEPEST) -> Element:
-    """A copy with all harmless values; of its elements only `parts`, or all of them."""
-    new, text = Element(old.tag), (old.text or "").strip()
+def _copy(old: Element, parts: Collection[str] | None = None, depth: int = 8) -> Element:
+    """A copy with all harmless values; of its elements only `parts`, or all of them.
+
+    Nothing is copied that lies deeper than `depth` elements; libvirt's XML does not.
+    """
+    values = {key: value for key, value in old.items() if _HARMLESS.fullmatch(key + value)}
+    new, text = Element(old.tag, values), (old.text or "").strip()
     new.text = text if _HARMLESS.fullmatch(text) else None
-    for key, value in old.items():
-        if "{" not in key and _HARMLESS.fullmatch(value):
-            new.set(key, value)
     for child in old if depth else ():
         is_wanted = parts is None or child.tag in parts
-        if is_wanted and "{" not in child.tag and child.tag not in _NEVER:
+        if is_wanted and _HARMLESS.fullmatch(child.tag) and child.tag not in _NEVER:
             new.append(_copy(child, depth=depth - 1))
     return new
 
@@ -116,22 +116,16 @@ def _copy(old: Element, parts: Collection[str] | None = None, depth: int = _DEEP
 def _tell(notes: list[str], old: Element, what: str) -> None:
     tag = old.tag.rpartition("}")[2]
     if tag not in _UNTOLD:
-        which = _target(old) or old.get("type", "") or old.get("model", "")
+        which = attribute(old, "target", "dev") or old.get("type", "")
         notes.append(f"{tag} {which}".strip()[:100] + f": {what}")
-
-
-def _target(device: Element) -> str:
-    found = device.find("target")
-    return "" if found is None else found.get("dev", "")
 
 
 def _os(old: Element, nvram: Path | None, notes: list[str]) -> Element:
     new = _copy(old, _PLAIN_OS)
     for child in old:
-        path = (child.text or "").strip()
-        if child.tag == "loader" and _INSTALLED_FIRMWARE.fullmatch(path):
+        if child.tag == "loader" and _INSTALLED_FIRMWARE.fullmatch(child.text or ""):
             new.append(_copy(child, ()))
-            new[-1].text = path
+            new[-1].text = child.text
         elif child.tag == "nvram" and nvram and child.get("format", "raw") == "raw":
             SubElement(new, "nvram").text = str(nvram)
         elif child.tag not in _PLAIN_OS:
@@ -141,12 +135,12 @@ def _os(old: Element, nvram: Path | None, notes: list[str]) -> Element:
 
 def _device(old: Element, disks: Disks, notes: list[str]) -> Element | None:
     """The new device; None, and a note, if it would be one of the host."""
-    kind = old.get("type", "")
+    kind, name = old.get("type", ""), attribute(old, "target", "dev")
+    if old.tag == "disk" and (name in disks or old.get("device") in {"cdrom", "floppy"}):
+        return _disk(old, disks, notes)
     if old.tag not in _DEVICES or kind not in _TYPES.get(old.tag, {kind}):
         _tell(notes, old, "left out")
         return None
-    if old.tag == "disk":
-        return _disk(old, disks, notes)
     # The target of an interface is a device of the host; a driver may be a program there.
     new = _copy(old, _PARTS - {"target"} if old.tag == "interface" else _PARTS)
     for driver in new.iterfind("driver"):
@@ -166,26 +160,20 @@ def _confine(old: Element, new: Element, kind: str, notes: list[str]) -> None:
         _tell(notes, old, "listens on 127.0.0.1")
     elif old.tag == "rng":
         SubElement(new, "backend", model="random").text = "/dev/urandom"
-    elif old.tag == "tpm":
-        SubElement(new, "backend", type="emulator", version="2.0")
-        _tell(notes, old, "an empty TPM 2.0")
     elif old.tag in _PORTS and kind != "pty" and not is_channel:
         new.set("type", "pty")
         _tell(notes, old, "a pty now")
 
 
-def _disk(old: Element, disks: Disks, notes: list[str]) -> Element | None:
-    path, image_format = disks.get(_target(old), ("", "raw"))
-    kind = "disk" if path else old.get("device", "disk")
-    is_empty = kind in {"cdrom", "floppy"}
-    if not path:
-        _tell(notes, old, "empty" if is_empty else "left out")
-    if not path and not is_empty:
-        return None
+def _disk(old: Element, disks: Disks, notes: list[str]) -> Element:
+    """One of `disks`, or a drive without a medium."""
+    path, image_format = disks.get(attribute(old, "target", "dev"), ("", "raw"))
     new, found = _copy(old, _PARTS - {"driver"}), old.find("driver")
-    new.attrib = {"type": "file", "device": kind}
+    new.attrib = {"type": "file", "device": "disk" if path else old.get("device", "")}
     new.append(Element("driver") if found is None else _copy(found, ()))
     new[-1].attrib |= {"name": "qemu", "type": image_format}
     if path:
         SubElement(new, "source", file=str(path))
+    else:
+        _tell(notes, old, "empty")
     return new

@@ -7,7 +7,7 @@ import html
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -64,6 +64,7 @@ class RestoreOptions:
     blocks. `differ` is Differential: only what the target does not have is written; None writes all
     data. `verify` compares each target with the index at the end. At most `rate` bytes a second are
     read. With `dry_run`, which counts what would be written, nothing is written and no hook runs.
+    `typed` is what the user typed, if that stood for all targets; the record has it.
     """
 
     spec: str = "latest"
@@ -75,6 +76,7 @@ class RestoreOptions:
     verify: Callable[[Way], None] | None = None
     rate: int | None = None
     dry_run: Callable[[Way], int] | None = None
+    typed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,11 @@ def restore_job(
     words = _words(repository, revision, target, options.disk)
     spared = {} if options.over_source else _source_paths(site, repository, revision, watcher)
     in_folder = isinstance(target, str) and is_folder(target)
-    _refuse_targets(words.values(), spared, options, in_folder=in_folder)
+    for word in words.values():
+        opened = open_target(word, in_folder=in_folder)
+        opened.refuse(spared)
+        if options.verify and opened.is_sequential:
+            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
     if not options.overwrite and not options.over_source:
         beside = saved_files(repository, revision) if in_folder else []
         for word in (*words.values(), *(f"{target}/{name}" for name in beside)):
@@ -174,16 +180,6 @@ def restore_job(
     with_files = in_folder and not options.dry_run
     files = restore_files(repository, revision, Path(str(target)), watcher) if with_files else []
     return RestoreResult(revision, disks, files, failures(origins))
-
-
-def _refuse_targets(
-    words: Iterable[str], spared: Mapping[str, Path], options: RestoreOptions, *, in_folder: bool
-) -> None:
-    for word in words:
-        opened = open_target(word, in_folder=in_folder)
-        opened.refuse(spared)
-        if options.verify and opened.is_sequential:
-            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
 
 
 def _data_of(repository: Repository, revision: Revision, disk: str) -> int:
@@ -228,16 +224,17 @@ def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> st
 
 def _source_paths(
     site: Site, repository: Repository, revision: Revision, watcher: Watcher
-) -> Mapping[str, Path]:
+) -> Mapping[str, Path | str]:
     """What the settings of the source name, and a domain.xml of libvirt that was saved.
 
     Whoever wrote these into the repository can have a target refused, and no more.
     """
-    paths = {}
+    paths: dict[str, Path | str] = {}
     with suppress(OSError):
         saved = folders.read_file(repository.folder_of(revision) / "domain.xml", MiB)
-        names = re.findall(rb"<source (?:file|dev)='(/[^']+)'", saved)
-        paths = {f"at {name}": Path(name) for name in map(html.unescape, map(os.fsdecode, names))}
+        names = re.findall(rb"<source (?:file|dev|protocol='rbd' name)='([^']+)'", saved)
+        for name in map(html.unescape, map(os.fsdecode, names)):
+            paths[f"at {name}"] = Path(name) if name.startswith("/") else f"rbd:{name}"
     try:
         return {**paths, **site.source_paths(repository)}
     except ConfigError as error:
@@ -263,7 +260,7 @@ def restore(
     *,
     origins: Sequence[Origin],
     options: RestoreOptions = RestoreOptions(),
-    spared: Mapping[str, Path] | None = None,
+    spared: Mapping[str, Path | str] | None = None,
     in_folder: bool = False,
     watcher: Watcher = SILENCE,
 ) -> RestoredDisk:

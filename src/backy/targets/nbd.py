@@ -20,6 +20,7 @@ class NbdTarget(RemoteTarget):
             self._address = parse_uri(place)
         except ConfigError as error:
             raise UsageError(error.message, error.hint) from error
+        self._place = self._address.place
 
     @contextmanager
     def _served(self) -> Iterator[Address]:
