@@ -16,7 +16,8 @@ from backy.model.revision import Revision
 from backy.operations.backup import backup
 from backy.operations.restore_domain import _word_in_place
 from tests.cli.runner import Backy, Refusal
-from tests.lab.libvirt import Libvirt, Machine
+from tests.lab.ceph import Cluster
+from tests.lab.libvirt import MIB, Libvirt, Machine
 from tests.lab.repositories import Made
 from tests.sources.libvirt_machine import source
 
@@ -269,6 +270,10 @@ def test_the_disks_of_the_backup_and_of_the_domain_are_compared(vm: Vm) -> None:
             "<disk><source protocol='rbd' name='p/a'><auth username='u'/></source></disk>",
             "rbd:p/a?user=u",
         ),
+        (
+            "<disk><source protocol='rbd' name='p/a'><config file='/c'/></source></disk>",
+            "rbd:p/a?conf=/c",
+        ),
         ("<disk><driver type='qcow2'/><source dev='/dev/vg/a'/></disk>", None),
         ("<disk><driver type='vdi'/><source file='/a'/></disk>", None),
         ("<disk><driver type='qcow2'/><source protocol='rbd' name='p/a'/></disk>", None),
@@ -310,3 +315,20 @@ def test_what_names_no_domain_of_this_machine_is_refused(job: Backy, word: str) 
 def test_a_domain_is_no_target_for_one_disk_of_several_targets(job: Backy) -> None:
     said = job.refuses(2, "restore", "vm1", "--disk", "vda=libvirt:vm1")
     assert "backy restore JOB libvirt:vm1" in said.hint
+
+
+def test_a_disk_in_ceph_is_written_there(libvirtd: Libvirt, ceph: Cluster, tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.backup(vda=b"from the backup".ljust(MIB, b"."))
+    image = ceph.create("rbd/of-a-domain", MIB)
+    disk = f"""
+        <disk type='network' device='disk'><source protocol='rbd' name='{image}'>
+        <host name='127.0.0.1'/><config file='{ceph.conf}'/></source>
+        <target dev='vda' bus='virtio'/></disk>
+    """
+    with libvirtd.domain("vm-in-ceph") as machine:
+        machine.define(more=disk)
+        word = f"libvirt:vm-in-ceph?uri={libvirtd.uri}"
+        said = Backy(made.base).ok("restore", "vm1", word).out
+    assert f"vda restored to rbd:{image}?conf={ceph.conf}" in said
+    assert ceph.export(image).startswith(b"from the backup....")

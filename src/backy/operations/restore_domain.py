@@ -102,8 +102,9 @@ def _word_in_place(name: str, disk: Element) -> str:
     if (device := attribute(disk, "source", "dev")) and kind == "raw":
         return f"device:{device}"
     if attribute(disk, "source", "protocol") == "rbd" and kind == "raw":
-        user = attribute(disk, ".//auth", "username")
-        return f"rbd:{attribute(disk, 'source', 'name')}" + (f"?user={user}" if user else "")
+        user, conf = attribute(disk, ".//auth", "username"), attribute(disk, ".//config", "file")
+        options = (f"user={user}&" if user else "") + (f"conf={conf}" if conf else "")
+        return f"rbd:{attribute(disk, 'source', 'name')}?{options}".rstrip("?&")
     raise TargetError(f"disk {name} is {kind} in a storage that is no target", _ONE_BY_ONE)
 
 
