@@ -171,6 +171,7 @@ def test_a_new_domain_gets_the_disks_under_its_name_and_runs(vm: Vm, vm2: str) -
     told = vm.backy.ok("restore", "vm1", word)
     assert "domain vm2: disk sda: empty" in told.err
     assert "domain vm2: serial file: a pty now" in told.err
+    assert "domain vm2 is defined, and off" in told.err
     vm.has(revision, folder / "vm2-vda.qcow2", folder / "vm2-vdb.img")
     assert word in vm.backy.quiet("history", "vm1").out
 

@@ -107,8 +107,7 @@ def _copy(old: Element, parts: Collection[str] | None = None, depth: int = 8) ->
     new, text = Element(old.tag, values), (old.text or "").strip()
     new.text = text if _HARMLESS.fullmatch(text) else None
     for child in old if depth else ():
-        is_wanted = parts is None or child.tag in parts
-        if is_wanted and _HARMLESS.fullmatch(child.tag) and child.tag not in _NEVER:
+        if (parts is None or child.tag in parts) and not ("{" in child.tag or child.tag in _NEVER):
             new.append(_copy(child, depth=depth - 1))
     return new
 

@@ -72,6 +72,7 @@ def restore_domain(
         virsh.call("define", "/dev/stdin", stdin=xml.encode())
     for note in notes:
         watcher.warn(f"domain {name}: {note}")
+    watcher.note(f"domain {name} is defined, and off")
     return replace(result, files=list(nvram))
 
 
