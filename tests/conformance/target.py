@@ -40,7 +40,8 @@ class Trial:
     """A target, and how it looks to others. `content` is None if there is nothing under its name.
 
     `path` is the file or device that it is, if it is one. `allocated` gives the bytes that its
-    content takes. `is_used`: it holds what only --overwrite allows to replace.
+    content takes. `is_used`: it holds what only --overwrite allows to replace. `place` is what a
+    source that reads the same has among its paths, if that is no path.
     """
 
     target: Target
@@ -48,6 +49,7 @@ class Trial:
     path: Path | None = None
     allocated: Callable[[], int] | None = None
     is_used: bool = False
+    place: str = ""
 
 
 class TargetSuite:
@@ -228,6 +230,12 @@ class TargetSuite:
                     trial.target.refuse({"vda": Path("/nowhere"), "vdb": source})
                 assert "--over-source" in caught.value.hint
             trial.target.refuse({"vda": Path("/nowhere\0"), "vdb": Path("/dev/null")})
+        if trial.place and trial.content() is not None:
+            with pytest.raises(TargetError, match="is the source of disk vdb") as caught:
+                trial.target.refuse({"vda": "nbd:other/", "vdb": trial.place})
+            assert "--over-source" in caught.value.hint
+        elif trial.place:
+            trial.target.refuse({"vdb": trial.place})
 
     def test_writes_ascend_where_it_says_so_or_come_from_several_threads(
         self, trial: Trial, disk: bytes

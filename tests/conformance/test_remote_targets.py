@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -60,6 +61,7 @@ class TestExport(TargetSuite):
                 lambda: path.read_bytes()[:size],
                 allocated=lambda: allocated(path) - BEYOND,
                 is_used=True,
+                place=f"nbd:{parse_qs(urlsplit(uri).query)['socket'][0]}/",
             )
 
     def test_keeps_the_bytes_beyond_the_disk(self, tmp_path: Path) -> None:
@@ -238,6 +240,7 @@ class RbdSuite(TargetSuite):
                 target,
                 lambda: self.content(image, size),
                 allocated=lambda: self.allocated(image),
+                place=f"rbd:{image}",
             )
         finally:
             for left in (image, self.partial(image)):

@@ -36,15 +36,24 @@ TEXTS = {name: str(path) for name, path in FILES.items()}
             id="libvirt",
         ),
         pytest.param(
-            {"type": "rbd", "disks": {"vda": "pool/image"}, "conf": "/ceph.conf"}, {}, id="rbd"
+            {"type": "rbd", "disks": {"vda": "pool/image"}, "conf": "/ceph.conf"},
+            {"vda": "rbd:pool/image"},
+            id="rbd",
         ),
         pytest.param(
-            {"type": "nbd", "disks": {"vda": "nbd+unix:///a?socket=/run/nbd"}}, {}, id="nbd"
+            {"type": "rbd", "pool": "p", "namespace": "n", "image": "i"},
+            {"vda": "rbd:p/n/i"},
+            id="rbd-as-in-backy-2",
+        ),
+        pytest.param(
+            {"type": "nbd", "disks": {"vda": "nbd+unix:///a?socket=/run/nbd"}},
+            {"vda": "nbd:/run/nbd/a"},
+            id="nbd",
         ),
     ],
 )
 def test_the_paths_of_disks_are_named_and_no_others(
-    settings: dict[str, object], paths: dict[str, Path]
+    settings: dict[str, object], paths: dict[str, Path | str]
 ) -> None:
     assert open_source(settings).paths == paths
 

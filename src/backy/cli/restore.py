@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
@@ -86,7 +87,11 @@ def restore(
     )
     done: list[RestoredDisk] = []
     pace = _known_rate(context, job, rate) if dry_run else 0.0
-    run = restore_job if dry_run else restore_recorded
+    run: Callable[..., RestoreResult] = restore_job if dry_run else restore_recorded
+    if isinstance(wanted, str) and wanted.startswith("libvirt:"):
+        from backy.operations.restore_domain import restore_domain
+
+        run = partial(restore_domain, run)
     with ExitStack() as stack:
         # It is printed after the progress bar is gone, even after an error.
         stack.callback(_print_disks, job, dry_run, pace, done)

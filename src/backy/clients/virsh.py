@@ -142,5 +142,11 @@ def attribute(element: Element, path: str, name: str) -> str:
     return "" if found is None else found.get(name, "")
 
 
+def is_lasting(disk: Element) -> bool:
+    """Whether a guest can write to a disk, and what it wrote survives a shutdown."""
+    fixed = {"readonly", "transient"} & {child.tag for child in disk}
+    return disk.get("device", "disk") in {"disk", "lun"} and not fixed
+
+
 def _reason(outcome: Outcome) -> str:
     return outcome.output.strip()[-_LONGEST_REASON:].replace("\n", " ")

@@ -11,7 +11,7 @@ from backy.config.settings import Config
 from backy.system.permissions import find_program
 
 Warned = Iterator[tuple[str, KeyPath, str]]  # a job or "", the key in it, and the text
-PathsOf = Callable[[dict[str, Any]], Mapping[str, Path]]
+PathsOf = Callable[[dict[str, Any]], Mapping[str, Path | str]]
 _PLACEHOLDER = "~ and $ are not replaced. Write an absolute path"
 
 
@@ -68,7 +68,8 @@ def _disks(config: Config, paths_of: PathsOf) -> Warned:
     users: dict[str, str] = {}
     for name, job in config.jobs.items():
         # Of the settings of a program, only the program knows which paths are disks.
-        paths = {} if job.source["type"] == "exec" else paths_of(job.source)
+        named = {} if job.source["type"] == "exec" else paths_of(job.source)
+        paths = {disk: path for disk, path in named.items() if isinstance(path, Path)}
         for disk, path in paths.items():
             if not path.is_absolute() or "$" in str(path):
                 why = f"'{path}' may be another file than was meant; {_PLACEHOLDER}"

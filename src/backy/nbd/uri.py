@@ -33,6 +33,11 @@ class Address:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def place(self) -> str:
+        """The same for each URI that leads to this export."""
+        return f"nbd:{self.where}/{self.export}"
+
 
 def parse_uri(text: str) -> Address:
     """The address in a URI such as nbd://HOST:10809/EXPORT or nbd+unix:///EXPORT?socket=PATH.

@@ -39,9 +39,9 @@ def restore_recorded(
 
     def begin(revision: Revision, words: Mapping[str, str]) -> None:
         now = whole_seconds(datetime.now(UTC))
-        targets = " ".join(f"{disk}={word}" for disk, word in words.items())
+        targets = " ".join([options.typed, *(f"{disk}={word}" for disk, word in words.items())])
         name = id_for(now, secrets.token_hex(2))
-        keep(RestoreRecord(name, now, revision.id, targets, asker()))
+        keep(RestoreRecord(name, now, revision.id, targets.strip(), asker()))
 
     def end(result: str, disks: Sequence[RestoredDisk] = ()) -> None:
         seconds = round(time.monotonic() - began, 3)

@@ -56,6 +56,7 @@ class RestoreOptions:
     blocks. `differ` is Differential: only what the target does not have is written; None writes all
     data. `verify` compares each target with the index at the end. At most `rate` bytes a second are
     read. With `dry_run`, which counts what would be written, nothing is written and no hook runs.
+    `typed` is what the user typed, if that stood for all targets; the record has it.
     """
 
     spec: str = "latest"
@@ -67,6 +68,7 @@ class RestoreOptions:
     verify: Callable[[Way], None] | None = None
     rate: int | None = None
     dry_run: Callable[[Way], int] | None = None
+    typed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +210,17 @@ def _disk_of(repository: Repository, revision: Revision, disk: str | None) -> st
 
 def _source_paths(
     site: Site, repository: Repository, revision: Revision, watcher: Watcher
-) -> Mapping[str, Path]:
+) -> Mapping[str, Path | str]:
     """What the settings of the source name, and a domain.xml of libvirt that was saved.
 
     Whoever wrote these into the repository can have a target refused, and no more.
     """
-    paths: dict[str, Path] = {}
+    paths: dict[str, Path | str] = {}
     with suppress(OSError):
         saved = folders.read_file(repository.folder_of(revision) / "domain.xml", MiB)
-        names = re.findall(rb"<source (?:file|dev)='(/[^']+)'", saved)
-        paths = {f"at {name}": Path(name) for name in map(html.unescape, map(os.fsdecode, names))}
+        names = re.findall(rb"<source (?:file|dev|protocol='rbd' name)='([^']+)'", saved)
+        for name in map(html.unescape, map(os.fsdecode, names)):
+            paths[f"at {name}"] = Path(name) if name.startswith("/") else f"rbd:{name}"
     with warned(watcher, "cannot check whether the target is the source", ConfigError):
         paths.update(site.source_paths(repository))
     return paths
@@ -231,7 +234,7 @@ def restore(
     *,
     origins: Sequence[Origin],
     options: RestoreOptions = RestoreOptions(),
-    spared: Mapping[str, Path] | None = None,
+    spared: Mapping[str, Path | str] | None = None,
     in_folder: bool = False,
     watcher: Watcher = SILENCE,
 ) -> RestoredDisk:

@@ -132,8 +132,8 @@ class Site:
 
         return [LiveSource(repository, partial(self.source_settings, repository.name))]
 
-    def source_paths(self, repository: Repository) -> Mapping[str, Path]:
-        """The local files and devices that a job's source reads, by disk.
+    def source_paths(self, repository: Repository) -> Mapping[str, Path | str]:
+        """What a job's source reads, by disk: see `paths` of Source.
 
         The source is the configured one, or else the one that was used last, of any type: nothing
         is opened or run. Raises ConfigError if the settings of that source are not valid.

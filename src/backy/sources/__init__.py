@@ -117,8 +117,10 @@ class Source(Protocol):
     """Whether several snapshots may exist at once, also in other processes."""
 
     @property
-    def paths(self) -> Mapping[str, Path]:
+    def paths(self) -> Mapping[str, Path | str]:
         """The local files and devices that the settings name, by disk. A restore spares them.
+
+        An image or export that a server has is a text, such as "rbd:pool/image".
 
         Opens and runs nothing, because somebody else may have written the repository.
         """

@@ -11,13 +11,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
-from xml.etree.ElementTree import Element
 
 import zstandard
 from pydantic import AfterValidator, Field
 
 from backy.clients.qemu_nbd import ImageFile
-from backy.clients.virsh import Domain, Virsh, attribute
+from backy.clients.virsh import Domain, Virsh, attribute, is_lasting
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import ConfigError, SourceError
 from backy.model.revision import Consistency
@@ -105,7 +104,7 @@ class LibvirtSource:
     def _formats(self, domain: Domain) -> Iterator[tuple[str, str]]:
         """The disks to back up, each with its image format."""
         disks = domain.disks()
-        lasting = [name for name, disk in disks.items() if _is_lasting(disk)]
+        lasting = [name for name, disk in disks.items() if is_lasting(disk)]
         excluded = self.settings.exclude
         wanted = self.settings.disks or [name for name in lasting if name not in excluded]
         hint = f"It has: {', '.join(lasting) or 'none'}."
@@ -204,12 +203,6 @@ class LibvirtSource:
             job.abort()
             if not data.keeps_checkpoint:
                 job.remove_checkpoint(checkpoint)
-
-
-def _is_lasting(disk: Element) -> bool:
-    """Whether a guest can write to a disk, and what it wrote survives a shutdown."""
-    fixed = {"readonly", "transient"} & {child.tag for child in disk}
-    return disk.get("device", "disk") in {"disk", "lun"} and not fixed
 
 
 def _content(path: Path) -> tuple[str, bytes]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -36,8 +35,8 @@ class NbdSource:
 
     def __init__(self, /, **settings: object) -> None:
         self.settings = checked(NbdSettings, settings)
-        self.paths: dict[str, Path] = {}
         self._disks = {name: parse_uri(uri) for name, uri in self.settings.disks.items()}
+        self.paths = {name: address.place for name, address in self._disks.items()}
 
     def look(self) -> Collection[str]:
         """See Source. One connection at a time, because a server may take no more."""

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -95,7 +94,7 @@ class RbdSource:
             place = {key: settings.pop(key) for key in _PLACE if key in settings}
             settings["disks"] = {"vda": place}
         self.settings = checked(RbdSettings, settings)
-        self.paths: dict[str, Path] = {}
+        self.paths = {name: f"rbd:{image}" for name, image in self.settings.disks.items()}
         self._names = CheckpointNames(self.settings.server)
         cluster = self.settings.cluster
         # Programs take the name of the cluster from that of the file.

@@ -12,12 +12,12 @@ from backy.plugins import load
 
 STREAM = "-"
 _URIS = ("nbd", "nbds", "nbd+unix", "nbds+unix")  # kinds that take the whole word
-_IMAGES = ("qcow2", "vmdk", "vhdx")  # kinds of files that a path can be by its suffix
+IMAGES = ("qcow2", "vmdk", "vhdx")  # kinds of files that a path can be by its suffix
 _BUILT_IN = {
     "device": "backy.targets.device:DeviceTarget",
     "file": "backy.targets.file:FileTarget",
     "stream": "backy.targets.stream:StreamTarget",
-    **{kind: f"backy.targets.qemu_image:{kind}" for kind in (*_IMAGES, "luks")},
+    **{kind: f"backy.targets.qemu_image:{kind}" for kind in (*IMAGES, "luks")},
     "rbd": "backy.targets.rbd:RbdTarget",
     **dict.fromkeys(_URIS, "backy.targets.nbd:NbdTarget"),
 }
@@ -36,11 +36,11 @@ class Target(Protocol):
     def is_sequential(self) -> bool:
         """Whether its draft must be written in ascending order, so by one thread."""
 
-    def refuse(self, sources: Mapping[str, Path]) -> None:
+    def refuse(self, sources: Mapping[str, Path | str]) -> None:
         """Raise TargetError if a restore would destroy what has to stay, such as a repository.
 
-        `sources` are files and devices that must not be overwritten, by disk. The target need not
-        exist yet: this is asked before the first hook runs, and again after it.
+        `sources` must not be overwritten, by disk: see `paths` of Source. The target need not exist
+        yet: this is asked before the first hook runs, and again after it.
         """
 
     def refuse_format(self, read_start: Callable[[], bytes]) -> None:
@@ -92,6 +92,8 @@ def open_target(word: str, *, in_folder: bool = False) -> Target:
     if word == STREAM:
         return _target("stream", "", word)
     if named := _NAMED.fullmatch(word):
+        if named[1] == "libvirt":  # see operations.restore_domain
+            raise UsageError("a domain gets all disks", f"Write: backy restore JOB {word}")
         return _target(named[1], word if named[1] in _URIS else named[2], word)
     return _target("device" if _is_device(Path(word)) else "file", word, word)
 
@@ -107,13 +109,13 @@ def in_format(word: str, recorded: str) -> str:
     if not recorded or word == STREAM or _NAMED.fullmatch(word) or _is_device(path):
         return word
     suffix = path.suffix.lower().removeprefix(".")
-    kind = suffix if suffix in {*_IMAGES, "img", "raw"} else recorded
-    return f"{kind}:{word}" if kind in _IMAGES else word
+    kind = suffix if suffix in {*IMAGES, "img", "raw"} else recorded
+    return f"{kind}:{word}" if kind in IMAGES else word
 
 
 def name_in_folder(disk: str, recorded: str) -> str:
     """The name of the file for a disk in a folder."""
-    return f"{disk}.{recorded if recorded in _IMAGES else 'img'}"
+    return f"{disk}.{recorded if recorded in IMAGES else 'img'}"
 
 
 def is_folder(word: str) -> bool:

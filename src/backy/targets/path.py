@@ -25,7 +25,7 @@ class PathTarget:
         self._path = Path(place)
         self._looking = f"looking at the target {place}"
 
-    def refuse(self, sources: Mapping[str, Path]) -> None:
+    def refuse(self, sources: Mapping[str, Path | str]) -> None:
         """See Target. A path inside any repository is refused, too."""
         path = self._path
         with translated(TargetError, self._looking, "Name another target."):
@@ -34,8 +34,8 @@ class PathTarget:
             if any((folder / "repository.json").exists() for folder in folders):
                 raise TargetError(f"{path} lies inside a repository", "Restore to another place.")
             for name, source in sources.items() if path.exists() else ():
-                what = "source" if _is_same(path, source) else ""
-                if any(_is_same(path, below) for below in backing_files(source)):
+                what = "source" if _is_same(path, Path(source)) else ""
+                if any(_is_same(path, below) for below in backing_files(Path(source))):
                     what = "backing file of the source"
                 if what:
                     why = f"{path} is the {what} of disk {name}; a restore would overwrite it"

@@ -41,7 +41,7 @@ class QemuImageTarget(RemoteTarget):
         self._key = Path(key).absolute() if key else None
         self._partial = self._path.with_name(f".{self._path.name}.partial") / self._path.name
 
-    def refuse(self, sources: Mapping[str, Path]) -> None:
+    def refuse(self, sources: Mapping[str, Path | str]) -> None:
         """See Target."""
         self._beside.refuse(sources)
 

@@ -39,6 +39,7 @@ class RbdTarget(RemoteTarget):
         above = [part for part in (found[1], found[2] or found[4]) if part]
         self._short = found[3]
         self._image = "/".join((*above, self._short))
+        self._place = f"rbd:{self._image}"
         self._partial = "/".join((*above, f".{self._short}.partial"))
         self._options = {word: given[key] for key, word in _CREATION.items() if key in given}
         self._rbd = Rbd(given.get("conf", ""), given.get("user", ""), _TIMEOUT_SECONDS)

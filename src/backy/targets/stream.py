@@ -19,7 +19,7 @@ class StreamTarget:
         if place:
             raise UsageError(f"a stream has no name {place!r}", "Write - for standard output.")
 
-    def refuse(self, sources: Mapping[str, Path]) -> None:
+    def refuse(self, sources: Mapping[str, Path | str]) -> None:
         """Nothing can be lost."""
 
     def refuse_format(self, read_start: Callable[[], bytes]) -> None:
