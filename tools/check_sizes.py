@@ -50,7 +50,16 @@ class Budget:
     places: tuple[str, ...]
 
 
-_NEW_OPERATIONS = ("boot", "browse", "drill", "mount", "plan", "replicate", "restore_all")
+_NEW_OPERATIONS = (
+    "boot",
+    "boot_plan",
+    "browse",
+    "drill",
+    "mount",
+    "plan",
+    "replicate",
+    "restore_all",
+)
 
 
 # Argued for in docs/decisions/0011-size.md, which has the same table.

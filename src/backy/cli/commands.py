@@ -27,6 +27,7 @@ GROUPS = {
     },
     "Restore": {
         "restore": Entry("restore", "Restore one disk, or all disks of a revision."),
+        "boot": Entry("boot", "Start a VM from a revision at once, and copy its disks meanwhile."),
         "serve": Entry("serve", "Offer disks of revisions over NBD, for reading."),
         "undo": Entry("undo", "Bring back what the last remove or expire took away."),
     },

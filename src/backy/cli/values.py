@@ -17,6 +17,7 @@ from backy.model.names import check_disk_name, check_job, check_tag
 from backy.units import MiB, parse_duration, parse_size
 
 Value = TypeVar("Value")
+_LEAST_MEMORY = 16 * MiB
 _SLOWEST = MiB  # bytes a second
 _LEVELS = range(1, 20)
 _LARGEST_PORT = 65535
@@ -68,6 +69,28 @@ def rate(text: str) -> int:
     if size < _SLOWEST:
         raise ConfigError(f"{text} a second is too slow", "Use 1MiB or more.")
     return size
+
+
+@_typed
+def memory(text: str) -> int:
+    """The memory of a VM, in bytes."""
+    size = parse_size(text)
+    if size < _LEAST_MEMORY:
+        raise ConfigError(f"{text} of memory is too little", "Use 16MiB or more.")
+    return size
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in words:
+            raise ConfigError(f"{text!r} is not possible here", f"Use {' or '.join(words)}.")
+        return text
+
+    return _typed(check)
+
+
+boot_mode = _one_of("qemu", "print")
+firmware = _one_of("bios", "uefi")
 
 
 @_typed

@@ -258,6 +258,15 @@ class JobsAnswer(TypedDict):
 # What the daemon does.
 
 
+class BootAnswer(TypedDict):
+    """What a boot would run.
+
+    commands: Lines for a shell, in their order; those that begin with # are for people.
+    """
+
+    commands: Sequence[Text]
+
+
 class ServeAnswer(TypedDict):
     """The server listens.
 
@@ -450,6 +459,8 @@ if TYPE_CHECKING:
         | JobsAnswer
         | RunAnswer
         | ServeAnswer
+        | BootAnswer
+        | messages.BootFinished
         | PauseAnswer
         | ResumeAnswer
         | StatusAnswer

@@ -1,0 +1,78 @@
+"""backy boot: start a VM from a revision, and copy its disks meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from backy.cli import values
+from backy.cli.app import AsJson, Context, app
+from backy.cli.output import answer
+from backy.cli.progress import meter
+from backy.model.answers import BootAnswer
+from backy.model.messages import BootFinished
+
+_WORD = "A job, or JOB@REV for another revision than the latest."
+Word = Annotated[str, Argument(metavar="JOB[@REV]", help=_WORD)]
+_RUN = "qemu: start it here; print: only print the commands."
+Run = Annotated[str, Option("--run", parser=values.boot_mode, metavar="qemu|print", help=_RUN)]
+_STATE = "The folder for the disks of the VM, on local storage; or /var/lib/backy/boot/JOB."
+State = Annotated[Path | None, Option(parser=values.path, metavar="FOLDER", help=_STATE)]
+_RATE = "Copy at most this much in a second, so that the guest gets the rest."
+Rate = Annotated[int | None, Option(parser=values.rate, metavar="SIZE", help=_RATE)]
+_MEMORY = "The memory of the VM; by default as in the saved definition, or 1GiB."
+Memory = Annotated[int | None, Option(parser=values.memory, metavar="SIZE", help=_MEMORY)]
+_CPUS = "Its processors; by default as in the saved definition, or 1."
+Cpus = Annotated[int | None, Option(min=1, max=255, metavar="COUNT", help=_CPUS)]
+_FIRMWARE = "Its firmware; by default as in the saved definition, or bios."
+Firmware = Annotated[
+    str | None, Option(parser=values.firmware, metavar="bios|uefi", help=_FIRMWARE)
+]
+_NETWORK = "What -nic of QEMU takes, such as tap,ifname=tap7,script=no; by default no network."
+Network = Annotated[str, Option(metavar="NIC", help=_NETWORK)]
+
+
+@app.command(epilog="Example: backy boot vm1@2026-11-23 --run qemu --state /vms/vm1")
+def boot(
+    context: Context,
+    word: Word,
+    run: Run = "qemu",
+    state: State = None,
+    rate: Rate = None,
+    memory: Memory = None,
+    cpus: Cpus = None,
+    firmware: Firmware = None,
+    network: Network = "",
+    as_json: AsJson = False,
+) -> None:
+    """Start a VM from a revision at once, and copy its disks meanwhile.
+
+    The VM reads from the revision what its own disks do not have yet. It and what it wrote outlive
+    this command: if anything is stopped or killed, run the same command again, and it goes on. At
+    its end the VM needs nothing of backy, and runs until it is shut down.
+    """
+    from backy.operations.boot import boot_job
+    from backy.operations.boot_plan import BootOptions, commands, planned
+
+    is_uefi = firmware == "uefi" if firmware else None
+    options = BootOptions(state, rate or 0, memory, cpus, is_uefi, network)
+    if run == "print":
+        lines = list(commands(planned(context.obj, word, options)))
+        answer(as_json, BootAnswer(commands=lines), lines)
+        return
+    with meter(word, as_json=as_json) as shown:
+        booted = boot_job(context.obj, word, options, watcher=shown)
+    finished = BootFinished(
+        event="finished",
+        job=booted.job,
+        revision=booted.revision,
+        overlays={name: str(path) for name, path in booted.overlays.items()},
+        shut_down=booted.has_shut_down,
+        agent_seconds=booted.agent_seconds,
+        seconds=booted.seconds,
+    )
+    now = "has shut down" if booted.has_shut_down else "runs on"
+    text = f"all of its disks are in {booted.folder} after {booted.seconds:.1f} s; the VM {now}"
+    answer(as_json, finished, f"{booted.job}: {booted.revision}: {text}")

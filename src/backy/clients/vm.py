@@ -1,0 +1,181 @@
+"""QEMU as a VM of our own that outlives us: its command line, its overlays, its block jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from backy.clients.hardware import EMULATOR, Hardware
+from backy.clients.program import output_of
+from backy.clients.qmp import Monitor
+from backy.clients.qmp_answers import BackgroundJob, ImageHeader
+from backy.errors import SourceError
+from backy.units import MiB
+
+# Unix sockets in its folder.
+MONITOR, AGENT, SERIAL, SCREEN = "monitor.sock", "agent.sock", "serial.sock", "vnc.sock"
+SERVER = "backy.sock"
+LONGEST_SOCKET = 107  # bytes of the path of a Unix socket, unix(7)
+_RECONNECT_SECONDS = 7 * 24 * 3600  # for so long requests of the guest wait for a new server
+_IMG_SECONDS = 60
+_DEVICES = {"scsi": "scsi-hd", "sata": "ide-hd", "ide": "ide-hd"}  # by libvirt's word for the bus
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A disk of the VM: a qcow2 file. What it does not have yet, it reads from an NBD export.
+
+    The VM starts from that with the lowest `number`.
+    """
+
+    path: Path
+    export: str
+    number: int
+    bus: str = "virtio"
+
+    @property
+    def name(self) -> str:
+        """The name of the node in QEMU, and of the job that copies the rest to it."""
+        return f"disk{self.number}"
+
+    @property
+    def backing_name(self) -> str:
+        """The name of the node of the export."""
+        return f"export{self.number}"
+
+    @property
+    def uri(self) -> str:
+        """The export, as the file names it. It says which revision the overlay belongs to."""
+        return f"nbd+unix:///{quote(self.export)}?socket={quote(str(self._server))}"
+
+    @property
+    def _server(self) -> Path:
+        return self.path.with_name(SERVER)
+
+    def creation(self, path: Path, size: int) -> list[str]:
+        """The command that makes the overlay at `path`, for a disk of `size` bytes."""
+        command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", self.uri]
+        return [*command, str(path), str(size)]
+
+    def backing(self) -> str:
+        """The URI of what it still needs; "" if that is nothing. Raises SourceError."""
+        command = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", str(self.path)]
+        answer = output_of(command, str(self.path), timeout_seconds=_IMG_SECONDS, limit=MiB)
+        try:
+            return ImageHeader.model_validate_json(answer).backing
+        except ValidationError as error:
+            raise SourceError(f"{self.path}: qemu-img printed something unexpected") from error
+
+    def is_of(self, backing: str) -> bool:
+        """Whether `backing` is the export, whatever the path of the socket was."""
+        return backing.partition("?")[0] == self.uri.partition("?")[0]
+
+    def stream(self, rate: int) -> dict[str, object]:
+        """The arguments of QEMU's command block-stream."""
+        job = {"device": self.name, "job-id": self.name, "auto-dismiss": False}
+        return job | {"speed": rate}
+
+    def arguments(self, *, is_whole: bool) -> Iterator[str]:
+        """The arguments of QEMU for this disk; `is_whole`: it needs nothing of the export."""
+        file = {"driver": "file", "filename": str(self.path), "discard": "unmap"}
+        node = {"driver": "qcow2", "node-name": self.name, "discard": "unmap", "file": file}
+        if not is_whole:
+            server = {"type": "unix", "path": str(self._server)}
+            export = {"driver": "nbd", "node-name": self.backing_name, "server": server}
+            patience = {"read-only": True, "reconnect-delay": _RECONNECT_SECONDS}
+            yield from ("-blockdev", json.dumps(export | {"export": self.export} | patience))
+            node["backing"] = self.backing_name
+        yield from ("-blockdev", json.dumps(node))
+        device = {"driver": _DEVICES.get(self.bus, "virtio-blk-pci"), "drive": self.name}
+        yield from ("-device", json.dumps(device | {"bootindex": self.number}))
+
+
+def command_line(
+    folder: Path, name: str, hardware: Hardware, accelerator: str, more: Iterable[str]
+) -> list[str]:
+    """The command that starts a VM whose sockets are in `folder`; `more` has its disks.
+
+    QEMU may start no program and change no user then. It stays when the guest powers off, until
+    `let_power_off`.
+    """
+
+    def socket(name: str) -> str:
+        return f"{_escaped(folder / name)},server=on,wait=off"
+
+    return [
+        *(EMULATOR, "-name", f"guest={name}", "-nodefaults", "-no-user-config", "-no-shutdown"),
+        *("-sandbox", _SANDBOX, "-machine", hardware.machine, "-accel", accelerator),
+        *("-cpu", "host" if accelerator == "kvm" else "max", "-smp", str(hardware.processors)),
+        *("-m", str(hardware.memory // MiB), "-display", "none", "-device", "VGA"),
+        *("-vnc", f"unix:{_escaped(folder / SCREEN)}", "-qmp", f"unix:{socket(MONITOR)}"),
+        *("-chardev", f"socket,id=serial,path={socket(SERIAL)}", "-serial", "chardev:serial"),
+        *("-chardev", f"socket,id=agent,path={socket(AGENT)}", "-device", "virtio-serial-pci"),
+        *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+        *("-device", "virtio-scsi-pci"),
+        *("-pidfile", str(folder / "qemu.pid")),
+        *("-nic", f"{hardware.network},model=virtio-net-pci" if hardware.network else "none"),
+        *more,
+    ]
+
+
+def firmware_arguments(code: Path, variables: Path) -> Iterator[str]:
+    """The arguments of QEMU for UEFI."""
+    for unit, (path, access) in enumerate(((code, "on"), (variables, "off"))):
+        drive = f"if=pflash,format=raw,unit={unit},readonly={access},file={_escaped(path)}"
+        yield from ("-drive", drive)
+
+
+def _escaped(path: Path) -> str:
+    """A path within an option of QEMU, whose parts end at a comma."""
+    return str(path).replace(",", ",,")
+
+
+def run_image_tool(command: Sequence[str]) -> None:
+    """Run a command of qemu-img. Raises SourceError."""
+    output_of(command, command[-2], timeout_seconds=_IMG_SECONDS)
+
+
+def start_stream(monitor: Monitor, overlay: Overlay, rate: int) -> None:
+    """Have QEMU copy to an overlay what it does not have yet, at most `rate` bytes a second.
+
+    0 is as fast as it can. A job of an earlier call goes on with this rate.
+    """
+    jobs = {job.id: job.status for job in monitor.query(list[BackgroundJob], "query-jobs")}
+    if jobs.get(overlay.name, "concluded") != "concluded":
+        monitor.ask("block-job-set-speed", device=overlay.name, speed=rate)
+        return
+    if overlay.name in jobs:  # it failed
+        monitor.ask("job-dismiss", id=overlay.name)
+    monitor.ask("block-stream", **overlay.stream(rate))
+
+
+def streamed(monitor: Monitor, overlay: Overlay) -> tuple[int, bool]:
+    """How many bytes of an overlay the job has done, and whether that is all of it.
+
+    Raises SourceError where the job failed; a new one can be started.
+    """
+    for job in monitor.query(list[BackgroundJob], "query-jobs"):
+        if job.id == overlay.name:
+            if job.status != "concluded":
+                return job.current_progress, False
+            monitor.ask("job-dismiss", id=job.id)
+            if job.error:
+                raise SourceError(f"copying the rest to {overlay.path}: {job.error}")
+            monitor.ask("blockdev-del", node_name=overlay.backing_name)
+            return job.current_progress, True
+    raise SourceError(f"QEMU has no job that copies to {overlay.path}")
+
+
+def let_power_off(monitor: Monitor) -> bool:
+    """From now on QEMU ends when the guest powers off. It does so now if the guest has: True."""
+    monitor.ask("set-action", shutdown="poweroff")
+    has_shut_down = monitor.status() == "shutdown"
+    if has_shut_down:
+        monitor.ask("quit")
+    return has_shut_down

@@ -1,0 +1,192 @@
+"""What a boot runs: a revision as a VM whose disks are overlays in a folder of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+
+from backy.clients import vm
+from backy.clients.hardware import Hardware, accelerator, firmware_for, hardware_of
+from backy.errors import SourceError, TargetError, UsageError
+from backy.image.progress import SILENCE, Watcher
+from backy.model.names import is_job
+from backy.model.revision import Revision
+from backy.operations.site import Site
+from backy.repository.records import read_record
+from backy.repository.repository import Repository
+from backy.repository.tags import HOLD
+from backy.system import folders
+from backy.units import MiB
+
+STATE = "boot.json"
+_FOLDERS = Path("/var/lib/backy/boot")
+_VARIABLES = "nvram.fd"
+
+
+@dataclass(frozen=True, slots=True)
+class BootOptions:
+    """Options of one boot. `rate` is bytes a second, 0 as fast as possible; `memory` is bytes.
+
+    `folder` keeps the disks of the VM; by default it is a folder for the job in /var/lib/backy.
+    What is None is as in the saved definition of the VM, or else a default.
+    """
+
+    folder: Path | None = None
+    rate: int = 0
+    memory: int | None = None
+    processors: int | None = None
+    is_uefi: bool | None = None
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The content of boot.json. `asked` is the revision word that was typed.
+
+    `is_started` is whether the VM was ever started. From then on the overlays must be there.
+    """
+
+    job: str
+    revision: str
+    asked: str
+    is_started: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to run: a revision on some hardware, with an overlay for each disk."""
+
+    site: Site
+    repository: Repository
+    revision: Revision
+    folder: Path
+    hardware: Hardware
+    overlays: Mapping[str, vm.Overlay]
+    firmware: tuple[Path, Path] | None  # the code of UEFI, and the variables to start with
+    asked: str  # the revision word
+    state: State | None
+
+    @property
+    def hold(self) -> str:
+        """The tag that keeps the revision meanwhile. Each folder of each machine has its own."""
+        place = f"{os.uname().nodename}:{self.folder}"
+        return f"{HOLD}{blake2b(place.encode(), digest_size=6).hexdigest()}"
+
+    def server(self, *program: str) -> list[str]:
+        """The command that serves the revision."""
+        options = ["--base-dir", str(self.site.named_base.absolute())]
+        if self.site.path:
+            options += ["--config", str(self.site.path.absolute())]
+        word = f"{self.repository.name}@{self.revision.id}"
+        return [*program, *options, "serve", word, "--socket", str(self.folder / vm.SERVER)]
+
+    def emulator(self, accelerator: str, partial: Iterable[vm.Overlay]) -> list[str]:
+        """The command that starts the VM; the `partial` overlays need the server."""
+        arguments = (
+            [*vm.firmware_arguments(self.firmware[0], self.variables)] if self.firmware else []
+        )
+        for overlay in self.overlays.values():
+            arguments += overlay.arguments(is_whole=overlay not in partial)
+        name = f"{self.repository.name}-boot"
+        return vm.command_line(self.folder, name, self.hardware, accelerator, arguments)
+
+    @property
+    def variables(self) -> Path:
+        """Where this VM keeps the variables of UEFI."""
+        return self.folder / _VARIABLES
+
+
+def planned(site: Site, word: str, options: BootOptions, watcher: Watcher = SILENCE) -> Plan:
+    """What `boot_job` would run. `word` is JOB or JOB@REV. Changes nothing.
+
+    Raises NotFoundError; TargetError if the folder has another revision, or UEFI is missing.
+    """
+    job, separator, asked = word.rpartition("@")
+    if not separator or (is_job(word) and (site.base / word).exists()):
+        job, asked = word, "latest"
+    repository = site.repository(job)
+    folder = (options.folder or _FOLDERS / job).absolute()
+    if len(os.fsencode(folder / vm.MONITOR)) > vm.LONGEST_SOCKET:
+        raise UsageError(f"{folder} is too long for the paths of sockets", "Use a shorter one.")
+    state = _state(folder)
+    # What was asked for may be another one by now: "latest".
+    goes_on = state is not None and (state.job, state.asked) == (job, asked)
+    revision = repository.find(state.revision if state and goes_on else asked)
+    if state and (state.job, state.revision) != (job, revision.id):
+        why = f"{folder} has {state.job}@{state.revision} already"
+        raise TargetError(why, "Use another folder with --state, or remove this one.")
+    hardware = _hardware(repository, revision, options, watcher)
+    overlays = {
+        name: vm.Overlay(
+            folder / f"{name}.qcow2",
+            f"{job}/{revision.id}/{name}",
+            number,
+            hardware.buses.get(name, "virtio"),
+        )
+        for number, name in enumerate(sorted(revision.disks))
+    }
+    firmware = _firmware(repository, revision) if hardware.is_uefi else None
+    return Plan(site, repository, revision, folder, hardware, overlays, firmware, asked, state)
+
+
+def _state(folder: Path) -> State | None:
+    path = folder / STATE
+    return read_record(path, State, TargetError, "Use another folder.") if path.exists() else None
+
+
+def _hardware(
+    repository: Repository, revision: Revision, options: BootOptions, watcher: Watcher
+) -> Hardware:
+    """The hardware of the saved definition, if there is one, changed by the options."""
+    hardware = Hardware()
+    if saved := _saved(repository, revision, "domain.xml"):
+        try:
+            hardware = hardware_of(saved)
+        except SourceError as error:
+            watcher.warn(f"defaults are used: {error.message}")
+    return replace(
+        hardware,
+        memory=options.memory or hardware.memory,
+        processors=options.processors or hardware.processors,
+        is_uefi=hardware.is_uefi if options.is_uefi is None else options.is_uefi,
+        network=options.network,
+    )
+
+
+def _saved(repository: Repository, revision: Revision, name: str) -> bytes | None:
+    """A file that was saved beside the disks; None if there is none."""
+    with suppress(OSError):
+        return folders.read_file(repository.folder_of(revision) / name, MiB)
+    return None
+
+
+def _firmware(repository: Repository, revision: Revision) -> tuple[Path, Path]:
+    """The code of UEFI, and the variables to start with: those that were saved, if any."""
+    saved = _saved(repository, revision, _VARIABLES)
+    code, template = firmware_for(len(saved) if saved else None)
+    return code, (repository.folder_of(revision) / _VARIABLES).path if saved else template
+
+
+def commands(plan: Plan) -> Iterator[str]:
+    """The commands of a boot, for a shell. Nothing is run."""
+    tag = ["backy", "tag", plan.repository.name, "-r", plan.revision.id]
+    overlays = plan.overlays.values()
+    yield shlex.join([*tag, f"+{plan.hold}"])
+    yield shlex.join(["mkdir", "-p", "-m", "700", str(plan.folder)])
+    yield f"{shlex.join(plan.server('backy'))} &"
+    for name, overlay in plan.overlays.items():
+        yield shlex.join(overlay.creation(overlay.path, plan.revision.disks[name].size))
+    if plan.firmware:
+        yield shlex.join(["cp", str(plan.firmware[1]), str(plan.variables)])
+    yield f"{shlex.join(plan.emulator(accelerator(), overlays))} &"
+    yield f"# For each disk, at {plan.folder / vm.MONITOR}, after qmp_capabilities:"
+    for overlay in overlays:
+        yield f"# {json.dumps({'execute': 'block-stream', 'arguments': overlay.stream(0)})}"
+    yield "# When query-jobs has no job any more, end the server, and:"
+    yield shlex.join([*tag, f"-{plan.hold}"])
