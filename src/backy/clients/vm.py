@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -17,9 +18,8 @@ from backy.clients.qmp_answers import BackgroundJob, ImageHeader
 from backy.errors import SourceError
 from backy.units import MiB
 
-# Unix sockets in its folder.
-MONITOR, AGENT, SERIAL, SCREEN = "monitor.sock", "agent.sock", "serial.sock", "vnc.sock"
-SERVER = "backy.sock"
+# Unix sockets in its folder. A monitor serves one connection at a time: CONTROL is ours.
+CONTROL, MONITOR, AGENT, SERVER = "control.sock", "monitor.sock", "agent.sock", "backy.sock"
 LONGEST_SOCKET = 107  # bytes of the path of a Unix socket, unix(7)
 _RECONNECT_SECONDS = 7 * 24 * 3600  # for so long requests of the guest wait for a new server
 _IMG_SECONDS = 60
@@ -93,7 +93,8 @@ class Overlay:
             node["backing"] = self.backing_name
         yield from ("-blockdev", json.dumps(node))
         device = {"driver": _DEVICES.get(self.bus, "virtio-blk-pci"), "drive": self.name}
-        yield from ("-device", json.dumps(device | {"bootindex": self.number}))
+        about = {"id": f"device{self.number}", "bootindex": self.number}
+        yield from ("-device", json.dumps(device | about))
 
 
 def command_line(
@@ -113,8 +114,8 @@ def command_line(
         *("-sandbox", _SANDBOX, "-machine", hardware.machine, "-accel", accelerator),
         *("-cpu", "host" if accelerator == "kvm" else "max", "-smp", str(hardware.processors)),
         *("-m", str(hardware.memory // MiB), "-display", "none", "-device", "VGA"),
-        *("-vnc", f"unix:{_escaped(folder / SCREEN)}", "-qmp", f"unix:{socket(MONITOR)}"),
-        *("-chardev", f"socket,id=serial,path={socket(SERIAL)}", "-serial", "chardev:serial"),
+        *("-vnc", f"unix:{_escaped(folder)}/vnc.sock", "-serial", f"unix:{socket('serial.sock')}"),
+        *("-qmp", f"unix:{socket(CONTROL)}", "-qmp", f"unix:{socket(MONITOR)}"),
         *("-chardev", f"socket,id=agent,path={socket(AGENT)}", "-device", "virtio-serial-pci"),
         *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
         *("-device", "virtio-scsi-pci"),
@@ -167,7 +168,10 @@ def streamed(monitor: Monitor, overlay: Overlay) -> tuple[int, bool]:
             monitor.ask("job-dismiss", id=job.id)
             if job.error:
                 raise SourceError(f"copying the rest to {overlay.path}: {job.error}")
-            monitor.ask("blockdev-del", node_name=overlay.backing_name)
+            # QEMU 7.2 refuses if the guest powered off at that moment; then `quit` makes it crash,
+            # after all is written.
+            with suppress(SourceError):
+                monitor.ask("blockdev-del", node_name=overlay.backing_name)
             return job.current_progress, True
     raise SourceError(f"QEMU has no job that copies to {overlay.path}")
 
@@ -177,5 +181,6 @@ def let_power_off(monitor: Monitor) -> bool:
     monitor.ask("set-action", shutdown="poweroff")
     has_shut_down = monitor.status() == "shutdown"
     if has_shut_down:
-        monitor.ask("quit")
+        with suppress(SourceError):  # it may end before it answers
+            monitor.ask("quit")
     return has_shut_down

@@ -195,7 +195,7 @@ class _Boot:
 
     def _monitor(self, partial: list[vm.Overlay]) -> Monitor:
         """The monitor of the VM that runs, or is started."""
-        path, log = self._plan.folder / vm.MONITOR, self._plan.folder / "qemu.log"
+        path, log = self._plan.folder / vm.CONTROL, self._plan.folder / "qemu.log"
 
         def connected() -> Monitor | None:
             with suppress(NotRunningError):
