@@ -51,22 +51,15 @@ class Budget:
 
 
 _NEW_OPERATIONS = (
-    "boot",
-    "boot_plan",
-    "browse",
-    "drill",
-    "mount",
-    "plan",
-    "replicate",
-    "restore_all",
-)
+    "boot", "boot_plan", "browse", "drill", "mount", "plan", "replicate", "restore_all", "serve",
+)  # fmt: skip
 
 
 # Argued for in docs/decisions/0011-size.md, which has the same table.
 BUDGETS = (
     Budget(
         "core",
-        6200,
+        6450,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
             "model/", "system/", "image/", "stores/", "repository/", "operations/",
@@ -75,11 +68,11 @@ BUDGETS = (
     Budget("config, policy, monitoring", 1030, ("config/", "policy/", "monitoring/")),
     Budget("daemon", 1100, ("daemon/",)),
     Budget("cluster", 220, ("cluster/",)),
-    Budget("cli", 2000, ("cli/", "model/answers.py", "model/messages.py")),
+    Budget("cli", 2075, ("cli/", "model/answers.py", "model/messages.py")),
     Budget("api", 550, ("api/",)),
     Budget("access", 300, ("access/",)),
     Budget("web", 250, ("web/",)),
-    Budget("nbd", 600, ("nbd/",)),
+    Budget("nbd", 970, ("nbd/",)),
     Budget("clients", 750, ("clients/",)),
     Budget("sources", 1300, ("sources/",)),
     Budget("targets", 400, ("targets/",)),

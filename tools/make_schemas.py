@@ -99,6 +99,7 @@ COMMANDS = {
         (*WATCHED, messages.DamageEvent, messages.ScrubFinished),
         f"{LINES} Jobs come one after the other, and each ends with a line that names it.",
     ),
+    "serve": Output((answers.ServeAnswer,), "One JSON value on one line, when it listens."),
     "status": OVERVIEW,
     "tag": Output((answers.TagAnswer,)),
     "top": OVERVIEW,

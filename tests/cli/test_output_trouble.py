@@ -139,8 +139,8 @@ def words(worked: Worked, command: str) -> tuple[list[str], Proof]:
     return [*command.split(), *(each.replace("{report}", report) for each in arguments)], proof
 
 
-def test_every_command_is_here_but_the_daemon_which_prints_nothing() -> None:
-    assert {*COMMANDS_AT_WORK, "daemon"} == set(COMMANDS)
+def test_every_command_is_here_that_ends_by_itself() -> None:
+    assert {*COMMANDS_AT_WORK, "daemon", "serve"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS_AT_WORK)

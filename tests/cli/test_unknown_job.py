@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "resume": [],
     "run": [],
     "scrub": [],
+    "serve": ["--socket", "x.sock"],
     "status": [],
     "tag": ["+a"],
     "undo": [],

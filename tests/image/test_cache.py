@@ -137,6 +137,16 @@ def test_an_error_is_raised_and_the_block_is_read_again_next_time(
     assert cached.read(2 * BLOCK, 3 * BLOCK) == image.content[2 * BLOCK : 5 * BLOCK]
 
 
+def test_who_no_longer_waits_for_a_block_stops_nobody_else(
+    image: CountingImage, cached: CachedImage
+) -> None:
+    image.may_go.clear()
+    assert not cached.start(0).cancel()
+    image.may_go.set()
+    assert cached.read(0, 10) == image.content[:10]
+    cached.close()
+
+
 def test_an_image_that_is_closed_leaves_nothing(cached: CachedImage, cache: BlockCache) -> None:
     cached.read(0, 4 * BLOCK)
     cached.close()

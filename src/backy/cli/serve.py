@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,12 +17,12 @@ from backy.errors import UsageError
 from backy.model.answers import ServeAnswer
 
 if TYPE_CHECKING:
-    from backy.operations.serve import Place
+    from socket import socket as Socket  # noqa: N812 - an argument is called socket
 
 _WORDS = "A job, with all its revisions; or JOB@REV, for that one alone."
 Words = Annotated[list[str], Argument(metavar="JOB", help=_WORDS)]
 _SOCKET = "Listen at this Unix socket, which only its owner may use."
-Socket = Annotated[Path | None, Option(parser=values.path, metavar="PATH", help=_SOCKET)]
+SocketPath = Annotated[Path | None, Option(parser=values.path, metavar="PATH", help=_SOCKET)]
 _GROUP = "A group that may use the socket, too."
 Group = Annotated[int | None, Option(parser=values.group, metavar="GROUP", help=_GROUP)]
 _LISTEN = "Listen at an address of this machine; without TLS at a loopback address only."
@@ -36,7 +37,7 @@ Tls = Annotated[Path | None, Option(parser=values.path, metavar="FOLDER", help=_
 def serve(
     context: Context,
     jobs: Words,
-    socket: Socket = None,
+    socket: SocketPath = None,
     socket_group: Group = None,
     listen: Listen = None,
     tls_certificates: Tls = None,
@@ -55,21 +56,22 @@ def serve(
         answer(as_json, ServeAnswer(uris=uris), uris)
         notify("READY=1")
 
-    place = _place(socket, socket_group, listen, is_encrypted=tls_certificates is not None)
-    serve_jobs(context.obj, jobs, place, tls_certificates, on_ready=listening, warn=warn)
+    is_encrypted = tls_certificates is not None
+    with _listener(socket, socket_group, listen, is_encrypted=is_encrypted) as listener:
+        serve_jobs(context.obj, jobs, listener, tls_certificates, on_ready=listening, warn=warn)
 
 
-def _place(
+def _listener(
     path: Path | None, group: int | None, listen: values.Listen | None, *, is_encrypted: bool
-) -> Place:
-    from backy.nbd.server import TcpPlace, UnixPlace
+) -> AbstractContextManager[Socket]:
+    from backy.system.sockets import tcp_listener, unix_listener
 
     if path and not listen:
-        return UnixPlace(path, group)
+        return unix_listener(path, group)
     if path or not listen or group is not None:
         hint = "For this machine use --socket PATH, for others --listen ADDRESS:PORT."
         raise UsageError("serve needs either --socket or --listen", hint)
     if not is_encrypted and not ip_address(listen.host).is_loopback:
         hint = "Add --tls-certificates FOLDER, or listen at 127.0.0.1."
         raise UsageError(f"without TLS anybody could read the disks at {listen.host}", hint)
-    return TcpPlace(listen.host, listen.port)
+    return tcp_listener(*listen)

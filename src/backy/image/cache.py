@@ -80,15 +80,8 @@ class BlockCache:
                 with self._lock:
                     block.users -= 1
 
-    def read(self, image: CachedImage, number: int) -> None:
-        """Read a block in this thread, or wait for the thread that is at it. Raises its error."""
-        done, is_ours = self._begin((image.number, number))
-        if is_ours:
-            self._fill(image, number, done, is_ahead=False)
-        done.result()
-
     def start(self, image: CachedImage, number: int, *, is_ahead: bool = False) -> Future[None]:
-        """Read a block in another thread, if it is not in memory or being read already."""
+        """Have a thread read a block, if it is not in memory or being read already."""
         done, is_ours = self._begin((image.number, number))
         if is_ours:
             with self._lock:
@@ -131,6 +124,7 @@ class BlockCache:
             if key in self._blocks:
                 done.set_result(None)
                 return done, False
+            done.set_running_or_notify_cancel()  # others may wait for it, so nobody may cancel it
             self._reads[key] = done
             return done, True
 
@@ -216,7 +210,7 @@ class CachedImage:
                     yield piece
                     offset += len(piece)
             if not piece:
-                self._cache.read(self, offset // self.block_size)
+                self.start(offset).result()
 
     @contextmanager
     def cached(self, offset: int, length: int) -> Iterator[memoryview | None]:

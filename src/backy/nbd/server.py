@@ -9,19 +9,16 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
 
 from backy.errors import ConfigError, translated, visible
 from backy.nbd.channel import Channel
 from backy.nbd.exports import Exports, OpenExports
 from backy.nbd.negotiation import Negotiation
 from backy.nbd.transmission import Transmission
-from backy.system import folders
 
 _MOST_CLIENTS = 256  # connections at once
 _MOST_STRANGERS = 32  # of them, those that have not chosen an export yet
@@ -94,7 +91,9 @@ class Server:
             try:
                 async with AsyncExitStack() as stack:
                     await self._speak(Channel(connection), stack)
-            except (OSError, TimeoutError) as error:
+            except ConnectionError:  # clients may leave without a word
+                pass
+            except OSError as error:
                 self._complain(f"a client was lost: {str(error) or 'it took too long'}")
 
     async def _speak(self, channel: Channel, stack: AsyncExitStack) -> None:
@@ -124,53 +123,3 @@ def tls_context(folder: Path) -> ssl.SSLContext:
         context.load_verify_locations(folder / "ca-cert.pem")
         context.load_cert_chain(folder / "server-cert.pem", folder / "server-key.pem")
         return context
-
-
-@dataclass(frozen=True, slots=True)
-class UnixPlace:
-    """A Unix socket for our user only, or also for the `group` with this number."""
-
-    path: Path
-    group: int | None = None
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[socket.socket]:
-        """Listen there; the socket is removed afterwards.
-
-        Raises ConfigError if it cannot be made, or another server listens there.
-        """
-        with socket.socket(socket.AF_UNIX) as listener:
-            with translated(ConfigError, f"listening at {self.path}", "Choose another path."):
-                folders.bind(listener, self.path, self.group)
-                listener.listen(_MOST_STRANGERS)
-            try:
-                yield listener
-            finally:
-                folders.remove_socket(self.path)
-
-    def uri(self, name: str, *, is_encrypted: bool) -> str:
-        """The URI of an export."""
-        scheme = "nbds" if is_encrypted else "nbd"
-        return f"{scheme}+unix:///{quote(name)}?socket={quote(str(self.path.absolute()))}"
-
-
-@dataclass(frozen=True, slots=True)
-class TcpPlace:
-    """An IP address of this machine, and a port."""
-
-    host: str
-    port: int
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[socket.socket]:
-        """Listen there. Raises ConfigError."""
-        with translated(ConfigError, f"listening at {self.host}", "Choose another address."):
-            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            listener = socket.create_server((self.host, self.port), family=family)
-        with listener:
-            yield listener
-
-    def uri(self, name: str, *, is_encrypted: bool) -> str:
-        """The URI of an export."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'nbds' if is_encrypted else 'nbd'}://{host}:{self.port}/{quote(name)}"

@@ -131,8 +131,9 @@ class Transmission:
                 in_header = min(sent, len(left))
                 left = left[in_header:]
                 offset, length = offset + sent - in_header, length - sent + in_header
-        except BackyError as error:  # the header promised more
-            raise ConnectionError(error.message) from error
+        except BackyError as error:  # it was good a moment ago; the header promised more
+            self._log(error.message)
+            raise ConnectionError from error
         await self._channel.flush()
 
     async def _load(self, offset: int) -> None:

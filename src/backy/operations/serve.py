@@ -6,10 +6,9 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Protocol
+from urllib.parse import quote
 
 from backy.errors import BackyError, DamagedError, NotFoundError, StoreError
 from backy.image.cache import BlockCache, CachedImage
@@ -48,20 +47,10 @@ class Warnings(Silence):
         self._tell(text)
 
 
-class Place(Protocol):
-    """Where a server listens; backy.nbd.server has them."""
-
-    def listening(self) -> AbstractAsyncContextManager[socket.socket]:
-        """A socket that listens there. Raises ConfigError."""
-
-    def uri(self, name: str, *, is_encrypted: bool) -> str:
-        """The URI of an export."""
-
-
 def serve_jobs(
     site: Site,
     words: Sequence[str],
-    place: Place,
+    listener: socket.socket,
     certificates: Path | None,
     *,
     on_ready: Callable[[Sequence[str]], None],
@@ -72,34 +61,34 @@ def serve_jobs(
     `on_ready` gets the URIs of the newest revision of each job once clients can connect; `warn`
     what was damaged, what was healed, and which clients failed. For `certificates` see Server.
 
-    Raises NotFoundError if there is no such job or revision, ConfigError if the place or the
-    certificates cannot be used.
+    Raises NotFoundError if there is no such job or revision, ConfigError if the certificates cannot
+    be used.
     """
     with ExitStack() as stack:
         cache = stack.enter_context(BlockCache(_CACHE))
         jobs = ServedJobs(site, words, cache, Warnings(warn), stack)
         server = Server(jobs, certificates, warn)
 
+        uris = [_uri(listener, certificates, name) for name in jobs.names(newest=True)]
+
         async def run() -> None:
-            async with place.listening() as listener:
-                serving = asyncio.create_task(server.run(listener))
-                loop = asyncio.get_running_loop()
-                on_signals(loop, reload=serving.cancel, stop=serving.cancel)
-                is_encrypted = certificates is not None
-                names = jobs.names(newest=True)
-                on_ready([place.uri(name, is_encrypted=is_encrypted) for name in names])
-                with suppress(asyncio.CancelledError):
-                    await serving
+            serving = asyncio.create_task(server.run(listener))
+            stop = serving.cancel
+            on_signals(asyncio.get_running_loop(), reload=stop, stop=stop)
+            on_ready(uris)
+            with suppress(asyncio.CancelledError):
+                await serving
 
         asyncio.run(run())
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A job whose revisions are served, or one of its revisions, by id."""
-
-    job: str
-    revision: str | None
+def _uri(listener: socket.socket, certificates: Path | None, name: str) -> str:
+    """The URI of an export, for clients of this machine."""
+    scheme, where = "nbds" if certificates else "nbd", listener.getsockname()
+    if isinstance(where, str):
+        return f"{scheme}+unix:///{quote(name)}?socket={quote(str(Path(where).absolute()))}"
+    host = f"[{where[0]}]" if ":" in where[0] else where[0]
+    return f"{scheme}://{host}:{where[1]}/{quote(name)}"
 
 
 class ServedJobs:
@@ -122,17 +111,20 @@ class ServedJobs:
         self.cache = cache
         self.watcher = watcher
         self._codecs: dict[int, Codec] = {}  # their buffers are shared, too
-        self._served = [self._parse(word, stack) for word in words]
+        self._ids: dict[str, set[str | None]] = {}  # by job; None stands for all of its revisions
+        for word in words:
+            job, revision = self._parse(word, stack)
+            self._ids.setdefault(job, set()).add(revision)
 
-    def _parse(self, word: str, stack: ExitStack) -> Served:
+    def _parse(self, word: str, stack: ExitStack) -> tuple[str, str | None]:
         job, separator, spec = word.rpartition("@")
         if not separator or self.site.root(word).exists():
             self.site.repository(word)
-            return Served(word, None)
+            return word, None
         repository = self._repository(job)
         revision = repository.find(spec)
         stack.enter_context(repository.reading(revision))
-        return Served(job, revision.id)
+        return job, revision.id
 
     def _repository(self, job: str) -> Repository:
         def make_codec(settings: Settings) -> Codec:
@@ -142,16 +134,15 @@ class ServedJobs:
 
     def names(self, *, newest: bool = False) -> Iterator[str]:
         """See Exports. With `newest` only the last revision of each job."""
-        for served in self._served:
+        for job, ids in self._ids.items():
             try:
-                history = self._repository(served.job).history().revisions[::-1]
+                history = self._repository(job).history().revisions[::-1]
             except BackyError as error:
                 self.watcher.warn(f"not offered: {error.message}")
                 continue
-            if served.revision:
-                history = [each for each in history if each.id == served.revision]
+            history = [each for each in history if not ids.isdisjoint({None, each.id})]
             for revision in history[:1] if newest else history:
-                yield from (f"{served.job}/{revision.id}/{disk}" for disk in revision.disks)
+                yield from (f"{job}/{revision.id}/{disk}" for disk in revision.disks)
 
     def find(self, name: str) -> str:
         """See Exports."""
@@ -161,12 +152,11 @@ class ServedJobs:
     def _found(self, name: str) -> tuple[Repository, Revision, str]:
         job, _, rest = name.partition("/")
         spec, _, disk = rest.partition("/")
-        allowed = [served.revision for served in self._served if served.job == job]
-        if not allowed:
+        if not (ids := self._ids.get(job)):
             raise NotFoundError(f"no export is called {name!r}", "Names are JOB/REVISION/DISK.")
         repository = self._repository(job)
         revision = repository.find(spec)
-        if None not in allowed and revision.id not in allowed:
+        if ids.isdisjoint({None, revision.id}):
             raise NotFoundError(f"{job}: revision {revision.id} is not served")
         return repository, revision, disk_of(revision, disk)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -96,26 +95,6 @@ def remove_socket(path: Path) -> None:
     """Delete a Unix socket; anything else of that name stays."""
     if path.is_socket():
         path.unlink(missing_ok=True)
-
-
-def bind(listener: socket.socket, path: Path, group: int | None) -> None:
-    """Give a socket a path, for our user only, or also for the `group` with this number.
-
-    Replaces a socket at which nobody listens. Raises OSError if somebody does.
-    """
-    with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
-        if path.is_socket():
-            client.connect(str(path))
-            raise OSError(errno.EADDRINUSE, "another server listens there")
-    remove_socket(path)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(mask)
-    if group is not None:
-        os.chown(path, -1, group)
-        path.chmod(0o660)
 
 
 def allow(path: Path, mode: int) -> None:
