@@ -59,7 +59,7 @@ _NEW_OPERATIONS = (
 BUDGETS = (
     Budget(
         "core",
-        6450,
+        6500,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
             "model/", "system/", "image/", "stores/", "repository/", "operations/",
@@ -68,16 +68,16 @@ BUDGETS = (
     Budget("config, policy, monitoring", 1030, ("config/", "policy/", "monitoring/")),
     Budget("daemon", 1100, ("daemon/",)),
     Budget("cluster", 220, ("cluster/",)),
-    Budget("cli", 2075, ("cli/", "model/answers.py", "model/messages.py")),
+    Budget("cli", 2170, ("cli/", "model/answers.py", "model/messages.py")),
     Budget("api", 550, ("api/",)),
     Budget("access", 300, ("access/",)),
     Budget("web", 250, ("web/",)),
     Budget("nbd", 970, ("nbd/",)),
-    Budget("clients", 750, ("clients/",)),
+    Budget("clients", 960, ("clients/",)),
     Budget("sources", 1300, ("sources/",)),
     Budget("targets", 400, ("targets/",)),
     Budget("objects", 200, ("stores/objects/",)),
-    Budget("new operations", 600, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
+    Budget("new operations", 950, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
 MAX_SOURCE = 15_500
 

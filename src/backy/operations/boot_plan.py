@@ -22,6 +22,7 @@ from backy.repository.records import read_record
 from backy.repository.repository import Repository
 from backy.repository.tags import HOLD
 from backy.system import folders
+from backy.system.files import AnyPath
 from backy.units import MiB
 
 STATE = "boot.json"
@@ -68,7 +69,7 @@ class Plan:
     folder: Path
     hardware: Hardware
     overlays: Mapping[str, vm.Overlay]
-    firmware: tuple[Path, Path] | None  # the code of UEFI, and the variables to start with
+    firmware: tuple[Path, AnyPath] | None  # the code of UEFI, and the variables to start with
     asked: str  # the revision word
     state: State | None
 
@@ -166,11 +167,11 @@ def _saved(repository: Repository, revision: Revision, name: str) -> bytes | Non
     return None
 
 
-def _firmware(repository: Repository, revision: Revision) -> tuple[Path, Path]:
+def _firmware(repository: Repository, revision: Revision) -> tuple[Path, AnyPath]:
     """The code of UEFI, and the variables to start with: those that were saved, if any."""
     saved = _saved(repository, revision, _VARIABLES)
     code, template = firmware_for(len(saved) if saved else None)
-    return code, (repository.folder_of(revision) / _VARIABLES).path if saved else template
+    return code, repository.folder_of(revision) / _VARIABLES if saved else template
 
 
 def commands(plan: Plan) -> Iterator[str]:
