@@ -30,10 +30,11 @@ def boot_disk(path: Path) -> Path:
     with path.open("wb") as file:
         file.truncate(SIZE)
     geometry = ["-h", "16", "-s", "63", "-T", str(SIZE // 512)]
+    files = [str(each) for each in (kernel / "vmlinuz", kernel / "initrd.img", config)]
     for command in (
-        ["mformat", "-i", path, *geometry, "::"],
-        ["mcopy", "-i", path, kernel / "vmlinuz", kernel / "initrd.img", config, "::"],
-        ["syslinux", "--install", path],
+        ["mformat", "-i", str(path), *geometry, "::"],
+        ["mcopy", "-i", str(path), *files, "::"],
+        ["syslinux", "--install", str(path)],
     ):
         subprocess.run(command, check=True, capture_output=True)
     return path
