@@ -233,7 +233,9 @@ def test_the_revision_cannot_be_removed_until_the_vm_has_its_disks(backy: Backy,
         running.process.kill()
     vm.kill(vm.server(), vm.qemu())
     (tag,) = [tag for tag in backy.said_of("vm1", revision)["tags"] if tag != "daily"]
-    for command in (["remove", "vm1", "-r", revision], ["purge", "vm1", "-r", revision]):
+    empty = image(vm.folder.with_name("empty.yaml"), b"{}")
+    whole = ["--config", str(empty), "purge", "--job", "vm1"]
+    for command in (["remove", "vm1", "-r", revision], ["purge", "vm1", "-r", revision], whole):
         refused = backy.refuses(7, *command)
         assert refused.message == f"vm1: a VM runs from {revision}, as its tag {tag} says"
         assert f"backy tag vm1 -r {revision} -{tag}" in refused.hint

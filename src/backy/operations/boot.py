@@ -21,7 +21,6 @@ from backy.clients.guest_agent import Agent
 from backy.clients.hardware import accelerator
 from backy.clients.qmp import Monitor, NotRunningError, connect
 from backy.errors import (
-    BackyError,
     BusyError,
     NotFoundError,
     SourceError,
@@ -70,8 +69,8 @@ def boot_job(site: Site, word: str, options: BootOptions, *, watcher: Watcher = 
     On return it needs nothing of backy, and goes on. `word` is JOB or JOB@REV. If this raises or
     is killed, the VM and the server go on, and the next call with the same word continues.
 
-    Raises NotFoundError; TargetError if the folder has something else, or QEMU fails; BusyError if
-    another process boots in that folder; StoreError if the server fails.
+    Raises NotFoundError; TargetError if the folder has something else, or if QEMU or the server
+    fails; BusyError if another process boots in that folder.
     """
     began = time.monotonic()
     folder = planned(site, word, options).folder
@@ -186,11 +185,11 @@ class _Boot:
                 return
             self._watcher.warn("the server has ended; it is started again")
         path, log = self._plan.folder / vm.SERVER, self._plan.folder / "server.log"
-        with translated(StoreError, f"starting the server at {path}"):
+        with translated(TargetError, f"starting the server at {path}"):
             self._server = detached.listening_at(path)
             if not self._server:
                 self._server = detached.start(self._plan.server(*_PROGRAM), log)
-                self._await(self._server, "backy serve", log, lambda: _listens(path), StoreError)
+                self._await(self._server, "backy serve", log, lambda: _listens(path))
             self._stack.callback(self._server.close)
 
     def _monitor(self, partial: list[vm.Overlay]) -> Monitor:
@@ -212,22 +211,17 @@ class _Boot:
             started = detached.start(command, log)
         self._stack.callback(started.close)
         self._is_new = True
-        return self._await(started, "QEMU", log, connected, TargetError)
+        return self._await(started, "QEMU", log, connected)
 
     def _await(
-        self,
-        program: Detached,
-        name: str,
-        log: Path,
-        look: Callable[[], Found | None],
-        kind: type[BackyError],
+        self, program: Detached, name: str, log: Path, look: Callable[[], Found | None]
     ) -> Found:
-        """What `look` gives when a program is ready. Raises `kind` if it ends or takes too long."""
+        """What `look` gives when a program is ready. Raises TargetError if it never is."""
         deadline = time.monotonic() + _START_SECONDS
         while not (found := look()):
             if program.has_ended(within_seconds=0.02) or time.monotonic() > deadline:
                 why = f"{self._plan.repository.name}: {name} does not start: {_last_line(log)}"
-                raise kind(why, f"See {log}.")
+                raise TargetError(why, f"See {log}.")
         return found
 
     def _stream(self, monitor: Monitor, overlay: vm.Overlay, size: int, rate: int) -> None:

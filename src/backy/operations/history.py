@@ -54,7 +54,9 @@ def erase_job(site: Site, job: str) -> None:
     if loaded.problems:
         why = f"{job}: it may be configured, but the configuration has errors: {loaded.problems[0]}"
         raise ConfigError(why, "Fix the configuration first: backy config check.")
-    trash.erase(site.repository(job))
+    repository = site.repository(job)
+    refuse_held(repository, repository.history().revisions)
+    trash.erase(repository)
 
 
 def _selected(repository: Repository, spec: str) -> list[Revision]:
