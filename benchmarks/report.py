@@ -90,7 +90,7 @@ def _loop_device(results: Results) -> list[str]:
 def _times(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
-        if row.key in ("version", "fleet", "floor", "nbd", "growth"):
+        if row.key in ("version", "fleet", "floor", "nbd", "serve", "growth"):
             continue
         figures = [_mib(report.results.median(row.name, name)) for name in ("size", "growth")]
         files = report.results.median(row.name, "files")

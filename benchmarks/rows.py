@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import delta, growth, nbd, ours, peers
+from benchmarks import delta, growth, nbd, ours, peers, serve
 from benchmarks.measure import Run, output_of
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial
@@ -22,6 +22,7 @@ PACKAGES = {
     "qemu-storage-daemon": "qemu-system-common",
     "qemu-nbd": "qemu-utils",
     "nbdcopy": "libnbd-bin",
+    "nbdkit": "nbdkit",
     "zstd": "zstd",
     "mkfs.xfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
@@ -31,7 +32,7 @@ XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
 SPARSE = ("sparse-chunks", "sparse-images")
-OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", "nbd")
+OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", "nbd", "serve")
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
@@ -112,6 +113,13 @@ def all_rows(settings: Settings) -> list[Row]:
         Row("version", "backy --version", ours.version),
         Row("fleet", "backy check, 10,000 jobs", ours.fleet),
         Row("nbd", "backy NBD client", nbd.nbd, ("qemu-nbd", "nbdcopy")),
+        Row(
+            "serve",
+            "backy NBD server",
+            serve.serve,
+            ("nbdcopy", "nbdkit", "zstd", *XFS_PROGRAMS),
+            on_xfs=True,
+        ),
         Row("floor", f"arithmetic on {settings.cores} cores", floor),
     ]
 

@@ -57,6 +57,8 @@ RATIOS = (
     Target("images", "full", 1.0, "cp --sparse=always on XFS", "full"),
     Target("images", "changed", 0.15, "restic", "changed"),
     Target("nbd", "read", 1 / 0.7, "", "nbdcopy"),
+    Target("serve", "images", 1 / 0.6, "", "nbdkit"),
+    Target("serve", "chunks", 1 / 0.8, "", "zstd -d"),
     *(
         Target(key, "changed", 1 / 20, reference, "changed")
         for key in ("told-chunks", "told-images")

@@ -49,6 +49,12 @@ def cached(image: CountingImage, cache: BlockCache) -> CachedImage:
     return CachedImage(image, BLOCK, cache)
 
 
+def loaded(cached: CachedImage, offset: int) -> None:
+    """Wait until a block is in memory. Raises what reading it raises."""
+    if done := cached.start(offset):
+        done.result(30)
+
+
 def test_a_block_is_read_once_for_many_small_reads(
     image: CountingImage, cached: CachedImage
 ) -> None:
@@ -105,7 +111,7 @@ def test_a_reader_in_order_finds_the_next_blocks_read(
 ) -> None:
     for offset in range(0, 2 * BLOCK, BLOCK // 4):
         cached.read(offset, BLOCK // 4)
-    cached.start(2 * BLOCK).result(30)
+    loaded(cached, 2 * BLOCK)
     assert {2, 3, 4} <= set(image.reads)
 
 
@@ -132,7 +138,7 @@ def test_an_error_is_raised_and_the_block_is_read_again_next_time(
     with pytest.raises(DamagedError):
         cached.read(2 * BLOCK, 3 * BLOCK)
     with pytest.raises(DamagedError):
-        cached.start(3 * BLOCK).result(30)
+        loaded(cached, 3 * BLOCK)
     image.bad = set()
     assert cached.read(2 * BLOCK, 3 * BLOCK) == image.content[2 * BLOCK : 5 * BLOCK]
 
@@ -141,7 +147,9 @@ def test_who_no_longer_waits_for_a_block_stops_nobody_else(
     image: CountingImage, cached: CachedImage
 ) -> None:
     image.may_go.clear()
-    assert not cached.start(0).cancel()
+    reading = cached.start(0)
+    assert reading
+    assert not reading.cancel()
     image.may_go.set()
     assert cached.read(0, 10) == image.content[:10]
     cached.close()

@@ -18,10 +18,10 @@ from typing import Self
 
 from backy.errors import StoreError
 from backy.image.image import Image
-from backy.system import files
+from backy.system import files, process
 from backy.units import MiB
 
-_READERS = 8  # threads that read ahead, or for callers that must not wait
+_MOST_READERS = 8  # threads; there are two more than processors, so that some wait for the disk
 _AHEAD = 8 * MiB  # bytes that are read ahead of each sequential reader
 _MOST_STREAMS = 256  # sequential readers that are remembered
 Key = tuple[int, int]  # an image, and the number of a block
@@ -53,7 +53,8 @@ class BlockCache:
         self._ahead = 0  # bytes of blocks that are or were read ahead, and not used since
         self._streams: OrderedDict[Key, None] = OrderedDict()  # the blocks expected next
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_READERS, "reader")
+        self._readers = min(_MOST_READERS, process.processors() + 2)
+        self._pool = ThreadPoolExecutor(self._readers, "reader")
 
     def __enter__(self) -> Self:
         return self
@@ -80,18 +81,25 @@ class BlockCache:
                 with self._lock:
                     block.users -= 1
 
-    def start(self, image: CachedImage, number: int, *, is_ahead: bool = False) -> Future[None]:
-        """Have a thread read a block, if it is not in memory or being read already."""
-        done, is_ours = self._begin((image.number, number))
-        if is_ours:
-            with self._lock:
-                self._ahead += image.block_size if is_ahead else 0
-            self._pool.submit(self._fill, image, number, done, is_ahead=is_ahead)
+    def start(
+        self, image: CachedImage, number: int, *, is_ahead: bool = False
+    ) -> Future[None] | None:
+        """Have a thread read a block, unless one is at it; None if the block is in memory."""
+        key = image.number, number
+        with self._lock:
+            if key in self._blocks:
+                return None
+            if done := self._reads.get(key):
+                return done
+            done = self._reads[key] = Future()
+            done.set_running_or_notify_cancel()  # others may wait for it, so nobody may cancel it
+            self._ahead += image.block_size if is_ahead else 0
+        self._pool.submit(self._fill, image, number, done, is_ahead=is_ahead)
         return done
 
     def may_read_ahead(self, length: int) -> bool:
         """Whether a thread is free for it, and half of the limit holds what was read ahead."""
-        return len(self._reads) < _READERS and self._ahead + length <= self._limit // 2
+        return len(self._reads) < self._readers and self._ahead + length <= self._limit // 2
 
     def is_sequential(self, image: CachedImage, number: int) -> bool:
         """Whether somebody lately read the block before this one, but not yet this one."""
@@ -114,19 +122,6 @@ class BlockCache:
                 self._drop(key)
             for key in [key for key in self._streams if key[0] == image.number]:
                 del self._streams[key]
-
-    def _begin(self, key: Key) -> tuple[Future[None], bool]:
-        """The read of a block, and whether the caller has to do it."""
-        with self._lock:
-            if done := self._reads.get(key):
-                return done, False
-            done = Future()
-            if key in self._blocks:
-                done.set_result(None)
-                return done, False
-            done.set_running_or_notify_cancel()  # others may wait for it, so nobody may cancel it
-            self._reads[key] = done
-            return done, True
 
     def _fill(self, image: CachedImage, number: int, done: Future[None], *, is_ahead: bool) -> None:
         key, length = (image.number, number), image.length_of(number)
@@ -210,7 +205,7 @@ class CachedImage:
                     yield piece
                     offset += len(piece)
             if not piece:
-                self.start(offset).result()
+                self._wait(offset)
 
     @contextmanager
     def cached(self, offset: int, length: int) -> Iterator[memoryview | None]:
@@ -224,12 +219,16 @@ class CachedImage:
         with self._cache.using((self.number, number)) as block:
             yield None if block is None else block[within : within + length]
 
-    def start(self, offset: int) -> Future[None]:
-        """Have the block at `offset` read by another thread; done when it is in memory.
+    def start(self, offset: int) -> Future[None] | None:
+        """Have the block at `offset` read by another thread; None if it is in memory.
 
         Has the exception if the read failed.
         """
         return self._cache.start(self, offset // self.block_size)
+
+    def _wait(self, offset: int) -> None:
+        if done := self.start(offset):
+            done.result()
 
     def look_ahead(self, offset: int) -> None:
         """Have the block at `offset` read, if a thread is free for it."""

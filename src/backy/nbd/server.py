@@ -10,7 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +19,14 @@ from backy.nbd.channel import Channel
 from backy.nbd.exports import Exports, OpenExports
 from backy.nbd.negotiation import Negotiation
 from backy.nbd.transmission import Transmission
+from backy.units import MiB
 
 _MOST_CLIENTS = 256  # connections at once
 _MOST_STRANGERS = 32  # of them, those that have not chosen an export yet
 _HANDSHAKE_SECONDS = 20
+_SEND_BUFFER = (
+    MiB  # the kernel gives less: 416 KiB, but more than the 256 KiB that nbdcopy asks for
+)
 _LOG_SECONDS = 1  # between two lines about clients that failed: strangers could fill the log
 
 
@@ -85,7 +89,9 @@ class Server:
 
     async def _serve(self, connection: socket.socket) -> None:
         with connection:
-            with suppress(OSError):
+            if connection.family == socket.AF_UNIX:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            else:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             try:

@@ -138,10 +138,7 @@ class Transmission:
 
     async def _load(self, offset: int) -> None:
         """Wait until the block at `offset` was read. Raises what the image raises."""
-        done = self._image.start(offset)
-        if done.done():
-            done.result()
-        else:
+        if done := self._image.start(offset):
             await asyncio.wrap_future(done)
 
     async def _send_status(self, cookie: int, offset: int, length: int, *, is_one: bool) -> None:

@@ -163,7 +163,11 @@ class ServedJobs:
     def open(self, name: str) -> ServedDisk:
         """See Exports."""
         repository, revision, disk = self._found(name)
-        return ServedDisk(self, repository, revision, disk)
+        try:
+            return ServedDisk(self, repository, revision, disk)
+        except StoreError as error:
+            self.watcher.warn(f"{name} cannot be opened: {error.message}")
+            raise
 
 
 class ServedDisk:
@@ -233,7 +237,8 @@ class ServedDisk:
                 if context == ALLOCATION:
                     self._maps[context] = ExtentMap(self.extents(), _ALLOCATED, self.size)
                 elif context.startswith(_CHANGED):
-                    self._maps[context] = self._changed(context.removeprefix(_CHANGED))
+                    with suppress(NotFoundError):
+                        self._maps[context] = self._changed(context.removeprefix(_CHANGED))
             return self._maps.get(context)
 
     def _changed(self, spec: str) -> ExtentMap:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from backy.errors import DamagedError, StoreError, translated
@@ -38,7 +38,7 @@ class ChunkStore(BlockStore):
     def __init__(self, root: Place, block_size: int, codec: Codec) -> None:
         super().__init__(root, block_size, codec)
         self._files = NamedFiles(root / "chunks", codec.suffix)
-        self._buffers = ChunkBuffers(block_size, codec)
+        self._buffers = _buffers(block_size, codec.largest_frame(block_size))
 
     def new_blocks(
         self, folder: Place, disk: str, size: int, parent: Revision | None
@@ -62,14 +62,20 @@ class ChunkStore(BlockStore):
 class ChunkBuffers(BlockBuffer):
     """A buffer of one block, and one of a frame, for each thread."""
 
-    def __init__(self, block_size: int, codec: Codec) -> None:
+    def __init__(self, block_size: int, largest_frame: int) -> None:
         super().__init__(block_size)
-        self._largest_frame = codec.largest_frame(block_size)
+        self._largest_frame = largest_frame
 
     @cached_property
     def frame(self) -> memoryview:
         """Page-aligned; a page longer than any frame, so that a longer file is noticed."""
         return files.buffer(self._largest_frame + files.PAGE)
+
+
+@lru_cache(maxsize=4)
+def _buffers(block_size: int, largest_frame: int) -> ChunkBuffers:
+    """Those of all stores with such blocks: a server has many of them open at once."""
+    return ChunkBuffers(block_size, largest_frame)
 
 
 class ChunkBlocks:
