@@ -24,6 +24,7 @@ import pytest
 from backy.clients.qmp import connect
 from backy.errors import SourceError
 from tests.cli.runner import MIB, PROGRAM, Backy, Running, data, environment, image, wait_for
+from tests.cli.test_json import valid
 from tests.lab.bootable import POWERS_OFF, boot_disk, data_disk, missing
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=str(missing))
@@ -296,8 +297,9 @@ def test_a_guest_that_shuts_down_meanwhile_gets_its_disks_and_qemu_ends(
 ) -> None:
     disk = POWERS_OFF + data(4, 2 * MIB - 512)
     backy.backup("vm2", image(tmp_path / "off.img", disk))
-    said = backy.ok("boot", "vm2", "--state", vm.folder, "--rate", "1MiB").out
-    assert said.endswith("the VM has shut down\n")
+    result = backy.ok("boot", "vm2", "--state", vm.folder, "--rate", "1MiB", "--json")
+    finished = valid("boot", result)[-1]
+    assert (finished["shut_down"], finished["overlays"]) == (True, {"vda": str(vm.overlay())})
     wait_for(lambda: not vm.qemu(), "QEMU ended")
     assert vm.content() == disk
     assert vm.needs() == ""
@@ -328,6 +330,8 @@ def test_a_damaged_block_stops_the_copying_but_not_the_vm(
 def test_the_commands_that_are_printed_start_the_vm(backy: Backy, vm: Vm) -> None:
     before = backy.said_of("vm1", backy.revisions("vm1")[0])
     printed = backy.ok("boot", "vm1", "--run", "print", "--state", vm.folder).out.splitlines()
+    as_json = backy.ok("boot", "vm1", "--run", "print", "--state", vm.folder, "--json")
+    assert valid("boot", as_json) == [{"commands": printed}]
     assert not vm.folder.exists()
     assert backy.said_of("vm1", backy.revisions("vm1")[0]) == before
     hold, *lines, drop = [line for line in printed if not line.startswith("#")]

@@ -447,7 +447,9 @@ def test_with_a_daemon_the_status_has_what_runs_and_the_pools(
 
 FAILING = {
     "backup": ["vm1", "--source", "/nowhere"],
+    "boot": ["vm2"],
     "restore": ["vm2", "x.img"],
+    "serve": ["vm2", "--socket", "x.sock"],
     "verify": ["vm2"],
     "scrub": ["vm2"],
     "reports": ["vm2"],

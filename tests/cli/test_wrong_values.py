@@ -15,9 +15,15 @@ WRONG = {
     "check_tag": ["bad tag", "a..b"],
     "disk_place": ["a b=/nowhere", "vda="],
     "float": ["much", "nan"],
+    "group": ["no-such-group"],
     "int": ["x", "0"],
+    "job_word": ["vm 1", "../vm1", "../vm1@daily", "@daily"],
     "level": ["x", "0", "20", "1.5", "-1"],
+    "listen": ["10809", "name:10809", "127.0.0.1:x"],
+    "memory": ["much", "1KiB"],
     "mark": ["daily", "+bad tag", "+"],
+    "network": [""],
+    "one_of": ["tape"],
     "parse_duration": ["soon", "3x", "-1h"],
     "path": [""],
     "rate": ["fast", "1KiB"],
@@ -28,7 +34,7 @@ WRONG = {
 # Whatever is typed here is a question to the repository: what does not exist has another code.
 ANYTHING = {"-r", "--disk", "REV", "REPORT"}
 RIGHT = {"JOB": "vm1", "TARGET": "new.img", "REV": "0", "REPORT": "x"}
-RIGHT |= {"+TAG|-TAG": "+new", "SPEC": "0"}
+RIGHT |= {"+TAG|-TAG": "+new", "SPEC": "0", "JOB[@REV]": "vm1"}
 
 
 def parser_of(parameter: Any) -> str:  # noqa: ANN401 - typer's

@@ -15,7 +15,7 @@ from backy.model.answers import BootAnswer
 from backy.model.messages import BootFinished
 
 _WORD = "A job, or JOB@REV for another revision than the latest."
-Word = Annotated[str, Argument(metavar="JOB[@REV]", help=_WORD)]
+Word = Annotated[str, Argument(parser=values.job_word, metavar="JOB[@REV]", help=_WORD)]
 _RUN = "qemu: start it here; print: only print the commands."
 Run = Annotated[str, Option("--run", parser=values.boot_mode, metavar="qemu|print", help=_RUN)]
 _STATE = "The folder for the disks of the VM, on local storage; or /var/lib/backy/boot/JOB."
@@ -31,7 +31,7 @@ Firmware = Annotated[
     str | None, Option(parser=values.firmware, metavar="bios|uefi", help=_FIRMWARE)
 ]
 _NETWORK = "What -nic of QEMU takes, such as tap,ifname=tap7,script=no; by default no network."
-Network = Annotated[str, Option(metavar="NIC", help=_NETWORK)]
+Network = Annotated[str | None, Option(parser=values.network, metavar="NIC", help=_NETWORK)]
 
 
 @app.command(epilog="Example: backy boot vm1@2026-11-23 --run qemu --state /vms/vm1")
@@ -44,7 +44,7 @@ def boot(
     memory: Memory = None,
     cpus: Cpus = None,
     firmware: Firmware = None,
-    network: Network = "",
+    network: Network = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a VM from a revision at once, and copy its disks meanwhile.
@@ -57,7 +57,7 @@ def boot(
     from backy.operations.boot_plan import BootOptions, commands, planned
 
     is_uefi = firmware == "uefi" if firmware else None
-    options = BootOptions(state, rate or 0, memory, cpus, is_uefi, network)
+    options = BootOptions(state, rate or 0, memory, cpus, is_uefi, network or "")
     if run == "print":
         lines = list(commands(planned(context.obj, word, options)))
         answer(as_json, BootAnswer(commands=lines), lines)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from socket import socket as Socket  # noqa: N812 - an argument is called socket
 
 _WORDS = "A job, with all its revisions; or JOB@REV, for that one alone."
-Words = Annotated[list[str], Argument(metavar="JOB", help=_WORDS)]
+Words = Annotated[list[str], Argument(parser=values.job_word, metavar="JOB", help=_WORDS)]
 _SOCKET = "Listen at this Unix socket, which only its owner may use."
 SocketPath = Annotated[Path | None, Option(parser=values.path, metavar="PATH", help=_SOCKET)]
 _GROUP = "A group that may use the socket, too."

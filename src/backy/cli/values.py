@@ -50,6 +50,16 @@ def _typed(check: Callable[[str], Value]) -> Callable[[str | Value], Value]:
 
 
 job = _typed(check_job)
+
+
+@_typed
+def job_word(text: str) -> str:
+    """A job, or JOB@REV. A job may have an @ in its name, too."""
+    name, _, spec = text.rpartition("@")
+    check_job(name if name and spec else text)
+    return text
+
+
 tag = _typed(check_tag)
 duration = _typed(parse_duration)
 
@@ -81,16 +91,24 @@ def memory(text: str) -> int:
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
+    def one_of(text: str) -> str:
         if text not in words:
             raise ConfigError(f"{text!r} is not possible here", f"Use {' or '.join(words)}.")
         return text
 
-    return _typed(check)
+    return _typed(one_of)
 
 
 boot_mode = _one_of("qemu", "print")
 firmware = _one_of("bios", "uefi")
+
+
+@_typed
+def network(text: str) -> str:
+    """What -nic of QEMU takes."""
+    if not text:
+        raise ConfigError("the network is empty", "Leave --network out for none, or use user.")
+    return text
 
 
 @_typed
