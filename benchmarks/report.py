@@ -90,7 +90,7 @@ def _loop_device(results: Results) -> list[str]:
 def _times(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
-        if row.key in ("version", "fleet", "floor", "nbd", "serve", "growth"):
+        if row.key in ("version", "fleet", "floor", "nbd", "serve", "boot", "growth"):
             continue
         figures = [_mib(report.results.median(row.name, name)) for name in ("size", "growth")]
         files = report.results.median(row.name, "files")
@@ -101,7 +101,17 @@ def _times(report: Report) -> list[str]:
         *_table(("", *STEPS, "size MiB", "growth MiB", "files"), lines),
         *_one_step(report, "version", "version"),
         *_one_step(report, "fleet", "check"),
+        *_boot(report),
     ]
+
+
+def _boot(report: Report) -> list[str]:
+    name = _named(report.rows, "boot")
+    agent, restore = (report.results.seconds(name, step) for step in ("agent", "restore"))
+    if not agent or not restore:
+        return []
+    whole = f"a whole restore of the same disks takes {median(restore):.1f} s"
+    return ["", f"`{name}`: the guest agent answers after {median(agent):.1f} s; {whole}."]
 
 
 def _one_step(report: Report, key: str, step: str) -> list[str]:

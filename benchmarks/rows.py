@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import delta, growth, nbd, ours, peers, serve
+from benchmarks import boot, delta, growth, nbd, ours, peers, serve
 from benchmarks.measure import Run, output_of
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial
@@ -27,16 +27,25 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
     "losetup": "mount",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "syslinux": "syslinux",
+    "mcopy": "mtools",
 }
+BOOT_PROGRAMS = ("qemu-system-x86_64", "qemu-img", "syslinux", "mcopy", "mkfs.ext4")
 XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
 SPARSE = ("sparse-chunks", "sparse-images")
-OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", "nbd", "serve")
+OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", "nbd", "serve", "boot")
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
-NEEDED = {"floor": ("blake3", "zstandard"), "nbd": ("backy",), "growth": ("backy",)}
+NEEDED = {
+    "floor": ("blake3", "zstandard"),
+    "nbd": ("backy",),
+    "growth": ("backy",),
+    "boot": ("backy", "pytest"),
+}
 FLOOR_MODES = ("full", "unchanged", "changed", "verify")
 FLOOR_PROGRAM = Path(__file__).with_name("floor.py")
 
@@ -120,6 +129,7 @@ def all_rows(settings: Settings) -> list[Row]:
             ("nbdcopy", "nbdkit", "zstd", *XFS_PROGRAMS),
             on_xfs=True,
         ),
+        Row("boot", "backy boot", boot.boot, BOOT_PROGRAMS),
         Row("floor", f"arithmetic on {settings.cores} cores", floor),
     ]
 
