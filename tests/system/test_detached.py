@@ -86,14 +86,9 @@ def test_root_starts_no_program_that_others_may_write(tmp_path: Path) -> None:
 
 
 def test_a_killed_program_has_ended(tmp_path: Path) -> None:
-    with closing(detached.start(["sleep", "600"], tmp_path / "log")) as program:
-        assert not program.has_ended()
-        os.kill(_child(), signal.SIGKILL)
+    log = tmp_path / "log"
+    with closing(detached.start(["sh", "-c", "echo $$; exec sleep 600"], log)) as program:
+        while not log.read_text().endswith("\n"):
+            assert not program.has_ended(0.01)
+        os.kill(int(log.read_text()), signal.SIGKILL)
         assert program.has_ended(20)
-
-
-def _child() -> int:
-    """The only child that sleeps."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    (pid,) = [pid for pid in children if b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return int(pid)
