@@ -23,7 +23,17 @@ import pytest
 
 from backy.clients.qmp import connect
 from backy.errors import SourceError
-from tests.cli.runner import MIB, PROGRAM, Backy, Running, data, environment, image, wait_for
+from tests.cli.runner import (
+    MIB,
+    PROGRAM,
+    Backy,
+    Running,
+    data,
+    environment,
+    image,
+    refusal,
+    wait_for,
+)
 from tests.cli.test_json import valid
 from tests.lab.bootable import POWERS_OFF, boot_disk, data_disk, missing
 
@@ -388,6 +398,20 @@ def test_uefi_starts_with_the_variables_that_were_saved(backy: Backy, vm: Vm) ->
     (vm.folder / "nvram.fd").write_bytes(b"of this VM alone" + template[16:])
     boot(backy, vm, "--firmware", "uefi")
     assert (vm.folder / "nvram.fd").read_bytes()[:16] == b"of this VM alone"
+
+
+@pytest.mark.parametrize("missing_program", ["qemu-system-x86_64", "qemu-img"])
+def test_without_qemu_nothing_is_done(
+    backy: Backy, vm: Vm, tmp_path: Path, missing_program: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in {"qemu-system-x86_64", "qemu-img"} - {missing_program}:
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    env = {"PATH": str(tmp_path / "bin")}
+    result = backy.run("boot", "vm1", "--state", vm.folder, env=env)
+    assert refusal(result, 10).message == f"{missing_program} is not installed"
+    assert not vm.folder.exists()
+    assert backy.said_of("vm1", backy.revisions("vm1")[0])["tags"] == ["daily"]
 
 
 def test_a_folder_whose_sockets_would_have_too_long_paths_is_refused(

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from backy.clients import vm
 from backy.clients.guest_agent import Agent
-from backy.clients.hardware import accelerator
+from backy.clients.hardware import EMULATOR, accelerator
 from backy.clients.qmp import Monitor, NotRunningError, connect
 from backy.errors import (
     BusyError,
@@ -35,6 +35,7 @@ from backy.repository.records import encode_record
 from backy.repository.tags import retag
 from backy.system import detached, files, folders, signals
 from backy.system.detached import Detached
+from backy.system.permissions import find_program
 from backy.units import KiB, MiB
 
 Found = TypeVar("Found")
@@ -74,6 +75,10 @@ def boot_job(site: Site, word: str, options: BootOptions, *, watcher: Watcher = 
     """
     began = time.monotonic()
     folder = planned(site, word, options).folder
+    for program in (EMULATOR, "qemu-img"):
+        if not find_program(program):
+            hint = "Install the packages qemu-system-x86 and qemu-utils."
+            raise TargetError(f"{program} is not installed", hint)
     try:
         with ExitStack() as stack:
             with translated(TargetError, f"making {folder}", "Choose another with --state."):
@@ -207,7 +212,7 @@ class _Boot:
             return monitor
         self._remember(is_started=True)
         command = self._plan.emulator(accelerator(), partial)
-        with translated(TargetError, "starting QEMU", "Install the package qemu-system-x86."):
+        with translated(TargetError, "starting QEMU"):
             started = detached.start(command, log)
         self._stack.callback(started.close)
         self._is_new = True
