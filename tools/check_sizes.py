@@ -79,7 +79,7 @@ BUDGETS = (
     Budget("objects", 200, ("stores/objects/",)),
     Budget("new operations", 950, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
-MAX_SOURCE = 15_500
+MAX_SOURCE = 16_900
 
 # What a restore depends on: this module, every module that it imports, and the plug-ins it chooses.
 # Drafts and what purges need are in modules beside the stores.

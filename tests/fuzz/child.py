@@ -81,7 +81,7 @@ def use(opened: Index) -> None:
 
 def chunk(folder: str, digest: str, block_size: int) -> None:
     """What reads a block of a store of chunks."""
-    buffers = chunks.ChunkBuffers(block_size, CODEC)
+    buffers = chunks.ChunkBuffers(block_size, CODEC.largest_frame(block_size))
     block = buffers.block[:block_size]
     found = NamedFiles(Place.at(Path(folder)), CODEC.suffix)
     blocks = chunks.ChunkBlocks(found, block_size, CODEC, buffers, Cache.SPARE)

@@ -36,7 +36,7 @@ class Shelf:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.codec = ZstdCodec(1)
-        self.buffers = ChunkBuffers(BLOCK, self.codec)
+        self.buffers = ChunkBuffers(BLOCK, self.codec.largest_frame(BLOCK))
         self.blocks = ChunkBlocks(
             NamedFiles(Place.at(folder), self.codec.suffix),
             BLOCK,

@@ -50,16 +50,6 @@ def _typed(check: Callable[[str], Value]) -> Callable[[str | Value], Value]:
 
 
 job = _typed(check_job)
-
-
-@_typed
-def job_word(text: str) -> str:
-    """A job, or JOB@REV. A job may have an @ in its name, too."""
-    name, _, spec = text.rpartition("@")
-    check_job(name if name and spec else text)
-    return text
-
-
 tag = _typed(check_tag)
 duration = _typed(parse_duration)
 
@@ -177,6 +167,13 @@ def target(text: str) -> str:
 
 
 @_typed
+def job_word(text: str) -> str:
+    """JOB or JOB@REV; returned as it was typed."""
+    check_job(text.rpartition("@")[0] or text)
+    return text
+
+
+@_typed
 def group(name: str) -> int:
     """The number of a group."""
     try:
@@ -197,7 +194,7 @@ def listen(text: str) -> Listen:
     """ADDRESS:PORT, with an IP address; one of IPv6 in brackets."""
     host, _, port = text.rpartition(":")
     with suppress(ValueError):
-        address = ip_address(host.removeprefix("[").removesuffix("]"))
+        address = ip_address(host[1:-1] if host[:1] + host[-1:] == "[]" else host)
         if port.isdecimal() and int(port) <= _LARGEST_PORT:
             return Listen(str(address), int(port))
     raise ConfigError(f"{text!r} is no IP address and port", "Write 127.0.0.1:10809.")
