@@ -284,6 +284,19 @@ def test_a_disk_of_the_vm_that_is_missing_is_not_made_again(backy: Backy, vm: Vm
     assert not vm.qemu()
 
 
+def test_what_was_killed_before_the_vm_was_started_is_completed(backy: Backy, vm: Vm) -> None:
+    with booting(backy, vm) as running:
+        running.process.kill()
+    vm.kill(vm.server(), vm.qemu())
+    state = vm.folder / "boot.json"
+    state.write_text(state.read_text().replace('"is_started": true', '"is_started": false'))
+    vm.overlay("vdb").rename(vm.folder / ".vdb.qcow2.new")
+    boot(backy, vm)
+    vm.ask("quit")
+    wait_for(lambda: not vm.qemu(), "QEMU ended")
+    assert [vm.content("vda"), vm.content("vdb")] == [data(1, SIZE), data(2, SIZE)]
+
+
 def test_a_disk_of_something_else_is_left_alone(backy: Backy, vm: Vm) -> None:
     vm.folder.mkdir()
     create = ["qemu-img", "create", "-q", "-f", "qcow2", str(vm.overlay("vdb")), str(SIZE)]
