@@ -9,10 +9,13 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip -qq install
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 # `make install` links to .venv/bin/backy from here, so that a shell finds it.
 PREFIX ?= $(shell if [ "$$(id -u)" -eq 0 ]; then echo /usr/local; else echo "$$HOME/.local"; fi)
-# Their unit tests are run where this machine has them; the oldest Python that we support runs all tests.
-NEWER_PYTHONS := 3.12 3.13
-# Two workers even on a larger machine: the tests on real file systems and programs share one kernel.
-WORKERS ?= 2
+# The oldest Python that we support runs all tests, the newest one the unit tests if this machine has it; what is between them
+# is for `make soak`.
+NEWEST_PYTHON := 3.13
+PYTHONS_BETWEEN := 3.12
+# Half of the time tests wait for programs and disks, so three workers keep two processors busy. There are no more of them on
+# a larger machine: the tests on real file systems and programs share one kernel.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -28,7 +31,7 @@ install: $(VENV)/.installed ## make .venv/bin/backy, and make backy and backy-re
 test: $(VENV)/.dev ## run all tests; as root on real file systems and programs
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
-	@$(if $(ARGS),,tools/test-on-pythons $(VENV) $(WORKERS) $(NEWER_PYTHONS))
+	@$(if $(ARGS),,tools/test-on-pythons $(VENV) $(WORKERS) $(NEWEST_PYTHON))
 
 # With -rP each test says at the end how much it did: docs/reliability.md has the figures of the last run.
 SOAK := BACKY_SEEDS=50 BACKY_ALL_CALLS=1 BACKY_ROUNDS=10 BACKY_KILLS=1000 BACKY_FLIPS=1000
@@ -36,6 +39,7 @@ soak: $(VENV)/.dev ## run the tests of crashes, faults and random sequences for 
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(SOAK) HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) -rP tests/faults tests/sources \
 		$$(grep -rl --include='test_*.py' '^from hypothesis' tests | sort) $(ARGS)
+	@$(if $(ARGS),,tools/test-on-pythons $(VENV) $(WORKERS) $(PYTHONS_BETWEEN))
 
 check: $(VENV)/.dev ## check format, lint, types, layers, doors and sizes
 	@$(BIN)/ruff format --check .
@@ -46,7 +50,7 @@ check: $(VENV)/.dev ## check format, lint, types, layers, doors and sizes
 	@$(BIN)/python -m tools.check_sizes
 
 bench: $(VENV)/.installed ## measure backy beside restic, borg and qemu-img
-	@echo restic borgbackup qemu-utils qemu-system-common libnbd-bin zstd xfsprogs mount | tools/apt-install -
+	@echo restic borgbackup qemu-utils qemu-system-common libnbd-bin zstd xfsprogs mount fuse3 | tools/apt-install -
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 demo: $(VENV)/.installed ## watch backy back up, damage, verify and restore a small disk image
@@ -76,7 +80,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 lock: $(VENV)/.uv ## write requirements/ from pyproject.toml
 	@$(LOCK) pyproject.toml --group dev --output-file requirements/dev.txt
 	@$(LOCK) pyproject.toml --group test --constraints requirements/dev.txt --output-file requirements/test.txt
-	@$(LOCK) pyproject.toml --constraints requirements/dev.txt --output-file requirements/run.txt
+	@$(LOCK) pyproject.toml --extra mount --constraints requirements/dev.txt --output-file requirements/run.txt
 	@$(LOCK) --group build --constraints requirements/dev.txt --output-file requirements/build.txt
 	@$(LOCK) --group lock --output-file requirements/uv.txt
 

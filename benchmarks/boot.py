@@ -9,6 +9,7 @@ from benchmarks.measure import output_of
 from benchmarks.ours import JOB
 from benchmarks.trial import Command, Trial
 
+STEPS = ("agent", "restore")
 RUNS = 3
 _UNTIL_THE_AGENT_ANSWERS = """
 {boot} >{log} 2>&1 &

@@ -1,5 +1,8 @@
 """How fast this machine could be: hash and compress the same data, and store nothing.
 
+Or read the chunks that are stored: past the page cache and do nothing with them ("read"), from the
+page cache, decompress and hash them ("decode"), or both, one after the other ("one-by-one").
+
 A program of its own, so that its threads and memory are not those of the benchmark. It is the
 one part that needs more than the standard library: the two libraries that backy uses.
 """
@@ -133,10 +136,57 @@ def unpacking(packed: Path, block_bytes: int) -> Callable[[tuple[int, int]], int
     return work
 
 
+def chunks(repository: Path) -> list[Path]:
+    """The chunks of all repositories below a folder, in no order."""
+    return [path for path in repository.rglob("*.zst") if path.is_file()]
+
+
+def reading(block_bytes: int) -> Callable[[Path], int]:
+    """Read a file past the page cache."""
+    buffer = memoryview(mmap.mmap(-1, block_bytes + FRAME_MARGIN_BYTES))
+
+    def work(path: Path) -> int:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            return os.preadv(file, [buffer], 0)
+        finally:
+            os.close(file)
+
+    return work
+
+
+def decoding(block_bytes: int, flags: int) -> Callable[[Path], int]:
+    """Read a chunk, decompress it, BLAKE3."""
+    frame = memoryview(mmap.mmap(-1, block_bytes + FRAME_MARGIN_BYTES))
+    block = memoryview(mmap.mmap(-1, block_bytes))
+    decompressor = zstandard.ZstdDecompressor()
+
+    def work(path: Path) -> int:
+        file = os.open(path, flags)
+        try:
+            length = os.preadv(file, [frame], 0)
+        finally:
+            os.close(file)
+        with decompressor.stream_reader(frame[:length]) as reader:
+            length = reader.readinto(block)
+        blake3.blake3(block[:length]).digest()
+        return length
+
+    return work
+
+
 def measure(options: argparse.Namespace) -> Cost:
     """One mode. Only the pass itself is timed, not what it needs beforehand."""
     image, step, threads = options.image, options.block_size, options.threads
     known: dict[int, bytes] = {}
+    if options.mode == "read":
+        return spread(chunks(options.scratch), lambda: reading(step), threads)
+    if options.mode in {"decode", "one-by-one"}:
+        direct = os.O_DIRECT if options.mode == "one-by-one" else 0
+        threads = 1 if direct else threads
+        return spread(
+            chunks(options.scratch), lambda: decoding(step, os.O_RDONLY | direct), threads
+        )
     if options.mode == "unchanged":
         offsets = data_offsets(image, step)
         return spread(offsets, lambda: hashing(image, step, known), threads)
@@ -152,10 +202,16 @@ def measure(options: argparse.Namespace) -> Cost:
 def main() -> None:
     """Measure one mode and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["full", "unchanged", "changed", "verify"])
-    parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--changed", type=Path, required=True)
-    parser.add_argument("--scratch", type=Path, required=True, help="file to write frames to")
+    image_modes = ["full", "unchanged", "changed", "verify"]
+    parser.add_argument("mode", choices=[*image_modes, "read", "decode", "one-by-one"])
+    parser.add_argument("--image", type=Path, help="for the first four modes")
+    parser.add_argument("--changed", type=Path, help="for the first four modes")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        required=True,
+        help="file to write frames to; for the other modes the folder whose chunks are read",
+    )
     parser.add_argument("--block-size", type=int, default=1 << 20, help="bytes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     cost = measure(parser.parse_args())

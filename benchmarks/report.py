@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
+from benchmarks import boot, differential
 from benchmarks.results import Results
-from benchmarks.rows import Row
+from benchmarks.rows import READER, Row
 from benchmarks.space import MIB, show_size
 from benchmarks.targets import judge
 from benchmarks.workload import Workload
@@ -42,6 +43,7 @@ def markdown(report: Report) -> str:
     problems = [f"- {' '.join(text.split())}" for text in report.results.problems]
     sections = {
         "Seconds, median (lowest to highest)": _times(report),
+        "MiB a second, by the size of the disk / by its data": _rates(report),
         "Targets": _targets(report),
         "Ratio to restic": _ratios(report),
         "Processor seconds / peak memory of the largest process in MiB": _costs(report),
@@ -87,10 +89,14 @@ def _loop_device(results: Results) -> list[str]:
     return [f"XFS is on a loop device {'with' if direct[0] else 'without'} direct I/O."]
 
 
+# Rows that have lines of their own below.
+_WITHOUT_TIMES = {"version", "fleet", "floor", "mount", "nbd", "serve", "growth", *READER}
+
+
 def _times(report: Report) -> list[str]:
     lines = []
     for row in report.rows:
-        if row.key in ("version", "fleet", "floor", "nbd", "serve", "boot", "growth"):
+        if row.key in _WITHOUT_TIMES:
             continue
         figures = [_mib(report.results.median(row.name, name)) for name in ("size", "growth")]
         files = report.results.median(row.name, "files")
@@ -99,19 +105,41 @@ def _times(report: Report) -> list[str]:
         lines.append((row.name, *cells, *figures, count))
     return [
         *_table(("", *STEPS, "size MiB", "growth MiB", "files"), lines),
+        *_row(report, "together", ("restore", "four restores")),
+        *_row(report, "latency", ("one read after the other", "restore", "verify")),
         *_one_step(report, "version", "version"),
         *_one_step(report, "fleet", "check"),
-        *_boot(report),
+        *_row(report, "differential", differential.STEPS),
+        *_row(report, "boot", boot.STEPS),
     ]
 
 
-def _boot(report: Report) -> list[str]:
-    name = _named(report.rows, "boot")
-    agent, restore = (report.results.seconds(name, step) for step in ("agent", "restore"))
-    if not agent or not restore:
-        return []
-    whole = f"a whole restore of the same disks takes {median(restore):.1f} s"
-    return ["", f"`{name}`: the guest agent answers after {median(agent):.1f} s; {whole}."]
+def _row(report: Report, key: str, steps: Sequence[str]) -> list[str]:
+    """A row whose steps are its own, as a sentence."""
+    name = _named(report.rows, key)
+    known = [(step, report.results.seconds(name, step)) for step in steps]
+    texts = [f"{step} {_seconds(values)} s" for step, values in known if values]
+    return ["", f"`{name}`: {', '.join(texts)}."] if texts else []
+
+
+def _rates(report: Report) -> list[str]:
+    """A disk has holes: the first rate is what an operator sees, the second what was worked for."""
+    steps = ("full", "unchanged", "changed", "restore")
+    sizes = report.workload.size_bytes, report.workload.data_bytes
+    lines = []
+    for row in report.rows:
+        if row.key.startswith("sparse") or row.key in {"floor", "growth", *READER}:
+            continue
+        medians = [report.results.median(row.name, step) for step in steps]
+        if any(medians):
+            cells = [
+                " / ".join(f"{size / MIB / seconds:,.0f}" for size in sizes)
+                if seconds
+                else NOT_MEASURED
+                for seconds in medians
+            ]
+            lines.append((row.name, *cells))
+    return _table(("", *steps), lines)
 
 
 def _one_step(report: Report, key: str, step: str) -> list[str]:

@@ -1,19 +1,16 @@
 """The rows of the table: how each is called, what it needs, and the function that runs it."""
 
 import importlib.util
-import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import boot, delta, growth, nbd, ours, peers, serve
-from benchmarks.measure import Run, output_of
+from benchmarks import boot, delta, differential, growth, mount, nbd, ours, peers, reader, serve
 from benchmarks.space import show_size
-from benchmarks.trial import Settings, Trial
+from benchmarks.trial import Settings, Trial, on_floor
 
 PACKAGES = {
     "restic": "restic",
@@ -27,6 +24,7 @@ PACKAGES = {
     "mkfs.xfs": "xfsprogs",
     "mkfs.ext4": "e2fsprogs",
     "losetup": "mount",
+    "fusermount3": "fuse3",
     "qemu-system-x86_64": "qemu-system-x86",
     "syslinux": "syslinux",
     "mcopy": "mtools",
@@ -36,18 +34,22 @@ XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
 SPARSE = ("sparse-chunks", "sparse-images")
-OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", "version", "fleet", "nbd", "serve", "boot")
+SERVERS = ("mount", "nbd", "serve")
+READER = ("together", "latency", "differential", "boot")
+OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", *READER, "version", "fleet", *SERVERS)
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
+ARITHMETIC = ("blake3", "zstandard")
 GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
 NEEDED = {
-    "floor": ("blake3", "zstandard"),
+    "chunks": ARITHMETIC,
+    "floor": ARITHMETIC,
     "nbd": ("backy",),
     "growth": ("backy",),
+    "latency": (*ARITHMETIC, "pytest"),
     "boot": ("backy", "pytest"),
 }
 FLOOR_MODES = ("full", "unchanged", "changed", "verify")
-FLOOR_PROGRAM = Path(__file__).with_name("floor.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Row:
     programs: tuple[str, ...] = ()
     on_xfs: bool = False
     on_ext4: bool = False
+    needs_root: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -119,9 +122,19 @@ def all_rows(settings: Settings) -> list[Row]:
             ("mkfs.ext4", "losetup"),
             on_ext4=True,
         ),
+        Row("together", "backy chunks, four restores", reader.together),
+        Row(
+            "latency",
+            "backy chunks, 10 ms a read",
+            reader.latency,
+            ("mkfs.ext4", "losetup"),
+            needs_root=True,
+        ),
         Row("version", "backy --version", ours.version),
         Row("fleet", "backy check, 10,000 jobs", ours.fleet),
+        Row("mount", "backy mount", mount.mount, ("fusermount3",)),
         Row("nbd", "backy NBD client", nbd.nbd, ("qemu-nbd", "nbdcopy")),
+        Row("differential", "backy restore of what differs", differential.differential),
         Row(
             "serve",
             "backy NBD server",
@@ -155,7 +168,7 @@ def missing(row: Row, settings: Settings) -> str | None:
     for program in row.programs:
         if shutil.which(program) is None:
             return f"{program} is not installed: apt-get install {PACKAGES[program]}"
-    if (row.on_xfs or row.on_ext4) and os.geteuid() != 0:
+    if (row.on_xfs or row.on_ext4 or row.needs_root) and os.geteuid() != 0:
         return "only root can mount its file system"
     return None
 
@@ -163,13 +176,13 @@ def missing(row: Row, settings: Settings) -> str | None:
 def floor(trial: Trial) -> None:
     """Hash and compress what the other rows store, and store nothing."""
     scratch = trial.folder / "frames"
+    block_bytes = trial.settings.block_sizes_bytes[0]
+    images: list[str | Path] = [
+        "--image",
+        trial.workload.image,
+        "--changed",
+        trial.workload.changed_image,
+    ]
     for mode in FLOOR_MODES:
-        words = [sys.executable, "-P", str(FLOOR_PROGRAM), mode, "--scratch", str(scratch)]
-        words += ["--image", str(trial.workload.image)]
-        words += ["--changed", str(trial.workload.changed_image)]
-        words += ["--block-size", str(trial.settings.block_sizes_bytes[0])]
-        cost = json.loads(output_of([*words, "--threads", str(trial.settings.cores)]))
-        run = Run(cost["seconds"], cost["cpu_seconds"], cost["peak_rss_bytes"])
-        trial.results.add_run(trial.row, mode, run)
-        trial.say(f"{mode} {run.seconds:.2f} s")
+        on_floor(trial, mode, scratch, block_bytes, images)
     trial.drop(scratch)

@@ -1,5 +1,6 @@
 """One row in one round: runs its steps, keeps what they cost, compares what was restored."""
 
+import json
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from benchmarks.space import cache, evict, usage_of, used_bytes
 from benchmarks.workload import Workload
 
 SETTLE_SECONDS = 2.0
+FLOOR_PROGRAM = Path(__file__).with_name("floor.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,24 @@ class Trial:
             return lambda repository: usage_of(repository).allocated_bytes
         mountpoint, before = self.xfs, used_bytes(self.xfs)
         return lambda _: used_bytes(mountpoint) - before
+
+
+def on_floor(
+    trial: Trial,
+    mode: str,
+    scratch: Path,
+    block_bytes: int,
+    more: Sequence[str | Path] = (),
+    *,
+    step: str = "",
+) -> None:
+    """Run a mode of floor.py as a step of the row, called like the mode if nothing else is said."""
+    words = [sys.executable, "-P", FLOOR_PROGRAM, mode, "--scratch", scratch, *more]
+    words += ["--block-size", str(block_bytes), "--threads", str(trial.settings.cores)]
+    cost = json.loads(output_of([str(word) for word in words]))
+    run = Run(cost["seconds"], cost["cpu_seconds"], cost["peak_rss_bytes"])
+    trial.results.add_run(trial.row, step or mode, run)
+    trial.say(f"{step or mode} {run.seconds:.2f} s")
 
 
 def run_cycle(trial: Trial, cycle: Cycle) -> None:

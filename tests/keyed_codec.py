@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from blake3 import blake3
 
 from backy.errors import DamagedError
+from backy.system.files import PAGE
 
 KEY = bytes(range(32))
 
@@ -28,10 +29,13 @@ class KeyedCodec:
         return self.digest(bytes(length))
 
     def largest_frame(self, length: int) -> int:
-        return length + length // 1000 + 100
+        return length + length // 1000 + 100 + PAGE
 
-    def encode(self, block: memoryview) -> bytes:
-        return zlib.compress(block, 1)
+    def encode(self, block: memoryview, frame: memoryview) -> int:
+        packed = zlib.compress(block, 1)
+        length = -(-len(packed) // PAGE) * PAGE
+        frame[:length] = packed.ljust(length, b"\0")
+        return length
 
     def decode(self, frame: memoryview, block: memoryview) -> None:
         decompressor = zlib.decompressobj()
@@ -39,6 +43,7 @@ class KeyedCodec:
             plain = decompressor.decompress(frame, len(block) + 1)
         except zlib.error as error:
             raise DamagedError(str(error)) from error
-        if len(plain) != len(block) or not decompressor.eof or decompressor.unused_data:
+        goes_on = decompressor.unused_data.strip(b"\0") or len(frame) % PAGE
+        if len(plain) != len(block) or not decompressor.eof or goes_on:
             raise DamagedError(f"it is not a frame of {len(block)} bytes")
         block[:] = plain

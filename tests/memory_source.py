@@ -94,6 +94,7 @@ class MemorySnapshot:
         }
         self.files = source.files
         self.full_read_reasons = source.full_read_reasons
+        self.image_formats: dict[str, str] = {}
         self._source = source
 
     def warnings(self) -> Sequence[str]:

@@ -37,6 +37,7 @@ from backy.stores.codec import Codec
 from backy.stores.zstd import ZstdCodec
 from backy.units import KiB
 from tests.keyed_codec import KeyedCodec
+from tests.lab.handmade import frame_length
 from tests.lab.indexes import COPIES, format_of, turn_back
 from tests.lab.paged import block_hashes, page_names, place
 from tests.lab.repositories import names
@@ -270,7 +271,8 @@ class Commands(RuleBasedStateMachine):
         digest = self.lines(revision, name)[number]
         name = f"{digest}{self.codec.suffix}"
         path = self.repository.folder / "chunks" / digest[:2] / name
-        return path, path.stat().st_size - 1
+        is_zstd = path.suffix == ".zst"
+        return path, (frame_length(path) if is_zstd else path.stat().st_size) - 1
 
     def chunks(self) -> set[str]:
         return {path.name for path in self.repository.folder.glob("chunks/*/*")}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backy.cli.output import format_rate
 from backy.errors import ConfigError
 from backy.units import (
     GiB,
@@ -18,7 +19,6 @@ from backy.units import (
     TiB,
     counted,
     format_duration,
-    format_rate,
     format_size,
     parse_duration,
     parse_size,

@@ -29,6 +29,7 @@ DOORS = {
     "system/detached.py": PROGRAMS,
     "system/guard.py": PROGRAMS,
     "system/last_resort.py": PROGRAMS,
+    "system/library_signals.py": PROGRAMS,
     "system/priority.py": PROGRAMS,
     "system/process.py": PROGRAMS,
     "system/serving.py": PROGRAMS,

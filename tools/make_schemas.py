@@ -76,6 +76,7 @@ COMMANDS = {
     "diff": Output((answers.DiffAnswer,)),
     "expire": Output((messages.ExpireFinished,)),
     "find": Output((answers.FindAnswer,)),
+    "history": Output((answers.HistoryAnswer,)),
     "jobs": Output((answers.JobsAnswer,)),
     "list": Output(
         (answers.ListAnswer,),

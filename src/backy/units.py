@@ -81,11 +81,6 @@ def format_duration(seconds: float) -> str:
     return f"{days} d {hours} h"
 
 
-def format_rate(size: float, seconds: float) -> str:
-    """The rate of `size` bytes in `seconds`, as text: "812.0 MiB/s"."""
-    return f"{format_size(size / max(seconds, 1e-3))}/s"
-
-
 def listed(names: Sequence[str], noun: str) -> str:
     """Up to three names, or how many of these nouns there are, with the first and the last one."""
     if len(names) <= _MOST_LISTED:

@@ -26,8 +26,8 @@ from tests.lab import dispositions
 
 _DESCRIPTORS = (0, 1, 2)
 _STDERR = 2
-# They change what cannot be put back: the priority of the process, and its event loop.
-ONLY_AS_PROGRAMS = {"daemon", "scrub", "serve"}
+# They change what cannot be put back: the priority of the process, its event loop, its threads.
+ONLY_AS_PROGRAMS = {"daemon", "mount", "scrub", "serve"}
 
 
 def call(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes, bytes]:

@@ -169,10 +169,12 @@ def test_a_target_that_cannot_be_written_is_named(
     said = refusal(aged.run("restore", "vm1", tmp_path / target), 10)
     assert what in said.message
     assert str(tmp_path) in said.message
-    assert tree(tmp_path) == before
+    after = tree(tmp_path)
+    after.pop("backups/vm1/restores.json", None)  # unless it is refused before it begins
+    assert after == before
 
 
-def test_a_full_target_is_named_and_no_part_of_the_disk_is_left(
+def test_a_full_target_is_named_and_what_is_there_is_no_disk_yet(
     backy: Backy, tmp_path: Path
 ) -> None:
     backy.backup("vm1", image(tmp_path / "vm1.img", data(1, 12 * MIB)))
@@ -180,7 +182,8 @@ def test_a_full_target_is_named_and_no_part_of_the_disk_is_left(
         said = backy.refuses(10, "restore", "vm1", full / "disk.img")
         assert str(full) in said.message
         assert "No space left on device" in said.message
-        assert list(full.iterdir()) == []
+        assert [path.name for path in full.iterdir()] == [".disk.img.partial"]
+        assert ".disk.img.partial" in said.hint
 
 
 # Names.

@@ -142,7 +142,7 @@ def test_what_a_killed_backup_left_is_gone_after_the_next(either: Backy, tmp_pat
 
 
 @TWO
-def test_a_restore_to_a_new_file_can_be_stopped_and_leaves_none(
+def test_a_restore_to_a_new_file_can_be_stopped_and_goes_on_when_it_is_run_again(
     backy: Backy, tmp_path: Path, number: signal.Signals
 ) -> None:
     revision = backy.backup("vm1", image(tmp_path / "vm1.img", DISK))
@@ -156,8 +156,9 @@ def test_a_restore_to_a_new_file_can_be_stopped_and_leaves_none(
         running.obeys()
         lease.release()
         stopped(running.end(), number)
-    assert tree(target.parent) == {}
+    assert [*tree(target.parent)] == [".new.img.partial"]
     backy.quiet("restore", "vm1", target)
+    assert [*tree(target.parent)] == ["new.img"]
     assert target.read_bytes() == DISK
 
 

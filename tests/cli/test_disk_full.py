@@ -115,7 +115,7 @@ def test_what_only_reads_works_on_a_full_disk_and_removing_empties_it(
         for verb in ("list", "status", "find", "diff", "reports"):
             more = {"find": ["vm1"], "diff": ["vm1", "1", "0"]}
             aged.ok(verb, *more.get(verb, []))
-        aged.quiet("restore", "vm1", tmp_path / "new.img")
+        assert "not in backy history" in aged.ok("restore", "vm1", tmp_path / "new.img").err
         assert (tmp_path / "new.img").read_bytes() == DISK[8 * MIB : 12 * MIB]
         for verb, verdict in {"verify": "12.0 MiB verified", "scrub": "100.0 % of "}.items():
             said = aged.ok(verb, "vm1")

@@ -36,6 +36,7 @@ NOT_JSON = {
     "config schema": "prints a JSON Schema, and nothing else",
     "config show": "prints the configuration as JSON, and nothing else",
     "daemon": "prints nothing, and logs",
+    "mount": "prints that it is ready, and logs",
 }
 WITH_JSON = [name for name in COMMANDS if name not in NOT_JSON]
 
@@ -176,6 +177,22 @@ def test_a_restore_tells_what_was_read(aged: Backy, tmp_path: Path) -> None:
     assert (finished["size"], finished["read"]) == (200_000, 200_000)
     assert finished["target"] == str(tmp_path / "new.img")
     assert (finished["lost"], finished["healed"]) == ([], [])
+
+
+def test_a_dry_run_and_the_history_of_restores_are_as_described(
+    aged: Backy, tmp_path: Path
+) -> None:
+    command = ["restore", "vm1", str(tmp_path / "new.img"), "--json"]
+    planned = valid("restore", aged.quiet(*command, "--dry-run"))[-1]
+    assert (planned["dry_run"], planned["written"], planned["seconds"]) == (
+        True,
+        len(SMALL[3]),
+        None,
+    )
+    done = valid("restore", aged.quiet(*command))[-1]
+    assert (done["dry_run"], done["written"]) == (False, len(SMALL[3]))
+    (history,) = valid("history", aged.quiet("history", "vm1", "--json"))
+    assert [each["result"] for each in history["restores"]] == ["done"]
 
 
 def test_a_restore_tells_what_is_lost_and_what_came_from_elsewhere(
@@ -460,6 +477,7 @@ FAILING = {
     "serve": ["vm2", "--socket", "x.sock"],
     "tag": ["vm1", "+a", "-r", "9"],
     "remove": ["vm1", "-r", "9"],
+    "history": ["vm2"],
     "undo": ["vm1"],
     "purge": ["vm2"],
     "expire": ["vm1"],

@@ -161,12 +161,17 @@ def test_a_disk_without_damage_is_restored_as_ever(orphan: Backy, tmp_path: Path
     assert (tmp_path / "new.img").read_bytes() == DISK
 
 
-def test_without_it_a_lost_block_leaves_no_file(orphan: Backy, tmp_path: Path) -> None:
+def test_without_it_a_lost_block_leaves_what_could_be_restored_under_another_name(
+    orphan: Backy, tmp_path: Path
+) -> None:
     damage(orphan, LAST)
     said = orphan.refuses(6, "restore", "vm1", tmp_path / "new.img")
     assert orphan.revisions("vm1")[0] in said.message
     assert "--keep-going" in said.hint
-    assert not [each for each in tmp_path.iterdir() if "new.img" in each.name]
+    assert f"delete {tmp_path}/.new.img.partial to give up" in said.hint
+    assert not (tmp_path / "new.img").exists()
+    refusal(orphan.run("restore", "vm1", tmp_path / "new.img", "--keep-going"), 6)
+    assert [each.name for each in tmp_path.iterdir() if "new.img" in each.name] == ["new.img"]
 
 
 def test_what_was_lost_is_recorded_in_the_revision_and_in_a_report(

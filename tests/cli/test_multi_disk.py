@@ -98,3 +98,33 @@ def test_a_damaged_disk_leaves_the_other_whole(two_disks: Backy, tmp_path: Path)
     two_disks.ok("restore", "vm1", tmp_path / "a.img", "--disk", "vda")
     assert (tmp_path / "a.img").read_bytes() == SMALL[1]
     two_disks.refuses(6, "restore", "vm1", tmp_path / "b.img", "--disk", "vdb")
+
+
+def test_each_disk_goes_where_it_is_sent(two_disks: Backy, tmp_path: Path) -> None:
+    one, other = tmp_path / "a.img", tmp_path / "b.img"
+    said = two_disks.ok("restore", "vm1", "--disk", f"vdb={other}", "--disk", f"vda={one}").out
+    assert one.read_bytes() == SMALL[1]
+    assert other.read_bytes() == SMALL[2]
+    assert f"vda restored to {one}" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param([], id="none"),
+        pytest.param(["--disk", "vda"], id="no-target"),
+        pytest.param(["--disk", "vda="], id="empty-target"),
+        pytest.param(["x.img", "--disk", "vda=y.img"], id="two-targets-for-one"),
+        pytest.param(["--disk", "vda=x.img", "--disk", "vdb"], id="one-without-a-target"),
+        pytest.param(["--disk", "vda=x.img", "--disk", "vda=y.img"], id="one-disk-twice"),
+        pytest.param(["x.img", "--disk", "vda", "--disk", "vdb"], id="two-disks-to-one-target"),
+    ],
+)
+def test_disks_without_one_target_each_are_refused(
+    two_disks: Backy, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = two_disks.run("restore", "vm1", *words)
+    assert refused.code == 2
+    assert "--disk vda=TARGET" in refused.err
+    assert not list(tmp_path.glob("*.img"))

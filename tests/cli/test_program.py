@@ -36,6 +36,7 @@ USES = {
     "diff": ["vm1", "1", "0"],
     "expire": ["vm1"],
     "find": ["vm1"],
+    "history": ["vm1"],
     "init": [],
     "jobs": ["--json"],
     "list": ["vm1"],

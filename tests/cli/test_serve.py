@@ -172,6 +172,13 @@ def test_every_revision_has_a_name_and_latest_is_the_newest(aged_either: Backy, 
     assert old == ids[0]
 
 
+def test_a_revision_may_be_named_in_every_way(two_disks: Backy, path: Path) -> None:
+    [first, *_] = two_disks.revisions("vm1")
+    two_disks.ok("tag", "vm1", "+manual:good", "-r", first)
+    with serving(two_disks, "vm1@tag:manual:good", "--socket", path) as served:
+        assert all(f"/vm1/{first}/" in uri for uri in served.uris)
+
+
 def test_only_what_was_named_is_served(two_disks: Backy, path: Path) -> None:
     two_disks.ok("backup", "vm1")
     first, second = two_disks.revisions("vm1")

@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "diff": ["1", "0"],
     "expire": [],
     "find": [],
+    "history": [],
     "jobs": [],
     "list": [],
     "pause": [],

@@ -13,6 +13,7 @@ import pytest
 
 from backy.errors import DamagedError
 from backy.stores.codec import Codec
+from backy.system.files import PAGE
 from backy.units import KiB, MiB
 from tests.memory_source import sample
 
@@ -36,6 +37,10 @@ class CodecSuite:
     def content(self, request: pytest.FixtureRequest) -> bytes:
         content: bytes = request.param
         return content
+
+    def encoded(self, content: bytes) -> bytes:
+        frame = memoryview(bytearray(b"\xaa" * self.codec.largest_frame(len(content))))
+        return bytes(frame[: self.codec.encode(memoryview(content), frame)])
 
     def decoded(self, frame: bytes, length: int) -> bytes:
         block = memoryview(bytearray(b"\xaa" * length))
@@ -61,21 +66,25 @@ class CodecSuite:
             assert self.codec.zero_digest(length) == self.codec.digest(bytes(length))
 
     def test_a_block_comes_back_from_its_frame(self, content: bytes) -> None:
-        frame = self.codec.encode(memoryview(content))
-        assert len(frame) <= self.codec.largest_frame(len(content))
+        frame = self.encoded(content)
         assert self.decoded(frame, len(content)) == content
+
+    def test_a_frame_is_whole_pages_so_that_its_file_need_not_be_cut(self, content: bytes) -> None:
+        frame = self.encoded(content)
+        assert frame
+        assert len(frame) % PAGE == 0
 
     def test_the_suffix_is_the_end_of_a_file_name(self) -> None:
         assert re.fullmatch(r"\.[a-z.]+", self.codec.suffix)
 
     @pytest.mark.parametrize("by", [-1, 1, 5000])
     def test_a_frame_of_another_length_is_refused(self, by: int) -> None:
-        frame = self.codec.encode(memoryview(sample(BLOCK)))
+        frame = self.encoded(sample(BLOCK))
         with pytest.raises(DamagedError):
             self.decoded(frame, BLOCK + by)
 
     def test_a_frame_that_is_cut_or_goes_on_is_refused(self) -> None:
-        frame = self.codec.encode(memoryview(sample(BLOCK)))
+        frame = self.encoded(sample(BLOCK))
         cuts = [*range(20), len(frame) // 2, len(frame) - 1]
         for bad in [*(frame[:cut] for cut in cuts), frame + b"\0", frame + frame]:
             with pytest.raises(DamagedError):
@@ -84,7 +93,7 @@ class CodecSuite:
 
     def test_a_frame_with_a_changed_bit_is_refused_or_has_another_digest(self) -> None:
         random, content = Random(3), sample(BLOCK)
-        frame = self.codec.encode(memoryview(content))
+        frame = self.encoded(content)
         for place in random.sample(range(8 * len(frame)), 200):
             bad = bytearray(frame)
             bad[place // 8] ^= 1 << place % 8
@@ -98,7 +107,7 @@ class CodecSuite:
     def test_several_threads_use_it_at_once(self) -> None:
         def goes_round(seed: int) -> bool:
             content = sample(BLOCK, seed)
-            return self.decoded(self.codec.encode(memoryview(content)), BLOCK) == content
+            return self.decoded(self.encoded(content), BLOCK) == content
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(goes_round, range(100)))

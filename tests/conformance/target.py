@@ -8,6 +8,7 @@ class TestMyTarget(TargetSuite):
         yield Trial(MyTarget(...), ...)  # which can take a disk of `size` bytes
 """
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ import pytest
 from backy.errors import TargetError
 from backy.image.copy import copy
 from backy.model.extent import Kind
+from backy.nbd.client import Connection
 from backy.system import files, folders
 from backy.targets import Target
 from backy.units import KiB, MiB
@@ -28,6 +30,7 @@ from tests.conformance.image import read
 from tests.memory_source import BytesImage, sample
 
 BLOCK = 64 * KiB
+SYNCS: list[tuple[type, str]] = [(Connection, "flush"), (files.File, "sync")]
 OLD = 0xA5  # what every byte is of a target that exists
 
 
@@ -36,13 +39,14 @@ class Trial:
     """A target, and how it looks to others. `content` is None if there is nothing under its name.
 
     `path` is the file or device that it is, if it is one. `allocated` gives the bytes that its
-    content takes.
+    content takes. `is_used`: it holds what only --overwrite allows to replace.
     """
 
     target: Target
     content: Callable[[], bytes | None]
     path: Path | None = None
     allocated: Callable[[], int] | None = None
+    is_used: bool = False
 
 
 class TargetSuite:
@@ -102,6 +106,30 @@ class TargetSuite:
         if trial.allocated:
             assert trial.allocated() <= BLOCK
 
+    def test_what_it_holds_is_only_replaced_by_who_says_so(self, trial: Trial) -> None:
+        before = trial.content()
+        if not trial.is_used:
+            trial.target.refuse_used()
+            return
+        with calls() as called, pytest.raises(TargetError) as caught:
+            trial.target.refuse_used()
+        assert "--overwrite" in caught.value.hint
+        assert called == []
+        assert trial.content() == before
+
+    def test_it_is_read_back_while_it_is_written(self, trial: Trial, disk: bytes) -> None:
+        if trial.target.read_back() is None:
+            return
+        with trial.target.open(len(disk), BLOCK) as draft:
+            held = trial.target.read_back()
+            assert held
+            with held as image:
+                start = read(image, 0, 1)
+                copy(BytesImage(disk), draft, workers=1)
+        old = bytes([OLD])
+        assert start == old
+        assert trial.content() == disk
+
     def test_an_image_of_a_format_is_not_destroyed_by_another_disk(
         self, trial: Trial, disk: bytes
     ) -> None:
@@ -132,7 +160,7 @@ class TargetSuite:
     ) -> None:
         with calls() as called:
             restore(trial.target, disk)
-        writes = {"write", "zero", "resize", "append_to_standard_output"}
+        writes = {"write", "zero", "write_zeroes", "resize", "append_to_standard_output"}
         last = max(number for number, call in enumerate(called) if call in writes)
         assert called[last + 1 :] == self.last_calls
 
@@ -151,18 +179,19 @@ class TargetSuite:
         with calls() as called, pytest.raises(type(error)) as caught:
             stopped()
         assert caught.value is error
-        assert descriptors() == before_opening
-        assert not set(called) & {"sync", "rename"}
+        assert descriptors_that_stay(before_opening) == before_opening
+        assert not set(called) & {"sync", "rename", "flush"}
         assert entries(tmp_path) == before[0]
         assert trial.content() is None or len(disk) == 1 or trial.content() != disk
 
     def test_what_is_not_durable_is_an_error_and_does_not_look_complete(
         self, trial: Trial, disk: bytes, tmp_path: Path
     ) -> None:
-        if "sync" not in self.last_calls:
+        owner = next((owner for owner, name in SYNCS if name in self.last_calls), None)
+        if not owner:
             return
-        before = entries(tmp_path)
-        failing = patch.object(files.File, "sync", side_effect=OSError(5, "Input/output error"))
+        before, name = entries(tmp_path), dict(SYNCS)[owner]
+        failing = patch.object(owner, name, side_effect=OSError(5, "Input/output error"))
         with failing, pytest.raises(TargetError, match="Input/output error"):
             restore(trial.target, disk)
         assert entries(tmp_path) == before
@@ -226,13 +255,24 @@ def assert_extents_hold(extents: object, disk: bytes) -> None:
 
 
 def entries(folder: Path) -> list[str]:
-    """All names below a folder."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """All names below a folder, but for what the next restore continues."""
+    names = (path.relative_to(folder) for path in folder.rglob("*"))
+    return sorted(
+        str(name) for name in names if not any(each.endswith(".partial") for each in name.parts)
+    )
 
 
 def descriptors() -> list[str]:
     """What is open in this process."""
     return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+def descriptors_that_stay(expected: list[str]) -> list[str]:
+    """What is open, at the latest after 10 s: a thread closes the pipe of a program that ended."""
+    deadline = time.monotonic() + 10
+    while (found := descriptors()) != expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
 
 
 @contextmanager
@@ -254,6 +294,9 @@ def calls() -> Iterator[list[str]]:
         noted(files.File, "zero"),
         noted(files.File, "resize"),
         noted(files.File, "sync"),
+        noted(Connection, "write"),
+        noted(Connection, "write_zeroes"),
+        noted(Connection, "flush"),
         noted(folders, "rename"),
         noted(folders, "sync_folder"),
         noted(files, "append_to_standard_output"),

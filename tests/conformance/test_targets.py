@@ -14,6 +14,9 @@ from backy.system import files
 from backy.targets import is_folder, open_target
 from backy.targets.device import DeviceTarget
 from backy.targets.file import FileTarget
+from backy.targets.nbd import NbdTarget
+from backy.targets.qemu_image import QemuImageTarget
+from backy.targets.rbd import RbdTarget
 from backy.targets.stream import StreamDraft, StreamTarget
 from backy.units import MiB
 from tests.conformance.target import BLOCK, OLD, TargetSuite, Trial, restore
@@ -31,7 +34,7 @@ def allocated(path: Path) -> int:
 
 
 class TestNewFile(TargetSuite):
-    last_calls: ClassVar = ["sync", "rename", "sync_folder", "sync"]
+    last_calls: ClassVar = ["sync", "rename", "sync_folder", "sync", "sync"]
 
     @contextmanager
     def open(self, folder: Path, size: int) -> Iterator[Trial]:
@@ -48,7 +51,7 @@ class TestExistingFile(TargetSuite):
         path = folder / "disk.img"
         path.write_bytes(bytes([OLD]) * (size + 1000))
         target = FileTarget(str(path))
-        yield Trial(target, lambda: content_of(path), path, lambda: allocated(path))
+        yield Trial(target, lambda: content_of(path), path, lambda: allocated(path), is_used=True)
 
 
 class TestLongerThanTheFileWas(TestExistingFile):
@@ -56,6 +59,7 @@ class TestLongerThanTheFileWas(TestExistingFile):
     def open(self, folder: Path, size: int) -> Iterator[Trial]:
         with super().open(folder, size) as trial:
             os.truncate(folder / "disk.img", size // 2)
+            trial.is_used = size > 1  # an empty file is not
             yield trial
 
 
@@ -194,6 +198,10 @@ class TestWords:
             ("disk.img", FileTarget),
             ("/images/a:b.img", FileTarget),
             ("./rbd:pool", FileTarget),
+            ("rbd:pool/vm1", RbdTarget),
+            ("qcow2:vm1.img", QemuImageTarget),
+            ("nbd://localhost/vm1", NbdTarget),
+            ("nbds+unix:///vm1?socket=/run/nbd", NbdTarget),
             ("c:disk.img", FileTarget),
             ("file:disk.img", FileTarget),
             ("device:/dev/vg/vm1", DeviceTarget),
@@ -213,7 +221,8 @@ class TestWords:
         with pytest.raises(UsageError, match="there is no target 'tape'") as caught:
             open_target("tape:nst0")
         assert caught.value.hint == (
-            "Built in: device, file, stream. To restore to a file of that name, write ./tape:nst0."
+            "Built in: device, file, stream, qcow2, vmdk, vhdx, luks, rbd, nbd, nbds, nbd+unix, "
+            "nbds+unix. To restore to a file of that name, write ./tape:nst0."
         )
 
     @pytest.mark.parametrize("word", ["", "a\0b", "file:"])

@@ -19,7 +19,8 @@ import pytest
 from backy.config.settings import Interval, Job
 from backy.daemon.planner import Observation, Planner
 from backy.daemon.tasks import BACKUP, FAST, SLOW, SLOW_SECONDS, Task
-from backy.model.revision import Consistency, Revision, id_for, time_for
+from backy.model.new_time import time_for
+from backy.model.revision import Consistency, Revision, id_for
 from backy.policy import schedule
 from backy.policy.retention import expiries
 from backy.repository.status import Status

@@ -169,6 +169,13 @@ _ACTIONS = {
     "compare": """set -e
         for restored in /images/vm1-*; do cmp "$restored" /images/vm1.img; done
         rm /images/vm1-*""",
+    # The folder of repositories, on another machine.
+    "dead": "mv /srv/backy /srv/rescued; rm -rf /etc/backy",
+    "restored-all": "cmp /images/restored/vm1/vda.img /images/vm1.img",
+    # The newest revision is the source, and the one before is not.
+    "restored": """set -e
+        cmp /images/vm1-restored.img /images/vm1.img
+        ! cmp -s /images/vm1-yesterday.img /images/vm1.img""",
     "change": "head -c 3000000 /dev/urandom >report.pdf;"
     " debugfs -w -R 'write report.pdf report.pdf' /images/vm1.img",
     **{

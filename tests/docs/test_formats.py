@@ -19,7 +19,9 @@ NAMES = markdown.table(markdown.section(TEXT, "Names"))
 ID = r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}"
 PARTS = {"REV": ID, "BATCH": ID, "DISK": r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "AB": "[0-9a-f]{2}"}
 PARTS |= {"HASH": "[0-9a-f]{64}", "REPORT": r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4}"}
-JSON_FILES = ("repository.json", "revision.json", "scrub.json", "report.json", "status.json")
+JSON_FILES = (
+    "repository.json", "revision.json", "scrub.json", "report.json", "status.json", "restores.json",
+)  # fmt: skip
 NAMED = ("disks.", "damaged.", "lengths.")  # fields whose keys are the names of disks
 # What three bytes on the medium do to the first block of disk vda, in every revision.
 DAMAGE = {
@@ -84,6 +86,7 @@ def filled(folder: Path, store: str) -> Path:
         backy backup vm1
         printf new | dd of=/images/vm1.img bs=1 seek=30 conv=notrunc
         cd /srv/backy/vm1
+        backy restore vm1 /images/restored.img --disk vda
         {DAMAGE[store]}
         ! backy verify vm1
         backy scrub vm1 || test $? -eq 6
@@ -151,6 +154,10 @@ def test_the_fields_of_revision_json_are_those_of_the_page(repository: Path) -> 
     assert len(paths) == 3
     for path in paths:
         check(json.loads(path.read_text()), rows("revision.json"))
+
+
+def test_the_fields_of_restores_json_are_those_of_the_page(repository: Path) -> None:
+    check(json.loads((repository / "restores.json").read_text()), rows("restores.json"))
 
 
 def test_the_fields_of_scrub_json_are_those_of_the_page(repository: Path) -> None:

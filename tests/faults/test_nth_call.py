@@ -25,17 +25,16 @@ from tests.faults.workloads import Workload, check, one_worker, prepared
 SEED = int(os.environ.get("BACKY_SEED", "1"))
 ALL = os.environ.get("BACKY_ALL_CALLS") == "1"
 ONLY = os.environ.get("BACKY_CALL")  # number:fault, as a failure says it
-SAMPLE = 8  # calls of a workload that fail in a normal run
 Case = tuple[int, str]
 
 
-def cases(made: list[str], seed: object) -> list[Case]:
+def cases(made: list[str], seed: object, sample: int) -> list[Case]:
     """Which call fails how."""
     if ONLY:
         number, fault = ONLY.split(":")
         return [(int(number), fault)]
     found = [(number, fault) for number, name in enumerate(made, 1) for fault in faults_of(name)]
-    return found if ALL else random.Random(str(seed)).sample(found, SAMPLE)
+    return found if ALL else random.Random(str(seed)).sample(found, sample)
 
 
 def strike(base: Path, workload: Workload, store: str, case: Case) -> None:
@@ -63,7 +62,7 @@ def test_a_call_that_fails_leaves_the_old_or_the_new_history(
             workload.command(base, store)
         shutil.rmtree(base)
         assert len(calls.made) > 10
-        wanted = cases(calls.made, f"{store} {workload.name} {SEED}")
+        wanted = cases(calls.made, f"{store} {workload.name} {SEED}", workload.sample)
         for number, fault in wanted:
             shutil.copytree(prototype, base)
             try:

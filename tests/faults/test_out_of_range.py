@@ -26,10 +26,11 @@ from backy.errors import BackyError
 from backy.monitoring.metrics import Metrics
 from backy.monitoring.space import space
 from backy.operations.scrub_plan import Memory
-from backy.repository import quarantine
+from backy.repository import quarantine_reports
 from backy.repository.manifest import read_revision, read_settings
 from backy.repository.records import read_record
 from backy.repository.repository import Repository
+from backy.repository.restores import read_restores
 from backy.repository.status import read_status
 from backy.sources import open_source
 from tests.cli.commands import COMMANDS
@@ -74,7 +75,8 @@ FILES: dict[str, Callable[[Path], object]] = {
     "vm1/revisions/*/revision.json": read_revision,
     "vm1/status.json": lambda path: read_status(path.parent),
     "vm1/scrub.json": lambda path: read_record(path, Memory, BackyError, ""),
-    "vm1/quarantine/*/report.json": lambda path: quarantine.find(
+    "vm1/restores.json": lambda path: read_restores(Repository(path.parent).root),
+    "vm1/quarantine/*/report.json": lambda path: quarantine_reports.find(
         Repository(path.parents[2]), path.parent.name
     ),
 }
@@ -93,6 +95,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     made.chunk("vm1", made.revisions("vm1")[-1], 1).write_bytes(b"bad")
     made.run("verify", "vm1")
     made.ok("scrub", "vm1")
+    made.ok("restore", "vm1", made.folder / "first.img", "-r", "first")
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     more = dict.fromkeys(("failed", "lied", "paused", "verified"), now)
     fill(made, "vm1/status.json", more | {"distrusted": made.revisions("vm1")[:1]})

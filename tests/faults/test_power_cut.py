@@ -34,7 +34,6 @@ from tests.faults.workloads import (
 
 SEED = int(os.environ.get("BACKY_SEED", "1"))
 SEEDS = int(os.environ.get("BACKY_SEEDS", "0"))
-SAMPLE = 8  # cuts of a workload in a normal run
 ONLY = os.environ.get("BACKY_CUT")  # moment:survival:seed, as a failure says it
 Cut = tuple[int, Survival, int]
 
@@ -46,7 +45,7 @@ def case(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def cuts(moments: int, case: str) -> list[Cut]:
+def cuts(moments: int, case: str, sample: int = 8) -> list[Cut]:
     """Every moment, with what may survive it; or some of those."""
     if ONLY:
         number, survival, chosen = ONLY.split(":")
@@ -59,7 +58,7 @@ def cuts(moments: int, case: str) -> list[Cut]:
     if SEEDS:
         return found
     after_the_end = found[-4:][:1]
-    return after_the_end + random.Random(f"{case} {SEED}").sample(found[:-4], SAMPLE)
+    return after_the_end + random.Random(f"{case} {SEED}").sample(found[:-4], sample)
 
 
 @contextmanager
@@ -98,7 +97,7 @@ def test_a_power_cut_at_any_operation_leaves_the_old_or_the_new_history(
     with one_worker():
         journal, known = recorded(workload, store, folder)
         assert len(journal.entries) > 1
-        wanted = cuts(len(journal.entries) + 1, case)
+        wanted = cuts(len(journal.entries) + 1, case, workload.sample)
         for cut in wanted:
             with after(journal, cut, folder, case) as base:
                 has_ended = cut[0] == len(journal.entries)

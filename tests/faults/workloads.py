@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from backy.errors import DamagedError, NotFoundError
+from backy.image import workers
 from backy.model.extent import Kind, align
 from backy.model.revision import Revision, Trust, is_id
 from backy.operations.backup import backup
@@ -19,7 +20,7 @@ from backy.operations.origin import LiveSource
 from backy.operations.restore import restore
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
-from backy.repository import quarantine, trash
+from backy.repository import quarantine_reports, trash
 from backy.repository.create import create
 from backy.repository.manifest import Settings
 from backy.repository.repository import Repository
@@ -28,7 +29,7 @@ from backy.sources.file import FileSource
 from backy.stores import used
 from backy.stores.blocks import StoredImage
 from backy.system import files, folders, process
-from tests.lab.handmade import digest_of, write_sparse
+from tests.lab.handmade import digest_of, frame_length, write_sparse
 from tests.lab.indexes import bad_lists, format_of
 from tests.lab.paged import LINES, block_hashes
 
@@ -60,7 +61,7 @@ BAD = {
 @contextmanager
 def one_worker() -> Iterator[None]:
     """Everything happens in one order."""
-    with patch.object(process, "processors", lambda: -1):
+    with patch.object(process, "processors", lambda: -1), patch.object(workers, "_MOST", 1):
         yield
 
 
@@ -154,6 +155,11 @@ class Workload:
     newest: bytes = SECOND
     later: bytes = THIRD
 
+    @property
+    def sample(self) -> int:
+        """How many faults a normal run strikes: fewer where each takes half a second."""
+        return 8 if len(self.later) < 64 * BLOCK else 2
+
 
 def opened(base: Path) -> Repository:
     return Repository(base / JOB)
@@ -199,7 +205,7 @@ def damage(repository: Repository, bad: dict[str, bytes]) -> None:
             if digest in bad and repository.settings.store == "images":
                 places.add((folder / "vda.img", number * size + len(bad[digest]) // 2))
             elif digest in bad:
-                places.add((chunk, chunk.stat().st_size // 2))
+                places.add((chunk, frame_length(chunk) // 2))
     assert places
     for path, offset in places:
         mode = path.stat().st_mode
@@ -315,8 +321,8 @@ WORKLOADS = (
     Workload(
         "delete-reports",
         (FIRST, SECOND),
-        lambda b, _: quarantine.delete(
-            opened(b), [each.id for each in quarantine.reports(opened(b))]
+        lambda b, _: quarantine_reports.delete(
+            opened(b), [each.id for each in quarantine_reports.reports(opened(b))]
         ),
         prepare=_heal_and_delete,
     ),
@@ -392,7 +398,7 @@ def check_history(
     assert all(held[each] == known[each] for each in held.keys() & known.keys())
     assert not added & {each for each, _ in lost}
     for name in folders.list_folder(repository.folder / "quarantine"):
-        assert not is_id(name) or quarantine.find(repository, name).id == name
+        assert not is_id(name) or quarantine_reports.find(repository, name).id == name
     restored = repository.folder.parent / RESTORED
     formats = [format_of(repository.folder_of(each).path) for each in history]
     assert max(formats, default=1) <= repository.settings.format
@@ -404,12 +410,12 @@ def check_history(
 def check_evidence(repository: Repository) -> None:
     """Of each bad block that was replaced the bytes are kept that the store had there."""
     held, lost = read_all(repository, BAD)
-    reports = {report.digest: report for report in quarantine.reports(repository)}
+    reports = {report.digest: report for report in quarantine_reports.reports(repository)}
     for digest, block in BAD.items():
         number = SECOND.index(block) // BLOCK
         having = {each for each, content in held.items() if block in content}
         if any((each, number) not in lost for each in having):
-            files = quarantine.files(repository, reports[digest])
+            files = quarantine_reports.files(repository, reports[digest])
             assert [path.name for path in files][:1] == ["stored"], digest
 
 

@@ -27,7 +27,7 @@ from backy.cli.execute import run
 from backy.errors import BackyError
 from backy.model.revision import Disk
 from backy.operations import backup, diff, heal, restore, scrub, verify
-from backy.repository import quarantine, trash
+from backy.repository import quarantine_reports, trash
 from backy.repository.manifest import read_revision, read_settings
 from backy.repository.repository import Repository
 from backy.sources import file
@@ -99,8 +99,8 @@ def scrubbed(root: str) -> None:
 def report(root: str, report_id: str) -> None:
     """What `backy reports` reads."""
     repository = Repository(Path(root))
-    list(quarantine.reports(repository))
-    quarantine.find(repository, report_id)
+    list(quarantine_reports.reports(repository))
+    quarantine_reports.find(repository, report_id)
 
 
 def exchanging(place: str, twin: str, moment: int, when: str, *words: str) -> object:

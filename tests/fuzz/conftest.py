@@ -3,16 +3,19 @@
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from backy.model.revision import id_for
 from backy.operations.backup import backup
 from backy.operations.origin import LiveSource
 from backy.operations.verify import verify
 from backy.repository.create import create
 from backy.repository.manifest import Settings, encode_settings
 from backy.repository.repository import Repository
+from backy.repository.restores import RestoreRecord, keep_restore
 from backy.repository.trash import remove
 from backy.sources.file import FileSource
 from tests.fuzz import sandbox
@@ -50,6 +53,9 @@ def made(folder: Path, store: str) -> Path:
         pass
     remove(repository, repository.history().revisions[:1])
     (repository.folder / "scrub.json").write_text('{"format": 1, "lengths": {}, "disks": {}}')
+    now = datetime.now(UTC).replace(microsecond=0)
+    name = id_for(now, "real")
+    keep_restore(repository, RestoreRecord(name, now, name, "vda=/images/vm1.img", "root"))
     return folder
 
 

@@ -50,8 +50,15 @@ def run(length: int) -> list[bytes]:
 
 
 def good(block: bytes) -> bytes:
-    """What backy writes."""
+    """A whole frame, as backy wrote it before there was padding."""
     return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(block)
+
+
+def padded(block: bytes) -> bytes:
+    """What backy writes: whole pages."""
+    whole = good(block)
+    zeroes = -(len(whole) + 8) % 4096
+    return whole + b"\x50\x2a\x4d\x18" + zeroes.to_bytes(4, "little") + bytes(zeroes)
 
 
 def windowed(block: bytes, window: int) -> bytes:
@@ -91,6 +98,10 @@ def hostile(block: bytes) -> dict[str, bytes]:
         "garbage-after": whole + b"\0",
         "skippable-before": skippable(16)[:24] + whole,
         "skippable-after": whole + skippable(16)[:24],
+        "skippable-after-twice": whole + skippable(16)[:24] * 2,
+        "skippable-after-cut-short": whole + skippable(16)[:23],
+        "skippable-after-of-4-gib": whole + skippable((1 << 32) - 1),
+        "skippable-after-is-only-magic": whole + skippable(0)[:4],
         "skippable-of-a-block": skippable(size),
         "skippable-of-nothing": skippable(0),
         "dictionary": frame(*rle, content_size=size, dictionary=0x12345678),

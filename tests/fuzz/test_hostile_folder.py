@@ -98,6 +98,7 @@ FILES = {
     "removed": ("trash/@batch/@removed/revision.json", "backup purge undo verify"),
     "report": ("quarantine/@report/report.json", "reports show verify delete delete-healed"),
     "scrub": ("scrub.json", "scrub"),
+    "restores": ("restores.json", "history restore"),
 }
 
 

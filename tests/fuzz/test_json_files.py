@@ -32,7 +32,7 @@ from backy.operations.heal import Damage, distrusted
 from backy.operations.origin import LiveSource
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.site import Site
-from backy.repository import quarantine
+from backy.repository import quarantine_reports
 from backy.repository.manifest import encode_revision, encode_settings, read_revision, read_settings
 from backy.repository.repository import Repository
 from backy.sources import Request, open_source, reject_unsafe
@@ -150,12 +150,12 @@ def use_report(room: Room, content: bytes) -> None:
     path = room.put(f"quarantine/{REPORT}/report.json", content)
     repository = room.made.repository
     context: Any = SimpleNamespace(obj=Site(room.folder))
-    listed = list(quarantine.reports(repository))
+    listed = list(quarantine_reports.reports(repository))
     for as_json in (False, True):
         with printed(for_people=not as_json):
             reports.list_reports(context, "vm1", as_json=as_json)
     try:
-        report = quarantine.find(repository, REPORT)
+        report = quarantine_reports.find(repository, REPORT)
     except DamagedError:
         assert listed == []
         raise
@@ -164,7 +164,7 @@ def use_report(room: Room, content: bytes) -> None:
         with printed(for_people=not as_json):
             reports.show(context, "vm1", REPORT, as_json=as_json)
     assert path.exists()
-    quarantine.delete(repository, [each.id for each in listed])
+    quarantine_reports.delete(repository, [each.id for each in listed])
     assert not path.exists()
     assert list((room.made.root / "quarantine").iterdir()) == []
 
@@ -310,4 +310,4 @@ def test_a_report_that_is_not_there_is_not_found(room: Room) -> None:
     (room.made.root / "quarantine").mkdir(exist_ok=True)
     for word in ("../../vm1", "20261124T030000Z-abab/../..", "\0", "", ".", "\ud800", ID):
         with pytest.raises(NotFoundError):
-            quarantine.find(room.made.repository, word)
+            quarantine_reports.find(room.made.repository, word)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from backy.errors import BackyError, ConfigError, NotFoundError
 from backy.model.names import check_disk_name, check_job, check_tag
+from backy.model.new_time import time_for
 from backy.model.revision import (
     Consistency,
     Disk,
@@ -21,7 +22,6 @@ from backy.model.revision import (
     disk_of,
     id_for,
     is_id,
-    time_for,
     time_of,
 )
 from backy.model.selector import select, select_one

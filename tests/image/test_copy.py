@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from types import FrameType
 
 import pytest
@@ -171,10 +172,10 @@ def test_reads_follow_the_block_size(block: int, step: int) -> None:
     size = 2 * step + 5
     image = Image(b"x" * size, [Extent(0, size, DATA)])
     copy(image, MemoryDraft(bytearray(size), block), workers=1)
-    assert reads == [(0, step), (step, step), (2 * step, 5)]
+    assert sorted(reads) == [(0, step), (step, step), (2 * step, 5)]
 
 
-def test_with_one_worker_everything_happens_in_ascending_order() -> None:
+def test_with_one_worker_everything_is_written_in_ascending_order() -> None:
     texts = [b"x" * 16, bytes(16), b"y" * 16, bytes(16)] * 16
     image = image_of(*((DATA if any(text) else ZERO, text) for text in texts))
     draft = MemoryDraft(bytearray(image.size), 16)
@@ -182,6 +183,60 @@ def test_with_one_worker_everything_happens_in_ascending_order() -> None:
     offsets = [offset for _, offset, _ in draft.calls]
     assert offsets == sorted(offsets)
     assert len(offsets) == len(texts)
+
+
+def test_one_worker_writes_in_the_thread_of_the_caller_while_others_read_ahead() -> None:
+    """So that a signal interrupts a write to a pipe, and latency does not add up."""
+    together = threading.Barrier(16)
+    writers: set[threading.Thread] = set()
+
+    class Image(MemoryImage):
+        def readinto(self, offset: int, buffer: memoryview) -> None:
+            together.wait(PATIENCE)  # passes only if so many are read at once
+            super().readinto(offset, buffer)
+
+    class Draft(MemoryDraft):
+        def write(self, offset: int, data: memoryview) -> None:
+            writers.add(threading.current_thread())
+            super().write(offset, data)
+
+    size = 32 * MiB
+    image = Image(b"x" * size, [Extent(0, size, DATA)])
+    draft = Draft(bytearray(size), MiB)
+    copy(image, draft, workers=1)
+    assert draft.content == image.content
+    assert writers == {threading.current_thread()}
+    assert threads_of_pools() == []
+
+
+@pytest.mark.parametrize("bad", [0, 5, 39])
+def test_an_error_while_reading_ahead_reaches_the_caller(bad: int) -> None:
+    class Image(MemoryImage):
+        def readinto(self, offset: int, buffer: memoryview) -> None:
+            if offset == bad * MiB:
+                raise SourceError("the source is broken")
+            super().readinto(offset, buffer)
+
+    size = 40 * MiB
+    draft = MemoryDraft(bytearray(size), MiB)
+    with pytest.raises(SourceError, match="the source is broken"):
+        copy(Image(b"x" * size, [Extent(0, size, DATA)]), draft, workers=1)
+    assert [offset for _, offset, _ in draft.calls] == [n * MiB for n in range(len(draft.calls))]
+    assert len(draft.calls) <= bad
+    assert threads_of_pools() == []
+
+
+def test_a_signal_interrupts_a_write_in_order_that_would_take_for_ever() -> None:
+    class Draft(MemoryDraft):
+        def write(self, offset: int, data: memoryview) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(PATIENCE)
+
+    size = 40 * MiB
+    image = MemoryImage(b"x" * size, [Extent(0, size, DATA)])
+    with pytest.raises(CancelledError, match="SIGTERM"), cancellable():
+        copy(image, Draft(bytearray(size), MiB), workers=1)
+    assert threads_of_pools() == []
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -300,6 +355,36 @@ def test_by_default_there_are_few_threads() -> None:
     names: set[str] = set()
     in_parallel(steps(500), lambda *_: names.add(threading.current_thread().name), 4096)
     assert 1 <= len(names) <= 8
+
+
+def test_threads_that_mostly_wait_get_more_beside_them() -> None:
+    most, waiting = 0, 0
+    lock = threading.Lock()
+
+    def take(_step: Extent, _buffer: memoryview) -> None:
+        nonlocal most, waiting
+        with lock:
+            waiting += 1
+            most = max(most, waiting)
+        time.sleep(0.05)  # as a read from a slow medium
+        with lock:
+            waiting -= 1
+
+    in_parallel(steps(1000), take, 4096)
+    assert 16 <= most <= 24
+    assert threads_of_pools() == []
+
+
+def test_threads_that_compute_get_no_more_beside_them() -> None:
+    names: set[str] = set()
+    block = bytes(MiB)
+
+    def take(_step: Extent, _buffer: memoryview) -> None:
+        names.add(threading.current_thread().name)
+        blake2b(block)
+
+    in_parallel(steps(1000), take, 4096)
+    assert len(names) < 16  # a machine that does much else can look like waiting for a moment
 
 
 def test_nothing_queues_up() -> None:

@@ -167,11 +167,19 @@ def blocks(data: bytes, size: int) -> Iterator[bytes]:
         yield data[offset : offset + size]
 
 
+def frame_length(chunk: Path) -> int:
+    """The bytes of the frame in a chunk; what follows only fills the last page of the file."""
+    content = chunk.read_bytes()
+    unpacked = zstandard.ZstdDecompressor().decompressobj()
+    unpacked.decompress(content)
+    return len(content) - len(unpacked.unused_data)
+
+
 def write_sparse(path: Path, data: bytes) -> None:
     """Write `data` with a hole for every 64 KiB that are zero."""
     with path.open("wb") as file:
         for block in blocks(data, 65536):
-            if any(block):
+            if block != bytes(len(block)):
                 file.write(block)
             else:
                 file.seek(len(block), os.SEEK_CUR)

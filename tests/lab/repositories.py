@@ -28,7 +28,7 @@ class Made:
 
     base: Path
     store: str = "chunks"
-    contents: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
+    contents: dict[str, Mapping[str, bytes]] = field(default_factory=dict, repr=False)
     codec: Codec | None = None  # None: the one that the repository makes from its settings
     repository: Repository = field(init=False)
 

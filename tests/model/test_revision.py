@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from backy.errors import ConfigError, NotFoundError
 from backy.model.names import check_disk_name, check_tag
-from backy.model.revision import Consistency, Disk, Revision, disk_of, id_for, is_id, time_for
+from backy.model.new_time import time_for
+from backy.model.revision import Consistency, Disk, Revision, disk_of, id_for, is_id
 
 NOW = datetime(2026, 11, 23, 0, 49, 38, 123456, tzinfo=UTC)
 times = st.integers(631152000, 29000000000).map(lambda second: datetime.fromtimestamp(second, UTC))

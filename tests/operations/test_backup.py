@@ -13,8 +13,9 @@ from backy.model.revision import Consistency
 from backy.operations.backup import backup
 from backy.operations.hooks import Runner
 from backy.repository import status
-from backy.sources import SnapshotData, TakenSnapshot
+from backy.sources import TakenSnapshot
 from backy.sources.file import FileSource
+from backy.sources.snapshot_data import SnapshotData
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import BytesImage, FailingSource, MemorySource, changed, sample
 

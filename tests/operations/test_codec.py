@@ -18,7 +18,7 @@ from backy.operations.origin import LiveSource
 from backy.operations.restore import restore
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
-from backy.repository import quarantine, trash
+from backy.repository import quarantine_reports, trash
 from tests.keyed_codec import KEY, KeyedCodec
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import MemorySource, changed, sample
@@ -122,7 +122,7 @@ def test_a_damaged_block_heals_from_the_source_that_still_has_it(made: Made, num
     [found] = verify(made.repository, [revision], origins=[LiveSource(made.repository)])
     assert found.healed
     assert made.read(revision) == DISK
-    [report] = quarantine.reports(made.repository)
+    [report] = quarantine_reports.reports(made.repository)
     assert report.digest == made.lines(revision)[number]
     assert list(verify(made.repository, [revision], origins=[])) == []
 

@@ -17,9 +17,9 @@ from backy.operations.backup import backup
 from backy.operations.heal import Damage, distrusted
 from backy.operations.origin import LiveSource, Origin
 from backy.operations.read_back import ReadBack
-from backy.operations.restore import RestoredDisk, restore
+from backy.operations.restore import RestoredDisk, RestoreOptions, restore
 from backy.operations.verify import verify
-from backy.repository import quarantine, trash
+from backy.repository import quarantine, quarantine_reports, trash
 from backy.repository.quarantine import Occurrence
 from backy.system.folders import locked
 from tests.lab.handmade import digest_of
@@ -330,8 +330,10 @@ def test_a_report_keeps_the_damaged_bytes_but_none_of_the_source(made: Made, sou
     damage(made, revision)
     source.write_bytes(changed(DISK, BLOCK))
     run(made)
-    [report] = quarantine.reports(made.repository)
-    kept = {path.name: path.read_bytes() for path in quarantine.files(made.repository, report)}
+    [report] = quarantine_reports.reports(made.repository)
+    kept = {
+        path.name: path.read_bytes() for path in quarantine_reports.files(made.repository, report)
+    }
     assert kept.keys() == {"stored"}  # what a source has there now may be anybody's
     if made.store == "images":
         bad = bytearray(DISK[BLOCK : 2 * BLOCK])
@@ -350,7 +352,7 @@ def test_a_report_of_what_was_healed_says_from_where(made: Made) -> None:
     revision = made.backup(DISK)
     damage(made, revision)
     run(made)
-    [report] = quarantine.reports(made.repository)
+    [report] = quarantine_reports.reports(made.repository)
     assert report.healed == "the source"
 
 
@@ -358,7 +360,7 @@ def test_finding_the_same_block_again_replaces_its_report(made: Made) -> None:
     damage(made, made.backup(DISK))
     for _ in range(3):
         assert len(run(made)) == 1
-    assert len(list(quarantine.reports(made.repository))) == 1
+    assert len(list(quarantine_reports.reports(made.repository))) == 1
 
 
 @pytest.mark.usefixtures("source")
@@ -425,7 +427,7 @@ class TestRestore:
             "vda",
             str(path),
             origins=live(made),
-            keep_going=keep_going,
+            options=RestoreOptions(keep_going=keep_going),
         )
         return done, path.read_bytes()
 
@@ -511,21 +513,21 @@ class TestReports:
     def test_are_found_by_their_id(self, made: Made) -> None:
         damage(made, made.backup(DISK))
         run(made)
-        [report] = quarantine.reports(made.repository)
-        assert quarantine.find(made.repository, report.id) == report
+        [report] = quarantine_reports.reports(made.repository)
+        assert quarantine_reports.find(made.repository, report.id) == report
 
     @pytest.mark.parametrize(
         "name", ["", "..", "../revisions", "20261123T004938Z-x7k2", "no\nid"], ids=ascii
     )
     def test_are_not_found_where_there_is_none(self, made: Made, name: str) -> None:
         with pytest.raises(NotFoundError):
-            quarantine.find(made.repository, name)
+            quarantine_reports.find(made.repository, name)
 
     def test_go_with_what_they_keep(self, made: Made) -> None:
         damage(made, made.backup(DISK))
         run(made)
-        quarantine.delete(
-            made.repository, [each.id for each in quarantine.reports(made.repository)]
+        quarantine_reports.delete(
+            made.repository, [each.id for each in quarantine_reports.reports(made.repository)]
         )
         assert list((made.root / "quarantine").iterdir()) == []
 
@@ -533,8 +535,8 @@ class TestReports:
         revision = made.backup(DISK)
         damage(made, revision)
         run(made)
-        quarantine.delete(
-            made.repository, [each.id for each in quarantine.reports(made.repository)]
+        quarantine_reports.delete(
+            made.repository, [each.id for each in quarantine_reports.reports(made.repository)]
         )
         assert made.again(revision).damaged == {"vda": ((BLOCK, BLOCK),)}
         assert made.read(unchanged(made)) == DISK
@@ -545,4 +547,4 @@ class TestReports:
         broken = made.root / "quarantine" / "20261123T004938Z-x7k2"
         broken.mkdir()
         (broken / "report.json").write_text("{")
-        assert len(list(quarantine.reports(made.repository))) == 1
+        assert len(list(quarantine_reports.reports(made.repository))) == 1

@@ -15,6 +15,7 @@ from backy.config.settings import Hook, Hooks
 from backy.errors import CancelledError, HookError
 from backy.model.revision import Consistency
 from backy.operations.hooks import Runner
+from backy.operations.snapshot_hooks import around_snapshot
 from backy.system import process, signals
 from tests.cli.runner import environment, wait_for
 from tests.lab.dispositions import WITH_DEFAULTS
@@ -202,7 +203,7 @@ def test_the_snapshot_is_taken_between_the_hooks_before_and_after_it(
         before_snapshot=noted(tmp_path, "before") + noted(tmp_path, "before"),
         after_snapshot=noted(tmp_path, "after") + noted(tmp_path, "after"),
     )
-    with hooks.around_snapshot(REVISION) as around:
+    with around_snapshot(hooks, REVISION) as around:
         note(tmp_path, "body")
     assert notes(tmp_path) == ["before", "before", "body", "after", "after"]
     assert around.failures == hooks.failures == []
@@ -226,7 +227,7 @@ def test_the_hooks_reach_what_the_least_of_them_does_if_all_succeed(
     made: Callable[..., Runner], before: list[Hook], reached: Consistency | None
 ) -> None:
     hooks = made(before_snapshot=tuple(before), after_snapshot=(sh("true"),))
-    with hooks.around_snapshot(REVISION) as around:
+    with around_snapshot(hooks, REVISION) as around:
         assert around.consistency is reached
 
 
@@ -237,7 +238,7 @@ def test_failures_before_and_after_a_snapshot_are_told_in_this_order(
         before_snapshot=(sh("exit 1"),),
         after_snapshot=(sh("exit 2"), *noted(tmp_path, "after", required=True, then="exit 3")),
     )
-    with hooks.around_snapshot(REVISION) as around:
+    with around_snapshot(hooks, REVISION) as around:
         assert len(around.failures) == 1
     assert [failure[-1] for failure in around.failures] == ["1", "2", "3"]
     assert notes(tmp_path) == ["after"]
@@ -256,7 +257,7 @@ def test_the_hooks_after_run_once_when_a_required_one_before_fails(
         before_snapshot=noted(tmp_path, "before", then, required=True, timeout=1),
         after_snapshot=noted(tmp_path, "after"),
     )
-    with pytest.raises(HookError), hooks.around_snapshot(REVISION):
+    with pytest.raises(HookError), around_snapshot(hooks, REVISION):
         note(tmp_path, "body")
     wait_for_none(str(tmp_path))
     assert notes(tmp_path) == ["before", "after"]
@@ -266,7 +267,7 @@ def test_the_hooks_after_run_once_when_the_snapshot_fails(
     made: Callable[..., Runner], tmp_path: Path
 ) -> None:
     hooks = made(after_snapshot=noted(tmp_path, "after"))
-    with pytest.raises(ZeroDivisionError), hooks.around_snapshot(REVISION):
+    with pytest.raises(ZeroDivisionError), around_snapshot(hooks, REVISION):
         raise ZeroDivisionError
     assert notes(tmp_path) == ["after"]
 
@@ -281,7 +282,7 @@ def test_the_hooks_after_run_even_if_the_log_is_gone(tmp_path: Path) -> None:
     )
     with (
         pytest.raises(BrokenPipeError),
-        Runner(hooks, "vm1", tmp_path, gone).around_snapshot(REVISION),
+        around_snapshot(Runner(hooks, "vm1", tmp_path, gone), REVISION),
     ):
         note(tmp_path, "body")
     assert notes(tmp_path) == ["before", "body", "after"]
@@ -295,7 +296,7 @@ def test_where_nobody_could_thaw_nobody_freezes(
         before_snapshot=noted(tmp_path, "before"), after_snapshot=(sh("true", "x" * 200_000),)
     )
     with pytest.raises(HookError, match=r"^vm1: starting the guard of the hooks: "):  # noqa: SIM117
-        with hooks.around_snapshot(REVISION):
+        with around_snapshot(hooks, REVISION):
             note(tmp_path, "body")
     assert notes(tmp_path) == []
 
@@ -304,7 +305,7 @@ def test_without_hooks_around_a_snapshot_nothing_is_started(
     made: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(process, "Popen")
-    with made(after_backup=(sh("true"),)).around_snapshot(REVISION) as around:
+    with around_snapshot(made(after_backup=(sh("true"),)), REVISION) as around:
         pass
     assert around.consistency is None
 
@@ -317,7 +318,7 @@ def test_a_process_that_a_hook_leaves_running_lives_until_the_hook_after_ends_it
         before_snapshot=(sh("sleep 600 & echo $! >$1", tmp_path / "number"),),
         after_snapshot=(sh("kill $(cat $1)", tmp_path / "number"),),
     )
-    with hooks.around_snapshot(REVISION) as around:
+    with around_snapshot(hooks, REVISION) as around:
         number = int((tmp_path / "number").read_text())
         os.kill(number, 0)
     assert around.failures == []
@@ -327,7 +328,7 @@ def test_the_hooks_after_obey_signals_though_we_have_been_stopped(
     made: Callable[..., Runner],
 ) -> None:
     hooks = made(after_snapshot=(sh("kill -TERM $$; exit 0"),))
-    with pytest.raises(CancelledError), signals.cancellable(), hooks.around_snapshot(REVISION):
+    with pytest.raises(CancelledError), signals.cancellable(), around_snapshot(hooks, REVISION):
         os.kill(os.getpid(), signal.SIGTERM)
     assert hooks.failures == ["hook after-snapshot /bin/sh was ended by signal 15"]
 
@@ -340,13 +341,14 @@ HOOKED = """if True:
     from backy.config.settings import Hook, Hooks
     from backy.errors import CancelledError
     from backy.operations.hooks import Runner
+    from backy.operations.snapshot_hooks import around_snapshot
     from backy.system.signals import cancellable
     folder, before, after = Path(sys.argv[1]), *sys.argv[2:]
     def hook(script):
         return (Hook(command=("/bin/sh", "-c", script, "sh", str(folder))),)
     hooks = Hooks(before_snapshot=hook(before), after_snapshot=hook(after))
     try:
-        with cancellable(), Runner(hooks, "vm1", folder, print).around_snapshot("id"):
+        with cancellable(), around_snapshot(Runner(hooks, "vm1", folder, print), "id"):
             (folder / "body").touch()
             sys.stdin.readline()
     except CancelledError as error:

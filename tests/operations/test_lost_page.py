@@ -11,10 +11,10 @@ from backy.model.revision import Revision, Trust
 from backy.operations import page_heal
 from backy.operations.heal import Damage, StoredDisk
 from backy.operations.origin import Origin
-from backy.operations.restore import RestoredDisk, restore
+from backy.operations.restore import RestoredDisk, RestoreOptions, restore
 from backy.operations.scrub import Limits, Scrub
 from backy.operations.verify import verify
-from backy.repository import quarantine, trash
+from backy.repository import quarantine_reports, trash
 from tests.lab.disks import PAGE, THREE_PAGES
 from tests.lab.losses import lose, spoil
 from tests.lab.repositories import BLOCK, Made
@@ -89,7 +89,12 @@ def restored(
 ) -> tuple[RestoredDisk, bytes]:
     path = made.base / "restored.img"
     done = restore(
-        made.repository, revision, "vda", str(path), origins=origins, keep_going=keep_going
+        made.repository,
+        revision,
+        "vda",
+        str(path),
+        origins=origins,
+        options=RestoreOptions(keep_going=keep_going),
     )
     return done, path.read_bytes()
 
@@ -204,7 +209,7 @@ def test_a_healed_page_has_a_report_that_says_from_where(chunks: Made, read: Rea
     copies = chunks.pages(revision)[1]
     lose(copies)
     read(chunks, [Copy({"vda": DISK})], SILENCE)
-    [report] = quarantine.reports(chunks.repository)
+    [report] = quarantine_reports.reports(chunks.repository)
     assert (report.digest, report.healed) == (copies[0].name, "a copy")
     assert [(each.disk, each.start, each.length) for each in report.occurrences] == [
         ("vda", PAGE, PAGE)
@@ -215,7 +220,7 @@ def test_a_lost_page_that_is_found_again_has_one_report(chunks: Made) -> None:
     lose(chunks.pages(chunks.backup(DISK))[1])
     for _ in range(3):
         assert len(verified(chunks)) == 1
-    [report] = quarantine.reports(chunks.repository)
+    [report] = quarantine_reports.reports(chunks.repository)
     assert report.healed is None
 
 

@@ -15,8 +15,11 @@ from backy.errors import (
     UsageError,
 )
 from backy.model.revision import Revision
+from backy.operations.differential import Differential
 from backy.operations.restore import RestoredDisk, RestoreOptions, restore_job
 from backy.operations.site import Site
+from backy.operations.verify_target import verify_target
+from backy.units import MiB
 from tests.lab.repositories import BLOCK, Made, names
 from tests.memory_source import sample
 
@@ -341,3 +344,26 @@ def test_a_link_that_waits_in_the_folder_is_not_written_through(
         restore_job(site, "vm1", str(folder))
     assert victim.read_text() == "another machine"
     assert names(folder) == ["vdb.img"]
+
+
+SPARSE = sample(200_000) + bytes(5 * MiB) + sample(70_000, seed=1)
+
+
+@pytest.mark.parametrize("old", [None, bytes(len(SPARSE)), SPARSE[:3_000_000] + b"old" * 10])
+@pytest.mark.parametrize("verifies", [False, True], ids=["", "verify"])
+def test_progress_counts_data_and_no_holes_and_comes_to_its_end(
+    tmp_path: Path, old: bytes | None, verifies: bool
+) -> None:
+    made = Made(tmp_path)
+    made.backup(vda=SPARSE, vdb=bytes(5 * MiB) + b"end")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    if old is not None:
+        (folder / "vda.img").write_bytes(old)
+    heard = Listener()
+    verify = verify_target if verifies else None
+    options = RestoreOptions(overwrite=True, differ=Differential, verify=verify)
+    restore_job(Site(tmp_path), "vm1", str(folder), options, watcher=heard)
+    assert (folder / "vda.img").read_bytes() == SPARSE
+    assert heard.done == heard.total
+    assert old or heard.total <= (1 + verifies) * (3 * MiB + 3)

@@ -87,6 +87,17 @@ def test_a_disk_that_holds_an_image_itself_is_restored_over_one(tmp_path: Path) 
     assert path.read_bytes() == before
 
 
+def test_a_folder_whose_name_looks_like_a_kind_of_target_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Made(tmp_path / "base")
+    made.backup(vda=DISK)
+    (tmp_path / "ab:c").mkdir()
+    monkeypatch.chdir(tmp_path)
+    restore_job(Site(made.base), "vm1", "./ab:c")
+    assert (tmp_path / "ab:c" / "vda.img").read_bytes() == DISK
+
+
 @pytest.mark.parametrize("image_format", ["qcow2", "qcow", "qed"])
 def test_what_an_image_of_the_source_is_based_on_is_not_overwritten(
     tmp_path: Path, image_format: str

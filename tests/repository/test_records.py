@@ -135,6 +135,7 @@ def test_a_record_of_format_1_keeps_its_format_when_it_is_written_again(reposito
     again = json.loads(encode_revision(read_revision_from(repository, content)))
     for disk in again["disks"].values():
         assert disk.pop("pages") == 0
+        assert disk.pop("image_format") == ""
     assert again == json.loads(content)
     settings = read_settings_from(repository, (FOLDER / "repository.json").read_bytes())
     assert encode_settings(settings) == (FOLDER / "repository.json").read_bytes()
@@ -419,6 +420,7 @@ FORGED = [
     pytest.param(("disks", "vda", "stored"), 10**400, id="more-stored-than-there-is"),
     pytest.param(("disks", "vda", "changed"), -5, id="less-than-nothing-changed"),
     pytest.param(("disks", "vda", "pages"), -1, id="less-than-no-pages"),
+    pytest.param(("disks", "vda", "image_format"), "../qcow2", id="no-format"),
     pytest.param(("disks", "vda"), None, id="disk-without-anything"),
 ]
 

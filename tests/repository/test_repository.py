@@ -31,8 +31,9 @@ from backy.operations.verify import verify
 from backy.repository import repository, trash
 from backy.repository.create import create
 from backy.repository.draft import draft_revision
+from backy.repository.listing import jobs
 from backy.repository.manifest import Settings, encode_revision
-from backy.repository.repository import Repository, jobs
+from backy.repository.repository import Repository
 from backy.repository.tags import retag
 from backy.system import files, folders
 from tests.lab.repositories import BLOCK, Made, names
@@ -374,10 +375,10 @@ def test_a_name_that_is_a_safe_folder_is_taken(name: str) -> None:
     assert check_job(name) == name
 
 
-def test_a_missing_repository_is_named_with_what_there_is(made: Made) -> None:
+def test_a_missing_repository_is_named_with_the_way_to_the_others(made: Made) -> None:
     with pytest.raises(NotFoundError, match="vm2") as caught:
         Repository(made.base / "vm2")
-    assert "vm1" in caught.value.hint
+    assert "backy list" in caught.value.hint
 
 
 def test_a_damaged_revision_is_told_apart_and_hides_no_other(made: Made) -> None:

@@ -78,7 +78,15 @@ class Machine:
         return {"PATH": str(self.tools), "LC_ALL": "C.UTF-8", "CDPATH": "/tmp:/"}
 
 
-@pytest.fixture(params=["dash", "bash", "busybox"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Bash, which has the same tools as dash, runs each test that tries nothing in many kinds."""
+    if "machine" in metafunc.fixturenames:
+        has_kinds = any(mark.name == "parametrize" for mark in metafunc.definition.iter_markers())
+        shells = ["dash", "busybox"] if has_kinds else ["dash", "bash", "busybox"]
+        metafunc.parametrize("machine", shells, indirect=True)
+
+
+@pytest.fixture
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     machine = Machine(request.param, tmp_path / "tools")
     machine.tools.mkdir()
@@ -530,14 +538,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_every_damaged_block_is_named_and_no_half_restored_file_is_left(
-    machine: Machine, either: Handmade, tmp_path: Path, damage: str
+    machine: Machine, chunked: Handmade, tmp_path: Path, damage: str
 ) -> None:
     for block in (30, 60):
-        DAMAGE[damage](either.chunk(REV, "vda", block))
-    said = machine.refuse(either, tmp_path / "new")
+        DAMAGE[damage](chunked.chunk(REV, "vda", block))
+    said = machine.refuse(chunked, tmp_path / "new")
     lines = [line for line in said.splitlines() if " at byte " in line]
     for line, block in zip(lines, (30, 60), strict=True):
-        chunk = either.chunk(REV, "vda", block).relative_to(either.path)
+        chunk = chunked.chunk(REV, "vda", block).relative_to(chunked.path)
         assert f"block {block} at byte {block * BLOCK}: {chunk} " in line
     assert "FAILED" in said
     assert (tmp_path / "new").read_bytes() == b""
@@ -557,7 +565,7 @@ def test_a_damaged_block_is_noticed_on_a_block_device_too(
     assert "do not use it" in said
 
 
-@pytest.mark.parametrize("damage", ["flipped-bit", "truncated", "empty", "not-compressed"])
+@pytest.mark.parametrize("damage", ["flipped-bit", "empty"])
 def test_a_damaged_block_is_noticed_on_stdout_too(
     machine: Machine, either: Handmade, damage: str
 ) -> None:

@@ -15,6 +15,7 @@ from backy.errors import DamagedError
 from backy.model.revision import Revision
 from backy.stores.chunks import ChunkStore
 from backy.system import files
+from backy.system.files import Cache
 from backy.units import KiB
 from tests.conformance.shelf import Shelf, digests
 from tests.lab.handmade import compressed
@@ -22,6 +23,7 @@ from tests.lab.paged import stored
 from tests.memory_source import BytesImage, changed, sample
 
 BLOCK = 64 * KiB
+PADDING = b"\x50\x2a\x4d\x18"  # the begin of a skippable frame, RFC 8878 section 3.1.2
 DISK = sample(BLOCK) + sample(BLOCK, seed=1) + bytes(BLOCK) + sample(12_345, seed=2)
 
 
@@ -47,6 +49,10 @@ class Bad:
     why: str = ""
 
 
+def flipped(good: bytes, place: int) -> bytes:
+    return good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
+
+
 def lying(_good: bytes) -> bytes:
     """A frame that says 64 KiB and holds a hundred times that; the four bytes are the size."""
     honest = compressed(bytes(100 * BLOCK))
@@ -62,8 +68,8 @@ BAD = {
     "header-only": Bad(lambda good: good[:12], "cut short"),
     "cut-short": Bad(lambda good: good[:-1], "cut short"),
     "torn-at-a-page": Bad(lambda good: good[:4096] + bytes(len(good) - 4096)),
-    "a-byte-flipped": Bad(lambda good: good[:500] + bytes([good[500] ^ 1]) + good[501:]),
-    "checksum-flipped": Bad(lambda good: good[:-1] + bytes([good[-1] ^ 1])),
+    "a-byte-flipped": Bad(lambda good: flipped(good, 500)),
+    "checksum-flipped": Bad(lambda good: flipped(good, good.rindex(PADDING) - 1)),
     "trailing-byte": Bad(lambda good: good + b"\0", "after its end"),
     "trailing-frame": Bad(lambda good: good + compressed(b""), "after its end"),
     "no-frame": Bad(lambda good: b"not zstd" * 100),
@@ -112,6 +118,28 @@ def test_a_chunk_is_one_frame_with_content_size_and_checksum(shelf: Shelf) -> No
         assert path.parent.name == path.name[:2]
 
 
+def test_a_chunk_in_the_page_cache_is_not_read_from_the_medium(shelf: Shelf) -> None:
+    """It is shorter than the buffer, of which the page cache could not have all."""
+    revision = shelf.publish(DISK)
+    shelf.read(revision)  # the index
+    os.sync()
+    assert all(len(frame) < BLOCK for frame in chunks(shelf).values())  # reads through the cache
+    before = bytes_read()
+    with shelf.store.open(revision, "vda", Cache.AVOID) as image:
+        image.readinto(0, memoryview(bytearray(BLOCK)))
+    from_medium = bytes_read()
+    assert shelf.read(revision) == DISK
+    assert bytes_read() == from_medium > before
+
+
+def bytes_read() -> int:
+    """What this process had its kernel read from media: proc_pid_io(5)."""
+    for line in Path("/proc/self/io").read_text().splitlines():
+        if line.startswith("read_bytes: "):
+            return int(line.split()[1])
+    raise AssertionError("the kernel does not count")
+
+
 def test_a_block_that_repeats_is_stored_once(shelf: Shelf) -> None:
     revision = shelf.publish(sample(BLOCK) * 20)
     [path] = chunks(shelf)
@@ -122,7 +150,7 @@ def test_a_block_that_repeats_is_stored_once(shelf: Shelf) -> None:
 def test_zero_blocks_cost_one_small_chunk(shelf: Shelf) -> None:
     with shelf.draft(70_000 * BLOCK) as draft:
         draft.zero(0, 70_000 * BLOCK)
-        assert 0 < draft.stored < 100
+        assert 0 < draft.stored <= files.PAGE
     assert len(chunks(shelf)) == 1
 
 

@@ -16,7 +16,7 @@ from backy.cli.app import Context, app
 from backy.errors import BackyError, StoreError, UsageError
 from backy.operations.site import Site
 from backy.repository.base import NotMountedError, require_base
-from backy.repository.repository import jobs
+from backy.repository.listing import jobs
 from backy.repository.summary import summarize
 
 if TYPE_CHECKING:

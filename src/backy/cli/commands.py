@@ -28,7 +28,14 @@ GROUPS = {
     "Restore": {
         "restore": Entry("restore", "Restore one disk, or all disks of a revision."),
         "boot": Entry("boot", "Start a VM from a revision at once, and copy its disks meanwhile."),
+        "history": Entry(
+            "history",
+            "Show the restores of a job: what, where to, who asked, and how they ended.",
+        ),
         "serve": Entry("serve", "Offer disks of revisions over NBD, for reading."),
+        "mount": Entry(
+            "mount", "Show all revisions as files in a folder, until SIGTERM or fusermount3 -u."
+        ),
         "undo": Entry("undo", "Bring back what the last remove or expire took away."),
     },
     "Care": {

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from backy.cli.output import format_rate
 from backy.cli.progress import Meter
 from backy.errors import DamagedError
 from backy.model.messages import DamageEvent
-from backy.units import counted, format_rate, format_size
+from backy.units import counted, format_size
 
 if TYPE_CHECKING:
     from backy.operations.heal import Damage

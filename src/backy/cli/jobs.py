@@ -9,7 +9,7 @@ from backy.cli.output import answer, table, warn
 from backy.cli.selection import Failed, Names, chosen
 from backy.model.answers import JobsAnswer
 from backy.operations.site import Site
-from backy.repository.repository import jobs
+from backy.repository.listing import jobs
 
 if TYPE_CHECKING:
     from backy.config.settings import Config

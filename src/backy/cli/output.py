@@ -12,7 +12,7 @@ from backy.errors import BackyError, visible
 from backy.model.messages import bug_event, error_event
 from backy.model.revision import Revision
 from backy.system.standard_streams import is_journal
-from backy.units import format_duration, format_rate, format_size
+from backy.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from backy.model.answers import Message
@@ -138,3 +138,8 @@ def summary(revision: Revision, seconds: float) -> str:
         f"read {format_size(read)}, changed {format_size(changed)}, stored {format_size(stored)} "
         f"(ratio {ratio}), {pages}{seconds:.1f} s, {format_rate(read, seconds)}"
     )
+
+
+def format_rate(size: float, seconds: float) -> str:
+    """The rate of `size` bytes in `seconds`, as text: "812.0 MiB/s"."""
+    return f"{format_size(size / max(seconds, 1e-3))}/s"

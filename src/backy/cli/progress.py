@@ -10,13 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from backy.cli.output import print_json
+from backy.cli.output import format_rate, print_json, warn
 from backy.errors import visible
+from backy.image.progress import Silence
 from backy.model.messages import DamageEvent, NoteEvent, ProgressEvent, WarningEvent
-from backy.units import format_duration, format_rate, format_size
+from backy.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+class Warnings(Silence):
+    """A Watcher for commands that run until a signal: what it hears is a line on stderr."""
+
+    def warn(self, text: str) -> None:
+        """See Watcher."""
+        warn(text)
+
+    note = warn
 
 
 _Told = WarningEvent | NoteEvent | DamageEvent
@@ -35,8 +46,8 @@ class Meter(ABC):
         self._done = 0
 
     def begin(self, total: int) -> None:
-        """Set the number of bytes to process."""
-        self._total = total
+        """Add to the number of bytes to process."""
+        self._total += total
 
     def advance(self, length: int) -> None:
         """Add `length` processed bytes."""

@@ -14,7 +14,7 @@ from backy.cli.program import CommandGroup
 from backy.errors import UsageError, visible
 from backy.model.answers import ReportsDeleteAnswer
 from backy.model.messages import OccurrenceRecord, ReportRecord, time_text
-from backy.repository import quarantine
+from backy.repository import quarantine_reports
 from backy.repository.repository import Repository
 from backy.units import listed
 
@@ -61,7 +61,7 @@ def list_reports(context: Context, job: OneJob = None, as_json: AsJson = False) 
     listing, rows = Listing("reports"), list[tuple[object, ...]]()
 
     def show(repository: Repository) -> None:
-        for report in quarantine.reports(repository):
+        for report in quarantine_reports.reports(repository):
             if as_json:
                 listing.add(_record(repository, report))
             else:
@@ -99,7 +99,7 @@ def _record(repository: Repository, report: Report) -> ReportRecord:
             for place in report.occurrences
         ],
         healed=report.healed,
-        files=[str(path) for path in quarantine.files(repository, report)],
+        files=[str(path) for path in quarantine_reports.files(repository, report)],
     )
 
 
@@ -107,7 +107,7 @@ def _record(repository: Repository, report: Report) -> ReportRecord:
 def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = False) -> None:
     """Show one report: when and where damage was found."""
     repository = context.obj.repository(job)
-    report = quarantine.find(repository, report_id)
+    report = quarantine_reports.find(repository, report_id)
     rows = [
         ("found", f"{report.time:%Y-%m-%d %H:%M:%S} UTC by {report.verb}"),
         ("what", report.reason),
@@ -117,7 +117,7 @@ def show(context: Context, job: Job, report_id: ReportId, as_json: AsJson = Fals
     for place in report.occurrences:
         end = place.start + place.length
         rows.append(("affects", f"{place.revision} {place.disk} bytes {place.start} to {end}"))
-    rows += [("kept", str(path)) for path in quarantine.files(repository, report)]
+    rows += [("kept", str(path)) for path in quarantine_reports.files(repository, report)]
     answer(as_json, _record(repository, report), table(("report", report.id), rows))
 
 
@@ -132,10 +132,12 @@ def delete(
     if not ids and not healed:
         raise UsageError(f"{job}: no report was named", f"backy reports {job} lists them.")
     repository = context.obj.repository(job)
-    unwanted = [quarantine.find(repository, report_id).id for report_id in ids or []]
+    unwanted = [quarantine_reports.find(repository, report_id).id for report_id in ids or []]
     if healed:
-        unwanted += [report.id for report in quarantine.reports(repository) if report.healed]
+        unwanted += [
+            report.id for report in quarantine_reports.reports(repository) if report.healed
+        ]
     unwanted = list(dict.fromkeys(unwanted))
-    quarantine.delete(repository, unwanted)
+    quarantine_reports.delete(repository, unwanted)
     text = f"{job}: deleted {listed(unwanted, 'report') or 'nothing'}"
     answer(as_json, ReportsDeleteAnswer(job=job, deleted=unwanted), text)

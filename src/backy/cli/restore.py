@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from backy.cli import values
-from backy.cli.app import AsJson, Context, Job, OneDisk, Spec, app
-from backy.cli.output import print_json, print_lines, warn
+from backy.cli.app import AsJson, Context, Job, Spec, app
+from backy.cli.output import format_rate, print_json, print_lines, warn
 from backy.cli.progress import meter
 from backy.errors import DamagedError, UsageError
 from backy.model.messages import RestoreFinished
-from backy.units import counted, format_rate, format_size
+from backy.units import counted, format_duration, format_size
 
 if TYPE_CHECKING:
     from backy.operations.restore import RestoredDisk, RestoreResult
 
 
 _TARGET = "A file, a block device, a folder, or - for standard output."
-Target = Annotated[str, Argument(parser=values.target, metavar="TARGET", help=_TARGET)]
+Target = Annotated[str | None, Argument(parser=values.target, metavar="TARGET", help=_TARGET)]
+_DISKS = "Which disk; or a target for each: --disk vda=TARGET --disk vdb=TARGET."
+Disks = Annotated[list[str] | None, Option("--disk", metavar="NAME[=TARGET]", help=_DISKS)]
 OverSource = Annotated[bool, Option("--over-source", help="Allow the source itself as the target.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Allow a file that exists.")]
+_WHOLE = "Write all data, also what the target has already."
+Whole = Annotated[bool, Option("--whole", help=_WHOLE)]
+_VERIFY = "Then read the target from its medium, and compare it with the index."
+Verify = Annotated[bool, Option("--verify", help=_VERIFY)]
+_RATE = "Read at most this much in a second."
+Rate = Annotated[int | None, Option(parser=values.rate, metavar="SIZE", help=_RATE)]
+_DRY = "Only say what would be written where; reads what is there, unless --whole."
+DryRun = Annotated[bool, Option("--dry-run", help=_DRY)]
 KeepGoing = Annotated[
     bool, Option("--keep-going", help="Write zeroes for lost ranges, and list them.")
 ]
@@ -33,12 +43,16 @@ KeepGoing = Annotated[
 def restore(
     context: Context,
     job: Job,
-    target: Target,
+    target: Target = None,
     spec: Spec = "latest",
-    disk: OneDisk = None,
+    disks: Disks = None,
     overwrite: Overwrite = False,
     over_source: OverSource = False,
     keep_going: KeepGoing = False,
+    whole: Whole = False,
+    verify: Verify = False,
+    rate: Rate = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Restore one disk, or all disks of a revision.
@@ -46,51 +60,106 @@ def restore(
     A file, a block device or standard output gets one disk; a folder gets all disks, and the files
     that were saved beside them. The hash of every block is checked. Zeroes become holes. A damaged
     block is taken from another revision or from the source, if it still has the right hash there.
+    Where the target has the right bytes already, nothing is read from the repository, and nothing
+    written. So a restore that was interrupted continues if it is run again.
     """
+    from backy.operations.differential import Differential
+    from backy.operations.recorded_restore import restore_recorded
     from backy.operations.restore import RestoreOptions, restore_job
+    from backy.operations.verify_target import count_differences, verify_target
     from backy.targets import STREAM
 
-    if as_json and target == STREAM:
-        raise UsageError(
-            "--json and the disk cannot both go to standard output", "Leave out --json."
-        )
-    options = RestoreOptions(spec, disk, over_source, keep_going, overwrite)
+    wanted, disk = _wanted(target or "", disks or [])
+    words = [wanted] if isinstance(wanted, str) else list(wanted.values())
+    if as_json and STREAM in words and not dry_run:
+        why = "--json and the disk cannot both go to standard output"
+        raise UsageError(why, "Leave out --json.")
+    options = RestoreOptions(
+        spec,
+        disk,
+        over_source,
+        keep_going,
+        overwrite,
+        differ=None if whole else Differential,
+        verify=verify_target if verify and not dry_run else None,
+        rate=rate,
+        dry_run=count_differences if dry_run else None,
+    )
     done: list[RestoredDisk] = []
+    pace = _known_rate(context, job, rate) if dry_run else 0.0
+    run = restore_job if dry_run else restore_recorded
     with ExitStack() as stack:
         # It is printed after the progress bar is gone, even after an error.
-        stack.callback(_print_restored, job, done)
+        stack.callback(_print_planned if dry_run else _print_restored, job, done, pace)
         shown = stack.enter_context(meter(job, as_json=as_json))
-        tell = partial(_print_record, job) if as_json else done.append
-        result = restore_job(context.obj, job, target, options, watcher=shown, on_disk=tell)
+        tell = partial(_print_record, job, dry_run, pace) if as_json else done.append
+        result = run(context.obj, job, wanted, options, watcher=shown, on_disk=tell)
     for path in result.files:
         warn(f"{job}: {result.revision.id}: {path.name} restored to {path}")
-    _raise_lost(job, target, result)
+    _raise_lost(job, ", ".join(words), result)
 
 
-def _print_record(job: str, done: RestoredDisk) -> None:
+def _wanted(target: str, disks: list[str]) -> tuple[str | dict[str, str], str | None]:
+    """The target, or that of each disk by its name; and the name of the only disk, if one is."""
+    if target and len(disks) <= 1 and not any("=" in each for each in disks):
+        return target, disks[0] if disks else None
+    mapped = {name: word for name, _, word in (each.partition("=") for each in disks)}
+    if target or not mapped or len(mapped) < len(disks) or not all(mapped.values()):
+        hint = "Write: backy restore JOB TARGET, or backy restore JOB --disk vda=TARGET …"
+        raise UsageError("a restore needs one target, or one for each disk", hint)
+    return mapped, None
+
+
+def _known_rate(context: Context, job: str, limit: int | None) -> float:
+    """The bytes of data a second that a restore of a job will take; 0 if nobody knows."""
+    from backy.repository.restores import rate_of, read_restores
+
+    with suppress(DamagedError):
+        known = rate_of(read_restores(context.obj.repository(job).root))
+        return min(known, limit or known)
+    return 0.0
+
+
+def _print_record(job: str, dry_run: bool, pace: float, done: RestoredDisk) -> None:
+    about = done.read / pace if pace else None
     finished = RestoreFinished(
         event="finished",
         job=job,
+        dry_run=dry_run,
         revision=done.revision,
         disk=done.disk,
         target=done.target,
         size=done.size,
         read=done.read,
-        seconds=done.seconds,
+        written=done.written,
+        seconds=about if dry_run else done.seconds,
         lost=done.lost,
         healed=done.healed,
     )
     print_json(finished)
 
 
-def _print_restored(job: str, disks: list[RestoredDisk]) -> None:
+def _print_planned(job: str, disks: list[RestoredDisk], pace: float) -> None:
+    for done in disks:
+        about = f"about {format_duration(done.read / pace)}" if pace else "nobody knows how long"
+        text = (
+            f"{job}: {done.revision}: {done.disk} would go to {done.target}: "
+            f"{format_size(done.size)}, of which {format_size(done.read)} are data; "
+            f"{format_size(done.written)} would be written, {about}"
+        )
+        print_lines([text])
+
+
+def _print_restored(job: str, disks: list[RestoredDisk], _: float) -> None:
     from backy.targets import STREAM
 
     for done in disks:
+        is_partial = done.written != done.read
+        differed = f" and {format_size(done.written)} differed" if is_partial else ""
         text = (
             f"{job}: {done.revision}: {done.disk} restored to {done.target}: "
-            f"{format_size(done.size)}, of which {format_size(done.read)} are data, "
-            f"{done.seconds:.1f} s, {format_rate(done.read, done.seconds)}"
+            f"{format_size(done.size)}, of which {format_size(done.read)} are data"
+            f"{differed}, {done.seconds:.1f} s, {format_rate(done.read, done.seconds)}"
         )
         if done.target == STREAM:
             warn(text)

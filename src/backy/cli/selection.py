@@ -23,7 +23,7 @@ Failed = Annotated[bool, Option("--failed", help=_FAILED)]
 def overviews(site: Site) -> Iterator[JobOverview]:
     """Each configured job, or each repository if there is no configuration, as the disk has it."""
     from backy.monitoring.overview import overview
-    from backy.repository.repository import jobs
+    from backy.repository.listing import jobs
     from backy.repository.summary import summarize
 
     config = site.loaded.config if site.path else None

@@ -12,7 +12,8 @@ from typer import Argument, Option
 
 from backy.cli import values
 from backy.cli.app import AsJson, Context, app
-from backy.cli.output import answer, warn
+from backy.cli.output import answer
+from backy.cli.progress import Warnings
 from backy.errors import UsageError
 from backy.model.answers import ServeAnswer
 
@@ -58,7 +59,9 @@ def serve(
 
     is_encrypted = tls_certificates is not None
     with _listener(socket, socket_group, listen, is_encrypted=is_encrypted) as listener:
-        serve_jobs(context.obj, jobs, listener, tls_certificates, on_ready=listening, warn=warn)
+        serve_jobs(
+            context.obj, jobs, listener, tls_certificates, on_ready=listening, watcher=Warnings()
+        )
 
 
 def _listener(

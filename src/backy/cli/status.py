@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from backy.cli.app import AsJson, Context, app
-from backy.cli.output import answer, table
+from backy.cli.output import answer, format_rate, table
 from backy.cli.selection import Failed, Names, overviews
 from backy.errors import CancelledError, visible
 from backy.operations.site import Site
 from backy.system import signals
-from backy.units import counted, format_duration, format_rate, format_size
+from backy.units import counted, format_duration, format_size
 
 if TYPE_CHECKING:
     from backy.model.answers import JobOverview, PoolUse, StatusAnswer

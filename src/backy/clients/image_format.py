@@ -8,7 +8,7 @@ Otherwise a guest could write a qcow2 header with /etc/shadow as its backing fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -56,15 +56,26 @@ def open_image_file(wanted: ImageFile, timeout_seconds: float) -> Iterator[NbdIm
     Opening takes `timeout_seconds` at most. Raises SourceError where a VM or a program has it open
     for writing, where it names other files and may not, and where it cannot be read.
     """
+    name, arguments = str(wanted.path), image_arguments(wanted, unshared=("write", "resize"))
+    with serve(arguments, name, timeout_seconds=timeout_seconds) as image:
+        if image.size > LARGEST:
+            raise SourceError(f"{name} has a disk of {format_size(image.size)}", SIZE_HINT)
+        yield image
+
+
+def image_arguments(wanted: ImageFile, *, unshared: Sequence[str] = ()) -> list[str]:
+    """The arguments with which qemu-nbd exports an image.
+
+    What is `unshared` nobody else may do to a raw image: by default QEMU lets others write to one
+    that it reads. Raises SourceError where the image names other files and may not.
+    """
     name, is_device = str(wanted.path), _check_header(wanted)
     node: dict[str, Any] = {
         "driver": "host_device" if is_device else "file",
         "filename": name,
         "locking": "on",
     }
-    if wanted.format == "raw":
-        # By default QEMU lets others write to an image that it reads as raw.
-        unshared = ["write", "resize"]
+    if wanted.format == "raw" and unshared:
         node = {"driver": "blkdebug", "unshare-child-perms": unshared, "image": node}
     node = {"driver": wanted.format, "file": node} | ({} if wanted.backing else {"backing": None})
     objects: list[str] = []
@@ -72,11 +83,7 @@ def open_image_file(wanted: ImageFile, timeout_seconds: float) -> Iterator[NbdIm
         objects = ["--object", "secret,id=key,file=" + str(wanted.key_file).replace(",", ",,")]
         key = {"key-secret": "key"}
         node |= {"encrypt": {"format": "luks", **key}} if wanted.format == "qcow2" else key
-    arguments = (*objects, f"json:{json.dumps(node)}")
-    with serve(arguments, name, timeout_seconds=timeout_seconds) as image:
-        if image.size > LARGEST:
-            raise SourceError(f"{name} has a disk of {format_size(image.size)}", SIZE_HINT)
-        yield image
+    return [*objects, f"json:{json.dumps(node)}"]
 
 
 def _check_header(wanted: ImageFile) -> bool:

@@ -1,4 +1,4 @@
-"""Read whatever QEMU can open, through a qemu-nbd of our own."""
+"""Read and write whatever QEMU can open, through a qemu-nbd of our own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from backy.errors import SourceError, translated
 from backy.nbd.remote_image import NbdImage, open_image
-from backy.nbd.uri import parse_uri
+from backy.nbd.uri import Address, parse_uri
 from backy.system import folders, signals
 from backy.system.serving import serving
 
@@ -23,7 +23,7 @@ _LOCK_HINT = "Shut the VM down, or back it up while it runs with type: qemu or t
 # stacks of threads that it never touches.
 _COMMAND = (
     *("prlimit", "--data=2147483648", "--core=0"),
-    *("qemu-nbd", "--read-only", "--persistent", "--shared=16"),
+    *("qemu-nbd", "--persistent", "--shared=16"),
 )
 _LONGEST_REASON = 500  # characters of what qemu-nbd printed
 
@@ -32,11 +32,28 @@ _LONGEST_REASON = 500  # characters of what qemu-nbd printed
 def serve(
     arguments: Sequence[str], title: str, *, bitmap: str | None = None, timeout_seconds: float = 60
 ) -> Iterator[NbdImage]:
-    """Start a qemu-nbd with `arguments`, and give its export as an Image.
+    """The content of what a qemu-nbd with `arguments` exports, read-only, as an Image.
 
-    `arguments` end with the file to export; errors call it `title`. With `bitmap` the export has
-    the persistent bitmap of that name, which must exist. Opening takes `timeout_seconds` at most.
-    The program ends with the body, and dies with us if we are killed.
+    With `bitmap` the export has the persistent bitmap of that name, which must exist. See
+    `run_server` for the rest.
+    """
+    options = ["--read-only", *([f"--bitmap={bitmap}"] if bitmap else [])]
+    server = run_server([*options, *arguments], title, timeout_seconds=timeout_seconds)
+    with (
+        server as address,
+        open_image(address, bitmap=bitmap, timeout_seconds=timeout_seconds) as image,
+    ):
+        yield image
+
+
+@contextmanager
+def run_server(
+    arguments: Sequence[str], title: str, *, timeout_seconds: float
+) -> Iterator[Address]:
+    """Start a qemu-nbd with `arguments`, and give the address of its export.
+
+    `arguments` end with the file to export; errors call it `title`. Opening it takes
+    `timeout_seconds` at most. The program ends with the body, and dies with us if we are killed.
 
     It bypasses the page cache (2 GiB took 2.9 s instead of 5.6 s, and left nothing in the cache)
     except on file systems without O_DIRECT.
@@ -49,7 +66,6 @@ def serve(
             folder = Path(os.environ.get("TMPDIR", "/tmp"), f"backy-{secrets.token_hex(8)}")  # noqa: S108 - nobody guesses it
             socket, ready = folder / "socket", folder / "ready"
             options = [f"--socket={socket}", f"--pid-file={ready}", f"--cache={cache}"]
-            options += [f"--bitmap={bitmap}"] if bitmap else []
             with translated(SourceError, f"{title}: starting qemu-nbd"):
                 folders.make_folder(folder)
                 stack.callback(folders.remove_tree, folder)
@@ -60,9 +76,7 @@ def serve(
                     break
             if is_ready:
                 address = parse_uri(f"nbd+unix:///?socket={quote(str(socket))}")
-                named = replace(address, text=title)
-                opened = open_image(named, bitmap=bitmap, timeout_seconds=timeout_seconds)
-                yield stack.enter_context(opened)
+                yield replace(address, text=title)
                 return
         output = program.said() or f"it took longer than {timeout_seconds} s"
         if cache == "writeback" or "O_DIRECT" not in output:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -42,6 +42,14 @@ class _Mirroring(BaseModel):
 class _Parent(BaseModel):
     id: str = ""
     snapshot: str = ""
+
+
+class _Watcher(BaseModel):
+    address: str = Field(max_length=200)
+
+
+class _Status(BaseModel):
+    watchers: list[_Watcher] = []
 
 
 class _Info(BaseModel):
@@ -105,6 +113,37 @@ class Rbd:
             raise SourceError(f"{image} is a mirror, and not primary", _MIRROR_HINT)
         return ImageState(info.id, info.parent)
 
+    def exists(self, image: str) -> bool:
+        """Whether there is an image of this name; see `state_of` for images that are refused."""
+        try:
+            self.state_of(image)
+        except SourceError as error:
+            if _NOT_FOUND.search(error.message):
+                return False
+            raise
+        return True
+
+    def watchers(self, image: str) -> list[str]:
+        """The addresses of those who have an image open."""
+        status = self._json(_Status.model_validate_json, ["status"], image)
+        return [watcher.address for watcher in status.watchers]
+
+    def create(self, image: str, size: int, options: Mapping[str, str]) -> None:
+        """Make an image of `size` bytes, with options of `rbd create` such as data-pool."""
+        named = [f"--{key}={value}" for key, value in options.items()]
+        self._call(["create"], image, f"--size={size}B", *named)
+
+    def name_anew(self, image: str, name: str) -> None:
+        """Give an image another name in the same pool and namespace."""
+        place = {f"dest-{key}": value for key, value in _place(image).items()}
+        del place["dest-image"]
+        names = [f"--{key}={value}" for key, value in place.items()]
+        self._call(["rename"], image, *names, f"--dest={name}")
+
+    def remove(self, image: str) -> None:
+        """Delete an image and all that it holds."""
+        self._call(["rm"], image, "--no-progress")
+
     def snapshots(self, image: str) -> dict[str, ListedSnapshot]:
         """The snapshots of an image by name; none where there is no such image."""
         parse = TypeAdapter(list[ListedSnapshot]).validate_json
@@ -152,15 +191,10 @@ class Rbd:
     @contextmanager
     def serve(self, snapshot: str) -> Iterator[NbdImage]:
         """The content of a snapshot, through a qemu-nbd of our own."""
-        image, _, name = snapshot.partition("@")
-        node = {"driver": "rbd", **_place(image), "snapshot": name}
-        node |= {"user" if key == "id" else key: value for key, value in self._access.items()}
+        image, _, _ = snapshot.partition("@")
         with ExitStack() as stack:
             try:
-                # With the driver named, QEMU does not guess a format from what a guest wrote.
-                opening = serve(
-                    [f"json:{json.dumps(node)}"], snapshot, timeout_seconds=self._timeout
-                )
+                opening = serve([self.node(snapshot)], snapshot, timeout_seconds=self._timeout)
                 content = stack.enter_context(opening)
             except SourceError as error:
                 is_absent = "No such file" in error.message
@@ -169,6 +203,13 @@ class Rbd:
                     raise SourceError(why, _MAP_HINT.format(shlex.quote(image))) from error
                 raise
             yield content
+
+    def node(self, spec: str) -> str:
+        """An image or a snapshot as an argument of qemu-nbd, which guesses no format from it."""
+        image, _, snapshot = spec.partition("@")
+        node = {"driver": "rbd", **_place(image), **({"snapshot": snapshot} if snapshot else {})}
+        node |= {"user" if key == "id" else key: value for key, value in self._access.items()}
+        return f"json:{json.dumps(node)}"
 
     def _info(self, spec: str) -> _Info:
         return self._json(_Info.model_validate_json, ["info"], spec)

@@ -11,7 +11,8 @@ from backy.config.settings import Job, Schedule
 from backy.daemon.planner import Observation
 from backy.daemon.tasks import VERBS, Situation, Verb
 from backy.errors import BackyError, NotFoundError
-from backy.model.revision import Revision, dated_by
+from backy.model.revision import Revision
+from backy.policy.retention import dated_by
 from backy.policy.schedule import last_by_tag
 from backy.repository import trash
 from backy.repository.repository import Repository

@@ -13,7 +13,7 @@ from backy.daemon.child import CANCEL_SECONDS, LONGEST_TEXT, ChildCommand, Event
 from backy.daemon.state import DaemonState
 from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
-from backy.repository import status
+from backy.repository import backup_status, status
 from backy.repository.base import require_base
 from backy.system.async_process import Priority
 from backy.units import format_duration
@@ -102,7 +102,7 @@ class TaskRunner:
                 why = f"the {task.verb} was ended by signal {-code}"
             log.error("failed", code=code, error=why, said=child.last_lines)
             if verb.is_counted and why != child.error:
-                change = partial(status.failed, error=why, now=datetime.now(UTC))
+                change = partial(backup_status.failed, error=why, now=datetime.now(UTC))
                 require_base(self.state.setup.base)
                 status.update(self.state.setup.base / task.job, change)
 

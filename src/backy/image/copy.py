@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from backy.image.image import Draft, Image
 from backy.image.progress import SILENCE, Watcher
-from backy.image.workers import in_parallel
+from backy.image.workers import in_order, in_parallel
 from backy.model.extent import Extent, Kind, align, chop
 from backy.system import signals
 from backy.units import MiB
@@ -29,10 +29,9 @@ def copy(
 ) -> int:
     """Write to `draft` what `image` does not report as SAME; return how many bytes were read.
 
-    Each worker thread reads and writes one block at a time, or 1 MiB if blocks are smaller. By
-    default there are two more workers than processors, at most 8, so that reading, hashing and
-    writing overlap. Their buffers together take at most 32 MiB, or one block. With one worker
-    everything happens in ascending order.
+    Each thread reads and writes one block at a time, or 1 MiB if blocks are smaller, so that
+    reading, hashing and writing overlap; see `in_parallel` for how many there are. With one worker
+    everything is written in ascending order, by this thread; others read ahead.
 
     Raises what `image` and `draft` raise. The draft is useless then; start with a new one.
     """
@@ -41,13 +40,16 @@ def copy(
     lock = threading.Lock()
     read = 0
 
-    def take(extent: Extent, buffer: memoryview) -> None:
+    def fetch(extent: Extent, buffer: memoryview) -> None:
+        if extent.kind is Kind.DATA:
+            image.readinto(extent.start, buffer[: extent.length])
+
+    def store(extent: Extent, buffer: memoryview) -> None:
         nonlocal read
         if extent.kind is Kind.ZERO:
             draft.zero(extent.start, extent.length)
         elif extent.kind is Kind.DATA:
             data = buffer[: extent.length]
-            image.readinto(extent.start, data)
             for start in range(0, extent.length, block):
                 piece = data[start : start + block]
                 if is_zero(piece):
@@ -58,6 +60,19 @@ def copy(
                 read += extent.length
         watcher.advance(extent.length)
 
-    extents = align(signals.obeying(image.extents()), block, image.size)
-    in_parallel(chop(extents, step), take, step, workers)
+    def take(extent: Extent, buffer: memoryview) -> None:
+        fetch(extent, buffer)
+        store(extent, buffer)
+
+    steps = chop(align(signals.obeying(image.extents()), block, image.size), step)
+    if workers == 1:
+        in_order(steps, fetch, store, step)
+    else:
+        in_parallel(steps, take, step, workers)
     return read
+
+
+def data_of(image: Image, block_size: int) -> int:
+    """How many bytes `copy` reads of an image for a draft of this block size."""
+    extents = align(image.extents(), block_size, image.size)
+    return sum(extent.length for extent in extents if extent.kind is Kind.DATA)

@@ -33,6 +33,13 @@ class Image(Protocol):
         """
 
 
+def read_bytes(image: Image, start: int, length: int) -> memoryview:
+    """The bytes of a range; raises as `readinto` does."""
+    content = memoryview(bytearray(length))
+    image.readinto(start, content)
+    return content
+
+
 class Draft(Protocol):
     """One disk for writing. It starts as its parent, so only changes need to be written."""
 

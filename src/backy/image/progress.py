@@ -9,7 +9,7 @@ class Watcher(Protocol):
     """Hears how far an operation is. `advance` is called often, from any thread: be quick."""
 
     def begin(self, total: int) -> None:
-        """The operation starts; it has `total` bytes of disks to deal with."""
+        """There are `total` more bytes of disks to deal with."""
 
     def advance(self, length: int) -> None:
         """`length` more bytes are dealt with: read, or skipped."""

@@ -117,6 +117,40 @@ class FindAnswer(JobAnswer):
     path: Path
 
 
+class KeptRestore(TypedDict):
+    """One restore.
+
+    id: Its name: the time in UTC and four random characters.
+    time: When it began, in UTC and whole seconds.
+    revision: The revision.
+    targets: The disks and where to, as it was named; for people.
+    asked_by: The user and the host; for people.
+    data: How much data its finished disks have, in bytes.
+    written: How much of that the targets did not have, in bytes.
+    seconds: How long it took, in seconds.
+    result: done; unfinished while it runs, or if it was killed; else why it failed, for people.
+    """
+
+    id: RevisionId
+    time: Time
+    revision: RevisionId
+    targets: str
+    asked_by: str
+    data: Bytes
+    written: Bytes
+    seconds: Seconds
+    result: str
+
+
+class HistoryAnswer(JobAnswer):
+    """The last restores of a job.
+
+    restores: The restores, oldest first.
+    """
+
+    restores: Annotated[Sequence[KeptRestore], ("maxItems", 100)]
+
+
 class TagAnswer(JobAnswer):
     """The revisions as they are now.
 
@@ -450,6 +484,7 @@ if TYPE_CHECKING:
         | TagAnswer
         | InitAnswer
         | RemoveAnswer
+        | HistoryAnswer
         | UndoAnswer
         | PurgeAnswer
         | EraseAnswer

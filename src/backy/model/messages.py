@@ -30,6 +30,7 @@ Time = Annotated[
     ("format", "date-time"),
     ("pattern", "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
 ]
+ImageFormat = Annotated[str, ("pattern", "^[A-Za-z0-9_.-]{0,64}$")]
 Hash = Annotated[str, ("pattern", "^[0-9a-f]{64}$")]
 Bytes = Annotated[int, ("minimum", 0)]
 Count = Annotated[int, ("minimum", 0)]
@@ -67,6 +68,8 @@ class DiskRecord(TypedDict):
     read_back: How much was read from the medium again before it was published, in bytes.
     looked_up: How many blocks were looked up by the names of their chunks then.
     pages: How much the backup wrote for the index and its pages, in bytes.
+    image_format: The format of the image that the disk was kept in, such as qcow2, as QEMU calls
+      it; empty if the source does not know.
     """
 
     size: Length
@@ -80,6 +83,7 @@ class DiskRecord(TypedDict):
     read_back: Bytes
     looked_up: Count
     pages: Bytes
+    image_format: ImageFormat
 
 
 class RevisionRecord(TypedDict):
@@ -259,21 +263,26 @@ class BackupFinished(Finished):
 class RestoreFinished(Finished):
     """The disk is restored. An error follows on standard error if some of it is lost.
 
+    dry_run: Whether nothing was written.
     revision: The revision that was restored.
     target: The file or block device, as it was named.
     size: The size of the disk, in bytes.
     read: How much of it is data, in bytes.
-    seconds: How long it took, in seconds.
+    written: How much the target did not have, in bytes.
+    seconds: How long it took, in seconds; in a dry run about how long it would take, at the rate of
+      the job's last restores, or null.
     lost: The ranges that could not be restored; the target has zeroes there.
     healed: The ranges that were damaged and came from elsewhere; the target has the right bytes.
     """
 
+    dry_run: bool
     revision: RevisionId
     disk: DiskName
     target: Text
     size: Bytes
     read: Bytes
-    seconds: Seconds
+    written: Bytes
+    seconds: Seconds | None
     lost: Ranges
     healed: Ranges
 

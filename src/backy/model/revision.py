@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import ClassVar
 
-from backy.errors import ConfigError, NotFoundError
+from backy.errors import NotFoundError
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{4}")
 ID_TIME = "%Y%m%dT%H%M%SZ"
@@ -55,6 +55,9 @@ class Disk:
     published, and had their hash. `looked_up`: blocks whose chunks were looked up by name then.
 
     `pages`: bytes written for the index and its pages, all copies together.
+
+    `image_format` is that of the image that the disk was kept in, such as qcow2, as QEMU calls it;
+    "" where the source does not know.
     """
 
     size: int
@@ -68,6 +71,7 @@ class Disk:
     read_back: int = 0
     looked_up: int = 0
     pages: int = 0
+    image_format: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +123,9 @@ def is_ahead(time: datetime, now: datetime) -> bool:
     return time - now > _TOLERANCE
 
 
-def dated_by(revisions: Iterable[Revision], now: datetime) -> list[Revision]:
-    """Those of `revisions` that are not ahead of `now`, in their order."""
-    return [revision for revision in revisions if not is_ahead(revision.time, now)]
-
-
 def whole_seconds(now: datetime) -> datetime:
     """A time as it is stored: in UTC, in whole seconds."""
     return now.astimezone(UTC).replace(microsecond=0)
-
-
-def time_for(now: datetime, newest: datetime | None) -> datetime:
-    """The time in a new id: `now` in whole seconds, or a second after `newest` if later.
-
-    So ids sort in the order of the backups for `ls`, restore.sh and the history, even if two
-    backups end in the same second or the clock was set back.
-    """
-    time = whole_seconds(now)
-    if not newest:
-        return time
-    try:
-        return max(time, newest + timedelta(seconds=1))
-    except OverflowError:
-        why = "a revision has the latest possible time, so no other can follow it"
-        raise ConfigError(why, "Move it out of the repository.") from None
 
 
 def id_for(time: datetime, suffix: str) -> str:

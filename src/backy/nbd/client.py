@@ -6,6 +6,7 @@ import struct
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
+from backy.errors import CancelledError
 from backy.nbd import wire as nbd
 from backy.nbd.handshake import shake_hands
 from backy.nbd.uri import Address
@@ -35,7 +36,7 @@ class Connection:
 
     def close(self) -> None:
         """Send a disconnect request, which has no answer, and close the socket."""
-        with suppress(OSError):
+        with suppress(OSError, CancelledError):
             self._ask(nbd.DISCONNECT, 0, 0)
         self._wire.close()
 
@@ -87,10 +88,39 @@ class Connection:
             raise ViolationError("the block status of a context is missing")
         return covered, descriptions
 
-    def _ask(self, command: int, offset: int, length: int) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data`, which is not empty and fits the block sizes of the export.
+
+        Like all that changes an export, it is durable after a `flush`, of any connection if the
+        server promises that all see the same.
+        """
+        self._do(nbd.WRITE, offset, len(data), data)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make a range read as zeroes; the server may make a hole."""
+        self._do(nbd.WRITE_ZEROES, offset, length)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Say that a range is not needed. It may read as anything then; `status` says what."""
+        self._do(nbd.TRIM, offset, length)
+
+    def flush(self) -> None:
+        """Have the server make durable what was written."""
+        self._do(nbd.FLUSH, 0, 0)
+
+    def _do(self, command: int, offset: int, length: int, data: bytes | memoryview = b"") -> None:
+        self._ask(command, offset, length, data)
+        for kind, size in self._answer():
+            if kind != _SIMPLE:
+                raise ViolationError(
+                    f"the answer to command {command} has a chunk of type {kind} and {size} bytes"
+                )
+
+    def _ask(self, command: int, offset: int, length: int, data: bytes | memoryview = b"") -> None:
         self._wire.begin()
         self._cookie += 1
-        self._wire.send(">IHHQQI", nbd.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+        numbers = (nbd.REQUEST_MAGIC, 0, command, self._cookie, offset, length)
+        self._wire.send(">IHHQQI", *numbers, data=data)
 
     def _answer(self) -> Iterator[tuple[int, int]]:
         """Give the type and the length of each chunk with data, which the caller receives.

@@ -26,8 +26,8 @@ _REFUSALS = {1: "not supported", 2: "forbidden", 5: "TLS is required", 6: "no su
 class Export:
     """An export as the server describes it. Sizes are bytes.
 
-    Reads start and end at multiples of `minimum` and have at most `maximum` bytes. `contexts` has
-    the names of the contexts whose block status the server gives, by their numbers.
+    Requests start and end at multiples of `minimum` and have at most `maximum` bytes. `contexts`
+    has the names of the contexts whose block status the server gives, by their numbers.
     """
 
     size: int = -1

@@ -19,7 +19,6 @@ _IN_FLIGHT = 16  # requests of a client for which blocks are read at once
 _MOST_EXTENTS = 8192  # in a block status; the client asks again for the rest
 _LONGEST_TEXT = 1000  # bytes of an error
 _WRITES = {nbd.WRITE, nbd.TRIM, nbd.WRITE_ZEROES}
-_IS_ZERO = nbd.STATE_HOLE | nbd.STATE_ZERO
 
 
 class _RequestError(Exception):

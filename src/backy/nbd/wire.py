@@ -19,7 +19,9 @@ from backy.system import signals
 NBD_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
 REQUEST_MAGIC, SIMPLE_MAGIC, CHUNK_MAGIC = 0x25609513, 0x67446698, 0x668E33EF
 FIXED_NEWSTYLE, NO_ZEROES = 1, 2  # flags of the server
-HAS_FLAGS, IS_READ_ONLY, CAN_SEND_DF, CAN_MULTI_CONN = 1, 2, 1 << 7, 1 << 8  # flags of the export
+# Flags of an export.
+HAS_FLAGS, IS_READ_ONLY, SEND_FLUSH, SEND_TRIM, SEND_WRITE_ZEROES = 1, 2, 1 << 2, 1 << 5, 1 << 6
+CAN_SEND_DF, CAN_MULTI_CONN = 1 << 7, 1 << 8
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO_ONLY, GO, STRUCTURED_REPLY = 1, 2, 3, 5, 6, 7, 8  # options
 LIST_META_CONTEXT, SET_META_CONTEXT = 9, 10
 ACK, SERVER, INFO, META_CONTEXT, IS_REFUSED = 1, 2, 3, 4, 1 << 31  # types of replies to options
@@ -27,7 +29,7 @@ UNSUPPORTED, POLICY, INVALID, TLS_REQUIRED, UNKNOWN_EXPORT = (
     IS_REFUSED + n for n in (1, 2, 3, 5, 6)
 )
 INFO_EXPORT, INFO_BLOCK_SIZE = 0, 3
-READ, WRITE, DISCONNECT, TRIM, WRITE_ZEROES, BLOCK_STATUS = 0, 1, 2, 4, 6, 7  # commands
+READ, WRITE, DISCONNECT, FLUSH, TRIM, WRITE_ZEROES, BLOCK_STATUS = 0, 1, 2, 3, 4, 6, 7  # commands
 DONT_FRAGMENT, REQUEST_ONE = 1 << 2, 1 << 3  # flags of a request
 IS_LAST = 1  # flag of a chunk
 NONE, DATA, HOLE, STATUS, IS_ERROR = 0, 1, 2, 5, 1 << 15  # types of chunks
@@ -59,6 +61,7 @@ class Wire:
         self._timeout = timeout_seconds
         if isinstance(where, tuple):
             self._socket = socket.create_connection(where, timeout_seconds)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
             with ExitStack() as stack:
                 self._socket = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -79,6 +82,12 @@ class Wire:
         self._socket.settimeout(left)
         return self._socket
 
+    def _briefly(self) -> socket.socket:
+        """The same, which waits so briefly that the caller soon looks whether to stop."""
+        connection = self._in_time()
+        connection.settimeout(min(_LOOK_SECONDS, connection.gettimeout() or 0))
+        return connection
+
     def start_tls(self, address: Address) -> None:
         """Encrypt from here on. Raises OSError where a certificate is missing or invalid."""
         folder = address.certificates
@@ -88,16 +97,25 @@ class Wire:
         self._socket = context.wrap_socket(self._in_time(), server_hostname=address.tls_name)
         self.close = self._socket.close
 
-    def send(self, layout: str, *values: object, data: bytes = b"") -> None:
-        """Send `values` in the layout of `struct`, and then `data`."""
-        self._in_time().sendall(struct.pack(layout, *values) + data)
+    def send(self, layout: str, *values: object, data: bytes | memoryview = b"") -> None:
+        """Send `values` in the layout of `struct`, and then `data`.
+
+        Raises CancelledError if a signal told this process to stop while the server takes nothing.
+        """
+        for piece in (struct.pack(layout, *values), data):
+            rest = memoryview(piece)
+            while rest:
+                connection = self._briefly()
+                try:
+                    rest = rest[connection.send(rest) :]
+                except TimeoutError:
+                    signals.obey()
 
     def receive_into(self, buffer: memoryview) -> None:
         """Fill the whole buffer. Raises CancelledError if a signal told this process to stop."""
         while buffer:
             signals.obey()
-            connection = self._in_time()
-            connection.settimeout(min(_LOOK_SECONDS, connection.gettimeout() or 0))
+            connection = self._briefly()
             try:
                 length = connection.recv_into(buffer)
             except TimeoutError:

@@ -21,7 +21,8 @@ from backy.model.revision import Revision
 from backy.operations.hooks import Runner
 from backy.operations.revision_backup import RevisionBackup
 from backy.operations.site import Site
-from backy.repository import status
+from backy.policy.retention import dated_by
+from backy.repository import backup_status, status
 from backy.repository.create import create, discard_empty
 from backy.repository.manifest import Settings
 from backy.repository.repository import DEFAULT_BLOCK, Repository, is_repository
@@ -134,8 +135,16 @@ def _given(owner: object, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _due_tags(site: Site, repository: Repository) -> tuple[str, ...]:
-    now = datetime.now(UTC)
-    return site.tags_due(repository.name, repository.history().revisions, now)
+    """The tags of a backup by hand: those that the next scheduled backup would get."""
+    from backy.policy.schedule import last_by_tag, next_run, spread  # noqa: PLC0415
+
+    job, now = repository.name, datetime.now(UTC)
+    if not (config := site.config_of(job)):
+        return ()
+    schedule = config.intervals(job)
+    revisions = dated_by(repository.history().revisions, now)
+    last, has_history = last_by_tag(revisions), bool(revisions)
+    return tuple(sorted(next_run(schedule, spread(job, schedule), last, has_history, now).tags))
 
 
 @contextmanager
@@ -154,7 +163,7 @@ def _failure_recorded(root: Path, hooks: Runner | None) -> Iterator[None]:
         if not isinstance(error, CancelledError):
             message, now = str(error), datetime.now(UTC)
             with suppress(StoreError):  # the user must see the error of the backup instead
-                status.update(root, lambda old: status.failed(old, message, now))
+                status.update(root, lambda old: backup_status.failed(old, message, now))
         raise
 
 

@@ -9,16 +9,22 @@ from dataclasses import replace
 from backy.errors import DamagedError, NotFoundError, StoreError, translated
 from backy.image.copy import copy
 from backy.image.image import Image
-from backy.image.progress import Watcher
+from backy.image.progress import SILENCE, Watcher
+from backy.image.workers import few
 from backy.model.extent import Extent
 from backy.model.revision import Consistency, Disk, Revision, Trust
 from backy.operations.read_back import ReadBack
 from backy.operations.tracking_check import TrackedImage, blocks_to_check
-from backy.repository import status
+from backy.repository import backup_status, status
 from backy.repository.draft import RevisionDraft
 from backy.stores.draft import BlockDraft, draft_disk
 from backy.system.files import Cache
 from backy.units import counted
+
+
+def _copied(image: Image, target: BlockDraft, watcher: Watcher = SILENCE) -> int:
+    """As `copy`, but with few reads at once: a VM may be using what the source reads from."""
+    return copy(image, target, watcher=watcher, workers=few())
 
 
 class DiskBackup:
@@ -56,7 +62,7 @@ class DiskBackup:
             for start, length in damaged:
                 target.discard(start, length)
             tracked = TrackedImage(SourceImage(image, name), target.block_size, damaged)
-            read = copy(tracked, target, watcher=self._watcher)
+            read = _copied(tracked, target, self._watcher)
             more, compared = self._check(name, base, tracked, target)
             disk = Disk(
                 size=image.size,
@@ -83,10 +89,10 @@ class DiskBackup:
         # First, because a line that is lost would look like a block that changed.
         read = self._read_lost(name, tracked, target, checked)
         changed = target.changed
-        compared = copy(tracked.only(checked), target) if checked else 0
+        compared = _copied(tracked.only(checked), target) if checked else 0
         if base and target.changed != changed:
             self._distrust(base, name)
-            read += copy(tracked.only(tracked.unchanged), target)
+            read += _copied(tracked.only(tracked.unchanged), target)
             read += self._read_lost(name, tracked, target)
         return read, compared
 
@@ -98,7 +104,7 @@ class DiskBackup:
         while lost := target.lost(checked):
             count = counted(len(lost), "page")
             self._warnings.append(f"disk {name}: {count} of the parent's index lost; read again")
-            read += copy(tracked.only(lost), target)
+            read += _copied(tracked.only(lost), target)
         return read
 
     def _read_back(self, name: str, disk: Disk, tracked: TrackedImage, target: BlockDraft) -> Disk:
@@ -146,7 +152,7 @@ class DiskBackup:
         with suppress(NotFoundError):  # it was removed meanwhile
             self._repository.change(parent, distrusted)
         now = self._draft.time
-        status.update(self._repository.folder, lambda old: status.tracking_failed(old, now))
+        status.update(self._repository.folder, lambda old: backup_status.tracking_failed(old, now))
 
 
 class SourceImage:

@@ -7,36 +7,19 @@ environment. Its output goes to the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backy.errors import HookError, translated
-from backy.model.revision import Consistency
-from backy.system import process, signals
-from backy.system.guard import guarding
-from backy.system.permissions import others_may_write_program
+from backy.errors import HookError
+from backy.system import process
 from backy.system.process import Guard, Outcome, Program
 
 if TYPE_CHECKING:
     from backy.config.settings import Hook, Hooks
 
-_HINT = "Nothing was done. Fix the hook, or remove `required` from it."
+HINT = "Nothing was done. Fix the hook, or remove `required` from it."
 _LONGEST = 300  # characters of the sentence for a failure, with the last line of the hook's output
-
-
-@dataclass(slots=True)
-class Around:
-    """The result of the hooks around a snapshot.
-
-    `consistency` is what they guarantee for the snapshot, or None. `failures` has a sentence for
-    each hook that failed; those after the snapshot come last.
-    """
-
-    consistency: Consistency | None = None
-    failures: list[str] = field(default_factory=list)
 
 
 class Runner:
@@ -48,7 +31,7 @@ class Runner:
 
     def __init__(self, hooks: Hooks, job: str, root: Path, log: Callable[[str], None]) -> None:
         self._hooks: dict[str, tuple[Hook, ...]] = dict(hooks)
-        self._job = job
+        self.job = job
         self._root = root
         self._log = log
         self.failures: list[str] = []
@@ -63,8 +46,8 @@ class Runner:
         hooks after it do not run then.
         """
         before = len(self.failures)
-        for hook in self._of(event):
-            outcome = process.run(self._program(hook, event, revision, facts), guard)
+        for hook in self.of(event):
+            outcome = process.run(self.program(hook, event, revision, facts), guard)
             name = f"hook {event} {hook.command[0]}"
             lines = [line.strip() for line in outcome.output.splitlines() if line.strip()]
             for line in lines:
@@ -74,63 +57,20 @@ class Runner:
                 self.failures.append(failure)
                 self._log(failure)
                 if hook.required and event.startswith("before-"):
-                    raise HookError(f"{self._job}: {failure}", _HINT)
+                    raise HookError(f"{self.job}: {failure}", HINT)
         return self.failures[before:]
 
-    @contextmanager
-    def around_snapshot(self, revision: str) -> Iterator[Around]:
-        """Run the hooks before a snapshot, then the body, which takes it, then those after it.
-
-        The hooks after it always run once this has begun, so that a guest never stays frozen: even
-        if a hook or the body fails, hangs or is killed, or if this process is told to stop or is
-        killed. They run once; a signal to stop waits for them. Only if this process is killed while
-        they run, they all run again.
-
-        Raises HookError if a required hook fails, or if root refuses any of them because others
-        may write it: a guest must not freeze without a hook to thaw it. The body does not run then.
-        """
-        around = Around()
-        after = self._of("after-snapshot")
-        if not after and not self._of("before-snapshot"):
-            yield around
-            return
-        self._refuse_unsafe()
-        with ExitStack() as stack:
-            with translated(HookError, f"{self._job}: starting the guard of the hooks", _HINT):
-                programs = [self._program(hook, "after-snapshot", revision, {}) for hook in after]
-                guard = stack.enter_context(guarding(programs))
-            try:
-                around.failures += self.run("before-snapshot", revision, guard)
-                if not around.failures:
-                    around.consistency = self._reached()
-                yield around
-            finally:
-                # If a signal comes just before this, the guard runs them.
-                with signals.shielded():
-                    around.failures += self.run("after-snapshot", revision, guard)
-                    guard.disarm()
-
-    def _refuse_unsafe(self) -> None:
-        for event in ("before-snapshot", "after-snapshot"):
-            for hook in self._of(event):
-                if reason := others_may_write_program(hook.command[0]):
-                    why = f"{self._job}: hook {event} {hook.command[0]} is refused: {reason}"
-                    raise HookError(why, "Only root may write what root runs.")
-
-    def _of(self, event: str) -> tuple[Hook, ...]:
+    def of(self, event: str) -> tuple[Hook, ...]:
+        """The hooks of an event."""
         return self._hooks[event.replace("-", "_")]
 
-    def _reached(self) -> Consistency | None:
-        """The weakest consistency that a hook before the snapshot is configured with."""
-        reached = {Consistency(hook.consistency) for hook in self._of("before-snapshot")}
-        return max(reached, key=list(Consistency).index, default=None)
-
-    def _program(
+    def program(
         self, hook: Hook, event: str, revision: str | None, facts: dict[str, object]
     ) -> Program:
-        names = {"BACKY_JOB": self._job, "BACKY_REVISION": revision or "", "BACKY_EVENT": event}
+        """What a hook runs."""
+        names = {"BACKY_JOB": self.job, "BACKY_REVISION": revision or "", "BACKY_EVENT": event}
         paths = {"folder": str(self._root), "base_dir": str(self._root.parent)}
-        content = {"event": event, "job": self._job, "revision": revision, **paths, **facts}
+        content = {"event": event, "job": self.job, "revision": revision, **paths, **facts}
         stdin = f"{json.dumps(content, default=str)}\n".encode()
         return Program(hook.command, names, stdin, hook.timeout)
 

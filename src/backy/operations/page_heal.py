@@ -109,4 +109,4 @@ def _store(repository: Repository, name: str, lines: bytes) -> None:
     for copy in repository.store.pages.copies:
         path = copy.path(name)
         with translated(StoreError, f"writing {path}"):
-            copy.repair(path, lines, len(lines))
+            copy.repair(path, lines)

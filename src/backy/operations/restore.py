@@ -7,11 +7,12 @@ import html
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backy.errors import (
     ConfigError,
@@ -22,8 +23,9 @@ from backy.errors import (
     UsageError,
     translated,
 )
-from backy.image.copy import copy
-from backy.image.image import Image
+from backy.image.copy import copy, data_of
+from backy.image.image import Draft, Image, read_bytes
+from backy.image.pace import Pace, PacedImage
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import merge_ranges
 from backy.model.names import check_disk_name
@@ -36,10 +38,19 @@ from backy.operations.site import Site
 from backy.repository.repository import Repository
 from backy.system import folders
 from backy.system.place import Place
-from backy.targets import is_folder, open_target, refuse_existing
+from backy.targets import (
+    Target,
+    in_format,
+    is_folder,
+    name_in_folder,
+    open_target,
+)
 from backy.units import KiB, MiB
 
-_OWN_KINDS = (".blocks", ".img")
+if TYPE_CHECKING:
+    from backy.operations.differential import Differential
+
+_OWN_KINDS = (".blocks", ".img", ".qcow2", ".vmdk", ".vhdx")
 _NO_SAVED_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EFBIG}  # a link, folder, FIFO …
 Ranges = tuple[tuple[int, int], ...]
 
@@ -50,7 +61,9 @@ class RestoreOptions:
 
     `spec` is a revision word. `disk` chooses one of several disks. `overwrite` allows a file that
     exists, and `over_source` the source itself. `keep_going` writes zeroes in the place of lost
-    blocks.
+    blocks. `differ` is Differential: only what the target does not have is written; None writes all
+    data. `verify` compares each target with the index at the end. At most `rate` bytes a second are
+    read. With `dry_run`, which counts what would be written, nothing is written and no hook runs.
     """
 
     spec: str = "latest"
@@ -58,13 +71,18 @@ class RestoreOptions:
     over_source: bool = False
     keep_going: bool = False
     overwrite: bool = False
+    differ: type[Differential] | None = None
+    verify: Callable[[Way], None] | None = None
+    rate: int | None = None
+    dry_run: Callable[[Way], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RestoredDisk:
     """The result for one disk; `revision` is an id.
 
-    `size` and `read` are in bytes; `read` counts what the revision has as data.
+    `size`, `read` and `written` are in bytes: `read` counts what the revision has as data,
+    `written` how much of it the target did not have.
 
     `lost` and `healed` are the ranges that were damaged, as (start, length). The target has zeroes
     in the lost ones, and the right bytes in those that were healed.
@@ -75,6 +93,7 @@ class RestoredDisk:
     target: str
     size: int
     read: int
+    written: int
     seconds: float
     lost: Ranges = ()
     healed: Ranges = ()
@@ -105,13 +124,15 @@ def restore_job(
     options: RestoreOptions = RestoreOptions(),
     *,
     watcher: Watcher = SILENCE,
+    on_start: Callable[[Revision, Mapping[str, str]], None] = lambda *_: None,
     on_disk: Callable[[RestoredDisk], None] = lambda _: None,
 ) -> RestoreResult:
     """Restore disks of a job, one after the other, and run the job's hooks around each of them.
 
     `target` is one of these: a word that `open_target` takes, for one disk; a folder, which gets
     every disk (or the one of the options) as DISK.img, and the files that the source saved beside
-    the disks; or such a word for each disk, by its name. `on_disk` is called after each disk.
+    the disks; or such a word for each disk, by its name. `on_start` is called with these words, by
+    disk, when all checks are passed, and `on_disk` after each disk.
 
     Before a hook runs, this raises NotFoundError if there is no such revision or disk, UsageError
     if a target is not valid, and TargetError if it must not be overwritten. Later it raises
@@ -123,13 +144,16 @@ def restore_job(
     words = _words(repository, revision, target, options.disk)
     spared = {} if options.over_source else _source_paths(site, repository, revision, watcher)
     in_folder = isinstance(target, str) and is_folder(target)
-    for word in words.values():
-        open_target(word, in_folder=in_folder).refuse(spared)
+    _refuse_targets(words.values(), spared, options, in_folder=in_folder)
     if not options.overwrite and not options.over_source:
-        beside = _saved_files(repository, revision) if in_folder else []
-        refuse_existing([*words.values(), *(f"{target}/{name}" for name in beside)])
-    hooks, origins = site.hooks(job, watcher.note), site.origins(repository)
-    watcher.begin(sum(revision.disks[name].size for name in words))
+        beside = saved_files(repository, revision) if in_folder else []
+        for word in (*words.values(), *(f"{target}/{name}" for name in beside)):
+            open_target(word).refuse_used()
+    hooks = None if options.dry_run else site.hooks(job, watcher.note)
+    origins = site.origins(repository)
+    on_start(revision, words)
+    times = 2 if options.verify else 1
+    watcher.begin(times * sum(_data_of(repository, revision, name) for name in words))
     disks = []
     for name, word in words.items():
         with _hooked(hooks, revision.id, name, word):
@@ -140,35 +164,54 @@ def restore_job(
                 name,
                 word,
                 origins=origins,
-                keep_going=options.keep_going,
+                options=options,
                 spared=spared,
                 in_folder=in_folder,
                 watcher=watcher,
             )
         disks.append(done)
         on_disk(done)
-    files: list[Path] = []
-    if isinstance(target, str) and in_folder:
-        files = restore_files(repository, revision, Path(target), watcher)
+    with_files = in_folder and not options.dry_run
+    files = restore_files(repository, revision, Path(str(target)), watcher) if with_files else []
     return RestoreResult(revision, disks, files, failures(origins))
+
+
+def _refuse_targets(
+    words: Iterable[str], spared: Mapping[str, Path], options: RestoreOptions, *, in_folder: bool
+) -> None:
+    for word in words:
+        opened = open_target(word, in_folder=in_folder)
+        opened.refuse(spared)
+        if options.verify and opened.is_sequential:
+            raise UsageError(f"{word} cannot be read back", "Leave out --verify.")
+
+
+def _data_of(repository: Repository, revision: Revision, disk: str) -> int:
+    """How many bytes of data a disk has; its size, if its index is damaged."""
+    with suppress(StoreError), repository.store.open(revision, disk, may_be_cut=True) as image:
+        return data_of(image, whole_blocks(image.block_size))
+    return revision.disks[disk].size
 
 
 def _words(
     repository: Repository, revision: Revision, target: str | Mapping[str, str], disk: str | None
 ) -> dict[str, str]:
     """The target of each disk to restore, as a word that `open_target` takes."""
+    formats = {name: disk.image_format for name, disk in revision.disks.items()}
     if not isinstance(target, str):
         words = {_disk_of(repository, revision, name): word for name, word in target.items()}
-        if len(set(words.values())) < len(words):
-            raise UsageError("two disks cannot go to one target", "Name another target for each.")
-        return words
-    if not is_folder(target):
-        return {_disk_of(repository, revision, disk): target}
-    names = [_disk_of(repository, revision, disk)] if disk else revision.disks
-    words = {name: f"{target.rstrip('/')}/{name}.img" for name in names}
-    for word in words.values():
-        if Path(word).is_symlink():  # who put it there may mean another file
-            raise TargetError(f"{word} is a link", "Remove it, or name what it leads to.")
+    elif not is_folder(target):
+        words = {_disk_of(repository, revision, disk): target}
+    else:
+        names = [_disk_of(repository, revision, disk)] if disk else revision.disks
+        folder = target.rstrip("/")  # as it was typed: ./ab:c must not become ab:c, a plug-in's
+        words = {name: f"{folder}/{name_in_folder(name, formats[name])}" for name in names}
+        if link := next((word for word in words.values() if Path(word).is_symlink()), ""):
+            # Who put it there may mean another file.
+            raise TargetError(f"{link} is a link", "Remove it, or name what it leads to.")
+    words = {name: in_format(word, formats[name]) for name, word in words.items()}
+    if len(set(words.values())) < len(words):
+        raise UsageError("two disks cannot go to one target", "Name another target for each.")
     return words
 
 
@@ -219,19 +262,20 @@ def restore(
     target: str,
     *,
     origins: Sequence[Origin],
-    keep_going: bool = False,
+    options: RestoreOptions = RestoreOptions(),
     spared: Mapping[str, Path] | None = None,
     in_folder: bool = False,
     watcher: Watcher = SILENCE,
 ) -> RestoredDisk:
     """Write a disk to a target, as `open_target` takes it. On return it is complete and durable.
 
-    Zeroes become holes if the target can have them. Damaged blocks are healed from other revisions
-    and `origins`; `watcher` is warned of each damaged range.
+    Zeroes become holes if the target can have them. With `options.differ`, blocks that the target
+    has already are neither fetched nor written. Damaged blocks are healed from other revisions and
+    `origins`; `watcher` is warned of each damaged range.
 
     Raises TargetError, before anything is written, if the target is a path in `spared`, holds an
-    image of a format, or cannot take the disk; and if writing fails. Raises DamagedError if a block
-    is lost and `keep_going` is False.
+    image of a format, or cannot take the disk; if writing fails; and if it is to be verified and
+    holds other bytes at the end. Raises DamagedError if a block is lost and `keep_going` is False.
     """
     began = time.monotonic()
     opened = open_target(target, in_folder=in_folder)
@@ -239,45 +283,85 @@ def restore(
     opened.check(revision.disks[disk].size)
     with ExitStack() as stack:
         healer = stack.enter_context(healing(repository, "restore", origins, watcher))
-        try:
+        name = f"{repository.name}: {revision.id} {disk}"
+        explained = partial(_damage_explained, name, repository.name, origins, options)
+        with explained():
             stack.enter_context(repository.reading(revision))
-            stored = StoredDisk(
-                revision,
-                disk,
-                stack.enter_context(repository.store.open(revision, disk, may_be_cut=keep_going)),
-            )
-            image = HealingImage(stored, healer, keep_going=keep_going)
-            opened.refuse_format(partial(_start_of, image))
-            # Read whole stored blocks, so that each is decompressed only once.
-            block_size = max(MiB // stored.image.block_size, 1) * stored.image.block_size
-            workers = 1 if opened.is_sequential else None
-            with opened.open(image.size, block_size) as draft:
-                read = copy(image, draft, watcher=watcher, workers=workers)
-        except DamagedError as error:
-            message = f"{repository.name}: {revision.id} {disk}: {error.message}"
-            verify = f"backy verify {repository.name} shows which are good"
-            more = "." if keep_going else ". Or add --keep-going to get all the rest."
-            hints = [*failures(origins), f"Try an older revision; {verify}{more}"]
-            raise DamagedError(message, ". ".join(hints)) from error
-    lost, healed = tuple(merge_ranges(image.lost)), tuple(merge_ranges(image.healed))
-    _warn_of_damage(disk, lost, healed, watcher)
+            opening = repository.store.open(revision, disk, may_be_cut=options.keep_going)
+            stored = StoredDisk(revision, disk, stack.enter_context(opening))
+            image = HealingImage(stored, healer, keep_going=options.keep_going)
+            opened.refuse_format(lambda: bytes(read_bytes(image, 0, min(4 * KiB, image.size))))
+            data = data_of(image, whole_blocks(stored.image.block_size))
+        way = Way(target, opened, stored, image, data, options, Pace(options.rate), watcher)
+        written = options.dry_run(way) if options.dry_run else way.fill(explained)
+        lost, healed = tuple(merge_ranges(image.lost)), tuple(merge_ranges(image.healed))
+        _warn_of_damage(disk, lost, healed, watcher)
+        if options.verify:
+            options.verify(way)
     seconds = time.monotonic() - began
-    return RestoredDisk(revision.id, disk, target, image.size, read, seconds, lost, healed)
+    return RestoredDisk(revision.id, disk, target, image.size, data, written, seconds, lost, healed)
 
 
-def _start_of(image: Image) -> bytes:
-    start = bytearray(min(4 * KiB, image.size))
-    image.readinto(0, memoryview(start))
-    return bytes(start)
+@contextmanager
+def _damage_explained(
+    name: str, job: str, origins: Sequence[Origin], options: RestoreOptions
+) -> Iterator[None]:
+    """Say in a DamagedError which disk it is, and what helps."""
+    try:
+        yield
+    except DamagedError as error:
+        verify = f"backy verify {job} shows which are good"
+        more = "." if options.keep_going else ". Or add --keep-going to get all the rest."
+        hints = [*failures(origins), f"Try an older revision; {verify}{more}"]
+        raise DamagedError(f"{name}: {error.message}", ". ".join(hints)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """From a stored disk to a target."""
+
+    target: str
+    opened: Target
+    stored: StoredDisk
+    image: HealingImage
+    data: int
+    options: RestoreOptions
+    pace: Pace
+    watcher: Watcher
+
+    def fill(self, explained: Callable[[], AbstractContextManager[None]]) -> int:
+        """Write to the target what it does not have; return how many bytes of data those were."""
+        size, blocks = self.image.size, whole_blocks(self.stored.image.block_size)
+        differ = self.options.differ if self.opened.read_back() else None
+        with self.opened.open(size, blocks) as draft, explained(), ExitStack() as stack:
+            # Only now it has the size of the disk.
+            held = self.opened.read_back() if differ else None
+            back = stack.enter_context(held) if held else None
+            if not differ or not back or back.size < size:
+                return self._copy(self.image, draft)
+            pair = differ(self.stored, back, draft, self.image.readinto)
+            self.watcher.begin(data_of(pair, blocks) - self.data)
+            self._copy(pair, pair)
+            return pair.written
+
+    def _copy(self, image: Image, draft: Draft) -> int:
+        workers = 1 if self.opened.is_sequential else None
+        return copy(PacedImage(image, self.pace, self.watcher), draft, workers=workers)
+
+
+def whole_blocks(block_size: int) -> int:
+    """A block size for targets: that of the store, or so many of these blocks that make 1 MiB.
+
+    So each stored block is decompressed only once.
+    """
+    return max(MiB // block_size, 1) * block_size
 
 
 def _warn_of_damage(disk: str, lost: Ranges, healed: Ranges, watcher: Watcher) -> None:
-    for start, length in healed:
-        which = f"disk {disk}: bytes {start} to {start + length}"
-        watcher.warn(f"{which} were damaged; a good copy was used")
-    for start, length in lost:
-        which = f"disk {disk}: bytes {start} to {start + length}"
-        watcher.warn(f"{which} are lost; the target has zeroes there")
+    done = [(each, "were damaged; a good copy was used") for each in healed]
+    done += [(each, "are lost; the target has zeroes there") for each in lost]
+    for (start, length), what in done:
+        watcher.warn(f"disk {disk}: bytes {start} to {start + length} {what}")
 
 
 def restore_files(
@@ -293,7 +377,7 @@ def restore_files(
     stored, target = repository.folder_of(revision), Place.at(folder)
     written = []
     with repository.reading(revision):
-        for name in _saved_files(repository, revision):
+        for name in saved_files(repository, revision):
             with translated(StoreError, f"reading {stored / name}"):
                 try:
                     content = folders.read_file(stored / name, MiB)
@@ -309,7 +393,8 @@ def restore_files(
     return written
 
 
-def _saved_files(repository: Repository, revision: Revision) -> list[str]:
+def saved_files(repository: Repository, revision: Revision) -> list[str]:
+    """The names in the folder of a revision that a source may have saved beside the disks."""
     return list(filter(_may_be_saved, folders.list_folder(repository.folder_of(revision))))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -21,13 +21,15 @@ from backy.image.progress import Watcher
 from backy.model.names import check_disk_name
 from backy.model.revision import NEWEST_FORMAT, Consistency, Disk, Revision, Trust
 from backy.operations.disk_backup import DiskBackup
-from backy.operations.hooks import Around, Runner
+from backy.operations.hooks import Runner
 from backy.operations.plausibility import suspicion
-from backy.repository import status, trash
+from backy.operations.snapshot_hooks import Around, around_snapshot
+from backy.repository import backup_status, status, trash
 from backy.repository.create import renew_format
 from backy.repository.draft import RevisionDraft, draft_revision
 from backy.repository.manifest import revision_record
 from backy.repository.repository import Repository
+from backy.repository.script import renew_script
 from backy.sources import Request, Snapshot, Source
 from backy.system import folders
 from backy.system.files import Cache
@@ -71,7 +73,7 @@ class RevisionBackup:
                     raise
 
     def _make(self, parent: Revision | None) -> Revision:
-        if self.repository.renew_script():
+        if renew_script(self.repository):
             self.warnings.append("restore.sh differed from this version's and was replaced")
         # Killed backups may have left something in the source.
         self.source.remove_all_except([parent.id] if parent else [])
@@ -100,7 +102,7 @@ class RevisionBackup:
         return revision
 
     def _around_snapshot(self, revision: str) -> AbstractContextManager[Around]:
-        return self.hooks.around_snapshot(revision) if self.hooks else nullcontext(Around())
+        return around_snapshot(self.hooks, revision) if self.hooks else nullcontext(Around())
 
     def _copy_disks(
         self, draft: RevisionDraft, parent: Revision | None, snapshot: Snapshot
@@ -114,8 +116,9 @@ class RevisionBackup:
             draft, parent, self.watcher, self.warnings, is_verified=self.is_verified
         )
         return {
-            check_disk_name(name): disk_backup.copy(
-                name, image, snapshot.full_read_reasons.get(name, "")
+            check_disk_name(name): replace(
+                disk_backup.copy(name, image, snapshot.full_read_reasons.get(name, "")),
+                image_format=snapshot.image_formats.get(name, ""),
             )
             for name, image in snapshot.disks.items()
         }
@@ -149,7 +152,7 @@ class RevisionBackup:
             self.watcher.warn(doubt)
         folder = self.repository.folder
         try:
-            status.update(folder, lambda old: status.succeeded(old, revision, doubt))
+            status.update(folder, lambda old: backup_status.succeeded(old, revision, doubt))
             if self.remember:
                 self.repository.remember_source(self.remember)
             trash.keep_reserve(self.repository)
@@ -172,7 +175,9 @@ class RevisionBackup:
             failures = self.hooks.failures
             error = failures[-1] if failures else ""
             with shielded(), suppress(StoreError):  # the next backup records it
-                status.update(self.repository.folder, lambda old: status.hooks_ended(old, error))
+                status.update(
+                    self.repository.folder, lambda old: backup_status.hooks_ended(old, error)
+                )
 
     def _usable_parent(self) -> Revision | None:
         """The newest revision that can be the parent: its index and image are complete.

@@ -7,7 +7,6 @@ to read; survey reads it.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from backy.errors import BusyError, DamagedError, StoreError, translated
+from backy.image.pace import Pace
 from backy.image.progress import SILENCE, Watcher
 from backy.model.extent import Kind
 from backy.model.revision import is_id
@@ -37,7 +37,7 @@ from backy.repository import status
 from backy.repository.records import LARGEST_DISK, encode_record, read_record
 from backy.repository.repository import Repository
 from backy.stores.index import Index, block_count
-from backy.system import files, folders, signals
+from backy.system import files, folders
 from backy.system.place import Place
 
 _MOST_SLICES = 4096  # in all disks, so that scrub.json stays under 1 MiB
@@ -45,34 +45,25 @@ _SAVE_SECONDS = 10  # a killed scrub repeats at most the work of this time
 _HINT = "Delete it; scrub then reads everything again."
 
 
-class Limits:
+class Limits(Pace):
     """Limits of a scrub: it starts no slice after `until`, and reads at most `rate` bytes a second.
 
     `until` is a time.monotonic(). The first slice is always read, so each run makes progress.
     """
 
     def __init__(self, until: float | None = None, rate: int | None = None) -> None:
+        super().__init__(rate)
         self._until = until
-        self._rate = rate
         self._has_begun = False
-        self._lock = threading.Lock()
-        self._free = time.monotonic()
 
     def is_over(self) -> bool:
         """Whether the time is up."""
         return self._has_begun and self._until is not None and time.monotonic() >= self._until
 
     def spend(self, length: int) -> None:
-        """Wait until `length` more bytes may be read, by any thread."""
+        """See Pace."""
         self._has_begun = True
-        if not self._rate:
-            return
-        with self._lock:
-            now = time.monotonic()
-            wait = max(0.0, self._free - now)
-            self._free = max(self._free, now) + length / self._rate
-        if wait:
-            signals.sleep(wait)
+        super().spend(length)
 
 
 @dataclass(slots=True)

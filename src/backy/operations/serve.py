@@ -13,8 +13,9 @@ from urllib.parse import quote
 from backy.errors import BackyError, DamagedError, NotFoundError, StoreError
 from backy.image.cache import BlockCache, CachedImage
 from backy.image.extent_map import ExtentMap
-from backy.image.progress import Silence, Watcher
+from backy.image.progress import Watcher
 from backy.model.extent import Kind
+from backy.model.names import is_job
 from backy.model.revision import Revision, disk_of
 from backy.nbd.exports import ALLOCATION
 from backy.nbd.server import Server
@@ -36,17 +37,6 @@ _MOST_MAPS = 8  # of an export, in 2.3 MiB each
 _MOST_LOST = 10_000  # blocks of an export that are not searched for again
 
 
-class Warnings(Silence):
-    """A Watcher that passes warnings on."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-
-    def warn(self, text: str) -> None:
-        """See Watcher."""
-        self._tell(text)
-
-
 def serve_jobs(
     site: Site,
     words: Sequence[str],
@@ -54,27 +44,26 @@ def serve_jobs(
     certificates: Path | None,
     *,
     on_ready: Callable[[Sequence[str]], None],
-    warn: Callable[[str], None],
+    watcher: Watcher,
 ) -> None:
     """Serve the disks of JOB or JOB@REV until SIGTERM, SIGINT or SIGHUP.
 
-    `on_ready` gets the URIs of the newest revision of each job once clients can connect; `warn`
-    what was damaged, what was healed, and which clients failed. For `certificates` see Server.
+    `on_ready` gets the URIs of the newest revision of each job once clients can connect. `watcher`
+    hears what was damaged, what was healed, and which clients failed. For `certificates` see
+    Server.
 
     Raises NotFoundError if there is no such job or revision, ConfigError if the certificates cannot
     be used.
     """
     with ExitStack() as stack:
         cache = stack.enter_context(BlockCache(_CACHE))
-        jobs = ServedJobs(site, words, cache, Warnings(warn), stack)
-        server = Server(jobs, certificates, warn)
-
+        jobs = ServedJobs(site, words, cache, watcher, stack)
+        server = Server(jobs, certificates, watcher.warn)
         uris = [_uri(listener, certificates, name) for name in jobs.names(newest=True)]
 
         async def run() -> None:
             serving = asyncio.create_task(server.run(listener))
-            stop = serving.cancel
-            on_signals(asyncio.get_running_loop(), reload=stop, stop=stop)
+            on_signals(asyncio.get_running_loop(), reload=serving.cancel, stop=serving.cancel)
             on_ready(uris)
             with suppress(asyncio.CancelledError):
                 await serving
@@ -118,7 +107,7 @@ class ServedJobs:
 
     def _parse(self, word: str, stack: ExitStack) -> tuple[str, str | None]:
         job, separator, spec = word.rpartition("@")
-        if not separator or self.site.root(word).exists():
+        if not separator or (is_job(word) and self.site.root(word).exists()):
             self.site.repository(word)
             return word, None
         repository = self._repository(job)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backy.errors import ConfigError, NotFoundError
 from backy.model.names import check_job
-from backy.model.revision import Revision, dated_by
 from backy.repository.base import require_base
 from backy.repository.repository import Repository, is_repository
 
@@ -175,15 +173,3 @@ class Site:
 
         config = self.config_of(job)
         return Runner(config.hooks_of(job), job, self.root(job), log) if config else None
-
-    def tags_due(self, job: str, revisions: Sequence[Revision], now: datetime) -> tuple[str, ...]:
-        """The tags of a backup by hand: those that the next scheduled backup would get."""
-        from backy.policy.schedule import last_by_tag, next_run, spread
-
-        config = self.config_of(job)
-        if not config:
-            return ()
-        schedule = config.intervals(job)
-        revisions = dated_by(revisions, now)
-        last, has_history = last_by_tag(revisions), bool(revisions)
-        return tuple(sorted(next_run(schedule, spread(job, schedule), last, has_history, now).tags))

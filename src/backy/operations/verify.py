@@ -20,6 +20,7 @@ from backy.operations.origin import Origin, failures
 from backy.operations.site import Site
 from backy.operations.survey import Range, Survey, check_pages, largest, opened
 from backy.repository.repository import Repository
+from backy.repository.script import renew_script
 
 
 @dataclass(slots=True)
@@ -133,7 +134,7 @@ def verify(
 def check_script(repository: Repository, watcher: Watcher) -> None:
     """Replace restore.sh if it differs from this version's, and warn of that."""
     try:
-        if repository.renew_script():
+        if renew_script(repository):
             watcher.warn("restore.sh differed from this version's and was replaced")
     except StoreError as error:
         watcher.warn(f"restore.sh differs from this version's: {error.message}")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from backy.config.settings import Schedule
-from backy.model.revision import Revision, Trust, dated_by
+from backy.model.revision import Revision, Trust, is_ahead
 from backy.units import format_duration
 
 
@@ -41,6 +41,11 @@ class Expiry:
     def is_removed(self) -> bool:
         """Whether the revision itself is removed, because it keeps no tag."""
         return not self.keep
+
+
+def dated_by(revisions: Sequence[Revision], now: datetime) -> list[Revision]:
+    """Those of `revisions` that are not ahead of `now`, in their order."""
+    return [revision for revision in revisions if not is_ahead(revision.time, now)]
 
 
 def expiries(

@@ -11,7 +11,8 @@ from backy.model.names import check_job
 from backy.model.revision import NEWEST_FORMAT
 from backy.repository.base import mark_base
 from backy.repository.manifest import Settings, check_settings, encode_settings
-from backy.repository.repository import PATIENCE, Repository, script
+from backy.repository.repository import PATIENCE, Repository
+from backy.repository.script import script
 from backy.stores import store_class
 from backy.system import files, folders
 from backy.system.place import Place

@@ -11,7 +11,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from backy.errors import StoreError, translated
-from backy.model.revision import Revision, id_for, is_id, time_for, time_of, whole_seconds
+from backy.model.new_time import time_for
+from backy.model.revision import Revision, id_for, is_id, time_of, whole_seconds
 from backy.repository.manifest import encode_revision
 from backy.repository.repository import Repository
 from backy.repository.trash import all_folders

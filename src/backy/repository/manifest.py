@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from backy.model.messages import RevisionRecord
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 64 * KiB, 16 * MiB
+_FORMAT = re.compile("[A-Za-z0-9_.-]{1,64}")
 LEVELS = range(1, 20)  # of zstd; higher levels need more memory to decompress
 
 
@@ -115,5 +117,7 @@ def _check_disk(name: str, disk: Disk, block_size: int) -> None:
     )  # fmt: skip
     if not all(0 <= count <= 3 * LARGEST_DISK for count in counts):
         raise ValueError(f"disk {name} has impossible byte counts")
+    if disk.image_format and not _FORMAT.fullmatch(disk.image_format):
+        raise ValueError(f"disk {name} cannot have an image in the format {disk.image_format!r}")
     if not HASH.fullmatch(disk.index_hash):
         raise ValueError(f"disk {name} has no index hash")

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 
-from backy.errors import BusyError, DamagedError, NotFoundError, StoreError, translated
+from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.model.names import check_disk_name
 from backy.model.revision import id_for, is_id
 from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
@@ -68,10 +67,10 @@ def add(repository: Repository, report: Report, stored: bytes) -> Report:
     there is no space for it. Raises StoreError if there are MOST reports already,
     BusyError if another process writes a report for 30 s.
     """
-    with _locked(repository) as folder:
+    with locked(repository) as folder:
         ids = [name for name in folders.list_folder(folder) if is_id(name)]
         suffix = report.digest[:4]
-        similar = _reports(folder, [name for name in ids if name.endswith(suffix)])
+        similar = read_reports(folder, [name for name in ids if name.endswith(suffix)])
         old = [other.id for other in similar if other.digest == report.digest and not other.healed]
         if len(ids) - len(old) >= MOST:
             raise StoreError(f"there are {MOST} reports already", "Look at them, and delete some.")
@@ -88,12 +87,12 @@ def add(repository: Repository, report: Report, stored: bytes) -> Report:
         folders.write_file(draft / "report.json", encode_record(report))
         folders.rename(draft, folder / report.id)
         folders.sync_folder(folder)
-        _delete(folder, old)
+        delete_folders(folder, old)
     return report
 
 
 @contextmanager
-def _locked(repository: Repository) -> Iterator[Place]:
+def locked(repository: Repository) -> Iterator[Place]:
     """The quarantine folder, made if it is missing, and locked against other writers."""
     folder = repository.root / "quarantine"
     action = f"{repository.name}: writing to {folder}"
@@ -115,38 +114,16 @@ def heal(repository: Repository, report: Report, origin: str) -> None:
         folders.write_file(path, encode_record(replace(report, healed=origin)))
 
 
-def reports(repository: Repository) -> Iterator[Report]:
-    """All readable reports, oldest first, read one by one. Changes nothing. Raises StoreError."""
-    folder = repository.root / "quarantine"
-    with translated(StoreError, f"listing {folder}"):
-        names = folders.list_folder(folder)
-    yield from _reports(folder, names)
-
-
-def _reports(folder: Place, names: Iterable[str]) -> Iterator[Report]:
+def read_reports(folder: Place, names: Iterable[str]) -> Iterator[Report]:
+    """Those of these reports that can be read."""
     for name in filter(is_id, names):
         with suppress(DamagedError):
-            yield _read(folder / name)
+            yield read_report(folder / name)
 
 
-def find(repository: Repository, report_id: str) -> Report:
-    """The report with this id. Raises NotFoundError, or DamagedError if it cannot be read."""
-    reports = repository.root / "quarantine"
-    with translated(StoreError, f"{repository.name}: looking for report {report_id!r}"):
-        is_there = is_id(report_id) and (reports / report_id).exists()
-    if not is_there:
-        hint = f"backy reports {repository.name} lists them."
-        raise NotFoundError(f"{repository.name}: there is no report {report_id!r}", hint)
-    return _read(reports / report_id)
+def read_report(folder: Place) -> Report:
+    """The report in a folder. Raises DamagedError."""
 
-
-def files(repository: Repository, report: Report) -> list[Path]:
-    """The paths of the files beside a report, for people to look at."""
-    folder = repository.root / "quarantine" / report.id
-    return [(folder / name).path for name in ("stored", "source") if (folder / name).exists()]
-
-
-def _read(folder: Place) -> Report:
     def check(report: Report) -> None:
         is_valid = report.id == folder.name and bool(HASH.fullmatch(report.digest))
         is_valid = is_valid and not report.time.utcoffset()  # all times on disk are UTC
@@ -161,13 +138,7 @@ def _read(folder: Place) -> Report:
     return read_record(folder / "report.json", Report, DamagedError, hint, check)
 
 
-def delete(repository: Repository, unwanted: Sequence[str]) -> None:
-    """Delete the reports with these ids, and the files beside them."""
-    with _locked(repository) as folder:
-        _delete(folder, unwanted)
-
-
-def _delete(folder: Place, unwanted: Sequence[str]) -> None:
+def delete_folders(folder: Place, unwanted: Sequence[str]) -> None:
     """Rename to a hidden name, then delete all hidden folders, also those of killed processes."""
     for name in unwanted:
         folders.rename(folder / name, folder / f".{name}")

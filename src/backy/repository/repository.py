@@ -11,11 +11,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, StoreError, translated
-from backy.model.names import is_job
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
@@ -38,42 +36,11 @@ _MOST_RECORDS = 64 * MiB  # of revision.json in a history: 3,000 with 20 KiB eac
 PATIENCE = 30  # seconds to wait for the history lock, which is only held for moments
 
 
-def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]:
-    """The jobs that have a repository in a base directory, sorted.
-
-    Raises StoreError if it cannot be listed, or does not exist: its name may be wrong.
-
-    A folder that we may not look into counts: a job must not be missing without a word. `leave`
-    gets the folders with a repository.json that no job can be called: somebody's copies.
-    """
-
-    def is_repository(name: str) -> bool:
-        try:
-            return (Place.at(base / name) / "repository.json").exists()
-        except PermissionError:
-            return name != "lost+found"  # which mkfs makes
-
-    with translated(StoreError, f"listing {base}"):
-        names = [name for name in folders.list_folder(base) if is_repository(name)]
-        if not names and not base.exists():
-            hint = "Is the name right, and the file system mounted? backy init makes the folder."
-            raise StoreError(f"there is no folder {base}", hint)
-    for name in names:
-        if not is_job(name) and not name.startswith("."):
-            leave(name)
-    return list(filter(is_job, names))
-
-
 def is_repository(root: Path) -> bool:
     """Whether there is a repository in the folder `root`. Raises StoreError if that is unknown."""
     path = Place.at(root) / "repository.json"
     with translated(StoreError, f"looking for {path}", "Check its permissions."):
         return path.exists()
-
-
-def script() -> bytes:
-    """The content of restore.sh in this version."""
-    return resources.files("backy.repository").joinpath("restore.sh").read_bytes()
 
 
 def codec_for(settings: Settings) -> Codec:
@@ -127,9 +94,11 @@ class Repository:
         if is_cut:
             hint = "restore.sh in that folder works without it."
             raise ConfigError(f"{path} is missing", hint)
+        if not is_there and not folder.parent.exists():
+            hint = "Is the name right, and the file system mounted? backy init makes the folder."
+            raise StoreError(f"there is no folder {folder.parent}", hint)
         if not is_there:
-            others = ", ".join(jobs(folder.parent)[:20]) or "none"
-            raise NotFoundError(f"there is no repository {folder}", f"There are: {others}.")
+            raise NotFoundError(f"there is no repository {folder}", "backy list shows all jobs.")
         self.settings = read_settings(path)
         try:
             self._make_store = store_class(self.settings.store)
@@ -157,20 +126,6 @@ class Repository:
             folders.write_file(self.root / "repository.json", encode_settings(settings))
         self.settings = settings
 
-    def renew_script(self) -> bool:
-        """Replace restore.sh if it differs from this version's; return whether it did.
-
-        The script has no hash, so this comparison is what detects damage. Raises StoreError.
-        """
-        path = self.root / "restore.sh"
-        content = script()
-        with translated(StoreError, f"{self.name}: writing {path}"):
-            with suppress(OSError):  # missing or unreadable: write it
-                if folders.read_file(path, MiB) == content:
-                    return False
-            folders.write_file(path, content, mode=0o755)
-        return True
-
     def history(self) -> History:
         """All revisions that are published now. Raises StoreError if they cannot be listed.
 
@@ -189,13 +144,15 @@ class Repository:
                     left -= min((folder / "revision.json").status().st_size, MiB)
                 if left < 0:
                     raise too_many
-                revisions.append(self._read(folder))
+                revisions.append(self.revision(name))
             except DamagedError as error:
                 unreadable[name] = error
         return History(revisions[::-1], dict(reversed(unreadable.items())))
 
-    def _read(self, folder: Place) -> Revision:
-        return read_revision(folder / "revision.json", self.settings.block_size)
+    def revision(self, revision_id: str) -> Revision:
+        """The published revision with this id, read alone. Raises DamagedError."""
+        path = self.root / "revisions" / revision_id / "revision.json"
+        return read_revision(path, self.settings.block_size)
 
     def find(self, spec: str) -> Revision:
         """The one revision that a revision word names.
@@ -285,7 +242,7 @@ class Repository:
         with self.history_lock():
             if not self.has(revision_id):
                 raise NotFoundError(f"{self.name}: revision {revision_id} was removed")
-            changed = update(self._read(path.parent))
+            changed = update(self.revision(revision_id))
             # First, so that monitoring never misses a revision that became distrusted.
             status.update(self.folder, lambda old: status.revision_changed(old, changed))
             with translated(StoreError, f"{self.name}: writing {path}"):

@@ -20,7 +20,6 @@ from backy.system import folders
 from backy.system.files import AnyPath
 from backy.system.place import Place
 
-_LONGEST_TEXT = 500  # characters of a message that is kept
 _PATIENCE = 30  # seconds to wait while another process writes it
 _HINT = "Delete it; the next backup and the next scrub write a new one."
 
@@ -89,7 +88,7 @@ def update(root: Path, change: Callable[[Status], Status]) -> Status:
     """
     with (
         translated(StoreError, f"{root.name}: writing {root / 'status.json'}"),
-        _locked(root) as place,
+        locked(root) as place,
     ):
         try:
             old = read_status(place)
@@ -116,48 +115,12 @@ def _dated(status: Status, now: datetime) -> Status:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[Place]:
+def locked(root: Path) -> Iterator[Place]:
+    """The folder of a job, made if it is missing, and locked against others that write in it."""
     folders.make_folder(root)
     place = Place.at(root)
     with folders.locked(place / ".status.lock", make=True, patience_seconds=_PATIENCE):
         yield place
-
-
-def succeeded(status: Status, revision: Revision, suspicious: str) -> Status:
-    """The status after a backup was published; `suspicious` says why it may be wrong."""
-    return replace(
-        status,
-        errors=0,
-        error="",
-        seconds=round(revision.seconds, 3),
-        full_reads=status.full_reads + sum(bool(disk.whole) for disk in revision.disks.values()),
-        suspicious=suspicious[:_LONGEST_TEXT],
-    )
-
-
-def hooks_ended(status: Status, error: str) -> Status:
-    """The status after all hooks of a published backup; `error` is "" if none of them failed."""
-    return replace(
-        status,
-        hooks_failed=status.hooks_failed + 1 if error else 0,
-        hook_error=error[:_LONGEST_TEXT],
-    )
-
-
-def failed(status: Status, error: str, now: datetime) -> Status:
-    """The status after a backup that failed."""
-    return replace(
-        status,
-        errors=status.errors + 1,
-        failures=status.failures + 1,
-        error=error[:_LONGEST_TEXT],
-        failed=now.replace(microsecond=0),
-    )
-
-
-def tracking_failed(status: Status, now: datetime) -> Status:
-    """The status after the source of a disk reported changed blocks as unchanged."""
-    return replace(status, tracking_errors=status.tracking_errors + 1, tracking_error_at=now)
 
 
 def revision_changed(status: Status, revision: Revision) -> Status:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from backy.errors import FULL, BusyError, DamagedError, NotFoundError, StoreError, translated
-from backy.model.revision import ID_TIME, Revision, id_for, is_ahead, is_id, time_for, time_of
+from backy.model.new_time import time_for
+from backy.model.revision import ID_TIME, Revision, id_for, is_ahead, is_id, time_of
 from backy.repository.manifest import read_revision
 from backy.repository.repository import Repository
 from backy.stores.used import Used
@@ -30,6 +31,7 @@ from backy.units import KiB
 _GONE = ".gone"  # the end of the hidden name of a repository that is being deleted
 _OWN = {
     "repository.json", "restore.sh", "status.json", "status.lock", "scrub.json", "lock",
+    "restores.json",
     "revisions", "trash", "quarantine", "chunks", "pages", "twins", "reserve",
 }  # fmt: skip
 _RESERVE = 256 * KiB  # XFS wants that much for a new folder, ext4 and btrfs want less

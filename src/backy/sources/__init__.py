@@ -12,9 +12,9 @@ A backup takes a snapshot in two phases, because a guest may be frozen during th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -72,6 +72,10 @@ class Snapshot(Protocol):
     def full_read_reasons(self) -> Mapping[str, str]:
         """By disk that the parent has, too: why change tracking could not be used."""
 
+    @property
+    def image_formats(self) -> Mapping[str, str]:
+        """The formats of the images that disks are kept in, as QEMU calls them, where known."""
+
     def warnings(self) -> Sequence[str]:
         """What an operator should know. Called once, after everything was read.
 
@@ -94,29 +98,6 @@ class TakenSnapshot:
 
     Raises SourceError where a disk cannot be opened.
     """
-
-
-@dataclass
-class SnapshotData:
-    """A plain Snapshot, filled in by its source."""
-
-    consistency: Consistency
-    disks: dict[str, Image] = field(default_factory=dict)
-    files: dict[str, bytes] = field(default_factory=dict)
-    full_read_reasons: dict[str, str] = field(default_factory=dict)
-    early_warnings: list[str] = field(default_factory=list)
-    final_checks: list[Callable[[], Iterable[str]]] = field(default_factory=list)
-    """Called after everything was read; each gives more warnings, or raises SourceError."""
-    keeps_checkpoint: bool = False
-
-    def warnings(self) -> Sequence[str]:
-        """See Snapshot."""
-        late_warnings = (warning for check in self.final_checks for warning in check())
-        return [*self.early_warnings, *late_warnings]
-
-    def keep_checkpoint(self) -> None:
-        """See Snapshot."""
-        self.keeps_checkpoint = True
 
 
 class Source(Protocol):

@@ -27,7 +27,8 @@ from backy.model.extent import Extent, Kind
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import Address, parse_uri
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
+from backy.sources.snapshot_data import SnapshotData
 
 _HINT = "What a program has to print is in docs/sources/exec.md."
 _LINE = re.compile(rb"([0-9]{1,19}) ([1-9][0-9]{0,18}) (data|zero|same)\n")

@@ -14,7 +14,8 @@ from backy.clients.local_file import clone, open_local
 from backy.config.settings import DiskName, checking
 from backy.errors import ConfigError
 from backy.model.revision import Consistency
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
+from backy.sources.snapshot_data import SnapshotData
 from backy.system.files import File
 
 

@@ -16,7 +16,8 @@ from pydantic import Field
 from backy.clients.image_format import ImageFileOrPath, open_image_file
 from backy.config.settings import DiskName, Seconds
 from backy.model.revision import Consistency
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
+from backy.sources.snapshot_data import SnapshotData
 
 
 class ImageSettings(SourceSettings):
@@ -53,6 +54,7 @@ class ImageSource:
             for name, wanted in self.settings.disks.items():
                 image = open_image_file(wanted, self.settings.timeout)
                 data.disks[name] = stack.enter_context(image)
+                data.image_formats[name] = wanted.format
             yield data
 
     def remove_all_except(self, revisions: Collection[str]) -> None:

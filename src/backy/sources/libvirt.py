@@ -23,11 +23,12 @@ from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import ConfigError, SourceError
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
 from backy.sources.libvirt_files import saved_files
 from backy.sources.libvirt_job import BITMAP, BackupJob
 from backy.sources.scratch import check_space
+from backy.sources.snapshot_data import SnapshotData
 from backy.system import signals
 
 _SAFE_WITH_THREADS = (8, 2, 3)  # the first version of QEMU without the bug of `_check_harmless`
@@ -88,7 +89,7 @@ class LibvirtSource:
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Scratch files grow by what the guest overwrites until the end."""
         wanted = self._wanted()
-        data = SnapshotData(Consistency.CRASH)
+        data = SnapshotData(Consistency.CRASH, image_formats=dict(wanted.formats))
         with ExitStack() as stack:
             if wanted.domain.is_active:
                 tracked = self._take(wanted, request, data, stack)

@@ -16,8 +16,8 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from backy.clients.virsh import Domain, Virsh, attribute
 from backy.errors import SourceError, translated
 from backy.nbd.uri import Address, parse_uri
-from backy.sources import SnapshotData
 from backy.sources.scratch import make_private
+from backy.sources.snapshot_data import SnapshotData
 from backy.system import folders
 
 BITMAP = "changes"  # the name of the bitmap in the exports of a job

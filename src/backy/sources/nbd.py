@@ -14,7 +14,8 @@ from backy.config.settings import DiskName
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
+from backy.sources.snapshot_data import SnapshotData
 
 
 def _template(text: str) -> str:

@@ -32,10 +32,11 @@ from backy.errors import SourceError, translated
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
 from backy.sources.qemu_objects import CHANGES, QemuObjects
 from backy.sources.scratch import SCRATCH_HINT, check_space, default_scratch, make_private
+from backy.sources.snapshot_data import SnapshotData
 from backy.system import folders
 
 Answer = dict[str, Any]  # one JSON object of QEMU's
@@ -175,6 +176,7 @@ class QemuSource:
                 address = parse_uri(f"nbd+unix:///{disk.id}?socket={quote(f'{folder}/nbd')}")
                 image = open_image(address, bitmap=disk.changes, timeout_seconds=timeout)
                 data.disks[name] = stack.enter_context(image)
+                data.image_formats[name] = disk.node.drv
             data.final_checks.append(partial(self._check, len(disks)))
             yield data
 
@@ -186,6 +188,7 @@ class QemuSource:
             for name, wanted in self.settings.images.items():
                 image = open_image_file(wanted, self.settings.timeout)
                 data.disks[name] = stack.enter_context(image)
+                data.image_formats[name] = wanted.format
                 if name in old_disks:
                     data.full_read_reasons[name] = "the VM is off"
             yield data

@@ -25,8 +25,9 @@ from backy.image.image import Image
 from backy.model.extent import Extent, Kind
 from backy.model.revision import Consistency
 from backy.nbd.remote_image import NbdImage
-from backy.sources import Request, SnapshotData, SourceSettings, TakenSnapshot, checked
+from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
+from backy.sources.snapshot_data import SnapshotData
 
 _PLACE = ("pool", "namespace", "image")
 _AGAIN_HINT = "Run it again when that has ended."
@@ -163,6 +164,7 @@ class RbdSource:
         with ExitStack() as stack:
             for name, disk in disks.items():
                 data.disks[name] = self._image(name, disk, request, data, stack)
+                data.image_formats[name] = "raw"
             yield data
 
     def _image(

@@ -106,7 +106,9 @@ class ChunkBlocks:
         frame = self._buffers.frame
         try:
             with files.open_to_read(path, self._cache) as file:
-                length = file.read_into(0, frame)
+                # Not all of the buffer, which would look as if only a part were in the page cache.
+                pages = -(-file.size() // files.PAGE)
+                length = file.read_into(0, frame[: pages * files.PAGE])
         except FileNotFoundError:
             raise DamagedError(f"{where} is missing") from None
         if length == len(frame):
@@ -122,11 +124,9 @@ class ChunkBlocks:
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
             exists = path.exists()
             if not (exists and self._is_good(number, digest, len(block))):
-                stored, frame = self._encode(block)
-                if exists:
-                    self._files.replace(path, frame, stored)
-                else:
-                    self._files.create(path, frame, stored)
+                frame = self._encode(block)
+                stored = len(frame)
+                (self._files.replace if exists else self._files.create)(path, frame)
         if len(self._written) < _REMEMBERED:
             self._written[digest] = None
         return stored
@@ -140,15 +140,9 @@ class ChunkBlocks:
             return False
         return self._codec.digest(block) == digest
 
-    def _encode(self, block: memoryview) -> tuple[int, memoryview]:
-        """The length of the block's frame, and the frame padded to whole pages for O_DIRECT."""
-        frame = self._codec.encode(block)
-        length = len(frame)
-        padded_length = -(-length // files.PAGE) * files.PAGE
-        padded = self._buffers.frame[:padded_length]
-        padded[:length] = frame
-        padded[length:] = bytes(padded_length - length)
-        return length, padded
+    def _encode(self, block: memoryview) -> memoryview:
+        frame = self._buffers.frame
+        return frame[: self._codec.encode(block, frame)]
 
     def clear(self, first: int, count: int, length: int) -> int:
         """Zero blocks have a chunk like others. Blocks of one length share it."""
@@ -170,8 +164,7 @@ class ChunkBlocks:
         """Replace the chunk, or create it."""
         path = self._files.path(digest)
         with translated(StoreError, f"writing the chunk of block {number}, {path}"):
-            length, frame = self._encode(block)
-            self._files.repair(path, frame, length)
+            self._files.repair(path, self._encode(block))
 
     def is_stored(self, digest: str) -> bool | None:
         """Whether its chunk has a name."""

@@ -26,10 +26,14 @@ class Codec(Protocol):
         """The digest of `length` zero bytes. Called often, so it must be quick."""
 
     def largest_frame(self, length: int) -> int:
-        """The most bytes that the frame of a block of `length` bytes can have."""
+        """The most bytes that `encode` needs for a block of `length` bytes."""
 
-    def encode(self, block: memoryview) -> bytes:
-        """Pack a block into a frame."""
+    def encode(self, block: memoryview, frame: memoryview) -> int:
+        """Pack a block into the start of `frame`; return the length, a multiple of 4 KiB.
+
+        So the frame can be written past the page cache, and the file need not be cut. `frame` has
+        room for `largest_frame`.
+        """
 
     def decode(self, frame: memoryview, block: memoryview) -> None:
         """Fill `block` from its frame. The caller compares the digest.

@@ -10,7 +10,7 @@ import errno
 import threading
 
 from backy.system import files, folders
-from backy.system.files import Cache, File
+from backy.system.files import Cache
 from backy.system.place import Place
 
 _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2), O_TMPFILE
@@ -19,8 +19,7 @@ _NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2), O
 class NamedFiles:
     """Files in `folder`, named by digests, with `suffix` behind each. Several threads may use it.
 
-    Contents are given to `create` and `replace` with their length; they may be longer, padded to
-    whole pages for O_DIRECT. Methods raise OSError.
+    Contents of whole pages are written with O_DIRECT. Methods raise OSError.
     """
 
     def __init__(self, folder: Place, suffix: str = "", cache: Cache = Cache.SPARE) -> None:
@@ -32,7 +31,7 @@ class NamedFiles:
         """Where the file of a digest is, or would be."""
         return self.folder / digest[:2] / f"{digest}{self.suffix}"
 
-    def create(self, path: Place, content: bytes | memoryview, length: int) -> None:
+    def create(self, path: Place, content: bytes | memoryview) -> None:
         """Write a new file; nothing relies on it until the revision is published.
 
         XFS puts the files of each folder into another part of the medium, which scatters the
@@ -42,53 +41,48 @@ class NamedFiles:
         """
         try:
             with files.create_unnamed(self.folder, self._cache) as file:
-                _fill(file, content, length)
+                file.write(0, content)
+                file.start_writeback()
                 folders.link_unnamed(file, path)
         except FileNotFoundError:
             folders.make_folder(path.parent)
-            self.create(path, content, length)
+            self.create(path, content)
         except FileExistsError:  # another thread wrote the same content
-            self.replace(path, content, length)
+            self.replace(path, content)
         except OSError as error:
             if error.errno not in _NO_UNNAMED_FILES:
                 raise
-            self._create_by_name(path, content, length)
+            self._create_by_name(path, content)
 
-    def _create_by_name(self, path: Place, content: bytes | memoryview, length: int) -> None:
+    def _create_by_name(self, path: Place, content: bytes | memoryview) -> None:
         folders.make_folder(path.parent)
         try:
             file = files.create(path, self._cache)
         except FileExistsError:  # another thread writes the same content
-            self.replace(path, content, length)
+            self.replace(path, content)
         else:
             with file:
-                _fill(file, content, length)
+                file.write(0, content)
+                file.start_writeback()
 
-    def replace(self, path: Place, content: bytes | memoryview, length: int) -> None:
+    def replace(self, path: Place, content: bytes | memoryview) -> None:
         """Replace a file in one step: published revisions may rely on its name."""
         temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
         folders.remove_file(temporary)
         with files.create(temporary, self._cache) as file:
             file.write(0, content)
-            file.resize(length)
             file.sync()
         folders.rename(temporary, path)
 
-    def repair(self, path: Place, content: bytes | memoryview, length: int) -> None:
+    def repair(self, path: Place, content: bytes | memoryview) -> None:
         """Replace a file, or whatever is in its place, or create it; durable on return."""
         folders.make_folder(path.parent)
-        self.replace_durably(path, content, length)
+        self.replace_durably(path, content)
         folders.sync_folder(path.parent.parent)
 
-    def replace_durably(self, path: Place, content: bytes | memoryview, length: int) -> None:
+    def replace_durably(self, path: Place, content: bytes | memoryview) -> None:
         """The same, in a folder that must exist."""
         if path.is_folder():
             folders.remove_tree(path)  # a file cannot be renamed over a folder
-        self.replace(path, content, length)
+        self.replace(path, content)
         folders.sync_folder(path.parent)
-
-
-def _fill(file: File, content: bytes | memoryview, length: int) -> None:
-    file.write(0, content)
-    file.resize(length)
-    file.start_writeback()

@@ -92,7 +92,7 @@ class Pages:
         """
         try:
             write = self.twins.replace_durably if is_index else self.twins.repair
-            write(path, content, len(content))
+            write(path, content)
         except OSError as error:
             self._notes.append(f"{path} is damaged, and cannot be replaced: {error.strerror}")
         else:
@@ -114,11 +114,11 @@ class Pages:
         path = copy.path(name)
         with translated(StoreError, f"writing {path}"):
             if not path.exists():
-                copy.create(path, content, len(content))
+                copy.create(path, content)
             elif self.read(path, name, len(content) // LINE, Cache.USE):
                 return 0
             else:
-                copy.repair(path, content, len(content))
+                copy.repair(path, content)
         return len(content)
 
     def twin(self, name: str) -> Place:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Iterable
 
@@ -12,6 +13,10 @@ import zstandard
 from blake3 import blake3
 
 from backy.errors import DamagedError
+from backy.system.files import PAGE
+
+_SKIPPABLE = struct.Struct("<II")  # magic number, and how many bytes follow; RFC 8878, 3.1.2
+_PADDING = 0x184D2A50
 
 
 class ZstdCodec:
@@ -42,12 +47,19 @@ class ZstdCodec:
         return known
 
     def largest_frame(self, length: int) -> int:
-        """ZSTD_COMPRESSBOUND, zstd.h: 1/256 more than the block, and less than 4 KiB."""
-        return length + length // 256 + 4096
+        """ZSTD_COMPRESSBOUND, zstd.h (1/256 more than the block, less than 4 KiB), and padding."""
+        return length + length // 256 + 3 * PAGE
 
-    def encode(self, block: memoryview) -> bytes:
-        """A frame with content size and checksum."""
-        return self._contexts.compressor.compress(block)
+    def encode(self, block: memoryview, frame: memoryview) -> int:
+        """A frame with content size and checksum, and padding: a skippable frame of zeroes."""
+        packed = self._contexts.compressor.compress(block)
+        length = len(packed)
+        frame[:length] = packed
+        start = length + _SKIPPABLE.size
+        zeroes = -start % PAGE
+        _SKIPPABLE.pack_into(frame, length, _PADDING, zeroes)
+        frame[start : start + zeroes] = bytes(zeroes)
+        return start + zeroes
 
     def decode(self, frame: memoryview, block: memoryview) -> None:
         """Decompress straight into `block`."""
@@ -55,7 +67,7 @@ class ZstdCodec:
         try:
             if zstandard.get_frame_parameters(frame).content_size != len(block):
                 raise DamagedError(wrong_length)
-            if _frame_length(frame) != len(frame):
+            if _end(frame) != len(frame):
                 raise DamagedError("it is cut short or has bytes after its end")
             with self._contexts.decompressor.stream_reader(frame) as reader:
                 if reader.readinto(block) != len(block):
@@ -72,11 +84,11 @@ class _Contexts(threading.local):
         self.decompressor = zstandard.ZstdDecompressor()
 
 
-def _frame_length(frame: memoryview) -> int:
-    """Where the first zstd frame in `frame` ends; -1 if it is cut short.
+def _end(frame: memoryview) -> int:
+    """Where the first zstd frame in `frame` ends, with its padding; -1 if it is cut short.
 
-    See RFC 8878, sections 3.1.1 and 3.1.1.2. zstandard's readers ignore bytes after a frame, but
-    `zstd -d`, and so restore.sh, fails on them.
+    See RFC 8878, sections 3.1.1, 3.1.1.2 and 3.1.2. zstandard's readers ignore bytes after a frame,
+    but `zstd -d`, and so restore.sh, fails on them; it ignores what is in a skippable frame.
     """
     has_checksum = frame[4] & 4
     position, last = zstandard.frame_header_size(frame), 0
@@ -86,4 +98,8 @@ def _frame_length(frame: memoryview) -> int:
         position += 3 + (1 if kind == 1 else size)
         if position > len(frame):
             return -1
-    return position + (4 if has_checksum else 0)
+    position += 4 if has_checksum else 0
+    if len(frame) - position >= _SKIPPABLE.size:
+        magic, size = _SKIPPABLE.unpack_from(frame, position)
+        position += _SKIPPABLE.size + size if magic == _PADDING else 0
+    return position

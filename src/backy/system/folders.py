@@ -239,6 +239,38 @@ def locked(
         raise
 
 
+def open_own(path: AnyPath, cache: files.Cache) -> files.File:
+    """A file that only we can use, locked by flock(2): the one that we left there, or a new one.
+
+    Anything else of that name is removed first: a link, or a file that somebody else can open.
+    Raises BlockingIOError if another process has the lock.
+    """
+
+    def status() -> os.stat_result | None:
+        with suppress(FileNotFoundError), _named(path) as (folder, name):
+            return os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return None
+
+    if (found := status()) and not _is_own(found):
+        remove_file(path)
+    file = files.File(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, cache)
+    try:
+        fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened, now = file.status(), status()
+    except BaseException:
+        file.close()
+        raise
+    if now and _is_own(opened) and os.path.samestat(opened, now):
+        return file
+    file.close()
+    raise BlockingIOError(errno.EAGAIN, "somebody replaced it meanwhile")
+
+
+def _is_own(status: os.stat_result) -> bool:
+    is_ours = status.st_uid == os.geteuid() and status.st_nlink == 1
+    return is_ours and stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077
+
+
 def _lock_file(path: AnyPath) -> files.File:
     """Open a regular file, created if need be. O_NONBLOCK, because a FIFO would block."""
     file = files.File(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
-from subprocess import DEVNULL
+from subprocess import DEVNULL, PIPE
 
 from backy.system.permissions import others_may_write_program
 from backy.system.process import GRACE_SECONDS, Guard, Program, spawn
@@ -33,9 +33,10 @@ def guarding(programs: Iterable[Program]) -> Iterator[Guard]:
     ]
     script = resources.files("backy.system").joinpath("guard.sh").read_text()
     with shielded():
-        child = spawn(("/bin/sh", "-c", script, "guard", *lines), {}, DEVNULL, DEVNULL)
+        child = spawn(("/bin/sh", "-c", script, "guard", *lines), {}, PIPE, DEVNULL)
     with child:
-        assert child.stdin
+        assert child.stdin and child.stdout  # noqa: PT018 - this is no test
+        child.stdout.readline()  # from here on it ignores the signals
         guard = Guard(child.stdin)
         guard.tell("")
         yield guard

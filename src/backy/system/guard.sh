@@ -5,6 +5,8 @@
 # stdin ends before the first line, nothing was started, so nothing is run.
 
 trap '' HUP INT TERM
+echo
+exec >/dev/null
 read -r group || exit 0
 while read -r line; do
     [ "$line" != done ] || exit 0

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Event, Thread, current_thread, main_thread
 from typing import IO
@@ -32,6 +33,16 @@ def identity() -> str:
 def processors() -> int:
     """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def busy_seconds(thread: int | None) -> float:
+    """How long a thread of this process has run, or has waited for a processor.
+
+    The rest of its time it waited for something else. Raises OSError if it has ended, or if this
+    kernel does not tell.
+    """
+    ran, waited, _ = Path(f"/proc/self/task/{thread}/schedstat").read_text("ascii").split()
+    return (int(ran) + int(waited)) / 1e9
 
 
 def allow_open_files(count: int) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from backy.errors import ConfigError, TargetError, UsageError, translated
+from backy.errors import ConfigError, UsageError
 from backy.image.image import Draft, Image
 from backy.plugins import load
 
 STREAM = "-"
+_URIS = ("nbd", "nbds", "nbd+unix", "nbds+unix")  # kinds that take the whole word
+_IMAGES = ("qcow2", "vmdk", "vhdx")  # kinds of files that a path can be by its suffix
 _BUILT_IN = {
     "device": "backy.targets.device:DeviceTarget",
     "file": "backy.targets.file:FileTarget",
     "stream": "backy.targets.stream:StreamTarget",
+    **{kind: f"backy.targets.qemu_image:{kind}" for kind in (*_IMAGES, "luks")},
+    "rbd": "backy.targets.rbd:RbdTarget",
+    **dict.fromkeys(_URIS, "backy.targets.nbd:NbdTarget"),
 }
 _IN_FOLDER = {"file": "backy.targets.file:FileInFolder"}
 _NAMED = re.compile(r"([a-z][a-z0-9+]+):(.*)", re.DOTALL)
@@ -43,6 +48,12 @@ class Target(Protocol):
         and is called only where that matters.
         """
 
+    def refuse_used(self) -> None:
+        """Raise TargetError if it has content that only --overwrite allows to replace.
+
+        A block device is never asked: whoever names one means it.
+        """
+
     def check(self, size: int) -> None:
         """Raise TargetError if it cannot take a disk of `size` bytes now. Writes nothing."""
 
@@ -53,11 +64,15 @@ class Target(Protocol):
         """A draft of a disk of `size` bytes that has this block size; the caller has checked it.
 
         On a clean exit the disk is complete and durable. A target that is new appears only then;
-        one that existed is overwritten in place, and of no use after an exception.
+        one that existed is overwritten in place, and of no use after an exception. Then the next
+        draft continues.
         """
 
     def read_back(self) -> AbstractContextManager[Image] | None:
-        """What it holds now, as an Image; None if that is nothing, or cannot be read."""
+        """What it holds now, as an Image; None if that is nothing, or cannot be read.
+
+        It is read from the medium. While a draft is open, it is what the draft will make complete.
+        """
 
 
 class TargetClass(Protocol):
@@ -72,28 +87,38 @@ def open_target(word: str, *, in_folder: bool = False) -> Target:
 
     With `in_folder` the user named the folder that it is in, and no link is followed.
 
-    "-" is standard output, NAME:PLACE is a place of the target plug-in NAME, anything else is the
-    path of a file or block device. Raises UsageError if there is no such target.
+    "-" is standard output, NAME:PLACE is a place of the target plug-in NAME, a URI of NBD is an
+    export, and anything else is the path of a raw file or block device. Raises UsageError if there
+    is no such target.
     """
-    if in_folder:
+    if in_folder and not _NAMED.fullmatch(word):
         made: TargetClass = load("backy.targets", "file", _IN_FOLDER)
         return made(word)
     if word == STREAM:
         return _target_class("stream", word)("")
     if named := _NAMED.fullmatch(word):
-        return _target_class(named[1], word)(named[2])
+        return _target_class(named[1], word)(word if named[1] in _URIS else named[2])
     return _target_class("device" if _is_device(Path(word)) else "file", word)(word)
 
 
-def refuse_existing(words: Iterable[str]) -> None:
-    """Raise TargetError if one of the targets that a user names is a file, and not empty."""
-    for word in words:
-        path = Path(word.removeprefix("file:"))
-        with translated(TargetError, f"looking at the target {word}", "Name another target."):
-            is_used = word != STREAM and path.is_file() and path.stat().st_size
-        if is_used:
-            hint = "Name a new file, or add --overwrite to replace it."
-            raise TargetError(f"{path} exists", hint)
+def in_format(word: str, recorded: str) -> str:
+    """The same target, with the kind of image that a path stands for.
+
+    That is what its suffix says; .img and .raw are raw. A path with another suffix, or with none,
+    gets the format that is `recorded` for the disk, if such an image can be made. Where none is
+    recorded, the bytes of the disk may be those of an image themselves, so the path stays raw.
+    """
+    path = Path(word)
+    if not recorded or word == STREAM or _NAMED.fullmatch(word) or _is_device(path):
+        return word
+    suffix = path.suffix.lower().removeprefix(".")
+    kind = suffix if suffix in {*_IMAGES, "img", "raw"} else recorded
+    return f"{kind}:{word}" if kind in _IMAGES else word
+
+
+def name_in_folder(disk: str, recorded: str) -> str:
+    """The name of the file for a disk in a folder."""
+    return f"{disk}.{recorded if recorded in _IMAGES else 'img'}"
 
 
 def is_folder(word: str) -> bool:

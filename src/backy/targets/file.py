@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 
-from backy.errors import TargetError, translated
+from backy.errors import BackyError, TargetError, translated, visible
 from backy.system import files, folders
-from backy.system.files import AnyPath, Cache
+from backy.system.files import AnyPath, Cache, File
 from backy.system.place import Place
 from backy.targets.path import PathTarget
 from backy.targets.raw import RawDraft, RawImage, closing, read_raw
@@ -24,27 +22,13 @@ class FileTarget(PathTarget):
         """See PathTarget."""
         super().__init__(place)
         self._place: AnyPath = self._path
+        self._partial: AnyPath = self._path.with_name(f".{self._path.name}.partial")
 
     def check(self, size: int) -> None:
         """See Target."""
-        path = self._path
-        with translated(TargetError, self._looking, "Name another target."):
-            if path.is_symlink() and not path.exists():
-                why = f"{path} is a link to a file that does not exist"
-                raise TargetError(why, "Remove it, or mount what it leads to.")
-            if not path.resolve().parent.is_dir():
-                hint = "Make it first, or name another target."
-                raise TargetError(f"there is no folder {path.parent}", hint)
-            if path.is_dir():
-                raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
-            if path.exists() and not path.is_file():
-                why = f"{path} is neither a file nor a block device"
-                raise TargetError(why, "Use - for a stream.")
-            is_new = not path.exists()
-            if is_new and _is_for_devices(path.resolve()):
-                raise TargetError(f"there is no device {path}", "Is the name right?")
+        is_new = self.check_file()
         if not is_new:
-            with translated(TargetError, f"opening {path}", _HINT):
+            with translated(TargetError, f"opening {self._path}", _HINT):
                 file = files.open_to_write(self._place)
             self._check_unused(file)
             file.close()
@@ -70,28 +54,49 @@ class FileTarget(PathTarget):
 
     @contextmanager
     def _new(self, size: int, block_size: int) -> Iterator[RawDraft]:
-        """Fill a file beside the path, then rename it: nobody takes half a disk for a whole one."""
-        partial = self._place.with_name(f".{self._path.name}.{os.getpid()}.partial")
-        try:
-            with translated(TargetError, f"writing {self._path}", _HINT):
-                folders.remove_file(partial)  # of a killed process that had our number
-                file = files.create(partial, Cache.SPARE)
-            with closing(file):
-                with translated(TargetError, f"resizing {partial}", _HINT):
-                    file.resize(size)
-                yield RawDraft(file, block_size, is_new=True)
-            with translated(TargetError, f"renaming {partial} to {self._path}"):
-                folders.rename(partial, self._place)
+        """Fill a file beside the path, then rename it: nobody takes half a disk for a whole one.
+
+        It stays after a failure, and the next restore to this path continues it.
+        """
+        with translated(TargetError, f"writing {self._partial}", _HINT):
+            try:
+                file = folders.open_own(self._partial, Cache.SPARE)
+            except BlockingIOError as error:
+                why = f"another restore is writing {self._path}"
+                raise TargetError(why, "Wait for it to end, or name another target.") from error
+        with closing(file), self._kept(file):
+            is_new = not file.size()
+            with translated(TargetError, f"resizing {self._partial}", _HINT):
+                file.resize(size)
+            yield RawDraft(file, block_size, is_new=is_new)
+            with translated(TargetError, f"writing {self._partial}", _HINT):
+                file.sync()
+            with translated(TargetError, f"renaming {self._partial} to {self._path}"):
+                # While it is locked, so that nobody else continues a file that is complete.
+                folders.rename(self._partial, self._place)
                 folders.sync_folder(self._place.parent)
-        finally:
-            with suppress(OSError):  # it has its name now, or what failed is worth more
-                folders.remove_file(partial)
+
+    @contextmanager
+    def _kept(self, file: File) -> Iterator[None]:
+        """After a failure, say how to continue; remove the file if nothing was written to it."""
+        try:
+            yield
+        except BaseException as error:
+            if not file.status().st_blocks:
+                with suppress(OSError):  # what failed is worth more
+                    folders.remove_file(self._partial)
+            elif isinstance(error, BackyError):
+                kept = f"Run it again to continue, or delete {self._partial} to give up."
+                error.hint = visible(f"{error.hint} {kept}".strip())
+            raise
 
     def read_back(self) -> AbstractContextManager[RawImage] | None:
-        """See Target."""
+        """See Target. While it is new, this is the file that is being filled."""
         with suppress(OSError):
-            if self._path.is_file() and self._path.stat().st_size:
-                return read_raw(self._path)
+            held = self._place if self._place.exists() else self._partial
+            with files.open_to_read(held) as file:
+                if file.size() and not file.is_device:
+                    return read_raw(held)
         return None
 
 
@@ -102,8 +107,4 @@ class FileInFolder(FileTarget):
         """See PathTarget."""
         super().__init__(place)
         self._place = Place.at(self._path.parent) / self._path.name
-
-
-def _is_for_devices(path: Path) -> bool:
-    """Whether a new file would be kept in memory: a mistyped device, which would not be one."""
-    return path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")  # noqa: S108
+        self._partial = self._place.with_name(self._partial.name)

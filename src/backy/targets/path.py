@@ -44,6 +44,34 @@ class PathTarget:
                     hint = "If that is what you want, stop the VM and add --over-source."
                     raise TargetError(why, hint)
 
+    def refuse_used(self) -> None:
+        """See Target. A block device is not asked."""
+        with translated(TargetError, self._looking, "Name another target."):
+            is_used = self._path.is_file() and self._path.stat().st_size > 0
+        if is_used:
+            hint = "Name a new file, or add --overwrite to write what differs."
+            raise TargetError(f"{self._path} exists", hint)
+
+    def check_file(self) -> bool:
+        """Whether a new file can be made; False if it is a file. Raises TargetError otherwise."""
+        path = self._path
+        with translated(TargetError, self._looking, "Name another target."):
+            if path.is_symlink() and not path.exists():
+                why = f"{path} is a link to a file that does not exist"
+                raise TargetError(why, "Remove it, or mount what it leads to.")
+            if not path.resolve().parent.is_dir():
+                hint = "Make it first, or name another target."
+                raise TargetError(f"there is no folder {path.parent}", hint)
+            if path.is_dir():
+                raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
+            if path.exists() and not path.is_file():
+                why = f"{path} is neither a file nor a block device"
+                raise TargetError(why, "Use - for a stream.")
+            is_new = not path.exists()
+            if is_new and _is_for_devices(path.resolve()):
+                raise TargetError(f"there is no device {path}", "Is the name right?")
+        return is_new
+
     def refuse_format(self, read_start: Callable[[], bytes]) -> None:
         """See Target."""
         with suppress(OSError), files.open_to_read(self._path) as file:
@@ -73,3 +101,8 @@ def _is_same(path: Path, other: Path) -> bool:
         is_device = S_ISBLK(status.st_mode) and S_ISBLK(others.st_mode)
         return path.samefile(other) or (is_device and status.st_rdev == others.st_rdev)
     return False
+
+
+def _is_for_devices(path: Path) -> bool:
+    """Whether a new file would be kept in memory: a mistyped device, which would not be one."""
+    return path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")  # noqa: S108

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from backy.errors import TargetError, translated
 from backy.model.extent import Extent
 from backy.system import files
-from backy.system.files import Cache, File
+from backy.system.files import AnyPath, Cache, File
 
 
 class RawDraft:
-    """A raw file or block device, as a Draft. Writes only; never reads the target."""
+    """A raw file or block device, as a Draft. It only writes; RawImage reads."""
 
     def __init__(self, file: File, block_size: int, *, is_new: bool) -> None:
         self.block_size = block_size
@@ -33,7 +32,7 @@ class RawDraft:
 
 
 class RawImage:
-    """A raw file or block device, as an Image. Reads past the page cache."""
+    """A raw file or block device, as an Image that is read from the medium."""
 
     def __init__(self, file: File) -> None:
         self.size = file.size()
@@ -66,9 +65,9 @@ def closing(file: File) -> Iterator[None]:
 
 
 @contextmanager
-def read_raw(path: Path) -> Iterator[RawImage]:
-    """The content of a raw file or block device. Raises TargetError."""
+def read_raw(path: AnyPath) -> Iterator[RawImage]:
+    """The content of a raw file or block device, from its medium. Raises TargetError."""
     with translated(TargetError, f"opening {path}"):
-        file = files.open_to_read(path, Cache.SPARE)
+        file = files.open_to_read(path, Cache.AVOID)
     with file:
         yield RawImage(file)

@@ -27,6 +27,9 @@ class StreamTarget:
     def refuse_format(self, read_start: Callable[[], bytes]) -> None:
         """Nothing is there."""
 
+    def refuse_used(self) -> None:
+        """Nothing is replaced."""
+
     def check(self, size: int) -> None:
         """Any size will do."""
 

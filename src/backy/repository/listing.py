@@ -1,0 +1,37 @@
+"""Which jobs have a repository in a base directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from backy.errors import StoreError, translated
+from backy.model.names import is_job
+from backy.system import folders
+from backy.system.place import Place
+
+
+def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]:
+    """The jobs that have a repository in a base directory, sorted.
+
+    Raises StoreError if it cannot be listed, or does not exist: its name may be wrong.
+
+    A folder that we may not look into counts: a job must not be missing without a word. `leave`
+    gets the folders with a repository.json that no job can be called: somebody's copies.
+    """
+
+    def is_repository(name: str) -> bool:
+        try:
+            return (Place.at(base / name) / "repository.json").exists()
+        except PermissionError:
+            return name != "lost+found"  # which mkfs makes
+
+    with translated(StoreError, f"listing {base}"):
+        names = [name for name in folders.list_folder(base) if is_repository(name)]
+        if not names and not base.exists():
+            hint = "Is the name right, and the file system mounted? backy init makes the folder."
+            raise StoreError(f"there is no folder {base}", hint)
+    for name in names:
+        if not is_job(name) and not name.startswith("."):
+            leave(name)
+    return list(filter(is_job, names))
