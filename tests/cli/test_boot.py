@@ -336,7 +336,7 @@ def test_a_damaged_block_stops_the_copying_but_not_the_vm(
     source.unlink()  # or the block would be healed
     chunk = backy.chunk("vm2", revision, 3)
     good = chunk.read_bytes()
-    chunk.write_bytes(good[:-100] + bytes(100))
+    backy.damage("vm2", revision, 3)
     refused = backy.refuses(10, "boot", "vm2", "--state", vm.folder)
     assert refused.message == f"vm2: copying the rest to {vm.overlay()}: Input/output error"
     assert vm.ask("query-status")["status"] == "running"
