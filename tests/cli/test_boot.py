@@ -303,7 +303,7 @@ def test_a_disk_of_something_else_is_left_alone(backy: Backy, vm: Vm) -> None:
     subprocess.run(create, check=True)
     before = vm.overlay("vdb").read_bytes()
     refused = backy.refuses(10, "boot", "vm1", "--state", vm.folder)
-    assert refused.message == f"{vm.overlay('vdb')} is not of this revision: it needs nothing"
+    assert refused.message == f"{vm.overlay('vdb')} exists"
     assert vm.overlay("vdb").read_bytes() == before
     assert not vm.qemu()
 
@@ -403,13 +403,13 @@ def test_uefi_starts_with_the_variables_that_were_saved(backy: Backy, vm: Vm) ->
     folder = backy.base / "vm1" / "revisions" / backy.revisions("vm1")[0]
     template = Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes()
     (folder / "nvram.fd").write_bytes(b"saved by libvirt" + template[16:])  # UEFI ignores those
-    boot(backy, vm, "--firmware", "uefi")
+    boot(backy, vm, "--uefi")
     assert (vm.folder / "nvram.fd").read_bytes()[:16] == b"saved by libvirt"
     roms = vm.ask("human-monitor-command", command_line="info mtree")
     assert "system.flash1" in roms
     vm.kill(vm.qemu())
     (vm.folder / "nvram.fd").write_bytes(b"of this VM alone" + template[16:])
-    boot(backy, vm, "--firmware", "uefi")
+    boot(backy, vm, "--uefi")
     assert (vm.folder / "nvram.fd").read_bytes()[:16] == b"of this VM alone"
 
 

@@ -38,8 +38,7 @@ def test_memory_processors_machine_and_buses_are_taken() -> None:
     [
         pytest.param({"machine": "pc-i440fx-6.2"}, "machine", "pc", id="an old machine"),
         pytest.param({"machine": "-S"}, "machine", "q35", id="a machine that is an option"),
-        pytest.param({"unit": "MiB", "memory": "512"}, "memory", 512 * MIB, id="MiB"),
-        pytest.param({"unit": "furlong"}, "memory", 1024 * MIB, id="an unknown unit"),
+        pytest.param({"unit": "MiB"}, "memory", 1024 * MIB, id="no unit of libvirt"),
         pytest.param({"memory": "-1"}, "memory", 1024 * MIB, id="less than nothing"),
         pytest.param({"memory": "9" * 5000}, "memory", 1024 * MIB, id="too many digits"),
         pytest.param({"vcpu": "²"}, "processors", 1, id="no ASCII digit"),
@@ -76,7 +75,7 @@ def test_whatever_is_there_it_is_hardware_or_an_error(xml: bytes, bus: str) -> N
 
 def test_nothing_of_a_definition_but_known_words_comes_to_the_command_line() -> None:
     hardware = said(machine="q35,evil=on", bus="evil,x=y", arch="x86_64")
-    disk = Overlay(Path("/vms/sda.qcow2"), "vm1/rev/sda", 0, hardware.buses["sda"])
+    disk = Overlay(Path("/vms/sda.qcow2"), MIB, "vm1/rev/sda", 0, hardware.buses["sda"])
     line = command_line(Path("/vms"), "vm1", hardware, "tcg", disk.arguments(is_whole=True))
     assert "evil" not in " ".join(line)
     assert "/tmp/evil" not in line

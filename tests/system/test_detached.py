@@ -1,7 +1,6 @@
 """Programs that outlive a command are found again, and ended."""
 
 import os
-import signal
 import socket
 import sys
 from contextlib import closing
@@ -12,12 +11,12 @@ import pytest
 from backy.system import detached
 
 LISTEN = """
-import signal, socket, sys, time
+import os, signal, socket, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN if "stubborn" in sys.argv else signal.SIG_DFL)
+print(os.getpid(), os.getsid(0), os.readlink("/proc/self/fd/0"), flush=True)
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen()
-print("listens", flush=True)
 time.sleep(600)
 """
 
@@ -25,9 +24,7 @@ time.sleep(600)
 def listening(tmp_path: Path, *words: str) -> detached.Detached:
     """A program that was started and listens at a socket, as the next command finds it."""
     path, log = tmp_path / "socket", tmp_path / "log"
-    with closing(detached.start([sys.executable, "-c", LISTEN, str(path), *words], log)) as program:
-        while not log.read_text():
-            assert not program.has_ended(0.01)
+    detached.start([sys.executable, "-c", LISTEN, str(path), *words], log, path).close()
     found = detached.listening_at(path)
     assert found
     return found
@@ -43,23 +40,26 @@ def test_a_program_that_listens_is_found_and_stopped(tmp_path: Path, words: tupl
 
 
 def test_it_has_a_session_of_its_own_and_nothing_of_our_standard_streams(tmp_path: Path) -> None:
-    script = 'echo "$$ $(ps -o sid= -p $$)"; readlink /proc/$$/fd/0; echo trouble >&2'
-    with closing(detached.start(["sh", "-c", script], tmp_path / "log")) as program:
-        assert program.has_ended(20)
-    ids, stdin, error = (tmp_path / "log").read_text().splitlines()
-    assert len(set(ids.split())) == 1
-    assert (stdin, error) == ("/dev/null", "trouble")
+    path, log = tmp_path / "socket", tmp_path / "log"
+    with closing(detached.start([sys.executable, "-c", LISTEN, str(path)], log, path)) as program:
+        pid, session, stdin = log.read_text().split()
+        program.stop()
+    assert (pid, stdin) == (session, "/dev/null")
 
 
-def test_the_log_is_added_to_and_no_link_is_followed(tmp_path: Path) -> None:
+def test_what_ends_at_once_is_an_error_and_what_it_said_is_added_to_the_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     for word in ("one", "two"):
-        with closing(detached.start(["echo", word], log)) as program:
-            assert program.has_ended(20)
+        with pytest.raises(TimeoutError, match="does not listen at"):
+            detached.start(["sh", "-c", f"echo {word} >&2"], log, tmp_path / "socket")
     assert log.read_text() == "one\ntwo\n"
-    (tmp_path / "link").symlink_to(log)
+
+
+def test_no_link_is_followed_to_a_log(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "log")
     with pytest.raises(OSError, match="symbolic links"):
-        detached.start(["echo", "three"], tmp_path / "link")
+        detached.start(["echo", "three"], tmp_path / "link", tmp_path / "socket")
+    assert not (tmp_path / "log").exists()
 
 
 def test_nobody_listens_at_what_is_left_of_a_socket(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_nobody_listens_at_what_is_left_of_a_socket(tmp_path: Path) -> None:
 
 def test_a_program_that_is_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        detached.start(["no-such-program"], tmp_path / "log")
+        detached.start(["no-such-program"], tmp_path / "log", tmp_path / "socket")
 
 
 def test_root_starts_no_program_that_others_may_write(tmp_path: Path) -> None:
@@ -82,13 +82,4 @@ def test_root_starts_no_program_that_others_may_write(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o777)
     with pytest.raises(PermissionError):
-        detached.start([str(program)], tmp_path / "log")
-
-
-def test_a_killed_program_has_ended(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with closing(detached.start(["sh", "-c", "echo $$; exec sleep 600"], log)) as program:
-        while not log.read_text().endswith("\n"):
-            assert not program.has_ended(0.01)
-        os.kill(int(log.read_text()), signal.SIGKILL)
-        assert program.has_ended(20)
+        detached.start([str(program)], tmp_path / "log", tmp_path / "socket")

@@ -11,13 +11,16 @@ from backy.cli import values
 from backy.cli.app import AsJson, Context, app
 from backy.cli.output import answer
 from backy.cli.progress import meter
+from backy.errors import UsageError
 from backy.model.answers import BootAnswer
 from backy.model.messages import BootFinished
 
 _WORD = "A job, or JOB@REV for another revision than the latest."
 Word = Annotated[str, Argument(parser=values.job_word, metavar="JOB[@REV]", help=_WORD)]
-_RUN = "qemu: start it here; print: only print the commands."
-Run = Annotated[str, Option("--run", parser=values.boot_mode, metavar="qemu|print", help=_RUN)]
+_RUN = "qemu: start it here; libvirt: define a domain and start it; print: print the commands."
+Run = Annotated[
+    str, Option("--run", parser=values.boot_mode, metavar="qemu|libvirt|print", help=_RUN)
+]
 _STATE = "The folder for the disks of the VM, on local storage; or /var/lib/backy/boot/JOB."
 State = Annotated[Path | None, Option(parser=values.path, metavar="FOLDER", help=_STATE)]
 _RATE = "Copy at most this much in a second, so that the guest gets the rest."
@@ -26,12 +29,10 @@ _MEMORY = "The memory of the VM; by default as in the saved definition, or 1GiB.
 Memory = Annotated[int | None, Option(parser=values.memory, metavar="SIZE", help=_MEMORY)]
 _CPUS = "Its processors; by default as in the saved definition, or 1."
 Cpus = Annotated[int | None, Option(min=1, max=255, metavar="COUNT", help=_CPUS)]
-_FIRMWARE = "Its firmware; by default as in the saved definition, or bios."
-Firmware = Annotated[
-    str | None, Option(parser=values.firmware, metavar="bios|uefi", help=_FIRMWARE)
-]
-_NETWORK = "What -nic of QEMU takes, such as tap,ifname=tap7,script=no; by default no network."
-Network = Annotated[str | None, Option(parser=values.network, metavar="NIC", help=_NETWORK)]
+_UEFI = "It starts with UEFI, even if the saved definition does not say so."
+Uefi = Annotated[bool, Option("--uefi", help=_UEFI)]
+_NETWORK = "What -nic of QEMU takes, such as user, or a network of libvirt; by default none."
+Network = Annotated[str | None, Option(metavar="NIC", help=_NETWORK)]
 
 
 @app.command(epilog="Example: backy boot vm1@2026-11-23 --run qemu --state /vms/vm1")
@@ -43,7 +44,7 @@ def boot(
     rate: Rate = None,
     memory: Memory = None,
     cpus: Cpus = None,
-    firmware: Firmware = None,
+    uefi: Uefi = False,
     network: Network = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,23 +57,27 @@ def boot(
     from backy.operations.boot import boot_job
     from backy.operations.boot_plan import BootOptions, commands, planned
 
-    is_uefi = firmware == "uefi" if firmware else None
-    options = BootOptions(state, rate or 0, memory, cpus, is_uefi, network or "")
+    mode = "qemu" if run == "print" else run
+    if mode == "libvirt" and (memory or cpus or uefi):
+        why = "--memory, --cpus and --uefi are for --run qemu"
+        raise UsageError(why, "Change the domain: virsh edit JOB-boot.")
+    options = BootOptions(state, rate or 0, memory, cpus, uefi, network or "", mode)
     if run == "print":
         lines = list(commands(planned(context.obj, word, options)))
         answer(as_json, BootAnswer(commands=lines), lines)
         return
     with meter(word, as_json=as_json) as shown:
         booted = boot_job(context.obj, word, options, watcher=shown)
+    plan = booted.plan
     finished = BootFinished(
         event="finished",
-        job=booted.job,
-        revision=booted.revision,
-        overlays={name: str(path) for name, path in booted.overlays.items()},
+        job=plan.repository.name,
+        revision=plan.revision.id,
+        overlays={overlay.disk: str(overlay.path) for overlay in plan.overlays},
         shut_down=booted.has_shut_down,
         agent_seconds=booted.agent_seconds,
         seconds=booted.seconds,
     )
     now = "has shut down" if booted.has_shut_down else "runs on"
-    text = f"all of its disks are in {booted.folder} after {booted.seconds:.1f} s; the VM {now}"
-    answer(as_json, finished, f"{booted.job}: {booted.revision}: {text}")
+    text = f"all of its disks are in {plan.folder} after {booted.seconds:.1f} s; the VM {now}"
+    answer(as_json, finished, f"{finished['job']}: {plan.revision.id}: {text}")

@@ -14,11 +14,10 @@ import typer
 
 from backy.errors import ConfigError
 from backy.model.names import check_disk_name, check_job, check_tag
-from backy.units import MiB, parse_duration, parse_size
+from backy.units import parse_duration, parse_size
 
 Value = TypeVar("Value")
-_LEAST_MEMORY = 16 * MiB
-_SLOWEST = MiB  # bytes a second
+_BOOT_MODES = ("qemu", "libvirt", "print")
 _LEVELS = range(1, 20)
 _LARGEST_PORT = 65535
 
@@ -62,42 +61,25 @@ def span(text: str) -> str:
     return text
 
 
-@_typed
-def rate(text: str) -> int:
-    """Bytes a second."""
-    size = parse_size(text)
-    if size < _SLOWEST:
-        raise ConfigError(f"{text} a second is too slow", "Use 1MiB or more.")
-    return size
+def _size(least: str, what: str) -> Callable[[str], int]:
+    def size(text: str) -> int:
+        value = parse_size(text)
+        if value < parse_size(least):
+            raise ConfigError(f"{text} {what}", f"Use {least} or more.")
+        return value
+
+    return _typed(size)
+
+
+rate = _size("1MiB", "a second is too slow")
+memory = _size("16MiB", "of memory is too little")
 
 
 @_typed
-def memory(text: str) -> int:
-    """The memory of a VM, in bytes."""
-    size = parse_size(text)
-    if size < _LEAST_MEMORY:
-        raise ConfigError(f"{text} of memory is too little", "Use 16MiB or more.")
-    return size
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def one_of(text: str) -> str:
-        if text not in words:
-            raise ConfigError(f"{text!r} is not possible here", f"Use {' or '.join(words)}.")
-        return text
-
-    return _typed(one_of)
-
-
-boot_mode = _one_of("qemu", "print")
-firmware = _one_of("bios", "uefi")
-
-
-@_typed
-def network(text: str) -> str:
-    """What -nic of QEMU takes."""
-    if not text:
-        raise ConfigError("the network is empty", "Leave --network out for none, or use user.")
+def boot_mode(text: str) -> str:
+    """How a VM is booted."""
+    if text not in _BOOT_MODES:
+        raise ConfigError(f"{text!r} runs no VM", f"Use {', '.join(_BOOT_MODES)}.")
     return text
 
 

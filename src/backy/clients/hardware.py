@@ -20,7 +20,6 @@ _MEMORY = 1024 * MiB
 _PROBE_SECONDS = 5
 _MOVE_AND_OUT = b"\xb0\x10\xe6\xf4"  # mov al, 16; out 0xf4, al: it ends QEMU with 2 * 16 + 1
 _PROBE_CODE = 33
-_UNITS = {"KiB": KiB, "MiB": MiB}  # libvirtd prints the first
 _FIRMWARE = [  # code and variables, as Debian and Fedora have them
     (Path(f"{folder}_CODE{kind}.fd"), Path(f"{folder}_VARS{kind}.fd"))
     for folder in ("/usr/share/OVMF/OVMF", "/usr/share/edk2/ovmf/OVMF")
@@ -32,8 +31,7 @@ _FIRMWARE = [  # code and variables, as Debian and Fedora have them
 class Hardware:
     """What the VM consists of beside its disks; `memory` is in bytes.
 
-    `buses` has the bus of each disk that is known, by its name, in libvirt's words. `network` is
-    what QEMU's -nic takes; without it the VM has no network.
+    `buses` has the bus of each disk that is known, by its name, in libvirt's words.
     """
 
     memory: int = _MEMORY
@@ -41,7 +39,6 @@ class Hardware:
     machine: str = "q35"
     is_uefi: bool = False
     buses: Mapping[str, str] = field(default_factory=dict)
-    network: str = ""
 
 
 def hardware_of(xml: bytes) -> Hardware:
@@ -58,7 +55,7 @@ def hardware_of(xml: bytes) -> Hardware:
     machine = attribute(root, "os/type", "machine")
     if (architecture := attribute(root, "os/type", "arch")) not in {"", "x86_64", "i686"}:
         raise SourceError(f"domain.xml is of a machine of type {architecture:.20}")
-    unit = _UNITS.get(attribute(root, "memory", "unit") or "KiB", 0)
+    unit = KiB if attribute(root, "memory", "unit") in {"", "KiB"} else 0  # as libvirtd prints it
     memory, processors = root.findtext("memory", ""), root.findtext("vcpu", "")
     disks = root.iterfind("devices/disk/target")
     return Hardware(

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from backy.clients.guest_agent import Agent
 from backy.clients.hardware import EMULATOR, Hardware
 from backy.clients.program import output_of
-from backy.clients.qmp import Monitor
+from backy.clients.qmp import NotRunningError, connect
 from backy.clients.qmp_answers import BackgroundJob, ImageHeader
-from backy.errors import SourceError
+from backy.errors import SourceError, translated
+from backy.system import detached
 from backy.units import MiB
 
 # Unix sockets in its folder. A monitor serves one connection at a time: CONTROL is ours.
 CONTROL, MONITOR, AGENT, SERVER = "control.sock", "monitor.sock", "agent.sock", "backy.sock"
 LONGEST_SOCKET = 107  # bytes of the path of a Unix socket, unix(7)
-_RECONNECT_SECONDS = 7 * 24 * 3600  # for so long requests of the guest wait for a new server
+RECONNECT_SECONDS = 7 * 24 * 3600  # for so long requests of the guest wait for a new server
 _IMG_SECONDS = 60
+_QMP_SECONDS = 60
+_AGENT_SECONDS = 0.25
 _DEVICES = {"scsi": "scsi-hd", "sata": "ide-hd", "ide": "ide-hd"}  # by libvirt's word for the bus
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -31,10 +36,11 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 class Overlay:
     """A disk of the VM: a qcow2 file. What it does not have yet, it reads from an NBD export.
 
-    The VM starts from that with the lowest `number`.
+    `size` is in bytes. The VM starts from the disk with the lowest `number`.
     """
 
     path: Path
+    size: int
     export: str
     number: int
     bus: str = "virtio"
@@ -52,16 +58,26 @@ class Overlay:
     @property
     def uri(self) -> str:
         """The export, as the file names it. It says which revision the overlay belongs to."""
-        return f"nbd+unix:///{quote(self.export)}?socket={quote(str(self._server))}"
+        return f"nbd+unix:///{quote(self.export)}?socket={quote(str(self.server))}"
 
     @property
-    def _server(self) -> Path:
+    def server(self) -> Path:
+        """The socket of the server."""
         return self.path.with_name(SERVER)
 
-    def creation(self, path: Path, size: int) -> list[str]:
-        """The command that makes the overlay at `path`, for a disk of `size` bytes."""
+    @property
+    def disk(self) -> str:
+        """The name of the disk, such as "vda"."""
+        return self.path.stem
+
+    def make(self) -> None:
+        """Make the overlay. Raises SourceError."""
+        output_of(self.creation(), str(self.path), timeout_seconds=_IMG_SECONDS)
+
+    def creation(self) -> list[str]:
+        """The command that makes the overlay."""
         command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", self.uri]
-        return [*command, str(path), str(size)]
+        return [*command, str(self.path), str(self.size)]
 
     def backing(self) -> str:
         """The URI of what it still needs; "" if that is nothing. Raises SourceError."""
@@ -86,9 +102,9 @@ class Overlay:
         file = {"driver": "file", "filename": str(self.path), "discard": "unmap"}
         node = {"driver": "qcow2", "node-name": self.name, "discard": "unmap", "file": file}
         if not is_whole:
-            server = {"type": "unix", "path": str(self._server)}
+            server = {"type": "unix", "path": str(self.server)}
             export = {"driver": "nbd", "node-name": self.backing_name, "server": server}
-            patience = {"read-only": True, "reconnect-delay": _RECONNECT_SECONDS}
+            patience = {"read-only": True, "reconnect-delay": RECONNECT_SECONDS}
             yield from ("-blockdev", json.dumps(export | {"export": self.export} | patience))
             node["backing"] = self.backing_name
         yield from ("-blockdev", json.dumps(node))
@@ -100,7 +116,7 @@ class Overlay:
 def command_line(
     folder: Path, name: str, hardware: Hardware, accelerator: str, more: Iterable[str]
 ) -> list[str]:
-    """The command that starts a VM whose sockets are in `folder`; `more` has its disks.
+    """The command that starts a VM whose sockets are in `folder`; `more` has disks and network.
 
     QEMU may start no program and change no user then. It stays when the guest powers off, until
     `let_power_off`.
@@ -120,7 +136,6 @@ def command_line(
         *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
         *("-device", "virtio-scsi-pci"),
         *("-pidfile", str(folder / "qemu.pid")),
-        *("-nic", f"{hardware.network},model=virtio-net-pci" if hardware.network else "none"),
         *more,
     ]
 
@@ -137,50 +152,109 @@ def _escaped(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def run_image_tool(command: Sequence[str]) -> None:
-    """Run a command of qemu-img. Raises SourceError."""
-    output_of(command, command[-2], timeout_seconds=_IMG_SECONDS)
+class Machine(Protocol):
+    """A VM that outlives us, and reads from the server what its overlays do not have yet.
 
-
-def start_stream(monitor: Monitor, overlay: Overlay, rate: int) -> None:
-    """Have QEMU copy to an overlay what it does not have yet, at most `rate` bytes a second.
-
-    0 is as fast as it can. A job of an earlier call goes on with this rate.
+    All methods may raise SourceError.
     """
-    jobs = {job.id: job.status for job in monitor.query(list[BackgroundJob], "query-jobs")}
-    if jobs.get(overlay.name, "concluded") != "concluded":
-        monitor.ask("block-job-set-speed", device=overlay.name, speed=rate)
-        return
-    if overlay.name in jobs:  # it failed
-        monitor.ask("job-dismiss", id=overlay.name)
-    monitor.ask("block-stream", **overlay.stream(rate))
+
+    def find(self) -> bool:
+        """Whether it runs. A guest that was paused because no space was left goes on."""
+
+    def start(self, partial: Collection[Overlay]) -> None:
+        """Start it. The `partial` overlays need the server."""
+
+    def server_options(self) -> list[str]:
+        """Options of `backy serve` with which it may use the server."""
+
+    def copy(self, overlay: Overlay, rate: int) -> None:
+        """Begin to copy to an overlay what it does not have, at most `rate` bytes a second.
+
+        0 is as fast as it can. If that was begun before, it goes on with this rate.
+        """
+
+    def copied(self, overlay: Overlay) -> tuple[int, bool]:
+        """How many bytes of an overlay are done, and whether that is all of it.
+
+        Raises SourceError where copying failed; it can be begun again.
+        """
+
+    def ping(self) -> None:
+        """Raises SourceError if the guest agent does not answer."""
+
+    def let_go(self) -> bool:
+        """From now on it needs no server, and ends when its guest does; True: it has ended."""
 
 
-def streamed(monitor: Monitor, overlay: Overlay) -> tuple[int, bool]:
-    """How many bytes of an overlay the job has done, and whether that is all of it.
+class Emulator:
+    """QEMU as a Machine, which is found by its socket in `folder`; see there for the contract."""
 
-    Raises SourceError where the job failed; a new one can be started.
-    """
-    for job in monitor.query(list[BackgroundJob], "query-jobs"):
-        if job.id == overlay.name:
-            if job.status != "concluded":
-                return job.current_progress, False
-            monitor.ask("job-dismiss", id=job.id)
-            if job.error:
-                raise SourceError(f"copying the rest to {overlay.path}: {job.error}")
-            # QEMU 7.2 refuses if the guest powered off at that moment; then `quit` makes it crash,
-            # after all is written.
-            with suppress(SourceError):
-                monitor.ask("blockdev-del", node_name=overlay.backing_name)
-            return job.current_progress, True
-    raise SourceError(f"QEMU has no job that copies to {overlay.path}")
+    def __init__(
+        self, folder: Path, command: Callable[[Collection[Overlay]], list[str]], stack: ExitStack
+    ) -> None:
+        """`command` gives the command for the partial overlays. `stack` ends the connection."""
+        self._folder, self._command, self._stack = folder, command, stack
 
+    def find(self) -> bool:
+        """See Machine."""
+        try:
+            monitor = connect(self._folder / CONTROL, _QMP_SECONDS)
+            self._monitor = self._stack.enter_context(monitor)
+        except NotRunningError:
+            return False
+        if self._monitor.status() == "io-error":
+            self._monitor.ask("cont")
+        return True
 
-def let_power_off(monitor: Monitor) -> bool:
-    """From now on QEMU ends when the guest powers off. It does so now if the guest has: True."""
-    monitor.ask("set-action", shutdown="poweroff")
-    has_shut_down = monitor.status() == "shutdown"
-    if has_shut_down:
-        with suppress(SourceError):  # it may end before it answers
-            monitor.ask("quit")
-    return has_shut_down
+    def server_options(self) -> list[str]:
+        """See Machine."""
+        return []
+
+    def start(self, partial: Collection[Overlay]) -> None:
+        """See Machine."""
+        log = self._folder / "qemu.log"
+        with translated(SourceError, "starting QEMU"):
+            detached.start(self._command(partial), log, self._folder / CONTROL).close()
+        self.find()
+
+    def copy(self, overlay: Overlay, rate: int) -> None:
+        """See Machine."""
+        jobs = {job.id: job.status for job in self._jobs()}
+        if jobs.get(overlay.name, "concluded") != "concluded":
+            self._monitor.ask("block-job-set-speed", device=overlay.name, speed=rate)
+            return
+        if overlay.name in jobs:  # it failed
+            self._monitor.ask("job-dismiss", id=overlay.name)
+        self._monitor.ask("block-stream", **overlay.stream(rate))
+
+    def copied(self, overlay: Overlay) -> tuple[int, bool]:
+        """See Machine."""
+        job = next((job for job in self._jobs() if job.id == overlay.name), None)
+        if not job:
+            raise SourceError(f"QEMU has no job that copies to {overlay.path}")
+        if job.status != "concluded":
+            return job.current_progress, False
+        self._monitor.ask("job-dismiss", id=job.id)
+        if job.error:
+            raise SourceError(f"copying the rest to {overlay.path}: {job.error}")
+        # QEMU 7.2 refuses if the guest powered off at that moment; then `quit` makes it crash,
+        # after all is written.
+        with suppress(SourceError):
+            self._monitor.ask("blockdev-del", node_name=overlay.backing_name)
+        return job.current_progress, True
+
+    def _jobs(self) -> list[BackgroundJob]:
+        return self._monitor.query(list[BackgroundJob], "query-jobs")
+
+    def ping(self) -> None:
+        """See Machine."""
+        Agent(self._folder / AGENT, _AGENT_SECONDS).close()
+
+    def let_go(self) -> bool:
+        """See Machine. If the guest has shut down, QEMU ends now."""
+        self._monitor.ask("set-action", shutdown="poweroff")
+        has_shut_down = self._monitor.status() == "shutdown"
+        if has_shut_down:
+            with suppress(SourceError):  # it may end before it answers
+                self._monitor.ask("quit")
+        return has_shut_down

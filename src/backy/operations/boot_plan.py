@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
 from backy.clients import vm
-from backy.clients.hardware import Hardware, accelerator, firmware_for, hardware_of
+from backy.clients.hardware import EMULATOR, Hardware, accelerator, firmware_for, hardware_of
+from backy.clients.libvirt_vm import Definition, LibvirtDomain
 from backy.errors import SourceError, TargetError, UsageError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.names import is_job
@@ -26,6 +27,7 @@ from backy.system.files import AnyPath
 from backy.units import MiB
 
 STATE = "boot.json"
+PROGRAMS = {"qemu": (EMULATOR, "qemu-img"), "libvirt": ("virsh", "qemu-img")}
 _FOLDERS = Path("/var/lib/backy/boot")
 _VARIABLES = "nvram.fd"
 
@@ -42,8 +44,9 @@ class BootOptions:
     rate: int = 0
     memory: int | None = None
     processors: int | None = None
-    is_uefi: bool | None = None
+    is_uefi: bool = False
     network: str = ""
+    run: str = "qemu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,13 @@ class Plan:
     site: Site
     repository: Repository
     revision: Revision
+    options: BootOptions
     folder: Path
+    saved: bytes | None  # domain.xml
     hardware: Hardware
-    overlays: Mapping[str, vm.Overlay]
+    overlays: Sequence[vm.Overlay]
     firmware: tuple[Path, AnyPath] | None  # the code of UEFI, and the variables to start with
-    asked: str  # the revision word
-    state: State | None
+    state: State
 
     @property
     def hold(self) -> str:
@@ -87,15 +91,25 @@ class Plan:
         word = f"{self.repository.name}@{self.revision.id}"
         return [*program, *options, "serve", word, "--socket", str(self.folder / vm.SERVER)]
 
-    def emulator(self, accelerator: str, partial: Iterable[vm.Overlay]) -> list[str]:
+    def machine(self, stack: ExitStack, watcher: Watcher) -> vm.Machine:
+        """The VM, which may run already. `stack` ends the connection to it."""
+        if self.options.run == "libvirt":
+            nvram = self.variables if self.firmware else None
+            name, saved = f"{self.repository.name}-boot", self.saved or b""
+            wanted = Definition(name, saved, self.overlays, nvram, self.options.network)
+            return LibvirtDomain(self.folder, wanted, watcher.warn)
+        return vm.Emulator(self.folder, self.emulator, stack)
+
+    def emulator(self, partial: Collection[vm.Overlay]) -> list[str]:
         """The command that starts the VM; the `partial` overlays need the server."""
-        arguments = (
-            [*vm.firmware_arguments(self.firmware[0], self.variables)] if self.firmware else []
-        )
-        for overlay in self.overlays.values():
+        network = self.options.network
+        arguments = ["-nic", f"{network},model=virtio-net-pci" if network else "none"]
+        if self.firmware:
+            arguments += vm.firmware_arguments(self.firmware[0], self.variables)
+        for overlay in self.overlays:
             arguments += overlay.arguments(is_whole=overlay not in partial)
         name = f"{self.repository.name}-boot"
-        return vm.command_line(self.folder, name, self.hardware, accelerator, arguments)
+        return vm.command_line(self.folder, name, self.hardware, accelerator(), arguments)
 
     @property
     def variables(self) -> Path:
@@ -115,25 +129,31 @@ def planned(site: Site, word: str, options: BootOptions, watcher: Watcher = SILE
     folder = (options.folder or _FOLDERS / job).absolute()
     if len(os.fsencode(folder / vm.MONITOR)) > vm.LONGEST_SOCKET:
         raise UsageError(f"{folder} is too long for the paths of sockets", "Use a shorter one.")
-    state = _state(folder)
+    state = _state(folder) or State(job, repository.find(asked).id, asked)
     # What was asked for may be another one by now: "latest".
-    goes_on = state is not None and (state.job, state.asked) == (job, asked)
-    revision = repository.find(state.revision if state and goes_on else asked)
-    if state and (state.job, state.revision) != (job, revision.id):
+    goes_on = (state.job, state.asked) == (job, asked)
+    if not goes_on and (state.job, state.revision) != (job, repository.find(asked).id):
         why = f"{folder} has {state.job}@{state.revision} already"
         raise TargetError(why, "Use another folder with --state, or remove this one.")
-    hardware = _hardware(repository, revision, options, watcher)
-    overlays = {
-        name: vm.Overlay(
+    revision = repository.find(state.revision)
+    saved = _saved(repository, revision, "domain.xml")
+    if options.run == "libvirt" and not saved:
+        raise TargetError(f"{job}@{revision.id} has no saved definition", "Use --run qemu.")
+    hardware = _hardware(saved, options, watcher)
+    overlays = [
+        vm.Overlay(
             folder / f"{name}.qcow2",
+            revision.disks[name].size,
             f"{job}/{revision.id}/{name}",
             number,
             hardware.buses.get(name, "virtio"),
         )
         for number, name in enumerate(sorted(revision.disks))
-    }
+    ]
     firmware = _firmware(repository, revision) if hardware.is_uefi else None
-    return Plan(site, repository, revision, folder, hardware, overlays, firmware, asked, state)
+    return Plan(
+        site, repository, revision, options, folder, saved, hardware, overlays, firmware, state
+    )
 
 
 def _state(folder: Path) -> State | None:
@@ -141,12 +161,10 @@ def _state(folder: Path) -> State | None:
     return read_record(path, State, TargetError, "Use another folder.") if path.exists() else None
 
 
-def _hardware(
-    repository: Repository, revision: Revision, options: BootOptions, watcher: Watcher
-) -> Hardware:
+def _hardware(saved: bytes | None, options: BootOptions, watcher: Watcher) -> Hardware:
     """The hardware of the saved definition, if there is one, changed by the options."""
     hardware = Hardware()
-    if saved := _saved(repository, revision, "domain.xml"):
+    if saved:
         try:
             hardware = hardware_of(saved)
         except SourceError as error:
@@ -155,8 +173,7 @@ def _hardware(
         hardware,
         memory=options.memory or hardware.memory,
         processors=options.processors or hardware.processors,
-        is_uefi=hardware.is_uefi if options.is_uefi is None else options.is_uefi,
-        network=options.network,
+        is_uefi=hardware.is_uefi or options.is_uefi,
     )
 
 
@@ -177,17 +194,15 @@ def _firmware(repository: Repository, revision: Revision) -> tuple[Path, AnyPath
 def commands(plan: Plan) -> Iterator[str]:
     """The commands of a boot, for a shell. Nothing is run."""
     tag = ["backy", "tag", plan.repository.name, "-r", plan.revision.id]
-    overlays = plan.overlays.values()
     yield shlex.join([*tag, f"+{plan.hold}"])
     yield shlex.join(["mkdir", "-p", "-m", "700", str(plan.folder)])
     yield f"{shlex.join(plan.server('backy'))} &"
-    for name, overlay in plan.overlays.items():
-        yield shlex.join(overlay.creation(overlay.path, plan.revision.disks[name].size))
+    yield from (shlex.join(overlay.creation()) for overlay in plan.overlays)
     if plan.firmware:
         yield shlex.join(["cp", str(plan.firmware[1]), str(plan.variables)])
-    yield f"{shlex.join(plan.emulator(accelerator(), overlays))} &"
+    yield f"{shlex.join(plan.emulator(plan.overlays))} &"
     yield f"# For each disk, at {plan.folder / vm.MONITOR}, after qmp_capabilities:"
-    for overlay in overlays:
+    for overlay in plan.overlays:
         yield f"# {json.dumps({'execute': 'block-stream', 'arguments': overlay.stream(0)})}"
     yield "# When query-jobs has no job any more, end the server, and:"
     yield shlex.join([*tag, f"-{plan.hold}"])

@@ -7,14 +7,16 @@ import select
 import signal
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
-from backy.system import files
+from backy.system import files, signals
 from backy.system.permissions import others_may_write_program
 
+_START_SECONDS = 60  # that it may take on a very busy machine
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
 
 
@@ -42,19 +44,26 @@ class Detached:
                 return
 
 
-def start(command: Sequence[str], log: Path) -> Detached:
-    """Start a program in a session of its own. What it prints is added to the file `log`.
+def start(command: Sequence[str], log: Path, path: Path) -> Detached:
+    """Start a program in a session of its own, and wait until it listens at a Unix socket.
 
-    Raises OSError if it cannot be started, or if root refuses it because others may write it.
+    What it prints is added to the file `log`. Raises OSError if it cannot be started, if it ends or
+    does not listen in time, or if root refuses it because others may write it.
     """
     if refusal := others_may_write_program(command[0]):
         raise PermissionError(None, f"refused: {refusal}")
     with files.File(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW) as output:
         to = output.descriptor
         child = Popen(command, stdin=DEVNULL, stdout=to, stderr=to, start_new_session=True)
-    detached = Detached(child.pid)
-    child.returncode = 0  # nobody waits for it: it is not a child of the next command
-    return detached
+    deadline = time.monotonic() + _START_SECONDS
+    try:
+        while not (found := listening_at(path)):
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(None, f"it does not listen at {path}")
+            signals.sleep(0.02)
+    finally:
+        child.returncode = 0  # nobody waits for it: it is not a child of the next command
+    return found
 
 
 def listening_at(path: Path) -> Detached | None:
