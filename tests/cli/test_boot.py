@@ -36,6 +36,7 @@ from tests.cli.runner import (
 )
 from tests.cli.test_json import valid
 from tests.lab.bootable import POWERS_OFF, boot_disk, data_disk, missing
+from tests.lab.ceph import Cluster
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=str(missing))
 ROUNDS = int(os.environ.get("BACKY_ROUNDS", "0"))
@@ -322,7 +323,7 @@ def test_a_guest_that_shuts_down_meanwhile_gets_its_disks_and_qemu_ends(
     backy.backup("vm2", image(tmp_path / "off.img", disk))
     result = backy.ok("boot", "vm2", "--state", vm.folder, "--rate", "1MiB", "--json")
     finished = valid("boot", result)[-1]
-    assert (finished["shut_down"], finished["overlays"]) == (True, {"vda": str(vm.overlay())})
+    assert (finished["shut_down"], finished["disks"]) == (True, {"vda": str(vm.overlay())})
     wait_for(lambda: not vm.qemu(), "QEMU ended")
     assert vm.content() == disk
     assert vm.needs() == ""
@@ -374,6 +375,81 @@ def test_the_commands_that_are_printed_start_the_vm(backy: Backy, vm: Vm) -> Non
     assert [vm.content("vda"), vm.content("vdb")] == [data(1, SIZE), data(2, SIZE)]
     subprocess.run(["bash", "-c", f"{program}\n{drop}"], env=environment(), check=True)
     assert backy.said_of("vm1", backy.revisions("vm1")[0])["tags"] == ["daily"]
+
+
+def moves(*targets: str) -> list[str]:
+    """The options that move vda, then vdb, to the targets."""
+    names = ("vda", "vdb")
+    return [f"--into={name}={target}" for name, target in zip(names, targets, strict=False)]
+
+
+def raw(path: Path) -> bytes:
+    """The content of an image, whatever its format."""
+    out = path.with_name("out.raw")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", path, out], check=True)
+    return out.read_bytes()
+
+
+def test_disks_move_to_their_targets_while_the_guest_writes(
+    backy: Backy, vm: Vm, tmp_path: Path
+) -> None:
+    files = tmp_path / "vda.qcow2", tmp_path / "vdb.img"
+    into = moves(f"qcow2:{files[0]}", str(files[1]))
+    with booting(backy, vm, *into, rate="2MiB") as running:
+        vm.write(0, 3 * MIB, 7)
+        vm.write(1, MIB, 8)
+        result = running.end()
+    assert result.code == 0, result
+    assert f"its disks are qcow2:{files[0]}, {files[1]} after" in result.out
+    assert not vm.server()
+    assert not list(vm.folder.glob("*.qcow2"))
+    vm.write(0, MIB, 9)
+    vm.kill(vm.qemu())
+    boot(backy, vm, *into)
+    vm.write(1, 2 * MIB, 6)
+    vm.ask("quit")
+    wait_for(lambda: not vm.qemu(), "QEMU ended")
+    assert raw(files[0]) == changed(1, (3 * MIB, 7), (MIB, 9))
+    assert raw(files[1]) == changed(2, (MIB, 8), (2 * MIB, 6))
+
+
+@pytest.mark.parametrize("victim", ["command", "qemu"])
+def test_a_move_that_is_killed_goes_on_with_the_same_command(
+    backy: Backy, vm: Vm, tmp_path: Path, victim: str
+) -> None:
+    into = moves(str(tmp_path / "vda.img"))
+    with booting(backy, vm, *into) as running:
+        vm.write(0, 3 * MIB, 7)
+        if victim == "qemu":
+            vm.kill(vm.qemu())
+            assert running.end().code == 10
+        running.process.kill()
+    boot(backy, vm, *into)
+    assert vm.ask("query-status")["status"] == "running"
+    vm.ask("quit")
+    wait_for(lambda: not vm.qemu(), "QEMU ended")
+    assert raw(tmp_path / "vda.img") == changed(1, (3 * MIB, 7))
+    assert vm.content("vdb") == data(2, SIZE)
+
+
+def test_a_target_that_exists_is_left_alone(backy: Backy, vm: Vm, tmp_path: Path) -> None:
+    existing = image(tmp_path / "existing", b"mine")
+    refused = backy.refuses(10, "boot", "vm1", "--state", vm.folder, f"--into=vda={existing}")
+    assert refused.message == f"{existing} exists"
+    assert existing.read_bytes() == b"mine"
+    assert not vm.qemu()
+
+
+def test_a_disk_moves_into_ceph(ceph: Cluster, backy: Backy, vm: Vm) -> None:
+    target = f"vda=rbd:rbd/adopted?conf={ceph.conf}"
+    with booting(backy, vm, f"--into={target}", rate="2MiB") as running:
+        vm.write(0, 3 * MIB, 7)
+        result = running.end()
+    assert result.code == 0, result
+    vm.write(0, MIB, 9)
+    vm.ask("quit")
+    wait_for(lambda: not vm.qemu(), "QEMU ended")
+    assert ceph.export("rbd/adopted") == changed(1, (3 * MIB, 7), (MIB, 9))
 
 
 DOMAIN = """<domain type='kvm'><name>vm1</name><memory unit='KiB'>65536</memory><vcpu>2</vcpu>

@@ -34,6 +34,12 @@ Uefi = Annotated[bool, Option("--uefi", help=_UEFI)]
 _NETWORK = "What -nic of QEMU takes, such as user, or a network of libvirt; by default none."
 Network = Annotated[str | None, Option(metavar="NIC", help=_NETWORK)]
 
+_INTO = "Move a disk to this target after the boot: rbd:POOL/IMAGE, qcow2:PATH or a PATH."
+Into = Annotated[
+    list[values.DiskPlace] | None,
+    Option(parser=values.disk_place, metavar="[DISK=]TARGET", help=_INTO),
+]
+
 
 @app.command(epilog="Example: backy boot vm1@2026-11-23 --run qemu --state /vms/vm1")
 def boot(
@@ -46,6 +52,7 @@ def boot(
     cpus: Cpus = None,
     uefi: Uefi = False,
     network: Network = None,
+    into: Into = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a VM from a revision at once, and copy its disks meanwhile.
@@ -58,10 +65,10 @@ def boot(
     from backy.operations.boot_plan import BootOptions, commands, planned
 
     mode = "qemu" if run == "print" else run
-    if mode == "libvirt" and (memory or cpus or uefi):
-        why = "--memory, --cpus and --uefi are for --run qemu"
-        raise UsageError(why, "Change the domain: virsh edit JOB-boot.")
-    options = BootOptions(state, rate or 0, memory, cpus, uefi, network or "", mode)
+    if run == "libvirt" and (memory or cpus or uefi or into):
+        why = "--memory, --cpus, --uefi and --into are for --run qemu"
+        raise UsageError(why, "Change the domain later: virsh edit JOB-boot.")
+    options = BootOptions(state, rate or 0, memory, cpus, uefi, network or "", mode, into or [])
     if run == "print":
         lines = list(commands(planned(context.obj, word, options)))
         answer(as_json, BootAnswer(commands=lines), lines)
@@ -73,11 +80,12 @@ def boot(
         event="finished",
         job=plan.repository.name,
         revision=plan.revision.id,
-        overlays={overlay.disk: str(overlay.path) for overlay in plan.overlays},
+        disks=plan.places,
         shut_down=booted.has_shut_down,
         agent_seconds=booted.agent_seconds,
         seconds=booted.seconds,
     )
     now = "has shut down" if booted.has_shut_down else "runs on"
-    text = f"all of its disks are in {plan.folder} after {booted.seconds:.1f} s; the VM {now}"
+    where = ", ".join(finished["disks"].values())
+    text = f"its disks are {where} after {booted.seconds:.1f} s; the VM {now}"
     answer(as_json, finished, f"{finished['job']}: {plan.revision.id}: {text}")

@@ -31,6 +31,9 @@ _AGENT_SECONDS = 0.25
 _DEVICES = {"scsi": "scsi-hd", "sata": "ide-hd", "ide": "ide-hd"}  # by libvirt's word for the bus
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+Node = dict[str, object]
+"""A node of QEMU's block layer, as blockdev-add takes it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
@@ -54,6 +57,11 @@ class Overlay:
     def backing_name(self) -> str:
         """The name of the node of the export."""
         return f"export{self.number}"
+
+    @property
+    def target_name(self) -> str:
+        """The name of the node that replaces it, if it moves."""
+        return f"target{self.number}"
 
     @property
     def uri(self) -> str:
@@ -97,17 +105,22 @@ class Overlay:
         job = {"device": self.name, "job-id": self.name, "auto-dismiss": False}
         return job | {"speed": rate}
 
-    def arguments(self, *, is_whole: bool) -> Iterator[str]:
-        """The arguments of QEMU for this disk; `is_whole`: it needs nothing of the export."""
+    def arguments(self, *, is_whole: bool, moved: Node | None = None) -> Iterator[str]:
+        """The arguments of QEMU for this disk; `is_whole`: it needs nothing of the export.
+
+        If it has moved, `moved` is where to.
+        """
         file = {"driver": "file", "filename": str(self.path), "discard": "unmap"}
-        node = {"driver": "qcow2", "node-name": self.name, "discard": "unmap", "file": file}
-        if not is_whole:
+        node: Node = {"driver": "qcow2", "discard": "unmap", "file": file}
+        if moved:
+            node = moved
+        elif not is_whole:
             server = {"type": "unix", "path": str(self.server)}
             export = {"driver": "nbd", "node-name": self.backing_name, "server": server}
             patience = {"read-only": True, "reconnect-delay": RECONNECT_SECONDS}
             yield from ("-blockdev", json.dumps(export | {"export": self.export} | patience))
-            node["backing"] = self.backing_name
-        yield from ("-blockdev", json.dumps(node))
+            node |= {"backing": self.backing_name}
+        yield from ("-blockdev", json.dumps(node | {"node-name": self.name}))
         device = {"driver": _DEVICES.get(self.bus, "virtio-blk-pci"), "drive": self.name}
         about = {"id": f"device{self.number}", "bootindex": self.number}
         yield from ("-device", json.dumps(device | about))
@@ -219,32 +232,75 @@ class Emulator:
 
     def copy(self, overlay: Overlay, rate: int) -> None:
         """See Machine."""
-        jobs = {job.id: job.status for job in self._jobs()}
-        if jobs.get(overlay.name, "concluded") != "concluded":
-            self._monitor.ask("block-job-set-speed", device=overlay.name, speed=rate)
-            return
-        if overlay.name in jobs:  # it failed
-            self._monitor.ask("job-dismiss", id=overlay.name)
-        self._monitor.ask("block-stream", **overlay.stream(rate))
+        if not self._goes_on(overlay, rate):
+            self._monitor.ask("block-stream", **overlay.stream(rate))
+
+    def _goes_on(self, overlay: Overlay, rate: int) -> bool:
+        """Whether there is a job of an earlier call, which did not fail; it gets this rate."""
+        job = self._job(overlay)
+        if job and job.status == "concluded" and job.error:
+            self._monitor.ask("job-dismiss", id=job.id)
+            return False
+        if job and job.status != "concluded":
+            self._monitor.ask("block-job-set-speed", device=job.id, speed=rate)
+        return job is not None
 
     def copied(self, overlay: Overlay) -> tuple[int, bool]:
         """See Machine."""
-        job = next((job for job in self._jobs() if job.id == overlay.name), None)
+        done, is_whole = self._progress(overlay)
+        if is_whole:
+            self._forget(overlay, overlay.backing_name)
+        return done, is_whole
+
+    def move(self, overlay: Overlay, node: Node, rate: int) -> None:
+        """Begin to copy a disk to another node, which is to replace the overlay; see `copy`."""
+        if self._goes_on(overlay, rate):
+            return
+        with suppress(SourceError):  # it is there if an earlier job failed
+            self._monitor.ask("blockdev-del", node_name=overlay.target_name)
+        self._monitor.ask("blockdev-add", **node, node_name=overlay.target_name)
+        wanted = {"job_id": overlay.name, "device": overlay.name, "target": overlay.target_name}
+        modes = {"sync": "full", "copy_mode": "write-blocking", "auto_dismiss": False}
+        self._monitor.ask("blockdev-mirror", **wanted, **modes, speed=rate)
+
+    def moved(self, overlay: Overlay) -> tuple[int, bool]:
+        """As `copied`. The guest stands still from shortly before the end, until `switch`."""
+        job = self._job(overlay)
+        if job and job.status == "ready":
+            self._monitor.ask("stop")  # so that nothing is written before it is noted who has it
+            self._monitor.ask("job-complete", id=job.id)
+        return self._progress(overlay)
+
+    def switch(self, overlay: Overlay) -> None:
+        """Have the guest go on, on the other node. The overlay is not needed any more."""
+        self._forget(overlay, overlay.name, overlay.backing_name)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._monitor.status() == "paused":  # not if the guest has shut down
+            self._monitor.ask("cont")
+
+    def _job(self, overlay: Overlay) -> BackgroundJob | None:
+        jobs = self._monitor.query(list[BackgroundJob], "query-jobs")
+        return next((job for job in jobs if job.id == overlay.name), None)
+
+    def _progress(self, overlay: Overlay) -> tuple[int, bool]:
+        job = self._job(overlay)
         if not job:
-            raise SourceError(f"QEMU has no job that copies to {overlay.path}")
-        if job.status != "concluded":
-            return job.current_progress, False
-        self._monitor.ask("job-dismiss", id=job.id)
+            raise SourceError(f"QEMU has no job that copies {overlay.path}")
         if job.error:
+            self._go_on()
             raise SourceError(f"copying the rest to {overlay.path}: {job.error}")
+        return job.current_progress, job.status == "concluded"
+
+    def _forget(self, overlay: Overlay, *nodes: str) -> None:
+        """Have QEMU forget a job that has ended, and what only that needed."""
+        self._monitor.ask("job-dismiss", id=overlay.name)
         # QEMU 7.2 refuses if the guest powered off at that moment; then `quit` makes it crash,
         # after all is written.
-        with suppress(SourceError):
-            self._monitor.ask("blockdev-del", node_name=overlay.backing_name)
-        return job.current_progress, True
-
-    def _jobs(self) -> list[BackgroundJob]:
-        return self._monitor.query(list[BackgroundJob], "query-jobs")
+        for name in nodes:
+            with suppress(SourceError):
+                self._monitor.ask("blockdev-del", node_name=name)
 
     def ping(self) -> None:
         """See Machine."""

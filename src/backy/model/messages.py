@@ -291,7 +291,7 @@ class BootFinished(Finished):
     """The VM needs nothing of backy any more.
 
     revision: The revision that it was started from.
-    overlays: The qcow2 files that are its disks now.
+    disks: Where each of its disks is now: a qcow2 file, or the target that it moved to.
     shut_down: Whether its guest has shut down meanwhile; else it runs.
     agent_seconds: After how many seconds the guest agent answered; null if it did not until the
       end, and if the VM was running before.
@@ -299,7 +299,7 @@ class BootFinished(Finished):
     """
 
     revision: RevisionId
-    overlays: Mapping[DiskName, Text]
+    disks: Mapping[DiskName, Text]
     shut_down: bool
     agent_seconds: Seconds | None
     seconds: Seconds

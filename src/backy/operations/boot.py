@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ from backy.errors import (
     translated,
 )
 from backy.image.progress import SILENCE, Watcher
-from backy.operations.boot_plan import PROGRAMS, STATE, BootOptions, Plan, planned
+from backy.operations.boot_plan import PROGRAMS, STATE, BootOptions, Plan, State, planned
 from backy.operations.site import Site
 from backy.repository.records import encode_record
 from backy.repository.tags import retag
@@ -83,6 +84,7 @@ class _Boot:
 
     def __init__(self, plan: Plan, watcher: Watcher, stack: ExitStack, began: float) -> None:
         self._plan, self._watcher, self._stack, self._began = plan, watcher, stack, began
+        self._state = plan.state
         self._vm = plan.machine(stack, watcher)
         self._server: Detached | None = None
         self._agent_seconds: float | None = None
@@ -96,7 +98,7 @@ class _Boot:
         if partial:
             self._serve()
         if not self._vm.find():
-            self._remember(is_started=True)
+            self._remember(replace(self._state, is_started=True))
             self._vm.start(partial)
             self._is_new = True
         self._watcher.begin(sum(overlay.size for overlay in partial))
@@ -124,7 +126,7 @@ class _Boot:
         if not plan.state.is_started:
             self._make()
         backing = {}
-        for overlay in plan.overlays:
+        for overlay in self._left():
             if not overlay.path.exists():
                 why = f"{overlay.path} is missing, which had what the guest wrote"
                 raise TargetError(why, f"Bring it back, or remove {plan.folder} to begin anew.")
@@ -132,15 +134,25 @@ class _Boot:
             if backing[overlay] and not overlay.is_of(backing[overlay]):
                 why = f"{overlay.path} is not of this revision: it needs {backing[overlay]}"
                 raise TargetError(why, "Use another folder with --state.")
-        return [overlay for overlay in plan.overlays if backing[overlay]]
+        return [overlay for overlay in backing if backing[overlay]]
+
+    def _left(self) -> list[vm.Overlay]:
+        """The disks that have not moved away."""
+        return [each for each in self._plan.overlays if each.disk not in self._state.moved]
 
     def _make(self) -> None:
-        folder = self._plan.folder
-        for overlay in self._plan.overlays:
-            if overlay.path.exists() and not (folder / STATE).exists():
-                raise TargetError(f"{overlay.path} exists", "Use another folder with --state.")
-        self._remember(is_started=False)  # from now on they are ours
-        for overlay in self._plan.overlays:
+        plan = self._plan
+        targets = {overlay: plan.target(overlay) for overlay in plan.overlays}
+        if not (plan.folder / STATE).exists():
+            for overlay, target in targets.items():
+                if overlay.path.exists():
+                    raise TargetError(f"{overlay.path} exists", "Use another folder with --state.")
+                if target and target.exists():
+                    raise TargetError(f"{target.word} exists", "Name one that does not.")
+        self._remember(self._state)  # from now on they are ours
+        for overlay, target in targets.items():
+            if target and not target.exists():
+                target.make(overlay.size)
             with translated(TargetError, f"making {overlay.path}"):
                 folders.remove_file(overlay.path)
                 overlay.make()
@@ -148,13 +160,12 @@ class _Boot:
                 with files.open_to_write(overlay.path) as file:
                     file.sync()
 
-    def _remember(self, *, is_started: bool) -> None:
+    def _remember(self, state: State) -> None:
         """Write boot.json, and the variables of UEFI, which are the VM's from then on."""
-        plan = self._plan
+        plan, self._state = self._plan, state
         with translated(TargetError, f"writing to {plan.folder}"):
             if plan.firmware and not plan.variables.exists():
                 folders.write_file(plan.variables, folders.read_file(plan.firmware[1], MiB))
-            state = replace(plan.state, is_started=is_started)
             folders.write_file(plan.folder / STATE, encode_record(state))
 
     def _serve(self) -> None:
@@ -172,18 +183,30 @@ class _Boot:
 
     def _copy(self, overlay: vm.Overlay) -> None:
         """Copy what an overlay does not have yet; keep the server running meanwhile."""
-        self._vm.copy(overlay, self._plan.options.rate)
+        target, rate = self._plan.target(overlay), self._plan.options.rate
+        if target and isinstance(self._vm, vm.Emulator):
+            self._vm.move(overlay, target.node(), rate)
+            self._watch(overlay, self._vm.moved)
+            moved = (*self._state.moved, overlay.disk)
+            self._remember(replace(self._state, moved=moved))
+            self._vm.switch(overlay)
+            folders.remove_file(overlay.path)
+            return
+        self._vm.copy(overlay, rate)
+        self._watch(overlay, self._vm.copied)
+        if overlay.backing():
+            raise SourceError(f"{overlay.path} still needs the server")
+
+    def _watch(self, overlay: vm.Overlay, look: Callable[[vm.Overlay], tuple[int, bool]]) -> None:
         done, is_whole = 0, False
         while not is_whole:
             signals.sleep(_LOOK_SECONDS)
             self._serve()
             self._greet()
-            now, is_whole = self._vm.copied(overlay)
+            now, is_whole = look(overlay)
             self._watcher.advance(now - done)
             done = now
         self._watcher.advance(overlay.size - done)
-        if overlay.backing():
-            raise SourceError(f"{overlay.path} still needs the server")
 
     def _greet(self) -> None:
         """Note when the guest agent answers for the first time."""

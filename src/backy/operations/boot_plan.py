@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
 from backy.clients import vm
 from backy.clients.hardware import EMULATOR, Hardware, accelerator, firmware_for, hardware_of
 from backy.clients.libvirt_vm import Definition, LibvirtDomain
+from backy.clients.vm_target import Destination
 from backy.errors import SourceError, TargetError, UsageError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.names import is_job
-from backy.model.revision import Revision
+from backy.model.revision import Revision, disk_of
 from backy.operations.site import Site
 from backy.repository.records import read_record
 from backy.repository.repository import Repository
@@ -37,7 +38,8 @@ class BootOptions:
     """Options of one boot. `rate` is bytes a second, 0 as fast as possible; `memory` is bytes.
 
     `folder` keeps the disks of the VM; by default it is a folder for the job in /var/lib/backy.
-    What is None is as in the saved definition of the VM, or else a default.
+    What is None is as in the saved definition of the VM, or else a default. `into` has the names
+    and the targets of disks that are to move there, see Destination; "" is the only disk.
     """
 
     folder: Path | None = None
@@ -47,19 +49,24 @@ class BootOptions:
     is_uefi: bool = False
     network: str = ""
     run: str = "qemu"
+    into: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """The content of boot.json. `asked` is the revision word that was typed.
 
-    `is_started` is whether the VM was ever started. From then on the overlays must be there.
+    `is_started` is whether the VM was ever started. From then on the overlays must be there. `into`
+    has the targets of disks, which are ours, and `moved` the disks that have moved there: their
+    overlays are worth nothing any more.
     """
 
     job: str
     revision: str
     asked: str
+    into: Mapping[str, str] = field(default_factory=dict)
     is_started: bool = False
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +114,21 @@ class Plan:
         if self.firmware:
             arguments += vm.firmware_arguments(self.firmware[0], self.variables)
         for overlay in self.overlays:
-            arguments += overlay.arguments(is_whole=overlay not in partial)
+            target, has_moved = self.target(overlay), overlay.disk in self.state.moved
+            moved = target.node() if target and has_moved else None
+            arguments += overlay.arguments(is_whole=overlay not in partial, moved=moved)
         name = f"{self.repository.name}-boot"
         return vm.command_line(self.folder, name, self.hardware, accelerator(), arguments)
+
+    def target(self, overlay: vm.Overlay) -> Destination | None:
+        """Where a disk is to move to, or has moved to; None if it stays."""
+        word = self.state.into.get(overlay.disk)
+        return Destination(word) if word else None
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where each disk is at the end: a path, or the word of a target."""
+        return {disk.disk: str(disk.path) for disk in self.overlays} | {**self.state.into}
 
     @property
     def variables(self) -> Path:
@@ -129,13 +148,18 @@ def planned(site: Site, word: str, options: BootOptions, watcher: Watcher = SILE
     folder = (options.folder or _FOLDERS / job).absolute()
     if len(os.fsencode(folder / vm.MONITOR)) > vm.LONGEST_SOCKET:
         raise UsageError(f"{folder} is too long for the paths of sockets", "Use a shorter one.")
-    state = _state(folder) or State(job, repository.find(asked).id, asked)
+    found = _state(folder)
+    state = found or State(job, repository.find(asked).id, asked)
     # What was asked for may be another one by now: "latest".
     goes_on = (state.job, state.asked) == (job, asked)
     if not goes_on and (state.job, state.revision) != (job, repository.find(asked).id):
         why = f"{folder} has {state.job}@{state.revision} already"
         raise TargetError(why, "Use another folder with --state, or remove this one.")
     revision = repository.find(state.revision)
+    into = {disk_of(revision, name or None): target for name, target in options.into}
+    if found and found.into != into:
+        raise TargetError(f"{folder} was begun with other targets", "See its boot.json.")
+    state = replace(state, into=into)
     saved = _saved(repository, revision, "domain.xml")
     if options.run == "libvirt" and not saved:
         raise TargetError(f"{job}@{revision.id} has no saved definition", "Use --run qemu.")
