@@ -184,7 +184,7 @@ def changed(seed: int, *writes: tuple[int, int]) -> bytes:
 def test_a_vm_gets_all_of_its_disks_and_needs_nothing_of_backy(backy: Backy, vm: Vm) -> None:
     said = boot(backy, vm)
     assert re.fullmatch(
-        rf"vm1: {backy.revisions('vm1')[0]}: all of its disks are in {vm.folder} after [0-9.]+ s; "
+        rf"vm1: {backy.revisions('vm1')[0]}: its disks are {vm.overlay()}, {vm.overlay('vdb')} after [0-9.]+ s; "
         r"the VM runs on\n",
         said,
     )
@@ -406,6 +406,9 @@ def test_disks_move_to_their_targets_while_the_guest_writes(
     vm.write(0, MIB, 9)
     vm.kill(vm.qemu())
     boot(backy, vm, *into)
+    vm.ask("stop")  # as if it had been killed before the guest went on
+    boot(backy, vm, *into)
+    assert vm.ask("query-status")["status"] == "running"
     vm.write(1, 2 * MIB, 6)
     vm.ask("quit")
     wait_for(lambda: not vm.qemu(), "QEMU ended")

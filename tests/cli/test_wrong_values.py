@@ -10,13 +10,13 @@ from tests.cli.runner import Backy, refusal, tree
 
 # A value that cannot be, for what parses or checks the value of an option or argument.
 WRONG = {
-    "boot_mode": ["tape"],
     "block_size": ["100000", "32KiB", "32MiB", "big"],
     "check_job": ["vm 1", "../vm1"],
     "check_tag": ["bad tag", "a..b"],
     "disk_place": ["a b=/nowhere", "vda="],
     "float": ["much", "nan"],
     "group": ["nosuch-group"],
+    "Literal": ["tape"],
     "int": ["x", "0"],
     "job_word": ["vm 1", "../vm1", "../vm1@latest", "@daily"],
     "level": ["x", "0", "20", "1.5", "-1"],

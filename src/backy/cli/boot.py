@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -19,7 +19,7 @@ _WORD = "A job, or JOB@REV for another revision than the latest."
 Word = Annotated[str, Argument(parser=values.job_word, metavar="JOB[@REV]", help=_WORD)]
 _RUN = "qemu: start it here; libvirt: define a domain and start it; print: print the commands."
 Run = Annotated[
-    str, Option("--run", parser=values.boot_mode, metavar="qemu|libvirt|print", help=_RUN)
+    Literal["qemu", "libvirt", "print"], Option(metavar="qemu|libvirt|print", help=_RUN)
 ]
 _STATE = "The folder for the disks of the VM, on local storage; or /var/lib/backy/boot/JOB."
 State = Annotated[Path | None, Option(parser=values.path, metavar="FOLDER", help=_STATE)]
@@ -33,7 +33,6 @@ _UEFI = "It starts with UEFI, even if the saved definition does not say so."
 Uefi = Annotated[bool, Option("--uefi", help=_UEFI)]
 _NETWORK = "What -nic of QEMU takes, such as user, or a network of libvirt; by default none."
 Network = Annotated[str | None, Option(metavar="NIC", help=_NETWORK)]
-
 _INTO = "Move a disk to this target after the boot: rbd:POOL/IMAGE, qcow2:PATH or a PATH."
 Into = Annotated[
     list[values.DiskPlace] | None,

@@ -17,7 +17,6 @@ from backy.model.names import check_disk_name, check_job, check_tag
 from backy.units import parse_duration, parse_size
 
 Value = TypeVar("Value")
-_BOOT_MODES = ("qemu", "libvirt", "print")
 _LEVELS = range(1, 20)
 _LARGEST_PORT = 65535
 
@@ -73,14 +72,6 @@ def _size(least: str, what: str) -> Callable[[str], int]:
 
 rate = _size("1MiB", "a second is too slow")
 memory = _size("16MiB", "of memory is too little")
-
-
-@_typed
-def boot_mode(text: str) -> str:
-    """How a VM is booted."""
-    if text not in _BOOT_MODES:
-        raise ConfigError(f"{text!r} runs no VM", f"Use {', '.join(_BOOT_MODES)}.")
-    return text
 
 
 @_typed

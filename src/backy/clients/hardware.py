@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +10,18 @@ from xml.etree.ElementTree import ParseError, fromstring
 
 from backy.clients.virsh import attribute
 from backy.errors import SourceError, TargetError
-from backy.system import folders, process
+from backy.system import process
 from backy.system.process import Program
 from backy.units import KiB, MiB
 
 EMULATOR = "qemu-system-x86_64"
 _MEMORY = 1024 * MiB
 _PROBE_SECONDS = 5
-_MOVE_AND_OUT = b"\xb0\x10\xe6\xf4"  # mov al, 16; out 0xf4, al: it ends QEMU with 2 * 16 + 1
-_PROBE_CODE = 33
+# The BIOS finds no disk and starts again, which ends QEMU with code 0.
+PROBE = (
+    *("-m", "16", "-nodefaults", "-no-user-config", "-display", "none"),
+    *("-boot", "reboot-timeout=0", "-no-reboot"),
+)
 _FIRMWARE = [  # code and variables, as Debian and Fedora have them
     (Path(f"{folder}_CODE{kind}.fd"), Path(f"{folder}_VARS{kind}.fd"))
     for folder in ("/usr/share/OVMF/OVMF", "/usr/share/edk2/ovmf/OVMF")
@@ -80,21 +82,9 @@ def accelerator() -> str:
     """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
-    firmware = bytearray(64 * KiB)
-    firmware[-16:-12] = _MOVE_AND_OUT  # where a processor starts
-    path = Path(os.environ.get("TMPDIR", "/tmp"), f"backy-{secrets.token_hex(8)}")  # noqa: S108 - nobody guesses it
-    command = [
-        *(EMULATOR, "-accel", "kvm", "-cpu", "host", "-m", "16", "-nodefaults", "-no-user-config"),
-        *("-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-bios", str(path)),
-    ]
-    try:
-        folders.write_file(path, bytes(firmware))
-        outcome = process.run(Program(command, {}, b"", _PROBE_SECONDS), limit=1)
-    except OSError:
-        return "tcg"
-    finally:
-        folders.remove_file(path)
-    return "kvm" if outcome.code == _PROBE_CODE else "tcg"
+    command = [EMULATOR, *PROBE, "-accel", "kvm", "-cpu", "host"]
+    outcome = process.run(Program(command, {}, b"", _PROBE_SECONDS), limit=1)
+    return "kvm" if outcome.code == 0 else "tcg"
 
 
 def firmware_for(size: int | None) -> tuple[Path, Path]:

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
 from backy.clients.hardware import accelerator
 from backy.clients.libvirt_xml import new_domain
 from backy.clients.virsh import Virsh
-from backy.clients.vm import RECONNECT_SECONDS, Overlay
+from backy.clients.vm import RECONNECT_SECONDS, Node, Overlay
 from backy.errors import SourceError
 from backy.system import folders
 
@@ -103,8 +103,9 @@ class LibvirtDomain:
             SubElement(devices, "interface", type="network").extend(parts)
             SubElement(devices[-1], "source", network=network)
 
-    def copy(self, overlay: Overlay, rate: int) -> None:
-        """See Machine."""
+    def copy(self, overlay: Overlay, rate: int, target: Node | None) -> None:
+        """See Machine. No disk moves."""
+        del target
         command = "blockjob" if self._job(overlay) else "blockpull"
         speed = ("--bytes", "--bandwidth", str(rate))
         self._virsh.call(command, self._uuid, overlay.disk, *speed)
@@ -113,7 +114,7 @@ class LibvirtDomain:
         """What virsh says of the job that copies to an overlay; "" if there is none."""
         return self._virsh.call("blockjob", self._uuid, overlay.disk, "--raw").strip()
 
-    def copied(self, overlay: Overlay) -> tuple[int, bool]:
+    def progress(self, overlay: Overlay) -> tuple[int, bool]:
         """See Machine. libvirt does not say why a job failed."""
         if job := self._job(overlay):
             done = _DONE.search(job)
@@ -123,13 +124,16 @@ class LibvirtDomain:
             raise SourceError(f"copying the rest to {overlay.path}: {why} {self._definition.name}")
         return overlay.size, True
 
+    def finish(self, overlay: Overlay) -> None:
+        """See Machine. libvirt has forgotten the export already."""
+
     def ping(self) -> None:
         """See Machine."""
         ping = '{"execute": "guest-ping"}'
         self._virsh.call("qemu-agent-command", self._uuid, ping, "--timeout", "1")
 
     def let_go(self) -> bool:
-        """See Machine. libvirt forgot the server as each job ended."""
+        """See Machine."""
         return self._state() in {"", "shut off"}
 
 

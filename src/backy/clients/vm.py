@@ -59,11 +59,6 @@ class Overlay:
         return f"export{self.number}"
 
     @property
-    def target_name(self) -> str:
-        """The name of the node that replaces it, if it moves."""
-        return f"target{self.number}"
-
-    @property
     def uri(self) -> str:
         """The export, as the file names it. It says which revision the overlay belongs to."""
         return f"nbd+unix:///{quote(self.export)}?socket={quote(str(self.server))}"
@@ -180,17 +175,22 @@ class Machine(Protocol):
     def server_options(self) -> list[str]:
         """Options of `backy serve` with which it may use the server."""
 
-    def copy(self, overlay: Overlay, rate: int) -> None:
+    def copy(self, overlay: Overlay, rate: int, target: Node | None) -> None:
         """Begin to copy to an overlay what it does not have, at most `rate` bytes a second.
 
-        0 is as fast as it can. If that was begun before, it goes on with this rate.
+        With a `target` the whole disk is copied there, to move. 0 is as fast as it can. If that was
+        begun before, it goes on with this rate.
         """
 
-    def copied(self, overlay: Overlay) -> tuple[int, bool]:
+    def progress(self, overlay: Overlay) -> tuple[int, bool]:
         """How many bytes of an overlay are done, and whether that is all of it.
 
-        Raises SourceError where copying failed; it can be begun again.
+        If the disk moves it has moved then, and the guest stands still until `finish`. Raises
+        SourceError where copying failed; it can be begun again.
         """
+
+    def finish(self, overlay: Overlay) -> None:
+        """Forget the export, and an overlay whose disk has moved. The guest goes on."""
 
     def ping(self) -> None:
         """Raises SourceError if the guest agent does not answer."""
@@ -230,77 +230,54 @@ class Emulator:
             detached.start(self._command(partial), log, self._folder / CONTROL).close()
         self.find()
 
-    def copy(self, overlay: Overlay, rate: int) -> None:
+    def copy(self, overlay: Overlay, rate: int, target: Node | None) -> None:
         """See Machine."""
-        if not self._goes_on(overlay, rate):
+        job, disk, name = self._job(overlay), overlay.name, f"{overlay.name}-target"
+        if job and not job.error:
+            if job.status != "concluded":
+                self._monitor.ask("block-job-set-speed", device=disk, speed=rate)
+            return
+        if job:
+            self._monitor.ask("job-dismiss", id=disk)
+        if not target:
             self._monitor.ask("block-stream", **overlay.stream(rate))
-
-    def _goes_on(self, overlay: Overlay, rate: int) -> bool:
-        """Whether there is a job of an earlier call, which did not fail; it gets this rate."""
-        job = self._job(overlay)
-        if job and job.status == "concluded" and job.error:
-            self._monitor.ask("job-dismiss", id=job.id)
-            return False
-        if job and job.status != "concluded":
-            self._monitor.ask("block-job-set-speed", device=job.id, speed=rate)
-        return job is not None
-
-    def copied(self, overlay: Overlay) -> tuple[int, bool]:
-        """See Machine."""
-        done, is_whole = self._progress(overlay)
-        if is_whole:
-            self._forget(overlay, overlay.backing_name)
-        return done, is_whole
-
-    def move(self, overlay: Overlay, node: Node, rate: int) -> None:
-        """Begin to copy a disk to another node, which is to replace the overlay; see `copy`."""
-        if self._goes_on(overlay, rate):
             return
         with suppress(SourceError):  # it is there if an earlier job failed
-            self._monitor.ask("blockdev-del", node_name=overlay.target_name)
-        self._monitor.ask("blockdev-add", **node, node_name=overlay.target_name)
-        wanted = {"job_id": overlay.name, "device": overlay.name, "target": overlay.target_name}
-        modes = {"sync": "full", "copy_mode": "write-blocking", "auto_dismiss": False}
-        self._monitor.ask("blockdev-mirror", **wanted, **modes, speed=rate)
+            self._monitor.ask("blockdev-del", node_name=name)
+        self._monitor.ask("blockdev-add", **target, node_name=name)
+        wanted = {"job_id": disk, "device": disk, "target": name, "sync": "full", "speed": rate}
+        modes = {"copy_mode": "write-blocking", "auto_dismiss": False}
+        self._monitor.ask("blockdev-mirror", **wanted, **modes)
 
-    def moved(self, overlay: Overlay) -> tuple[int, bool]:
-        """As `copied`. The guest stands still from shortly before the end, until `switch`."""
-        job = self._job(overlay)
-        if job and job.status == "ready":
-            self._monitor.ask("stop")  # so that nothing is written before it is noted who has it
+    def progress(self, overlay: Overlay) -> tuple[int, bool]:
+        """See Machine."""
+        if not (job := self._job(overlay)):
+            raise SourceError(f"QEMU has no job that copies {overlay.path}")
+        if job.error:
+            self._go_on()
+            raise SourceError(f"copying the rest to {overlay.path}: {job.error}")
+        if job.status == "ready":
+            self._monitor.ask("stop")  # so that nothing is written until it is noted who has it
             self._monitor.ask("job-complete", id=job.id)
-        return self._progress(overlay)
-
-    def switch(self, overlay: Overlay) -> None:
-        """Have the guest go on, on the other node. The overlay is not needed any more."""
-        self._forget(overlay, overlay.name, overlay.backing_name)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        if self._monitor.status() == "paused":  # not if the guest has shut down
-            self._monitor.ask("cont")
+        return job.current_progress, job.status == "concluded"
 
     def _job(self, overlay: Overlay) -> BackgroundJob | None:
         jobs = self._monitor.query(list[BackgroundJob], "query-jobs")
         return next((job for job in jobs if job.id == overlay.name), None)
 
-    def _progress(self, overlay: Overlay) -> tuple[int, bool]:
-        job = self._job(overlay)
-        if not job:
-            raise SourceError(f"QEMU has no job that copies {overlay.path}")
-        if job.error:
-            self._go_on()
-            raise SourceError(f"copying the rest to {overlay.path}: {job.error}")
-        return job.current_progress, job.status == "concluded"
-
-    def _forget(self, overlay: Overlay, *nodes: str) -> None:
-        """Have QEMU forget a job that has ended, and what only that needed."""
+    def finish(self, overlay: Overlay) -> None:
+        """See Machine."""
         self._monitor.ask("job-dismiss", id=overlay.name)
-        # QEMU 7.2 refuses if the guest powered off at that moment; then `quit` makes it crash,
-        # after all is written.
-        for name in nodes:
+        # An overlay that is in use stays. QEMU 7.2 refuses both if the guest powered off at that
+        # moment; then `quit` makes it crash, after all is written.
+        for name in (overlay.name, overlay.backing_name):
             with suppress(SourceError):
                 self._monitor.ask("blockdev-del", node_name=name)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._monitor.status() == "paused":  # not if the guest has shut down
+            self._monitor.ask("cont")
 
     def ping(self) -> None:
         """See Machine."""
@@ -308,6 +285,7 @@ class Emulator:
 
     def let_go(self) -> bool:
         """See Machine. If the guest has shut down, QEMU ends now."""
+        self._go_on()
         self._monitor.ask("set-action", shutdown="poweroff")
         has_shut_down = self._monitor.status() == "shutdown"
         if has_shut_down:

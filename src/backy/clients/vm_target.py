@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -14,7 +15,6 @@ from backy.system import folders
 
 _SECTOR = 512  # bytes; sizes of QEMU's images are multiples of it
 _SECONDS = 60
-_RBD, _QCOW2 = "rbd:", "qcow2:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,44 +27,45 @@ class Destination:
 
     word: str
 
-    def _rbd(self) -> tuple[Rbd, str]:
-        """A cluster, and the image there. Raises UsageError."""
-        image, _, options = self.word.removeprefix(_RBD).partition("?")
-        given = dict(parse_qsl(options))
-        if not all(parts := image.split("/")) or len(parts) not in {2, 3} or "@" in image:
+    def _rbd(self) -> tuple[Rbd, str] | None:
+        """The cluster, and the image there; None if it is to be a file. Raises UsageError."""
+        kind, _, place = self.word.partition(":")
+        if kind != "rbd":
+            return None
+        image, _, options = place.partition("?")
+        if not re.fullmatch("[^/@]+(/[^/@]+){1,2}", image):
             raise UsageError(f"{self.word!a:.200} names no image", "Write rbd:POOL/IMAGE.")
+        given = dict(parse_qsl(options))
         return Rbd(given.get("conf", ""), given.get("user", ""), _SECONDS), image
 
     @property
-    def _path(self) -> Path:
-        return Path(self.word.removeprefix(_QCOW2)).absolute()
-
-    @property
-    def _format(self) -> str:
-        return "qcow2" if self.word.startswith(_QCOW2) else "raw"
+    def _file(self) -> tuple[str, Path]:
+        """The format and the path."""
+        kind = "qcow2" if self.word.startswith("qcow2:") else "raw"
+        return kind, Path(self.word.removeprefix("qcow2:")).absolute()
 
     def node(self) -> dict[str, object]:
         """The image as QEMU's blockdev-add takes it, without a name."""
-        if self.word.startswith(_RBD):
-            cluster, image = self._rbd()
-            return {**json.loads(cluster.node(image).removeprefix("json:")), "discard": "unmap"}
-        file = {"driver": "file", "filename": str(self._path), "discard": "unmap"}
-        return {"driver": self._format, "discard": "unmap", "file": file}
+        if place := self._rbd():
+            node = json.loads(place[0].node(place[1]).removeprefix("json:"))
+        else:
+            kind, path = self._file
+            file = {"driver": "file", "filename": str(path), "discard": "unmap"}
+            node = {"driver": kind, "file": file}
+        return {**node, "discard": "unmap"}
 
     def exists(self) -> bool:
         """Whether there is something of this name."""
-        if self.word.startswith(_RBD):
-            cluster, image = self._rbd()
-            return cluster.exists(image)
-        return self._path.exists()
+        place = self._rbd()
+        return place[0].exists(place[1]) if place else self._file[1].exists()
 
     def make(self, size: int) -> None:
         """Make the image, for a disk of `size` bytes; a file is for its owner only."""
         size += -size % _SECTOR
-        if self.word.startswith(_RBD):
-            cluster, image = self._rbd()
-            cluster.create(image, size, {})
+        if place := self._rbd():
+            place[0].create(place[1], size, {})
             return
-        command = ["qemu-img", "create", "-q", "-f", self._format, str(self._path), str(size)]
-        output_of(command, f"making {self._path}", timeout_seconds=_SECONDS)
-        folders.allow(self._path, 0o600)
+        kind, path = self._file
+        command = ["qemu-img", "create", "-q", "-f", kind, str(path), str(size)]
+        output_of(command, f"making {path}", timeout_seconds=_SECONDS)
+        folders.allow(path, 0o600)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
@@ -182,31 +181,26 @@ class _Boot:
         self._stack.callback(self._server.close)
 
     def _copy(self, overlay: vm.Overlay) -> None:
-        """Copy what an overlay does not have yet; keep the server running meanwhile."""
-        target, rate = self._plan.target(overlay), self._plan.options.rate
-        if target and isinstance(self._vm, vm.Emulator):
-            self._vm.move(overlay, target.node(), rate)
-            self._watch(overlay, self._vm.moved)
-            moved = (*self._state.moved, overlay.disk)
-            self._remember(replace(self._state, moved=moved))
-            self._vm.switch(overlay)
-            folders.remove_file(overlay.path)
-            return
-        self._vm.copy(overlay, rate)
-        self._watch(overlay, self._vm.copied)
-        if overlay.backing():
-            raise SourceError(f"{overlay.path} still needs the server")
-
-    def _watch(self, overlay: vm.Overlay, look: Callable[[vm.Overlay], tuple[int, bool]]) -> None:
+        """Copy what an overlay does not have yet, or move the disk; keep the server running."""
+        target = self._plan.target(overlay)
+        self._vm.copy(overlay, self._plan.options.rate, target.node() if target else None)
         done, is_whole = 0, False
         while not is_whole:
             signals.sleep(_LOOK_SECONDS)
             self._serve()
             self._greet()
-            now, is_whole = look(overlay)
+            now, is_whole = self._vm.progress(overlay)
             self._watcher.advance(now - done)
             done = now
         self._watcher.advance(overlay.size - done)
+        if target:
+            moved = (*self._state.moved, overlay.disk)
+            self._remember(replace(self._state, moved=moved))
+        elif overlay.backing():
+            raise SourceError(f"{overlay.path} still needs the server")
+        self._vm.finish(overlay)
+        if target:
+            folders.remove_file(overlay.path)
 
     def _greet(self) -> None:
         """Note when the guest agent answers for the first time."""
