@@ -117,6 +117,8 @@ def test_a_wrong_value_is_wrong_usage_and_leaves_no_trace(
         pytest.param(["backup", "vm1", "--source=nbd:host"], id="no-uri"),
         pytest.param(["backup", "vm1", "--source=qcow2:"], id="no-path"),
         pytest.param(["tag", "vm1"], id="no-tag"),
+        pytest.param(["boot", "vm1", "--run=print", "--into=/x"], id="print-and-move"),
+        pytest.param(["boot", "vm1", "--run=libvirt", "--cpus=2"], id="domain-and-cpus"),
         pytest.param(["tag", "vm1", "+a", "-r"], id="no-words"),
         pytest.param(["remove", "vm1"], id="no-revision"),
     ],

@@ -64,8 +64,8 @@ def boot(
     from backy.operations.boot_plan import BootOptions, commands, planned
 
     mode = "qemu" if run == "print" else run
-    if run == "libvirt" and (memory or cpus or uefi or into):
-        why = "--memory, --cpus, --uefi and --into are for --run qemu"
+    if (into and run != "qemu") or (run == "libvirt" and (memory or cpus or uefi)):
+        why = "--into is for --run qemu; --memory, --cpus and --uefi are not for libvirt"
         raise UsageError(why, "Change the domain later: virsh edit JOB-boot.")
     options = BootOptions(state, rate or 0, memory, cpus, uefi, network or "", mode, into or [])
     if run == "print":
@@ -79,7 +79,7 @@ def boot(
         event="finished",
         job=plan.repository.name,
         revision=plan.revision.id,
-        disks=plan.places,
+        disks={each.disk: plan.state.into.get(each.disk, str(each.path)) for each in plan.overlays},
         shut_down=booted.has_shut_down,
         agent_seconds=booted.agent_seconds,
         seconds=booted.seconds,

@@ -23,7 +23,7 @@ from backy.errors import (
     translated,
 )
 from backy.image.progress import SILENCE, Watcher
-from backy.operations.boot_plan import PROGRAMS, STATE, BootOptions, Plan, State, planned
+from backy.operations.boot_plan import PROGRAMS, STATE, VARIABLES, BootOptions, Plan, State, planned
 from backy.operations.site import Site
 from backy.repository.records import encode_record
 from backy.repository.tags import retag
@@ -162,9 +162,10 @@ class _Boot:
     def _remember(self, state: State) -> None:
         """Write boot.json, and the variables of UEFI, which are the VM's from then on."""
         plan, self._state = self._plan, state
+        variables = plan.folder / VARIABLES
         with translated(TargetError, f"writing to {plan.folder}"):
-            if plan.firmware and not plan.variables.exists():
-                folders.write_file(plan.variables, folders.read_file(plan.firmware[1], MiB))
+            if plan.firmware and not variables.exists():
+                folders.write_file(variables, folders.read_file(plan.firmware[1], MiB))
             folders.write_file(plan.folder / STATE, encode_record(state))
 
     def _serve(self) -> None:

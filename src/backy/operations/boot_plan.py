@@ -30,7 +30,7 @@ from backy.units import MiB
 STATE = "boot.json"
 PROGRAMS = {"qemu": (EMULATOR, "qemu-img"), "libvirt": ("virsh", "qemu-img")}
 _FOLDERS = Path("/var/lib/backy/boot")
-_VARIABLES = "nvram.fd"
+VARIABLES = "nvram.fd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Plan:
     def machine(self, stack: ExitStack, watcher: Watcher) -> vm.Machine:
         """The VM, which may run already. `stack` ends the connection to it."""
         if self.options.run == "libvirt":
-            nvram = self.variables if self.firmware else None
+            nvram = self.folder / VARIABLES if self.firmware else None
             name, saved = f"{self.repository.name}-boot", self.saved or b""
             wanted = Definition(name, saved, self.overlays, nvram, self.options.network)
             return LibvirtDomain(self.folder, wanted, watcher.warn)
@@ -112,7 +112,7 @@ class Plan:
         network = self.options.network
         arguments = ["-nic", f"{network},model=virtio-net-pci" if network else "none"]
         if self.firmware:
-            arguments += vm.firmware_arguments(self.firmware[0], self.variables)
+            arguments += vm.firmware_arguments(self.firmware[0], self.folder / VARIABLES)
         for overlay in self.overlays:
             target, has_moved = self.target(overlay), overlay.disk in self.state.moved
             moved = target.node() if target and has_moved else None
@@ -124,16 +124,6 @@ class Plan:
         """Where a disk is to move to, or has moved to; None if it stays."""
         word = self.state.into.get(overlay.disk)
         return Destination(word) if word else None
-
-    @property
-    def places(self) -> dict[str, str]:
-        """Where each disk is at the end: a path, or the word of a target."""
-        return {disk.disk: str(disk.path) for disk in self.overlays} | {**self.state.into}
-
-    @property
-    def variables(self) -> Path:
-        """Where this VM keeps the variables of UEFI."""
-        return self.folder / _VARIABLES
 
 
 def planned(site: Site, word: str, options: BootOptions, watcher: Watcher = SILENCE) -> Plan:
@@ -148,7 +138,8 @@ def planned(site: Site, word: str, options: BootOptions, watcher: Watcher = SILE
     folder = (options.folder or _FOLDERS / job).absolute()
     if len(os.fsencode(folder / vm.MONITOR)) > vm.LONGEST_SOCKET:
         raise UsageError(f"{folder} is too long for the paths of sockets", "Use a shorter one.")
-    found = _state(folder)
+    path = folder / STATE
+    found = read_record(path, State, TargetError, "Use another folder.") if path.exists() else None
     state = found or State(job, repository.find(asked).id, asked)
     # What was asked for may be another one by now: "latest".
     goes_on = (state.job, state.asked) == (job, asked)
@@ -180,11 +171,6 @@ def planned(site: Site, word: str, options: BootOptions, watcher: Watcher = SILE
     )
 
 
-def _state(folder: Path) -> State | None:
-    path = folder / STATE
-    return read_record(path, State, TargetError, "Use another folder.") if path.exists() else None
-
-
 def _hardware(saved: bytes | None, options: BootOptions, watcher: Watcher) -> Hardware:
     """The hardware of the saved definition, if there is one, changed by the options."""
     hardware = Hardware()
@@ -210,9 +196,9 @@ def _saved(repository: Repository, revision: Revision, name: str) -> bytes | Non
 
 def _firmware(repository: Repository, revision: Revision) -> tuple[Path, AnyPath]:
     """The code of UEFI, and the variables to start with: those that were saved, if any."""
-    saved = _saved(repository, revision, _VARIABLES)
+    saved = _saved(repository, revision, VARIABLES)
     code, template = firmware_for(len(saved) if saved else None)
-    return code, repository.folder_of(revision) / _VARIABLES if saved else template
+    return code, repository.folder_of(revision) / VARIABLES if saved else template
 
 
 def commands(plan: Plan) -> Iterator[str]:
@@ -223,7 +209,7 @@ def commands(plan: Plan) -> Iterator[str]:
     yield f"{shlex.join(plan.server('backy'))} &"
     yield from (shlex.join(overlay.creation()) for overlay in plan.overlays)
     if plan.firmware:
-        yield shlex.join(["cp", str(plan.firmware[1]), str(plan.variables)])
+        yield shlex.join(["cp", str(plan.firmware[1]), str(plan.folder / VARIABLES)])
     yield f"{shlex.join(plan.emulator(plan.overlays))} &"
     yield f"# For each disk, at {plan.folder / vm.MONITOR}, after qmp_capabilities:"
     for overlay in plan.overlays:

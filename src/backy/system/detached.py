@@ -59,6 +59,7 @@ def start(command: Sequence[str], log: Path, path: Path) -> Detached:
     try:
         while not (found := listening_at(path)):
             if child.poll() is not None or time.monotonic() > deadline:
+                child.kill()
                 raise TimeoutError(None, f"it does not listen at {path}")
             signals.sleep(0.02)
     finally:
