@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
-from benchmarks import differential
+from benchmarks import boot, differential
 from benchmarks.results import Results
 from benchmarks.rows import READER, Row
 from benchmarks.space import MIB, show_size
@@ -110,6 +110,7 @@ def _times(report: Report) -> list[str]:
         *_one_step(report, "version", "version"),
         *_one_step(report, "fleet", "check"),
         *_row(report, "differential", differential.STEPS),
+        *_row(report, "boot", boot.STEPS),
     ]
 
 

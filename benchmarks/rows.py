@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import delta, differential, growth, mount, nbd, ours, peers, reader, serve
+from benchmarks import boot, delta, differential, growth, mount, nbd, ours, peers, reader, serve
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial, on_floor
 
@@ -25,24 +25,29 @@ PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "losetup": "mount",
     "fusermount3": "fuse3",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "syslinux": "syslinux",
+    "mcopy": "mtools",
 }
+BOOT_PROGRAMS = ("qemu-system-x86_64", "qemu-img", "syslinux", "mcopy", "mkfs.ext4")
 XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
 SPARSE = ("sparse-chunks", "sparse-images")
 SERVERS = ("mount", "nbd", "serve")
-READER = ("together", "latency", "differential")
+READER = ("together", "latency", "differential", "boot")
 OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", *READER, "version", "fleet", *SERVERS)
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
-GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
 ARITHMETIC = ("blake3", "zstandard")
+GROUPS = {"backy": OURS, "peers": PEERS, "all": KEYS}
 NEEDED = {
     "chunks": ARITHMETIC,
     "floor": ARITHMETIC,
     "nbd": ("backy",),
     "growth": ("backy",),
     "latency": (*ARITHMETIC, "pytest"),
+    "boot": ("backy", "pytest"),
 }
 FLOOR_MODES = ("full", "unchanged", "changed", "verify")
 
@@ -137,6 +142,7 @@ def all_rows(settings: Settings) -> list[Row]:
             ("nbdcopy", "nbdkit", "zstd", *XFS_PROGRAMS),
             on_xfs=True,
         ),
+        Row("boot", "backy boot", boot.boot, BOOT_PROGRAMS),
         Row("floor", f"arithmetic on {settings.cores} cores", floor),
     ]
 

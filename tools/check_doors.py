@@ -26,6 +26,7 @@ DOORS = {
     "system/files.py": FILES,
     "system/folders.py": FILES,
     "system/async_process.py": PROGRAMS,
+    "system/detached.py": PROGRAMS,
     "system/guard.py": PROGRAMS,
     "system/priority.py": PROGRAMS,
     "system/process.py": PROGRAMS,

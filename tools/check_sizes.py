@@ -50,7 +50,9 @@ class Budget:
     places: tuple[str, ...]
 
 
-_NEW_OPERATIONS = ("boot", "browse", "drill", "mount", "plan", "replicate", "restore_all", "serve")
+_NEW_OPERATIONS = (
+    "boot", "boot_plan", "browse", "drill", "mount", "plan", "replicate", "restore_all", "serve",
+)  # fmt: skip
 
 
 # Argued for in docs/decisions/0011-size.md, which has the same table.

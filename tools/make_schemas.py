@@ -65,6 +65,10 @@ OVERVIEW = Output((answers.StatusAnswer,))
 WATCHED = (messages.ProgressEvent, messages.WarningEvent)
 COMMANDS = {
     "backup": Output((*WATCHED, messages.NoteEvent, messages.BackupFinished), LINES),
+    "boot": Output(
+        (*WATCHED, messages.NoteEvent, messages.BootFinished, answers.BootAnswer),
+        f"{LINES} With --run print it is one line of the last kind.",
+    ),
     "config check": Output(
         (answers.ConfigCheckAnswer,),
         "One JSON value on one line; an error follows on standard error if something is wrong.",

@@ -464,6 +464,7 @@ def test_with_a_daemon_the_status_has_what_runs_and_the_pools(
 
 FAILING = {
     "backup": ["vm1", "--source", "/nowhere"],
+    "boot": ["vm2"],
     "restore": ["vm2", "x.img"],
     "verify": ["vm2"],
     "scrub": ["vm2"],

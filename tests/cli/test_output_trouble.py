@@ -99,6 +99,7 @@ Proof = Callable[[Worked], bool]
 _LOOKS: Proof = lambda _: True  # noqa: E731
 COMMANDS_AT_WORK: dict[str, tuple[list[str], Proof]] = {
     "backup": (["vm1"], lambda it: len(it.revisions("vm1")) == 3),
+    "boot": (["vm1", "--run", "print", "--state", "{folder}/vm"], _LOOKS),
     "check": ([], _LOOKS),
     "config check": ([], _LOOKS),
     "config schema": ([], _LOOKS),

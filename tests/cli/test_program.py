@@ -28,6 +28,7 @@ jobs: {{vm1: {{schedule: default, source: {{type: file, filename: {folder}/vm1.i
 # Of every command a use that gets as far as it can, after `used` made something for it to do.
 USES = {
     "backup": ["vm1"],
+    "boot": ["vm1", "--run", "print", "--state", "{folder}/vm"],
     "check": [],
     "config check": [],
     "config schema": [],

@@ -18,6 +18,7 @@ REPORT = "20261123T004938Z-3fa1"
 # What else a command needs beside the name of the job.
 ARGUMENTS: dict[str, list[str]] = {
     "backup": [],
+    "boot": [],
     "config show": [],
     "diff": ["1", "0"],
     "expire": [],

@@ -1,9 +1,9 @@
 #!/bin/bash
 # guest-build.sh OUT: make OUT/vmlinuz and OUT/initrd.img, a small Linux with the QEMU guest agent.
 #
-# It mounts /dev/vda and, where there is one, /dev/vdb (ext4), and writes to them for ever: noise,
-# and after it a counter, to the first disk and then to the second. So in a view of one point in
-# time the counter of the second disk is that of the first, or one less.
+# It mounts those of /dev/vda and /dev/vdb that are ext4, and writes to them for ever: noise, and
+# after it a counter, to the first disk and then to the second. So in a view of one point in time
+# the counter of the second disk is that of the first, or one less. A file /run/stop shuts it down.
 #
 # Debian's packages are fetched and unpacked; nothing is installed. Needs apt-get, dpkg-deb, cpio
 # of busybox, and the libraries that the agent needs, which are taken from this machine.
@@ -63,19 +63,25 @@ ln -sf /proc/mounts /etc/mtab
 for port in /sys/class/virtio-ports/*; do
     [ -e "$port/name" ] && ln -sf "/dev/$(basename "$port")" "/dev/virtio-ports/$(cat "$port/name")"
 done
-mount -t ext4 /dev/vda /mnt/vda
-[ ! -b /dev/vdb ] || mount -t ext4 /dev/vdb /mnt/vdb
+folders=
+for disk in vda vdb; do
+    [ -b /dev/$disk ] && mount -t ext4 /dev/$disk /mnt/$disk 2>/dev/null && folders="$folders /mnt/$disk"
+done
 qemu-ga -d -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run -f /run/agent.pid
 echo "guest: ready"
 count=0
 while true; do
     count=$((count + 1))
-    for folder in /mnt/vda /mnt/vdb; do
+    for folder in $folders; do
         dd if=/dev/urandom of=$folder/noise$((count % 20)) bs=64k count=4 2>/dev/null
         echo $count >$folder/counter.new
         mv $folder/counter.new $folder/counter
         sync
     done
+    if [ -e /run/stop ]; then
+        umount $folders
+        poweroff -f
+    fi
     usleep 20000
 done
 INIT

@@ -25,6 +25,7 @@ GROUPS = {
     },
     "Restore": {
         "restore": Entry("restore", "Restore one disk, or all disks of a revision."),
+        "boot": Entry("boot", "Start a VM from a revision at once, and copy its disks meanwhile."),
         "history": Entry(
             "restore", "Show the restores of a job: what, where to, who asked, and how they ended."
         ),

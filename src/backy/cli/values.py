@@ -12,10 +12,9 @@ import typer
 
 from backy.errors import ConfigError
 from backy.model.names import check_disk_name, check_job, check_tag
-from backy.units import MiB, parse_duration, parse_size
+from backy.units import parse_duration, parse_size
 
 Value = TypeVar("Value")
-_SLOWEST = MiB  # bytes a second
 _LEVELS = range(1, 20)
 _LARGEST_PORT = 65535
 
@@ -59,13 +58,18 @@ def span(text: str) -> str:
     return text
 
 
-@_typed
-def rate(text: str) -> int:
-    """Bytes a second."""
-    size = parse_size(text)
-    if size < _SLOWEST:
-        raise ConfigError(f"{text} a second is too slow", "Use 1MiB or more.")
-    return size
+def _size(least: str, what: str) -> Callable[[str], int]:
+    def size(text: str) -> int:
+        value = parse_size(text)
+        if value < parse_size(least):
+            raise ConfigError(f"{text} {what}", f"Use {least} or more.")
+        return value
+
+    return _typed(size)
+
+
+rate = _size("1MiB", "a second is too slow")
+memory = _size("16MiB", "of memory is too little")
 
 
 @_typed

@@ -82,7 +82,8 @@ class Monitor:
             # An exception of a signal handler could be lost in the event loop.
             with signals.shielded():
                 return self._runner.run(_finished(work, seconds, is_cleanup=is_cleanup))
-        except (QMPError, OSError, EOFError) as error:
+        # AssertionError: of the library, if QEMU ends meanwhile.
+        except (QMPError, OSError, EOFError, AssertionError) as error:
             why = f"no answer within {seconds:.1f} s" if isinstance(error, TimeoutError) else error
             hint = "" if isinstance(error, ExecuteError) else _HINT
             raise SourceError(f"{self._name}: {about}: {why}", hint) from error

@@ -78,6 +78,21 @@ class Job(Answer):
     device: str
 
 
+class BackgroundJob(Answer):
+    """A job of query-jobs. `status` is "concluded" at its end; `error` says why it failed."""
+
+    id: str
+    status: str
+    current_progress: int = Field(alias="current-progress", ge=0)
+    error: str = ""
+
+
+class ImageHeader(Answer):
+    """What qemu-img says of an image; `backing` is what it needs beside itself."""
+
+    backing: str = Field(alias="backing-filename", default="")
+
+
 class BlockExport(Answer):
     """An export of a node, by NBD for example."""
 

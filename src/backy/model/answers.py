@@ -292,6 +292,15 @@ class JobsAnswer(TypedDict):
 # What the daemon does.
 
 
+class BootAnswer(TypedDict):
+    """What a boot would run.
+
+    commands: Lines for a shell, in their order; those that begin with # are for people.
+    """
+
+    commands: Sequence[Text]
+
+
 class ServeAnswer(TypedDict):
     """The server listens.
 

@@ -281,6 +281,24 @@ class RestoreFinished(Finished):
     healed: Ranges
 
 
+class BootFinished(Finished):
+    """The VM needs nothing of backy any more.
+
+    revision: The revision that it was started from.
+    disks: Where each of its disks is now: a qcow2 file, or the target that it moved to.
+    shut_down: Whether its guest has shut down meanwhile; else it runs.
+    agent_seconds: After how many seconds the guest agent answered; null if it did not until the
+      end, and if the VM was running before.
+    seconds: How long the command took, in seconds.
+    """
+
+    revision: RevisionId
+    disks: Mapping[DiskName, Text]
+    shut_down: bool
+    agent_seconds: Seconds | None
+    seconds: Seconds
+
+
 class Checked(Finished):
     """The last event of verify or scrub."""
 

@@ -6,7 +6,7 @@ from backy.model.selector import select
 from backy.operations.site import Site
 from backy.repository import trash
 from backy.repository.repository import Repository
-from backy.repository.tags import retag
+from backy.repository.tags import refuse_held, retag
 from backy.repository.trash import Purged
 
 
@@ -20,6 +20,7 @@ def remove_job(site: Site, job: str, spec: str) -> list[Revision]:
     """Move the revisions that `spec` names to the trash, as one batch; return them."""
     repository = site.repository(job)
     revisions = _selected(repository, spec)
+    refuse_held(repository, revisions)
     trash.remove(repository, revisions)
     return revisions
 
@@ -36,6 +37,7 @@ def purge_job(site: Site, job: str, older_than_seconds: int = 0, spec: str | Non
     """
     repository = site.repository(job)
     only = _selected(repository, spec) if spec is not None else None
+    refuse_held(repository, only or ())
     return trash.purge(repository, older_than_seconds, only)
 
 
@@ -50,7 +52,9 @@ def erase_job(site: Site, job: str) -> None:
     if loaded.problems:
         why = f"{job}: it may be configured, but the configuration has errors: {loaded.problems[0]}"
         raise ConfigError(why, "Fix the configuration first: backy config check.")
-    trash.erase(site.repository(job))
+    repository = site.repository(job)
+    refuse_held(repository, repository.history().revisions)
+    trash.erase(repository)
 
 
 def _selected(repository: Repository, spec: str) -> list[Revision]:

@@ -1,0 +1,294 @@
+"""QEMU as a VM of our own that outlives us: its command line, its overlays, its block jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from backy.clients.guest_agent import Agent
+from backy.clients.hardware import EMULATOR, Hardware
+from backy.clients.program import output_of
+from backy.clients.qmp import NotRunningError, connect
+from backy.clients.qmp_answers import BackgroundJob, ImageHeader
+from backy.errors import SourceError, translated
+from backy.system import detached
+from backy.units import MiB
+
+# Unix sockets in its folder. A monitor serves one connection at a time: CONTROL is ours.
+CONTROL, MONITOR, AGENT, SERVER = "control.sock", "monitor.sock", "agent.sock", "backy.sock"
+LONGEST_SOCKET = 107  # bytes of the path of a Unix socket, unix(7)
+RECONNECT_SECONDS = 7 * 24 * 3600  # for so long requests of the guest wait for a new server
+_IMG_SECONDS = 60
+_QMP_SECONDS = 60
+_AGENT_SECONDS = 0.25
+_DEVICES = {"scsi": "scsi-hd", "sata": "ide-hd", "ide": "ide-hd"}  # by libvirt's word for the bus
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+Node = dict[str, object]
+"""A node of QEMU's block layer, as blockdev-add takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A disk of the VM: a qcow2 file. What it does not have yet, it reads from an NBD export.
+
+    `size` is in bytes. The VM starts from the disk with the lowest `number`.
+    """
+
+    path: Path
+    size: int
+    export: str
+    number: int
+    bus: str = "virtio"
+
+    @property
+    def name(self) -> str:
+        """The name of the node in QEMU, and of the job that copies the rest to it."""
+        return f"disk{self.number}"
+
+    @property
+    def backing_name(self) -> str:
+        """The name of the node of the export."""
+        return f"export{self.number}"
+
+    @property
+    def uri(self) -> str:
+        """The export, as the file names it. It says which revision the overlay belongs to."""
+        return f"nbd+unix:///{quote(self.export)}?socket={quote(str(self.server))}"
+
+    @property
+    def server(self) -> Path:
+        """The socket of the server."""
+        return self.path.with_name(SERVER)
+
+    @property
+    def disk(self) -> str:
+        """The name of the disk, such as "vda"."""
+        return self.path.stem
+
+    def make(self) -> None:
+        """Make the overlay. Raises SourceError."""
+        output_of(self.creation(), str(self.path), timeout_seconds=_IMG_SECONDS)
+
+    def creation(self) -> list[str]:
+        """The command that makes the overlay."""
+        command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", self.uri]
+        return [*command, str(self.path), str(self.size)]
+
+    def backing(self) -> str:
+        """The URI of what it still needs; "" if that is nothing. Raises SourceError."""
+        command = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", str(self.path)]
+        answer = output_of(command, str(self.path), timeout_seconds=_IMG_SECONDS, limit=MiB)
+        try:
+            return ImageHeader.model_validate_json(answer).backing
+        except ValidationError as error:
+            raise SourceError(f"{self.path}: qemu-img printed something unexpected") from error
+
+    def is_of(self, backing: str) -> bool:
+        """Whether `backing` is the export, whatever the path of the socket was."""
+        return backing.partition("?")[0] == self.uri.partition("?")[0]
+
+    def stream(self, rate: int) -> dict[str, object]:
+        """The arguments of QEMU's command block-stream."""
+        job = {"device": self.name, "job-id": self.name, "auto-dismiss": False}
+        return job | {"speed": rate}
+
+    def arguments(self, *, is_whole: bool, moved: Node | None = None) -> Iterator[str]:
+        """The arguments of QEMU for this disk; `is_whole`: it needs nothing of the export.
+
+        If it has moved, `moved` is where to.
+        """
+        file = {"driver": "file", "filename": str(self.path), "discard": "unmap"}
+        node: Node = {"driver": "qcow2", "discard": "unmap", "file": file}
+        if moved:
+            node = moved
+        elif not is_whole:
+            server = {"type": "unix", "path": str(self.server)}
+            export = {"driver": "nbd", "node-name": self.backing_name, "server": server}
+            patience = {"read-only": True, "reconnect-delay": RECONNECT_SECONDS}
+            yield from ("-blockdev", json.dumps(export | {"export": self.export} | patience))
+            node |= {"backing": self.backing_name}
+        yield from ("-blockdev", json.dumps(node | {"node-name": self.name}))
+        device = {"driver": _DEVICES.get(self.bus, "virtio-blk-pci"), "drive": self.name}
+        about = {"id": f"device{self.number}", "bootindex": self.number}
+        yield from ("-device", json.dumps(device | about))
+
+
+def command_line(
+    folder: Path, name: str, hardware: Hardware, accelerator: str, more: Iterable[str]
+) -> list[str]:
+    """The command that starts a VM whose sockets are in `folder`; `more` has disks and network.
+
+    QEMU may start no program and change no user then. It stays when the guest powers off, until
+    `let_power_off`.
+    """
+
+    def socket(name: str) -> str:
+        return f"{_escaped(folder / name)},server=on,wait=off"
+
+    return [
+        *(EMULATOR, "-name", f"guest={name}", "-nodefaults", "-no-user-config", "-no-shutdown"),
+        *("-sandbox", _SANDBOX, "-machine", hardware.machine, "-accel", accelerator),
+        *("-cpu", "host" if accelerator == "kvm" else "max", "-smp", str(hardware.processors)),
+        *("-m", str(hardware.memory // MiB), "-display", "none", "-device", "VGA"),
+        *("-vnc", f"unix:{_escaped(folder)}/vnc.sock", "-serial", f"unix:{socket('serial.sock')}"),
+        *("-qmp", f"unix:{socket(CONTROL)}", "-qmp", f"unix:{socket(MONITOR)}"),
+        *("-chardev", f"socket,id=agent,path={socket(AGENT)}", "-device", "virtio-serial-pci"),
+        *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+        *("-device", "virtio-scsi-pci"),
+        *("-pidfile", str(folder / "qemu.pid")),
+        *more,
+    ]
+
+
+def firmware_arguments(code: Path, variables: Path) -> Iterator[str]:
+    """The arguments of QEMU for UEFI."""
+    for unit, (path, access) in enumerate(((code, "on"), (variables, "off"))):
+        drive = f"if=pflash,format=raw,unit={unit},readonly={access},file={_escaped(path)}"
+        yield from ("-drive", drive)
+
+
+def _escaped(path: Path) -> str:
+    """A path within an option of QEMU, whose parts end at a comma."""
+    return str(path).replace(",", ",,")
+
+
+class Machine(Protocol):
+    """A VM that outlives us, and reads from the server what its overlays do not have yet.
+
+    All methods may raise SourceError.
+    """
+
+    def find(self) -> bool:
+        """Whether it runs. A guest that was paused because no space was left goes on."""
+
+    def start(self, partial: Collection[Overlay]) -> None:
+        """Start it. The `partial` overlays need the server."""
+
+    def server_options(self) -> list[str]:
+        """Options of `backy serve` with which it may use the server."""
+
+    def copy(self, overlay: Overlay, rate: int, target: Node | None) -> None:
+        """Begin to copy to an overlay what it does not have, at most `rate` bytes a second.
+
+        With a `target` the whole disk is copied there, to move. 0 is as fast as it can. If that was
+        begun before, it goes on with this rate.
+        """
+
+    def progress(self, overlay: Overlay) -> tuple[int, bool]:
+        """How many bytes of an overlay are done, and whether that is all of it.
+
+        If the disk moves it has moved then, and the guest stands still until `finish`. Raises
+        SourceError where copying failed; it can be begun again.
+        """
+
+    def finish(self, overlay: Overlay) -> None:
+        """Forget the export, and an overlay whose disk has moved. The guest goes on."""
+
+    def ping(self) -> None:
+        """Raises SourceError if the guest agent does not answer."""
+
+    def let_go(self) -> bool:
+        """From now on it needs no server, and ends when its guest does; True: it has ended."""
+
+
+class Emulator:
+    """QEMU as a Machine, which is found by its socket in `folder`; see there for the contract."""
+
+    def __init__(
+        self, folder: Path, command: Callable[[Collection[Overlay]], list[str]], stack: ExitStack
+    ) -> None:
+        """`command` gives the command for the partial overlays. `stack` ends the connection."""
+        self._folder, self._command, self._stack = folder, command, stack
+
+    def find(self) -> bool:
+        """See Machine."""
+        try:
+            monitor = connect(self._folder / CONTROL, _QMP_SECONDS)
+            self._monitor = self._stack.enter_context(monitor)
+        except NotRunningError:
+            return False
+        if self._monitor.status() == "io-error":
+            self._monitor.ask("cont")
+        return True
+
+    def server_options(self) -> list[str]:
+        """See Machine."""
+        return []
+
+    def start(self, partial: Collection[Overlay]) -> None:
+        """See Machine."""
+        log = self._folder / "qemu.log"
+        with translated(SourceError, "starting QEMU"):
+            detached.start(self._command(partial), log, self._folder / CONTROL).close()
+        self.find()
+
+    def copy(self, overlay: Overlay, rate: int, target: Node | None) -> None:
+        """See Machine."""
+        job, disk, name = self._job(overlay), overlay.name, f"{overlay.name}-target"
+        if job and not job.error:
+            if job.status != "concluded":
+                self._monitor.ask("block-job-set-speed", device=disk, speed=rate)
+            return
+        if job:
+            self._monitor.ask("job-dismiss", id=disk)
+        if not target:
+            self._monitor.ask("block-stream", **overlay.stream(rate))
+            return
+        with suppress(SourceError):  # it is there if an earlier job failed
+            self._monitor.ask("blockdev-del", node_name=name)
+        self._monitor.ask("blockdev-add", **target, node_name=name)
+        wanted = {"job_id": disk, "device": disk, "target": name, "sync": "full", "speed": rate}
+        modes = {"copy_mode": "write-blocking", "auto_dismiss": False}
+        self._monitor.ask("blockdev-mirror", **wanted, **modes)
+
+    def progress(self, overlay: Overlay) -> tuple[int, bool]:
+        """See Machine."""
+        if not (job := self._job(overlay)):
+            raise SourceError(f"QEMU has no job that copies {overlay.path}")
+        if job.error:
+            self._go_on()
+            raise SourceError(f"copying the rest to {overlay.path}: {job.error}")
+        if job.status == "ready":
+            self._monitor.ask("stop")  # so that nothing is written until it is noted who has it
+            self._monitor.ask("job-complete", id=job.id)
+        return job.current_progress, job.status == "concluded"
+
+    def _job(self, overlay: Overlay) -> BackgroundJob | None:
+        jobs = self._monitor.query(list[BackgroundJob], "query-jobs")
+        return next((job for job in jobs if job.id == overlay.name), None)
+
+    def finish(self, overlay: Overlay) -> None:
+        """See Machine."""
+        self._monitor.ask("job-dismiss", id=overlay.name)
+        # An overlay that is in use stays. QEMU 7.2 refuses both if the guest powered off at that
+        # moment; then `quit` makes it crash, after all is written.
+        for name in (overlay.name, overlay.backing_name):
+            with suppress(SourceError):
+                self._monitor.ask("blockdev-del", node_name=name)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._monitor.status() == "paused":  # not if the guest has shut down
+            self._monitor.ask("cont")
+
+    def ping(self) -> None:
+        """See Machine."""
+        Agent(self._folder / AGENT, _AGENT_SECONDS).close()
+
+    def let_go(self) -> bool:
+        """See Machine. If the guest has shut down, QEMU ends now."""
+        self._go_on()
+        self._monitor.ask("set-action", shutdown="poweroff")
+        has_shut_down = self._monitor.status() == "shutdown"
+        if has_shut_down:
+            with suppress(SourceError):  # it may end before it answers
+                self._monitor.ask("quit")
+        return has_shut_down
