@@ -1,7 +1,5 @@
 """backy boot: start a VM from a revision, and copy its disks meanwhile."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

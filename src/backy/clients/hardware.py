@@ -1,7 +1,5 @@
 """The hardware of a VM that we start: what a saved domain.xml says, and what this machine has."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field

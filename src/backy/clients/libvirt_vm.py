@@ -1,7 +1,5 @@
 """A libvirt domain as the VM of a boot, through virsh."""
 
-from __future__ import annotations
-
 import grp
 import os
 import re

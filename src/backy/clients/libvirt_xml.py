@@ -4,8 +4,6 @@ Somebody else may have written the repository, and libvirt obeys this XML as roo
 to stay inside the guest is copied, and all the rest is left out.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path

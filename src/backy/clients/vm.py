@@ -1,7 +1,5 @@
 """QEMU as a VM of our own that outlives us: its command line, its overlays, its block jobs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress

@@ -1,7 +1,5 @@
 """Where the disk of a running VM can move to: a new image of Ceph, or a new file."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

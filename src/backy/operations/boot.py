@@ -6,8 +6,6 @@ of QEMU and of `backy serve`, which run apart from this process and outlive it. 
 goes on after any of the three was killed. An overlay is never made again once the VM was started.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from contextlib import ExitStack, suppress

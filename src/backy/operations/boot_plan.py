@@ -1,7 +1,5 @@
 """What a boot runs: a revision as a VM whose disks are overlays in a folder of this machine."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Restore to a domain of libvirt: its disks in place, or a new one from the XML that was saved."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import replace

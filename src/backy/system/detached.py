@@ -1,7 +1,5 @@
 """Programs that run apart from us and outlive us; they are found again by their sockets."""
 
-from __future__ import annotations
-
 import os
 import select
 import signal
