@@ -201,6 +201,12 @@ def test_nothing_is_booted_but_the_disks_and_installed_firmware(piece: str) -> N
     assert len(set(notes) - set(usual_notes)) == 1
 
 
+def test_installed_firmware_cannot_be_written_to() -> None:
+    domain, _ = made(f"<loader readonly='no' type='pflash'>{FIRMWARE}</loader>", "os")
+    loaders = domain.findall("os/loader")
+    assert [loader.attrib for loader in loaders] == [{"readonly": "yes", "type": "pflash"}] * 2
+
+
 @pytest.mark.parametrize("tag", ["serial", "parallel", "console", "channel"])
 @pytest.mark.parametrize(
     ("kind", "source"),
