@@ -7,7 +7,7 @@ to stay inside the guest is copied, and all the rest is left out.
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring, tostring
+from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring
 
 from backy.clients.virsh import attribute
 from backy.errors import SourceError
@@ -51,8 +51,8 @@ _UNTOLD = {
 
 def new_domain(
     xml: bytes, name: str, disks: Disks, *, nvram: Path | None = None
-) -> tuple[str, list[str]]:
-    """The XML of a domain called `name`, for `virsh define`; and what is not as in `xml`.
+) -> tuple[Element, list[str]]:
+    """The definition of a domain called `name`; and what is not as in `xml`.
 
     It has these `disks`, by target name, and no path but theirs, that of `nvram`, and those of
     firmware in /usr/share. UUID and MACs are missing, so that libvirt makes new ones. The notes are
@@ -80,7 +80,7 @@ def new_domain(
             new.append(_copy(child))
         else:
             _tell(notes, child, "left out")
-    return tostring(new, encoding="unicode"), list(dict.fromkeys(notes))[:100]
+    return new, list(dict.fromkeys(notes))[:100]
 
 
 def parsed(xml: bytes) -> Element:
