@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
-from tests.cli.runner import MIB, Backy, Result, Running, data, image, wait_for
+from tests.cli.runner import MIB, Backy, Result, Running, data, image, refusal, wait_for
 from tests.lab import bootable
 from tests.lab.libvirt import Libvirt
 
@@ -181,6 +181,22 @@ def test_the_domain_is_a_new_one_that_touches_nothing_of_the_host(lab: Lab, tmp_
     lab.virsh("destroy")
     assert lab.content() == data(1, SIZE)
     assert lab.backy.said_of("vm1", lab.backy.revisions("vm1")[0])["tags"] == []
+
+
+def test_its_cards_are_in_the_network_that_was_asked_for_with_new_macs(
+    lab: Lab, tmp_path: Path
+) -> None:
+    lab.back_up(image(tmp_path / "a.img", data(1, SIZE)))
+    result = lab.backy.run(*lab.words, "--network", "apart", env=lab.env)
+    refused = refusal(result, 10)  # this libvirtd has no network
+    assert "'apart'" in refused.message
+    (card,) = lab.domain("--inactive").findall("devices/interface")
+    source, model, mac = (card.find(name) for name in ("source", "model", "mac"))
+    assert source is not None
+    assert model is not None
+    assert mac is not None
+    assert (source.get("network"), model.get("type")) == ("apart", "virtio")
+    assert mac.get("address") != "52:54:00:11:22:33"
 
 
 def test_a_guest_whose_server_dies_waits_and_the_same_command_goes_on(
