@@ -443,6 +443,15 @@ def test_a_target_that_exists_is_left_alone(backy: Backy, vm: Vm, tmp_path: Path
     assert not vm.qemu()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root refuses")
+def test_a_folder_that_others_may_write_to_is_refused(backy: Backy, vm: Vm) -> None:
+    vm.folder.mkdir()
+    vm.folder.chmod(0o777)
+    refused = backy.refuses(10, "boot", "vm1", "--state", vm.folder)
+    assert f"not safe for the disks of a VM: everybody may write {vm.folder}" in refused.message
+    assert not list(vm.folder.glob("*.qcow2"))
+
+
 def test_a_target_that_is_a_link_to_nothing_is_left_alone(
     backy: Backy, vm: Vm, tmp_path: Path
 ) -> None:

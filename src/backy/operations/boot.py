@@ -21,7 +21,7 @@ from backy.repository.records import encode_record
 from backy.repository.tags import retag
 from backy.system import detached, files, folders, signals
 from backy.system.detached import Detached
-from backy.system.permissions import find_program
+from backy.system.permissions import find_program, others_may_write
 from backy.units import MiB
 
 _PROGRAM = (sys.executable, "-P", "-m", "backy")  # -P: no folder "backy" that happens to be here
@@ -50,6 +50,9 @@ def boot_job(
         with ExitStack() as stack:
             with translated(TargetError, f"making {folder}", "Choose another with --state."):
                 folders.make_folder(folder)
+                if refusal := others_may_write(folder):
+                    why = f"{folder} is not safe for the disks of a VM: {refusal}"
+                    raise TargetError(why, "Choose another with --state.")
             with translated(BusyError, f"locking {folder}", "Wait for the other backy boot."):
                 stack.enter_context(folders.locked(folder))
             plan = planned(site, word, options, watcher)
