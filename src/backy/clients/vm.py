@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from backy.clients.qmp import NotRunningError, connect
 from backy.clients.qmp_answers import BackgroundJob, ImageHeader
 from backy.clients.rbd import Rbd
 from backy.errors import SourceError, UsageError, translated
-from backy.system import detached, folders
+from backy.system import detached, files
 from backy.units import MiB
 
 # Unix sockets in its folder. A monitor serves one connection at a time: CONTROL is ours.
@@ -87,8 +87,7 @@ class Destination:
             return
         kind, path = self._file
         command = ["qemu-img", "create", "-q", "-f", kind, str(path), str(size)]
-        output_of(command, f"making {path}", timeout_seconds=_IMG_SECONDS)
-        folders.allow(path, 0o600)
+        _create(path, command, f"making {path}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +131,8 @@ class Overlay:
         return self.path.stem
 
     def make(self) -> None:
-        """Make the overlay. Raises SourceError."""
-        output_of(self.creation(), str(self.path), timeout_seconds=_IMG_SECONDS)
+        """Make the overlay, for its owner only. Raises SourceError if it exists."""
+        _create(self.path, self.creation(), str(self.path))
 
     def creation(self) -> list[str]:
         """The command that makes the overlay."""
@@ -174,6 +173,13 @@ class Overlay:
         device = {"driver": _DEVICES.get(self.bus, "virtio-blk-pci"), "drive": self.name}
         about = {"id": f"device{self.number}", "bootindex": self.number}
         yield from ("-device", json.dumps(device | about))
+
+
+def _create(path: Path, command: Sequence[str], title: str) -> None:
+    """Have qemu-img make an image. It would let everybody open it, and follow a link."""
+    with translated(SourceError, f"making {path}"):
+        files.create(path).close()
+    output_of(command, title, timeout_seconds=_IMG_SECONDS)
 
 
 def command_line(

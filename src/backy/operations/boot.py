@@ -146,7 +146,6 @@ class _Boot:
             with translated(TargetError, f"making {overlay.path}"):
                 folders.remove_file(overlay.path)
                 overlay.make()
-                folders.allow(overlay.path, 0o600)  # qemu-img lets everybody read it
                 with files.open_to_write(overlay.path) as file:
                     file.sync()
 
