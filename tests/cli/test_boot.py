@@ -405,7 +405,9 @@ def test_disks_move_to_their_targets_while_the_guest_writes(
     vm.kill(vm.qemu())
     boot(backy, vm, *into)
     vm.ask("stop")  # as if it had been killed before the guest went on
+    vm.overlay().touch()
     boot(backy, vm, *into)
+    assert not vm.overlay().exists()
     assert vm.ask("query-status")["status"] == "running"
     vm.write(1, 2 * MIB, 6)
     vm.ask("quit")
@@ -439,6 +441,25 @@ def test_a_target_that_exists_is_left_alone(backy: Backy, vm: Vm, tmp_path: Path
     assert refused.message == f"{existing} exists"
     assert existing.read_bytes() == b"mine"
     assert not vm.qemu()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root refuses")
+def test_a_folder_that_others_may_write_to_is_refused(backy: Backy, vm: Vm) -> None:
+    vm.folder.mkdir()
+    vm.folder.chmod(0o777)
+    refused = backy.refuses(10, "boot", "vm1", "--state", vm.folder)
+    assert f"not safe for the disks of a VM: everybody may write {vm.folder}" in refused.message
+    assert not list(vm.folder.glob("*.qcow2"))
+
+
+def test_a_target_that_is_a_link_to_nothing_is_left_alone(
+    backy: Backy, vm: Vm, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    into = f"--into=vda={tmp_path / 'link'}"
+    refused = backy.refuses(10, "boot", "vm1", "--state", vm.folder, into)
+    assert refused.message == f"{tmp_path / 'link'} exists"
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_disk_moves_into_ceph(ceph: Cluster, backy: Backy, vm: Vm) -> None:

@@ -59,6 +59,7 @@ def test_of_each_setting_only_what_makes_sense_is_taken(
         pytest.param(b"<domain", id="cut"),
         pytest.param(b"", id="empty"),
         pytest.param(b"<!DOCTYPE d [<!ENTITY a 'b'>]><domain>&a;</domain>", id="an entity"),
+        pytest.param("<!DOCTYPE d []><domain/>".encode("utf-16"), id="a hidden DOCTYPE"),
         pytest.param(DOMAIN.format(**PLAIN | {"arch": "aarch64"}).encode(), id="another machine"),
     ],
 )

@@ -76,8 +76,8 @@ OLD = f"""
 def made(more: str = "", place: str = "devices") -> tuple[Element, list[str]]:
     """The new domain of the old one, with more in it, and the notes."""
     xml = OLD.replace(f"<!-- {place} -->", more, 1)
-    text, notes = new_domain(xml.encode(), "vm2", DISKS, nvram=Path("/new/vm2-nvram.fd"))
-    return fromstring(text), notes
+    domain, notes = new_domain(xml.encode(), "vm2", DISKS, nvram=Path("/new/vm2-nvram.fd"))
+    return fromstring(tostring(domain)), notes
 
 
 def paths(domain: Element) -> set[str]:
@@ -201,6 +201,12 @@ def test_nothing_is_booted_but_the_disks_and_installed_firmware(piece: str) -> N
     assert len(set(notes) - set(usual_notes)) == 1
 
 
+def test_installed_firmware_cannot_be_written_to() -> None:
+    domain, _ = made(f"<loader readonly='no' type='pflash'>{FIRMWARE}</loader>", "os")
+    loaders = domain.findall("os/loader")
+    assert [loader.attrib for loader in loaders] == [{"readonly": "yes", "type": "pflash"}] * 2
+
+
 @pytest.mark.parametrize("tag", ["serial", "parallel", "console", "channel"])
 @pytest.mark.parametrize(
     ("kind", "source"),
@@ -283,8 +289,8 @@ def test_no_path_of_the_host_is_left_wherever_it_stood(tree: Element, place: str
 
 
 def test_libvirt_takes_it_and_gives_it_new_addresses(libvirtd: Libvirt) -> None:
-    text, _ = new_domain(OLD.encode(), "vm2", DISKS)
-    libvirtd.virsh("define", "--validate", "/dev/stdin", stdin=text)
+    domain, _ = new_domain(OLD.encode(), "vm2", DISKS)
+    libvirtd.virsh("define", "--validate", "/dev/stdin", stdin=tostring(domain, "unicode"))
     try:
         kept = libvirtd.virsh("dumpxml", "--inactive", "vm2")
     finally:

@@ -129,6 +129,22 @@ def test_a_header_that_makes_no_sense_names_no_backing_file(tmp_path: Path) -> N
     assert list(backing_files(tmp_path / "none")) == []
 
 
+@pytest.mark.parametrize("is_link", [False, True], ids=["folder", "link"])
+def test_a_part_that_somebody_else_may_have_left_is_not_continued(
+    tmp_path: Path, is_link: bool
+) -> None:
+    folder = tmp_path / ("elsewhere" if is_link else ".new.qcow2.partial")
+    folder.mkdir(0o700 if is_link else 0o755)
+    planted = made_of("qcow2", folder / "new.qcow2")
+    before = planted.read_bytes()
+    if is_link:
+        (tmp_path / ".new.qcow2.partial").symlink_to(folder)
+    with pytest.raises(TargetError, match=r"partial is no folder that is only yours"):
+        restore(open_target(f"qcow2:{tmp_path / 'new.qcow2'}"), bytes(MiB))
+    assert planted.read_bytes() == before
+    assert not (tmp_path / "new.qcow2").exists()
+
+
 @needs_loop_devices
 def test_a_device_that_holds_an_image_stays_until_it_is_erased(tmp_path: Path) -> None:
     backing = made_of("qcow2", tmp_path / "backing")

@@ -11,7 +11,6 @@ from backy.cli.output import answer
 from backy.cli.progress import meter
 from backy.errors import UsageError
 from backy.model.answers import BootAnswer
-from backy.model.messages import BootFinished
 
 _WORD = "A job, or JOB@REV for another revision than the latest."
 Word = Annotated[str, Argument(parser=values.job_word, metavar="JOB[@REV]", help=_WORD)]
@@ -71,18 +70,8 @@ def boot(
         answer(as_json, BootAnswer(commands=lines), lines)
         return
     with meter(word, as_json=as_json) as shown:
-        booted = boot_job(context.obj, word, options, watcher=shown)
-    plan = booted.plan
-    finished = BootFinished(
-        event="finished",
-        job=plan.repository.name,
-        revision=plan.revision.id,
-        disks={each.disk: plan.state.into.get(each.disk, str(each.path)) for each in plan.overlays},
-        shut_down=booted.has_shut_down,
-        agent_seconds=booted.agent_seconds,
-        seconds=booted.seconds,
-    )
-    now = "has shut down" if booted.has_shut_down else "runs on"
+        finished = boot_job(context.obj, word, options, watcher=shown)
+    now = "has shut down" if finished["shut_down"] else "runs on"
     where = ", ".join(finished["disks"].values())
-    text = f"its disks are {where} after {booted.seconds:.1f} s; the VM {now}"
-    answer(as_json, finished, f"{finished['job']}: {plan.revision.id}: {text}")
+    text = f"its disks are {where} after {finished['seconds']:.1f} s; the VM {now}"
+    answer(as_json, finished, f"{finished['job']}: {finished['revision']}: {text}")

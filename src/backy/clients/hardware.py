@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree.ElementTree import ParseError, fromstring
 
+from backy.clients.libvirt_xml import parsed
 from backy.clients.virsh import attribute
 from backy.errors import SourceError, TargetError
 from backy.system import process
@@ -46,12 +46,7 @@ def hardware_of(xml: bytes) -> Hardware:
 
     Raises SourceError if it is no such XML, or of a machine that we do not emulate.
     """
-    if b"<!" in xml:  # libvirt writes none, and entities may explode
-        raise SourceError("domain.xml has declarations")
-    try:
-        root = fromstring(xml)  # noqa: S314 - see above
-    except ParseError as error:
-        raise SourceError(f"domain.xml cannot be read: {error}") from error
+    root = parsed(xml)
     machine = attribute(root, "os/type", "machine")
     if (architecture := attribute(root, "os/type", "arch")) not in {"", "x86_64", "i686"}:
         raise SourceError(f"domain.xml is of a machine of type {architecture:.20}")

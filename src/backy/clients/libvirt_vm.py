@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
-from xml.etree.ElementTree import Element, SubElement, fromstring, tostring
+from xml.etree.ElementTree import Element, SubElement
 
 from backy.clients.hardware import accelerator
 from backy.clients.libvirt_xml import new_domain
 from backy.clients.virsh import Virsh
-from backy.clients.vm import RECONNECT_SECONDS, Node, Overlay
+from backy.clients.vm import RECONNECT_SECONDS, Machine, Overlay
 from backy.errors import SourceError
 from backy.system import folders
 
@@ -34,8 +34,8 @@ class Definition:
     network: str
 
 
-class LibvirtDomain:
-    """A domain as a Machine; see there for the contract. Each folder has a domain of its own."""
+class LibvirtDomain(Machine):
+    """A domain; see Machine for the contract. Each folder has a domain of its own."""
 
     def __init__(self, folder: Path, definition: Definition, tell: Callable[[str], None]) -> None:
         """`tell` hears what is not as in the saved definition."""
@@ -69,18 +69,16 @@ class LibvirtDomain:
     def start(self, partial: Collection[Overlay]) -> None:
         """See Machine. What somebody changed in the domain stays once nothing is partial."""
         if partial or not self._state():
-            text = self._xml(partial)
-            self._virsh.call("define", "/dev/stdin", stdin=text.encode())
+            self._virsh.define(self._xml(partial))
         self._virsh.call("start", self._uuid)
 
-    def _xml(self, partial: Collection[Overlay]) -> str:
+    def _xml(self, partial: Collection[Overlay]) -> Element:
         """The domain, without a network, or with its cards in the one that was asked for."""
         wanted = self._definition
         disks = {overlay.disk: (overlay.path, "qcow2") for overlay in wanted.overlays}
-        text, notes = new_domain(wanted.xml, wanted.name, disks, nvram=wanted.nvram)
+        root, notes = new_domain(wanted.xml, wanted.name, disks, nvram=wanted.nvram)
         for note in notes:
             self._tell(f"the domain is not as it was: {note}")
-        root = fromstring(text)  # noqa: S314 - we made it
         SubElement(root, "uuid").text = self._uuid
         if accelerator() != "kvm":
             root.set("type", "qemu")
@@ -92,7 +90,7 @@ class LibvirtDomain:
         for overlay in partial:
             for disk in root.iterfind(f"devices/disk/target[@dev='{overlay.disk}']/.."):
                 _back(disk, overlay)
-        return tostring(root, encoding="unicode")
+        return root
 
     def _connect(self, devices: Element, card: Element) -> None:
         devices.remove(card)
@@ -101,9 +99,8 @@ class LibvirtDomain:
             SubElement(devices, "interface", type="network").extend(parts)
             SubElement(devices[-1], "source", network=network)
 
-    def copy(self, overlay: Overlay, rate: int, target: Node | None) -> None:
+    def copy(self, overlay: Overlay, rate: int) -> None:
         """See Machine. No disk moves."""
-        del target
         command = "blockjob" if self._job(overlay) else "blockpull"
         speed = ("--bytes", "--bandwidth", str(rate))
         self._virsh.call(command, self._uuid, overlay.disk, *speed)

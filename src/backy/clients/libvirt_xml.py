@@ -7,7 +7,7 @@ to stay inside the guest is copied, and all the rest is left out.
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring, tostring
+from xml.etree.ElementTree import Element, ParseError, SubElement, fromstring
 
 from backy.clients.virsh import attribute
 from backy.errors import SourceError
@@ -51,8 +51,8 @@ _UNTOLD = {
 
 def new_domain(
     xml: bytes, name: str, disks: Disks, *, nvram: Path | None = None
-) -> tuple[str, list[str]]:
-    """The XML of a domain called `name`, for `virsh define`; and what is not as in `xml`.
+) -> tuple[Element, list[str]]:
+    """The definition of a domain called `name`; and what is not as in `xml`.
 
     It has these `disks`, by target name, and no path but theirs, that of `nvram`, and those of
     firmware in /usr/share. UUID and MACs are missing, so that libvirt makes new ones. The notes are
@@ -60,7 +60,9 @@ def new_domain(
 
     Raises SourceError where `xml` is not of a domain for QEMU, or lacks one of the disks.
     """
-    old = _parsed(xml)
+    old = parsed(xml)
+    if old.get("type") not in {"kvm", "qemu"} or old.findtext("os/type", "").strip() != "hvm":
+        raise SourceError("domain.xml is not of a virtual machine of QEMU", _HINT)
     names = {attribute(disk, "target", "dev") for disk in old.iterfind("devices/disk")}
     if missing := disks.keys() - names:
         raise SourceError(f"domain.xml has no disk {', '.join(sorted(missing))}", _HINT)
@@ -78,22 +80,22 @@ def new_domain(
             new.append(_copy(child))
         else:
             _tell(notes, child, "left out")
-    return tostring(new, encoding="unicode"), list(dict.fromkeys(notes))[:100]
+    return new, list(dict.fromkeys(notes))[:100]
 
 
-def _parsed(xml: bytes) -> Element:
-    """The domain. XML without a DOCTYPE has no entities but those of XML itself."""
+def parsed(xml: bytes) -> Element:
+    """The domain that a repository kept. Raises SourceError where it is no XML.
+
+    XML without a DOCTYPE has no entities but those of XML itself.
+    """
     # What is not UTF-8 could hide one: expat takes text with zero bytes for UTF-16, unasked.
     text = xml.decode(errors="replace")
     if len(xml) > MiB or "<!DOCTYPE" in text or "\0" in text:
         raise SourceError("domain.xml has more than 1 MiB, a DOCTYPE, or zero bytes", _HINT)
     try:
-        root = fromstring(text)  # noqa: S314 - see above
+        return fromstring(text)  # noqa: S314 - see above
     except ParseError as error:
         raise SourceError(f"domain.xml is not XML in UTF-8: {error}", _HINT) from error
-    if root.get("type") not in {"kvm", "qemu"} or root.findtext("os/type", "").strip() != "hvm":
-        raise SourceError("domain.xml is not of a virtual machine of QEMU", _HINT)
-    return root
 
 
 def _copy(old: Element, parts: Collection[str] | None = None, depth: int = 8) -> Element:
@@ -123,6 +125,7 @@ def _os(old: Element, nvram: Path | None, notes: list[str]) -> Element:
         if child.tag == "loader" and _INSTALLED_FIRMWARE.fullmatch(child.text or ""):
             new.append(_copy(child, ()))
             new[-1].text = child.text
+            new[-1].set("readonly", "yes")  # it is the firmware of other domains, too
         elif child.tag == "nvram" and nvram and child.get("format", "raw") == "raw":
             SubElement(new, "nvram").text = str(nvram)
         elif child.tag not in _PLAIN_OS:

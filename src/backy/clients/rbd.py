@@ -128,15 +128,12 @@ class Rbd:
 
     def create(self, image: str, size: int, options: Mapping[str, str]) -> None:
         """Make an image of `size` bytes, with options of `rbd create` such as data-pool."""
-        named = [f"--{key}={value}" for key, value in options.items()]
-        self._call(["create"], image, f"--size={size}B", *named)
+        self._call(["create"], image, f"--size={size}B", *_options(options))
 
     def name_anew(self, image: str, name: str) -> None:
         """Give an image another name in the same pool and namespace."""
-        place = {f"dest-{key}": value for key, value in _place(image).items()}
-        del place["dest-image"]
-        names = [f"--{key}={value}" for key, value in place.items()]
-        self._call(["rename"], image, *names, f"--dest={name}")
+        place = {f"dest-{key}": value for key, value in _place(image).items() if key != "image"}
+        self._call(["rename"], image, *_options(place), f"--dest={name}")
 
     def remove(self, image: str) -> None:
         """Delete an image and all that it holds."""
@@ -232,9 +229,8 @@ class Rbd:
             del names["image"]
             names["image-id"] = image_id
         seconds = self._timeout * (_DIFF_FACTOR if command == ["diff"] else 1)
-        access = [f"--{key}={value}" for key, value in self._access.items()]
-        named = [f"--{key}={value}" for key, value in names.items()]
-        words = ["rbd", *command, *named, *options, *access]
+        access = _options(self._access)
+        words = ["rbd", *command, *_options(names), *options, *access]
         title = shlex.join(["rbd", *command, spec, *options, *access])
         try:
             return output_of(words, title, timeout_seconds=seconds, limit=_LONGEST_LIST)
@@ -242,6 +238,10 @@ class Rbd:
             raise
         except SourceError as error:
             raise SourceError(error.message, f"{_HINT} {error.hint}") from error
+
+
+def _options(values: Mapping[str, str]) -> list[str]:
+    return [f"--{key}={value}" for key, value in values.items()]
 
 
 def _place(image: str) -> dict[str, str]:

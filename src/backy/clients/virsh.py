@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from xml.etree.ElementTree import Element, ParseError, fromstring
+from xml.etree.ElementTree import Element, ParseError, fromstring, tostring
 
 from backy.clients.program import output_of
 from backy.errors import ConfigError, SourceError, translated
@@ -74,6 +74,10 @@ class Virsh:
         except ParseError as error:
             why = f"domain {self._domain}: {arguments[0]}: virsh printed no XML: {error}"
             raise SourceError(why) from error
+
+    def define(self, domain: Element) -> None:
+        """Define a domain, or define it anew."""
+        self.call("define", "/dev/stdin", stdin=tostring(domain))
 
     def domain(self) -> Domain:
         """The domain as it is now."""

@@ -1,12 +1,14 @@
 """QEMU as a VM of our own that outlives us: its command line, its overlays, its block jobs."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from pydantic import ValidationError
 
@@ -15,14 +17,16 @@ from backy.clients.hardware import EMULATOR, Hardware
 from backy.clients.program import output_of
 from backy.clients.qmp import NotRunningError, connect
 from backy.clients.qmp_answers import BackgroundJob, ImageHeader
-from backy.errors import SourceError, translated
-from backy.system import detached
+from backy.clients.rbd import Rbd
+from backy.errors import SourceError, UsageError, translated
+from backy.system import detached, files
 from backy.units import MiB
 
 # Unix sockets in its folder. A monitor serves one connection at a time: CONTROL is ours.
 CONTROL, MONITOR, AGENT, SERVER = "control.sock", "monitor.sock", "agent.sock", "backy.sock"
 LONGEST_SOCKET = 107  # bytes of the path of a Unix socket, unix(7)
 RECONNECT_SECONDS = 7 * 24 * 3600  # for so long requests of the guest wait for a new server
+_SECTOR = 512  # bytes; sizes of QEMU's images are multiples of it
 _IMG_SECONDS = 60
 _QMP_SECONDS = 60
 _AGENT_SECONDS = 0.25
@@ -34,10 +38,64 @@ Node = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a disk of a running VM can move to: an image that does not exist yet.
+
+    `word` is rbd:POOL/IMAGE, with ?conf=FILE&user=NAME if need be, qcow2:PATH, or the path of a
+    raw file. Methods raise SourceError.
+    """
+
+    word: str
+
+    def _rbd(self) -> tuple[Rbd, str] | None:
+        """The cluster, and the image there; None if it is to be a file. Raises UsageError."""
+        kind, _, place = self.word.partition(":")
+        if kind != "rbd":
+            return None
+        image, _, options = place.partition("?")
+        if not re.fullmatch("[^/@]+(/[^/@]+){1,2}", image):
+            raise UsageError(f"{self.word!a:.200} names no image", "Write rbd:POOL/IMAGE.")
+        given = dict(parse_qsl(options))
+        return Rbd(given.get("conf", ""), given.get("user", ""), _IMG_SECONDS), image
+
+    @property
+    def _file(self) -> tuple[str, Path]:
+        """The format and the path."""
+        kind = "qcow2" if self.word.startswith("qcow2:") else "raw"
+        return kind, Path(self.word.removeprefix("qcow2:")).absolute()
+
+    def node(self) -> Node:
+        """The image as a node of QEMU, without a name."""
+        if place := self._rbd():
+            node = json.loads(place[0].node(place[1]).removeprefix("json:"))
+        else:
+            kind, path = self._file
+            file = {"driver": "file", "filename": str(path), "discard": "unmap"}
+            node = {"driver": kind, "file": file}
+        return {**node, "discard": "unmap"}
+
+    def exists(self) -> bool:
+        """Whether there is something of this name, even if that is a link that leads nowhere."""
+        place = self._rbd()
+        return place[0].exists(place[1]) if place else os.path.lexists(self._file[1])
+
+    def make(self, size: int) -> None:
+        """Make the image, for a disk of `size` bytes; a file is for its owner only."""
+        size += -size % _SECTOR
+        if place := self._rbd():
+            place[0].create(place[1], size, {})
+            return
+        kind, path = self._file
+        command = ["qemu-img", "create", "-q", "-f", kind, str(path), str(size)]
+        _create(path, command, f"making {path}")
+
+
+@dataclass(frozen=True, slots=True)
 class Overlay:
     """A disk of the VM: a qcow2 file. What it does not have yet, it reads from an NBD export.
 
-    `size` is in bytes. The VM starts from the disk with the lowest `number`.
+    `size` is in bytes. The VM starts from the disk with the lowest `number`. With a `target` the
+    disk is to move there.
     """
 
     path: Path
@@ -45,6 +103,7 @@ class Overlay:
     export: str
     number: int
     bus: str = "virtio"
+    target: Destination | None = None
 
     @property
     def name(self) -> str:
@@ -72,8 +131,8 @@ class Overlay:
         return self.path.stem
 
     def make(self) -> None:
-        """Make the overlay. Raises SourceError."""
-        output_of(self.creation(), str(self.path), timeout_seconds=_IMG_SECONDS)
+        """Make the overlay, for its owner only. Raises SourceError if it exists."""
+        _create(self.path, self.creation(), str(self.path))
 
     def creation(self) -> list[str]:
         """The command that makes the overlay."""
@@ -98,15 +157,12 @@ class Overlay:
         job = {"device": self.name, "job-id": self.name, "auto-dismiss": False}
         return job | {"speed": rate}
 
-    def arguments(self, *, is_whole: bool, moved: Node | None = None) -> Iterator[str]:
-        """The arguments of QEMU for this disk; `is_whole`: it needs nothing of the export.
-
-        If it has moved, `moved` is where to.
-        """
+    def arguments(self, *, is_whole: bool, has_moved: bool = False) -> Iterator[str]:
+        """The arguments of QEMU for this disk; `is_whole`: it needs nothing of the export."""
         file = {"driver": "file", "filename": str(self.path), "discard": "unmap"}
         node: Node = {"driver": "qcow2", "discard": "unmap", "file": file}
-        if moved:
-            node = moved
+        if self.target and has_moved:
+            node = self.target.node()
         elif not is_whole:
             server = {"type": "unix", "path": str(self.server)}
             export = {"driver": "nbd", "node-name": self.backing_name, "server": server}
@@ -117,6 +173,13 @@ class Overlay:
         device = {"driver": _DEVICES.get(self.bus, "virtio-blk-pci"), "drive": self.name}
         about = {"id": f"device{self.number}", "bootindex": self.number}
         yield from ("-device", json.dumps(device | about))
+
+
+def _create(path: Path, command: Sequence[str], title: str) -> None:
+    """Have qemu-img make an image. It would let everybody open it, and follow a link."""
+    with translated(SourceError, f"making {path}"):
+        files.create(path).close()
+    output_of(command, title, timeout_seconds=_IMG_SECONDS)
 
 
 def command_line(
@@ -172,12 +235,13 @@ class Machine(Protocol):
 
     def server_options(self) -> list[str]:
         """Options of `backy serve` with which it may use the server."""
+        return []
 
-    def copy(self, overlay: Overlay, rate: int, target: Node | None) -> None:
+    def copy(self, overlay: Overlay, rate: int) -> None:
         """Begin to copy to an overlay what it does not have, at most `rate` bytes a second.
 
-        With a `target` the whole disk is copied there, to move. 0 is as fast as it can. If that was
-        begun before, it goes on with this rate.
+        If it has a target, the whole disk is copied there, to move. 0 is as fast as it can. If that
+        was begun before, it goes on with this rate.
         """
 
     def progress(self, overlay: Overlay) -> tuple[int, bool]:
@@ -197,8 +261,8 @@ class Machine(Protocol):
         """From now on it needs no server, and ends when its guest does; True: it has ended."""
 
 
-class Emulator:
-    """QEMU as a Machine, which is found by its socket in `folder`; see there for the contract."""
+class Emulator(Machine):
+    """QEMU, which is found by its socket in `folder`; see Machine for the contract."""
 
     def __init__(
         self, folder: Path, command: Callable[[Collection[Overlay]], list[str]], stack: ExitStack
@@ -217,10 +281,6 @@ class Emulator:
             self._monitor.ask("cont")
         return True
 
-    def server_options(self) -> list[str]:
-        """See Machine."""
-        return []
-
     def start(self, partial: Collection[Overlay]) -> None:
         """See Machine."""
         log = self._folder / "qemu.log"
@@ -228,7 +288,7 @@ class Emulator:
             detached.start(self._command(partial), log, self._folder / CONTROL).close()
         self.find()
 
-    def copy(self, overlay: Overlay, rate: int, target: Node | None) -> None:
+    def copy(self, overlay: Overlay, rate: int) -> None:
         """See Machine."""
         job, disk, name = self._job(overlay), overlay.name, f"{overlay.name}-target"
         if job and not job.error:
@@ -237,12 +297,12 @@ class Emulator:
             return
         if job:
             self._monitor.ask("job-dismiss", id=disk)
-        if not target:
+        if not overlay.target:
             self._monitor.ask("block-stream", **overlay.stream(rate))
             return
         with suppress(SourceError):  # it is there if an earlier job failed
             self._monitor.ask("blockdev-del", node_name=name)
-        self._monitor.ask("blockdev-add", **target, node_name=name)
+        self._monitor.ask("blockdev-add", **overlay.target.node(), node_name=name)
         wanted = {"job_id": disk, "device": disk, "target": name, "sync": "full", "speed": rate}
         modes = {"copy_mode": "write-blocking", "auto_dismiss": False}
         self._monitor.ask("blockdev-mirror", **wanted, **modes)

@@ -9,25 +9,19 @@ goes on after any of the three was killed. An overlay is never made again once t
 import sys
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from backy.clients import vm
-from backy.errors import (
-    BusyError,
-    NotFoundError,
-    SourceError,
-    StoreError,
-    TargetError,
-    translated,
-)
+from backy.errors import BusyError, NotFoundError, SourceError, StoreError, TargetError, translated
 from backy.image.progress import SILENCE, Watcher
+from backy.model.messages import BootFinished
 from backy.operations.boot_plan import PROGRAMS, STATE, VARIABLES, BootOptions, Plan, State, planned
 from backy.operations.site import Site
 from backy.repository.records import encode_record
 from backy.repository.tags import retag
 from backy.system import detached, files, folders, signals
 from backy.system.detached import Detached
-from backy.system.permissions import find_program
+from backy.system.permissions import find_program, others_may_write
 from backy.units import MiB
 
 _PROGRAM = (sys.executable, "-P", "-m", "backy")  # -P: no folder "backy" that happens to be here
@@ -35,21 +29,9 @@ _AGAIN = "Run the same command again: it goes on, and nothing that the guest wro
 _LOOK_SECONDS = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Booted:
-    """The result: the VM runs, or its guest has shut down, and needs nothing of backy any more.
-
-    `agent_seconds` is when the guest agent answered, from the start of the command on; None if it
-    did not, or if the VM was running already.
-    """
-
-    plan: Plan
-    seconds: float
-    agent_seconds: float | None
-    has_shut_down: bool
-
-
-def boot_job(site: Site, word: str, options: BootOptions, *, watcher: Watcher = SILENCE) -> Booted:
+def boot_job(
+    site: Site, word: str, options: BootOptions, *, watcher: Watcher = SILENCE
+) -> BootFinished:
     """Start the VM, or find it running, and copy all that it needs to its overlays.
 
     On return it needs nothing of backy, and goes on. `word` is JOB or JOB@REV. If this raises or
@@ -68,6 +50,9 @@ def boot_job(site: Site, word: str, options: BootOptions, *, watcher: Watcher = 
         with ExitStack() as stack:
             with translated(TargetError, f"making {folder}", "Choose another with --state."):
                 folders.make_folder(folder)
+                if refusal := others_may_write(folder):
+                    why = f"{folder} is not safe for the disks of a VM: {refusal}"
+                    raise TargetError(why, "Choose another with --state.")
             with translated(BusyError, f"locking {folder}", "Wait for the other backy boot."):
                 stack.enter_context(folders.locked(folder))
             plan = planned(site, word, options, watcher)
@@ -87,7 +72,7 @@ class _Boot:
         self._agent_seconds: float | None = None
         self._is_new = False  # whether this call started the VM
 
-    def run(self) -> Booted:
+    def run(self) -> BootFinished:
         """See boot_job."""
         plan = self._plan
         self._hold(is_held=True)
@@ -101,11 +86,20 @@ class _Boot:
         self._watcher.begin(sum(overlay.size for overlay in partial))
         for overlay in partial:
             self._copy(overlay)
-        has_shut_down = self._vm.let_go()
-        if server := self._server or detached.listening_at(plan.folder / vm.SERVER):
-            server.stop()
+        has_shut_down, into = self._vm.let_go(), plan.state.into
+        with translated(TargetError, "stopping the server"):
+            if server := self._server or detached.listening_at(plan.folder / vm.SERVER):
+                server.stop()
         self._hold(is_held=False)
-        return Booted(plan, time.monotonic() - self._began, self._agent_seconds, has_shut_down)
+        return BootFinished(
+            event="finished",
+            job=plan.repository.name,
+            revision=plan.revision.id,
+            disks={each.disk: into.get(each.disk, str(each.path)) for each in plan.overlays},
+            shut_down=has_shut_down,
+            agent_seconds=self._agent_seconds,
+            seconds=time.monotonic() - self._began,
+        )
 
     def _hold(self, *, is_held: bool) -> None:
         """Keep the revision from being removed, also while its server is dead; or let it go."""
@@ -122,38 +116,36 @@ class _Boot:
         plan = self._plan
         if not plan.state.is_started:
             self._make()
-        backing = {}
-        for overlay in self._left():
+        partial = []
+        for overlay in plan.overlays:
+            if overlay.disk in self._state.moved:
+                folders.remove_file(overlay.path)  # if we were killed before that
+                continue
             if not overlay.path.exists():
                 why = f"{overlay.path} is missing, which had what the guest wrote"
                 raise TargetError(why, f"Bring it back, or remove {plan.folder} to begin anew.")
-            backing[overlay] = overlay.backing()
-            if backing[overlay] and not overlay.is_of(backing[overlay]):
-                why = f"{overlay.path} is not of this revision: it needs {backing[overlay]}"
-                raise TargetError(why, "Use another folder with --state.")
-        return [overlay for overlay in backing if backing[overlay]]
-
-    def _left(self) -> list[vm.Overlay]:
-        """The disks that have not moved away."""
-        return [each for each in self._plan.overlays if each.disk not in self._state.moved]
+            if backing := overlay.backing():
+                if not overlay.is_of(backing):
+                    why = f"{overlay.path} is not of this revision: it needs {backing}"
+                    raise TargetError(why, "Use another folder with --state.")
+                partial.append(overlay)
+        return partial
 
     def _make(self) -> None:
         plan = self._plan
-        targets = {overlay: plan.target(overlay) for overlay in plan.overlays}
         if not (plan.folder / STATE).exists():
-            for overlay, target in targets.items():
+            for overlay in plan.overlays:
                 if overlay.path.exists():
                     raise TargetError(f"{overlay.path} exists", "Use another folder with --state.")
-                if target and target.exists():
-                    raise TargetError(f"{target.word} exists", "Name one that does not.")
+                if overlay.target and overlay.target.exists():
+                    raise TargetError(f"{overlay.target.word} exists", "Name one that does not.")
         self._remember(self._state)  # from now on they are ours
-        for overlay, target in targets.items():
-            if target and not target.exists():
-                target.make(overlay.size)
+        for overlay in plan.overlays:
+            if overlay.target and not overlay.target.exists():
+                overlay.target.make(overlay.size)
             with translated(TargetError, f"making {overlay.path}"):
                 folders.remove_file(overlay.path)
                 overlay.make()
-                folders.allow(overlay.path, 0o600)  # qemu-img lets everybody read it
                 with files.open_to_write(overlay.path) as file:
                     file.sync()
 
@@ -181,8 +173,7 @@ class _Boot:
 
     def _copy(self, overlay: vm.Overlay) -> None:
         """Copy what an overlay does not have yet, or move the disk; keep the server running."""
-        target = self._plan.target(overlay)
-        self._vm.copy(overlay, self._plan.options.rate, target.node() if target else None)
+        self._vm.copy(overlay, self._plan.options.rate)
         done, is_whole = 0, False
         while not is_whole:
             signals.sleep(_LOOK_SECONDS)
@@ -192,13 +183,13 @@ class _Boot:
             self._watcher.advance(now - done)
             done = now
         self._watcher.advance(overlay.size - done)
-        if target:
+        if overlay.target:
             moved = (*self._state.moved, overlay.disk)
             self._remember(replace(self._state, moved=moved))
         elif overlay.backing():
             raise SourceError(f"{overlay.path} still needs the server")
         self._vm.finish(overlay)
-        if target:
+        if overlay.target:
             folders.remove_file(overlay.path)
 
     def _greet(self) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from backy.clients import vm
 from backy.clients.hardware import EMULATOR, Hardware, accelerator, firmware_for, hardware_of
 from backy.clients.libvirt_vm import Definition, LibvirtDomain
-from backy.clients.vm_target import Destination
 from backy.errors import SourceError, TargetError, UsageError
 from backy.image.progress import SILENCE, Watcher
 from backy.model.names import is_job
@@ -37,7 +36,7 @@ class BootOptions:
 
     `folder` keeps the disks of the VM; by default it is a folder for the job in /var/lib/backy.
     What is None is as in the saved definition of the VM, or else a default. `into` has the names
-    and the targets of disks that are to move there, see Destination; "" is the only disk.
+    and the targets of disks that are to move there, see vm.Destination; "" is the only disk.
     """
 
     folder: Path | None = None
@@ -112,16 +111,10 @@ class Plan:
         if self.firmware:
             arguments += vm.firmware_arguments(self.firmware[0], self.folder / VARIABLES)
         for overlay in self.overlays:
-            target, has_moved = self.target(overlay), overlay.disk in self.state.moved
-            moved = target.node() if target and has_moved else None
-            arguments += overlay.arguments(is_whole=overlay not in partial, moved=moved)
+            has_moved = overlay.disk in self.state.moved
+            arguments += overlay.arguments(is_whole=overlay not in partial, has_moved=has_moved)
         name = f"{self.repository.name}-boot"
         return vm.command_line(self.folder, name, self.hardware, accelerator(), arguments)
-
-    def target(self, overlay: vm.Overlay) -> Destination | None:
-        """Where a disk is to move to, or has moved to; None if it stays."""
-        word = self.state.into.get(overlay.disk)
-        return Destination(word) if word else None
 
 
 def planned(site: Site, word: str, options: BootOptions, watcher: Watcher = SILENCE) -> Plan:
@@ -160,6 +153,7 @@ def planned(site: Site, word: str, options: BootOptions, watcher: Watcher = SILE
             f"{job}/{revision.id}/{name}",
             number,
             hardware.buses.get(name, "virtio"),
+            vm.Destination(into[name]) if name in into else None,
         )
         for number, name in enumerate(sorted(revision.disks))
     ]

@@ -67,7 +67,7 @@ def restore_domain(
     with as_target_error(_AGAIN), translated(TargetError, f"writing the NVRAM of {name}", _AGAIN):
         for path, content in nvram.items():
             folders.write_file(path, content)
-        virsh.call("define", "/dev/stdin", stdin=xml.encode())
+        virsh.define(xml)
     for note in notes:
         watcher.warn(f"domain {name}: {note}")
     watcher.note(f"domain {name} is defined, and off")
@@ -124,7 +124,7 @@ def _folder(virsh: Virsh, name: str, kind: str, place: str) -> Path:
 @as_target_error(_ONE_BY_ONE)
 def _planned(
     repository: Repository, revision: Revision, wanted: list[str], place: Path
-) -> tuple[dict[str, str], str, list[str], dict[Path, bytes]]:
+) -> tuple[dict[str, str], Element, list[str], dict[Path, bytes]]:
     """The targets of a new domain, its XML, notes, and its NVRAM. Its files begin with `place`."""
     saved, title = repository.folder_of(revision), f"{repository.name}: reading domain.xml"
     with repository.reading(revision), translated(TargetError, title, _ONE_BY_ONE):

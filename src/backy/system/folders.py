@@ -255,6 +255,13 @@ def open_own(path: AnyPath, cache: files.Cache) -> files.File:
     raise BlockingIOError(errno.EAGAIN, "somebody replaced it meanwhile")
 
 
+def is_own_folder(path: Path) -> bool:
+    """Whether a folder is ours, and nobody else may look into it. False for a link."""
+    status = path.lstat()
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return is_ours and not status.st_mode & 0o077
+
+
 def _is_own(status: os.stat_result) -> bool:
     is_ours = status.st_uid == os.geteuid() and status.st_nlink == 1
     return is_ours and stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077

@@ -1,5 +1,6 @@
 """Targets "qcow2", "vmdk", "vhdx" and "luks": images that QEMU writes, through a qemu-nbd."""
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -72,7 +73,16 @@ class QemuImageTarget(RemoteTarget):
 
     def _has_content(self) -> bool:
         """See RemoteTarget."""
-        return self._exists() or self._partial.exists()
+        return self._exists() or self._has_partial()
+
+    def _has_partial(self) -> bool:
+        """Whether a restore left a part of it. Raises TargetError if others may have done so."""
+        folder = self._partial.parent
+        with translated(TargetError, f"looking at {folder}"):
+            if os.path.lexists(folder) and not folders.is_own_folder(folder):
+                why = f"{folder} is no folder that is only yours"
+                raise TargetError(why, "Remove it, or name another target.")
+            return self._partial.exists()
 
     def _current(self) -> Path:
         return self._path if not self._is_new and self._exists() else self._partial
@@ -80,7 +90,7 @@ class QemuImageTarget(RemoteTarget):
     def _make(self, size: int) -> bool:
         """See RemoteTarget. Encrypted zeroes have to be written."""
         size += -size % _SECTOR
-        if self._partial.exists():
+        if self._has_partial():
             with self._connected() as connections:
                 if connections.export.size == size:
                     return False
