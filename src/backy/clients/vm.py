@@ -47,6 +47,10 @@ class Destination:
 
     word: str
 
+    def __post_init__(self) -> None:
+        """Raises UsageError if `word` is none of these."""
+        self.node()
+
     def _rbd(self) -> tuple[Rbd, str] | None:
         """The cluster, and the image there; None if it is to be a file. Raises UsageError."""
         kind, _, place = self.word.partition(":")
@@ -61,8 +65,13 @@ class Destination:
     @property
     def _file(self) -> tuple[str, Path]:
         """The format and the path."""
-        kind = "qcow2" if self.word.startswith("qcow2:") else "raw"
-        return kind, Path(self.word.removeprefix("qcow2:")).absolute()
+        kind, separator, path = self.word.partition(":")
+        if not separator or "/" in kind:
+            kind, path = "raw", self.word
+        if kind not in {"raw", "qcow2"}:
+            why = f"a disk of a running VM cannot move to {self.word!a:.200}"
+            raise UsageError(why, "Write rbd:POOL/IMAGE, qcow2:PATH, or the path of a raw file.")
+        return kind, Path(path).absolute()
 
     def node(self) -> Node:
         """The image as a node of QEMU, without a name."""
