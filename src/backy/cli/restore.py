@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backy.repository.restores import RestoreRecord
 
 
-_TARGET = "A file, a block device, a folder, or - for standard output."
+_TARGET = "A file, device or folder, rbd:POOL/IMAGE, qcow2:PATH, an NBD URI, libvirt:DOMAIN, or -."
 Target = Annotated[str | None, Argument(parser=values.target, metavar="TARGET", help=_TARGET)]
 _DISKS = "Which disk; or a target for each: --disk vda=TARGET --disk vdb=TARGET."
 Disks = Annotated[list[str] | None, Option("--disk", metavar="NAME[=TARGET]", help=_DISKS)]
