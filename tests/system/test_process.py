@@ -16,8 +16,7 @@ import pytest
 
 from backy.errors import CancelledError
 from backy.system import process, signals
-from backy.system.process import Outcome, Program
-from backy.system.serving import serving
+from backy.system.process import Outcome, Program, serving
 from tests.cli.runner import wait_for
 from tests.lab import dispositions
 from tests.programs import alive, gate, marked, sh, wait_for_none
@@ -193,7 +192,7 @@ def mark(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who ignores SIGTERM in a test is going to do so for ever."""
-    monkeypatch.setattr(process, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(process, "_GRACE_SECONDS", 0.2)
 
 
 def test_a_program_hears_its_input_and_all_that_it_says_is_kept(
