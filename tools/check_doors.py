@@ -27,7 +27,6 @@ DOORS = {
     "system/folders.py": FILES,
     "system/async_process.py": PROGRAMS,
     "system/detached.py": PROGRAMS,
-    "system/priority.py": PROGRAMS,
     "system/process.py": PROGRAMS,
     "system/signals.py": PROGRAMS,
     "system/standard_streams.py": FILES,

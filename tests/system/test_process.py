@@ -155,13 +155,13 @@ def test_more_files_may_be_open_up_to_the_hard_limit() -> None:
 def test_an_idle_process_lets_all_others_go_first_and_so_do_its_threads() -> None:
     program = """if True:
         import ctypes, os, platform, threading
-        from backy.system.priority import Priority, be_idle
+        from backy.system.process import prioritize
         ioprio_get = {"x86_64": 252, "aarch64": 31}[platform.machine()]
         def priority():
             return ctypes.CDLL(None).syscall(ioprio_get, 1, 0) >> 13
-        Priority(os.nice(0), "best-effort").give()  # whoever runs the tests may be idle
+        prioritize(os.nice(0), "best-effort")  # whoever runs the tests may be idle
         before = priority()
-        be_idle()
+        prioritize(19, "idle")
         found = []
         thread = threading.Thread(target=lambda: found.append(priority()))
         thread.start()

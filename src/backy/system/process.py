@@ -5,7 +5,9 @@ A guard is a small shell that runs clean-up programs if we are killed.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import pwd
 import resource
 import select
@@ -28,6 +30,8 @@ from backy.system.permissions import others_may_write_program
 from backy.system.signals import shielded
 
 _GRACE_SECONDS = 5  # seconds from SIGTERM to SIGKILL
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
+_IO_CLASSES = {"best-effort": 2 << 13 | 7, "idle": 3 << 13}  # linux/ioprio.h
 _LOOK_SECONDS = 0.5  # so often a thread that waits looks whether it is to stop
 _KEPT = 64 * 1024  # bytes of a program's output: the last ones, which say why it failed
 
@@ -76,6 +80,20 @@ def most_open_files() -> int:
     """How many files this process may have open: the soft limit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def prioritize(nice: int, io_class: str, pid: int = 0) -> None:
+    """Set the priority of a process, or of this thread (0) and those that it starts later.
+
+    `nice` is 0 to 19; `io_class` "none" (as it is), "best-effort" or "idle". The disk gets the
+    lowest level of a class of ioprio_set(2), whose errors are ignored. Raises OSError if the
+    process has ended, or has less priority already.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    number = _IOPRIO_SET.get(platform.machine())
+    if number and io_class in _IO_CLASSES:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.syscall(ctypes.c_long(number), 1, pid, _IO_CLASSES[io_class])
 
 
 @dataclass(frozen=True, slots=True)
