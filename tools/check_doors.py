@@ -1,8 +1,8 @@
 """Hold what ruff's banned-api cannot: python -m tools.check_doors [DIR].
 
 Only `backy.system.files` and `folders` open and change files, and only `backy.system.process`,
-`async_process`, `guard` and `signals` start programs and deal with signals.  Ruff bans the
-functions of modules everywhere else, by the list in pyproject.toml.  It cannot see the methods of
+`async_process` and `signals` start programs and deal with signals.  Ruff bans the functions of
+modules everywhere else, by the list in pyproject.toml.  It cannot see the methods of
 `pathlib.Path`, and its exception for the two doors is all or nothing.  So this finds, in src/:
 
 - calls of the built-in `open`, which the list cannot name;
@@ -27,10 +27,7 @@ DOORS = {
     "system/folders.py": FILES,
     "system/async_process.py": PROGRAMS,
     "system/detached.py": PROGRAMS,
-    "system/guard.py": PROGRAMS,
-    "system/priority.py": PROGRAMS,
     "system/process.py": PROGRAMS,
-    "system/serving.py": PROGRAMS,
     "system/signals.py": PROGRAMS,
     "system/standard_streams.py": FILES,
 }

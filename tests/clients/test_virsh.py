@@ -78,7 +78,7 @@ def test_nothing_is_frozen_where_nobody_could_thaw_it_after_a_kill(
     def refuse(*_: object) -> None:
         raise OSError(errno.EAGAIN, "no more processes")
 
-    monkeypatch.setattr("backy.system.guard.spawn", refuse)
+    monkeypatch.setattr("backy.system.process._spawn", refuse)
     with (
         pytest.raises(SourceError, match=r"domain vm1: starting the guard .*: no more processes"),
         virsh().frozen(Domain("u-1", Element("domain")), 20),

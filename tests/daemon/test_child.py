@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from backy.config.settings import Global
 from backy.daemon import child
 from backy.daemon.child import ChildCommand
-from backy.system.priority import Priority
 from tests.cli.runner import environment
 from tests.daemon.machine import Server
 
@@ -34,7 +34,7 @@ class Listener:
 
 
 def run(command: ChildCommand, listener: Listener) -> int:
-    return asyncio.run(command.run(Priority(), listener.hear))
+    return asyncio.run(command.run(Global(), listener.hear))
 
 
 def backup(server: Server) -> ChildCommand:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from backy.config.settings import Config
+from backy.config.settings import Config, Global
 from backy.daemon.child import ChildCommand, Event
 from backy.daemon.control import Requests
 from backy.daemon.log import open_log
@@ -23,7 +23,6 @@ from backy.daemon.tasks import FAST, Task
 from backy.errors import BackyError
 from backy.monitoring.health import Judge, Promise, Server
 from backy.monitoring.space import Space
-from backy.system.priority import Priority
 
 CONFIG = Config.model_validate(
     {
@@ -49,7 +48,7 @@ class Broken(ChildCommand):
         super().__init__([], {})
         self._error = error
 
-    async def run(self, priority: Priority, hear: Callable[[Event], None]) -> int:
+    async def run(self, common: Global, hear: Callable[[Event], None]) -> int:
         raise self._error
 
 

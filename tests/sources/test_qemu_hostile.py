@@ -219,7 +219,7 @@ def test_nothing_is_frozen_where_nobody_could_thaw_it_after_a_kill(
         raise OSError(errno.EAGAIN, "no more processes")
 
     guest = Guest()
-    monkeypatch.setattr("backy.system.guard.spawn", refuse)
+    monkeypatch.setattr("backy.system.process._spawn", refuse)
     with (
         listening(tmp_path / "agent", guest) as path,
         pytest.raises(SourceError, match=f"starting the guard .*{path}: no more processes"),

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from backy.system import process
-from backy.system.guard import guarding
 from backy.system.permissions import others_may_write, others_may_write_program
-from backy.system.process import Program
+from backy.system.process import Program, guarding
 from tests.lab.needs import need
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root refuses")

@@ -3,29 +3,13 @@
 import errno
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backy.system import place as places
 from backy.system.place import Place, Root
-
-
-def _refuse(number: int) -> Callable[..., int]:
-    def refuse(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    return refuse
-
-
-@pytest.fixture(params=["openat2", "ENOSYS", "EPERM"], autouse=True)
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One with openat2, one without, and one whose sandbox forbids it."""
-    if request.param != "openat2":
-        monkeypatch.setattr(places, "_openat2", _refuse(getattr(errno, request.param)))
 
 
 @pytest.fixture
@@ -91,7 +75,7 @@ def test_a_link_in_any_place_on_the_way_is_not_followed(
     path.rename(root.root.path / "moved")
     place = outside if component < 3 else outside / "secret"
     path.symlink_to(place if target == "absolute" else os.path.relpath(place, path.parent))
-    with pytest.raises(OSError, match=r"Too many levels of symbolic links|Not a directory"):
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
         read(root / "a" / "b" / "file")
 
 

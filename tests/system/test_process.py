@@ -16,8 +16,7 @@ import pytest
 
 from backy.errors import CancelledError
 from backy.system import process, signals
-from backy.system.process import Outcome, Program
-from backy.system.serving import serving
+from backy.system.process import Outcome, Program, serving
 from tests.cli.runner import wait_for
 from tests.lab import dispositions
 from tests.programs import alive, gate, marked, sh, wait_for_none
@@ -156,13 +155,13 @@ def test_more_files_may_be_open_up_to_the_hard_limit() -> None:
 def test_an_idle_process_lets_all_others_go_first_and_so_do_its_threads() -> None:
     program = """if True:
         import ctypes, os, platform, threading
-        from backy.system.priority import Priority, be_idle
+        from backy.system.process import prioritize
         ioprio_get = {"x86_64": 252, "aarch64": 31}[platform.machine()]
         def priority():
             return ctypes.CDLL(None).syscall(ioprio_get, 1, 0) >> 13
-        Priority(os.nice(0), "best-effort").give()  # whoever runs the tests may be idle
+        prioritize(os.nice(0), "best-effort")  # whoever runs the tests may be idle
         before = priority()
-        be_idle()
+        prioritize(19, "idle")
         found = []
         thread = threading.Thread(target=lambda: found.append(priority()))
         thread.start()
@@ -193,7 +192,7 @@ def mark(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who ignores SIGTERM in a test is going to do so for ever."""
-    monkeypatch.setattr(process, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(process, "_GRACE_SECONDS", 0.2)
 
 
 def test_a_program_hears_its_input_and_all_that_it_says_is_kept(

@@ -10,8 +10,7 @@ import pytest
 from backy.clients.program import output_of
 from backy.errors import SourceError
 from backy.system import process
-from backy.system.process import Program
-from backy.system.serving import serving
+from backy.system.process import Program, serving
 from tests.cli.runner import environment, wait_for
 from tests.lab.watchdog import ends
 from tests.programs import MARK, alive, marked, wait_for_none
@@ -125,7 +124,7 @@ def test_one_that_cannot_be_started_is_one_that_ended() -> None:
 def test_a_program_dies_when_we_are_killed(runs: str, tmp_path: Path, mark: str) -> None:
     code = f"""if True:
         from backy.system import process
-        from backy.system.serving import serving
+        from backy.system.process import serving
         sleep = "echo $$ >{tmp_path}/pid; exec sleep 600"
         print("ready", flush=True)
         {runs}

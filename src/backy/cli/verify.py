@@ -17,7 +17,7 @@ from backy.model.messages import DamageEvent, ScrubFinished, VerifyFinished
 from backy.operations.heal import Damage
 from backy.operations.scrub import Coverage, Limits, ScrubResult, longest_ago, scrub_job
 from backy.operations.verify import Findings, verify_job
-from backy.system import priority
+from backy.system.process import prioritize
 from backy.units import counted, format_duration, format_size, parse_duration
 
 _BOX = "Start no further slice after this time, such as 30m."
@@ -71,7 +71,7 @@ def scrub(
     processes have priority.
     """
     limits = Limits(time.monotonic() + max_duration if max_duration is not None else None, rate)
-    priority.be_idle()
+    prioritize(19, "idle")
     span = timedelta(seconds=parse_duration(within))
 
     def scrub_one(job: str) -> None:

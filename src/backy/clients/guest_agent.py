@@ -14,8 +14,7 @@ from pathlib import Path
 
 from backy.errors import SourceError, translated
 from backy.system import signals
-from backy.system.guard import guarding
-from backy.system.process import Program
+from backy.system.process import Program, guarding
 
 _LONGEST_ANSWER = 64 * 1024  # bytes; the answers to our commands are shorter than 100
 _START_SECONDS = 10  # that a program may take to start on a very busy machine

@@ -26,7 +26,7 @@ from backy.image.image import LARGEST, SIZE_HINT
 from backy.nbd.remote_image import NbdImage, open_image
 from backy.nbd.uri import Address, parse_uri
 from backy.system import files, folders, signals
-from backy.system.serving import serving
+from backy.system.process import serving
 from backy.units import KiB, format_size
 
 _HINT = "Does it exist, is it complete and in that format, and may you read it?"

@@ -10,8 +10,7 @@ from backy.clients.program import output_of
 from backy.errors import ConfigError, SourceError, translated
 from backy.model.names import check_disk_name
 from backy.system import process, signals
-from backy.system.guard import guarding
-from backy.system.process import Outcome, Program
+from backy.system.process import Outcome, Program, guarding
 from backy.units import MiB
 
 _LONGEST_OUTPUT = MiB  # as much as a file of a revision

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+from backy.config.settings import Global
 from backy.model.answers import JobOverview
 from backy.model.messages import ProgressEvent
 from backy.system.async_process import start
-from backy.system.priority import Priority
+from backy.system.process import prioritize
 from backy.units import MiB
 
 _LONGEST_EVENT = 4 * MiB  # a revision.json has 1 MiB at most
@@ -41,9 +42,10 @@ class ChildCommand:
         self.error = ""
         self.is_too_slow = False
 
-    async def run(self, priority: Priority, hear: Callable[[Event], None]) -> int:
+    async def run(self, common: Global, hear: Callable[[Event], None]) -> int:
         """Start it and wait for its end; the exit code, or minus the signal that ended it.
 
+        `common` says which priority it has.
         `hear` gets each event but those of progress. If `hear` raises, it gets no more events,
         and the error is raised once the command has ended. Raises OSError if it cannot be started.
         """
@@ -51,7 +53,7 @@ class ChildCommand:
             self._command, self._environment, self._settings, _LONGEST_EVENT
         )
         with suppress(OSError):  # it may have ended already
-            priority.give(child.pid)
+            prioritize(common.nice, common.io_class, child.pid)
         if self._is_cancelled:
             self.cancel()
         bug, _ = await asyncio.gather(self._read_output(child, hear), self._read_errors(child))

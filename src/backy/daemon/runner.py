@@ -13,7 +13,6 @@ from backy.daemon.tasks import Task
 from backy.errors import BusyError, StoreError
 from backy.repository import backup_status, status
 from backy.repository.base import require_base
-from backy.system.priority import Priority
 from backy.units import format_duration
 
 _BUSY = timedelta(minutes=2)  # until a task is tried again whose repository was locked
@@ -47,13 +46,11 @@ class TaskRunner:
         """See a command through to its end. A bug in here postpones the task and is raised."""
         log = self.log.bind(job=task.job, verb=task.verb)
         log.info("started", **({"tags": ",".join(sorted(task.tags))} if task.tags else {}))
-        settings = self.state.setup.config.global_
-        priority = Priority(settings.nice, settings.io_class)
         try:
             child = self.start(task)
             limit = asyncio.create_task(self._limit(task, child))
             try:
-                code = await child.run(priority, events := _Events(log))
+                code = await child.run(self.state.setup.config.global_, events := _Events(log))
             finally:
                 limit.cancel()
             if events.count > _MOST_EVENTS:

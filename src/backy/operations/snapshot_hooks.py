@@ -8,8 +8,8 @@ from backy.errors import HookError, translated
 from backy.model.revision import Consistency
 from backy.operations.hooks import HINT, Runner
 from backy.system import signals
-from backy.system.guard import guarding
 from backy.system.permissions import others_may_write_program
+from backy.system.process import guarding
 
 
 @dataclass(slots=True)

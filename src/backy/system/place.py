@@ -1,9 +1,8 @@
 """Places below a root: opened relative to the root's descriptor, never through a link.
 
-A repository may come from an attacker, who may also change it while we work. The kernel looks up
-each name from one open descriptor with openat2(2), which refuses symbolic links, magic links of
-/proc and "..". If the kernel has no openat2 (before Linux 5.6), we open the folders on the way one
-by one with O_NOFOLLOW. Hard links and bind mounts cannot be detected: they look like their target.
+A repository may come from an attacker, who may also change it while we work. So the folders on the
+way are opened one by one with O_NOFOLLOW, each from the descriptor of the one above, and no part is
+"..". Hard links and bind mounts cannot be detected: they look like their target.
 """
 
 from __future__ import annotations
@@ -12,20 +11,13 @@ import ctypes
 import errno
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_OPENAT2 = ctypes.c_long(437)  # the same number on every architecture
-_HOW = struct.Struct("=QQQ")  # struct open_how: flags, mode, resolve; linux/openat2.h
-_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08  # RESOLVE_…
-_RESOLVE = _NO_MAGICLINKS | _NO_SYMLINKS | _BENEATH
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_OPENAT2 = {errno.ENOSYS, errno.EPERM}  # EPERM: from a seccomp filter older than openat2
-_ATTEMPTS = 100  # openat2 returns EAGAIN while somebody renames folders
 
 
 class Root:
@@ -144,40 +136,21 @@ def closing(descriptor: int) -> Iterator[int]:
 
 
 def _opened(root: Root, parts: tuple[str, ...], flags: int, mode: int) -> int:
-    if not parts:
-        return os.open(".", flags, dir_fd=root.descriptor)
+    return _walked(root.descriptor, parts or (".",), flags, mode)
+
+
+def _walked(folder: int, parts: tuple[str, ...], flags: int, mode: int) -> int:
+    """Open what lies below an open folder, one part of the path after the other."""
+    name, below = parts[0], parts[1:]
     try:
-        return _openat2(root, "/".join(parts), flags, mode)
-    except OSError as error:
-        if error.errno not in _NO_OPENAT2:
-            raise
-    return _walked(root, parts, flags, mode)
-
-
-def _openat2(root: Root, name: str, flags: int, mode: int) -> int:
-    # The kernel refuses a mode unless the call can create a file.
-    creates = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE
-    how = _HOW.pack(flags, mode if creates else 0, _RESOLVE)
-    arguments = ctypes.c_int(root.descriptor), os.fsencode(name), how, ctypes.c_size_t(_HOW.size)
-    number = errno.EAGAIN
-    for _ in range(_ATTEMPTS):
-        descriptor: int = _libc.syscall(_OPENAT2, *arguments)
-        if descriptor >= 0:
-            return descriptor
-        number = ctypes.get_errno()
-        if number not in {errno.EAGAIN, errno.EINTR}:
-            break
-    raise OSError(number, os.strerror(number))
-
-
-def _walked(root: Root, parts: tuple[str, ...], flags: int, mode: int) -> int:
-    """Open the folders on the way one by one, for kernels without openat2."""
-    descriptor = os.open(".", _FOLDER, dir_fd=root.descriptor)
+        if not below:
+            return os.open(name, flags | os.O_NOFOLLOW, mode, dir_fd=folder)
+        inner = os.open(name, _FOLDER, dir_fd=folder)
+    except NotADirectoryError:
+        if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+        raise
     try:
-        for name in parts[:-1]:
-            inner = os.open(name, _FOLDER, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = inner
-        return os.open(parts[-1], flags | os.O_NOFOLLOW, mode, dir_fd=descriptor)
+        return _walked(inner, below, flags, mode)
     finally:
-        os.close(descriptor)
+        os.close(inner)

@@ -1,18 +1,26 @@
-"""Programs: start them, read their output, and make sure that they end; and this one."""
+"""Programs: start them, read their output, and make sure that they end; and this one.
+
+A guard is a small shell that runs clean-up programs if we are killed.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import pwd
 import resource
 import select
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Event, Thread, current_thread, main_thread
 from typing import IO
@@ -21,7 +29,9 @@ from backy.system import signals
 from backy.system.permissions import others_may_write_program
 from backy.system.signals import shielded
 
-GRACE_SECONDS = 5  # seconds from SIGTERM to SIGKILL
+_GRACE_SECONDS = 5  # seconds from SIGTERM to SIGKILL
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
+_IO_CLASSES = {"best-effort": 2 << 13 | 7, "idle": 3 << 13}  # linux/ioprio.h
 _LOOK_SECONDS = 0.5  # so often a thread that waits looks whether it is to stop
 _KEPT = 64 * 1024  # bytes of a program's output: the last ones, which say why it failed
 
@@ -72,6 +82,20 @@ def most_open_files() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
+def prioritize(nice: int, io_class: str, pid: int = 0) -> None:
+    """Set the priority of a process, or of this thread (0) and those that it starts later.
+
+    `nice` is 0 to 19; `io_class` "none" (as it is), "best-effort" or "idle". The disk gets the
+    lowest level of a class of ioprio_set(2), whose errors are ignored. Raises OSError if the
+    process has ended, or has less priority already.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    number = _IOPRIO_SET.get(platform.machine())
+    if number and io_class in _IO_CLASSES:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.syscall(ctypes.c_long(number), 1, pid, _IO_CLASSES[io_class])
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """A command to run, its input and time limit; `environment` is added to ours."""
@@ -116,14 +140,14 @@ def run(program: Program, guard: Guard | None = None, *, limit: int = 0) -> Outc
     output, ended = bytearray(), Event()
     if refusal := others_may_write_program(program.command[0]):
         return Outcome(126, f"refused: {refusal}")
-    command = (*(DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
+    command = (*(_DIES_WITH_US if limit else _TELLS_GUARD), *program.command)
     pipe = PIPE if limit else guard.pipe if guard else DEVNULL
     with ExitStack() as stack:
         try:
             with shielded():
-                child = spawn(command, program.environment, pipe, PIPE)
-                stack.callback(end, child, guard)
-                stderr_reader = attend(child, program.stdin, output)
+                child = _spawn(command, program.environment, pipe, PIPE)
+                stack.callback(_end, child, guard)
+                stderr_reader = _attend(child, program.stdin, output)
                 stdout_reader = _StdoutReader(child.stdout, limit + 1, ended)
                 stdout_reader.start()
         # No memory, no thread, a NUL byte in an argument.
@@ -157,10 +181,10 @@ def _wait(child: Popen[bytes], seconds: float, *, is_guarded: bool) -> int | Non
 # every program that runs. If the guard is gone, SIGPIPE ends only the subshell.
 _TELLS_GUARD = ("/bin/sh", "-c", '(echo $$); exec >&2; exec "$@"', "sh")
 # The kernel sends the child SIGTERM when we die (PR_SET_PDEATHSIG).
-DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
-def spawn(
+def _spawn(
     command: Sequence[str], environment: Mapping[str, str], stdout: int | IO[bytes], stderr: int
 ) -> Popen[bytes]:
     """Start a program in a session of its own, with `environment` added to ours."""
@@ -175,7 +199,7 @@ def spawn(
     )
 
 
-def end(child: Popen[bytes], guard: Guard | None) -> None:
+def _end(child: Popen[bytes], guard: Guard | None) -> None:
     """End a program's process group, unless the program has ended; then tell the guard.
 
     Gives up after 5 seconds for each signal: we may lack the permission to kill it.
@@ -186,12 +210,12 @@ def end(child: Popen[bytes], guard: Guard | None) -> None:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(child.pid, number)
                 with suppress(TimeoutExpired):
-                    child.wait(GRACE_SECONDS)
+                    child.wait(_GRACE_SECONDS)
         if guard:
             guard.tell("")
 
 
-def attend(child: Popen[bytes], data: bytes, kept: bytearray) -> Thread:
+def _attend(child: Popen[bytes], data: bytes, kept: bytearray) -> Thread:
     """Have threads feed a program, and keep the end of its stderr in `kept`; return the latter."""
     Thread(target=_feed, args=(child.stdin, data), daemon=True).start()
     reader = Thread(target=_keep_end, args=(child.stderr, kept), daemon=True)
@@ -257,6 +281,55 @@ def _keep_end(pipe: IO[bytes], kept: bytearray) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningProgram:
+    """A program that runs during the body of `serving`."""
+
+    _popen: Popen[bytes]
+    _reader: Thread
+    _output: bytearray
+
+    def has_ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._popen.poll() is not None
+
+    def said(self) -> str:
+        """The last 64 KiB of its stderr so far; complete once it has ended."""
+        if self.has_ended():
+            self._reader.join(0.5)
+        return self._output.decode(errors="replace")
+
+
+@contextmanager
+def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
+    """Run a program during the body, and end it afterwards. It gets SIGTERM if we are killed.
+
+    Raises OSError if no process can be started. A missing program counts as one that has ended.
+    """
+    output, started = bytearray(), SimpleQueue[Popen[bytes] | Exception]()
+
+    def start_and_wait() -> None:
+        # PR_SET_PDEATHSIG refers to the thread that starts the child, so that thread must stay.
+        try:
+            child = _spawn((*_DIES_WITH_US, *command), {}, DEVNULL, PIPE)
+        except Exception as error:  # noqa: BLE001 - raised again in the calling thread
+            started.put(error)
+        else:
+            started.put(child)
+            child.wait()
+
+    with ExitStack() as stack:
+        with shielded():
+            Thread(target=start_and_wait, daemon=True).start()
+            child = started.get()
+            if isinstance(child, Exception):
+                raise child
+            stack.callback(_end, child, None)
+            stderr_reader = _attend(child, b"", output)
+            stack.callback(stderr_reader.join, 0.5)
+        yield RunningProgram(child, stderr_reader, output)
+
+
+@dataclass(frozen=True, slots=True)
 class Guard:
     """Our end of the pipe to guard.sh; see `guarding`."""
 
@@ -270,3 +343,32 @@ class Guard:
     def disarm(self) -> None:
         """Make sure that the guard runs nothing when we end."""
         self.tell("done")
+
+
+@contextmanager
+def guarding(programs: Iterable[Program]) -> Iterator[Guard]:
+    """Run `programs`, one after the other, if this process ends before it calls `Guard.disarm`.
+
+    This holds even after SIGKILL. They also run if the body ends without `Guard.disarm`; we wait
+    for them then. If a program runs with this guard (see `run`), its process group is killed first.
+
+    The guard is in a session of its own, ignores the signals that stop us, and has none of our
+    files open. It leaves out what root refuses to run, see `run`. It does not outlive its
+    container, or a systemd unit that kills all processes.
+    """
+    lines = [
+        f"printf %s {shlex.quote(program.stdin.decode())} | env "
+        + shlex.join(f"{name}={value}" for name, value in program.environment.items())
+        + f" timeout -k {_GRACE_SECONDS} {program.timeout_seconds} {shlex.join(program.command)}"
+        for program in programs
+        if not others_may_write_program(program.command[0])
+    ]
+    script = resources.files("backy.system").joinpath("guard.sh").read_text()
+    with shielded():
+        child = _spawn(("/bin/sh", "-c", script, "guard", *lines), {}, PIPE, DEVNULL)
+    with child:
+        assert child.stdin and child.stdout  # noqa: PT018 - this is no test
+        child.stdout.readline()  # from here on it ignores the signals
+        guard = Guard(child.stdin)
+        guard.tell("")
+        yield guard

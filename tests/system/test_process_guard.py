@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from backy.system import process
-from backy.system.guard import guarding
-from backy.system.process import Outcome
+from backy.system.process import Outcome, guarding
 from tests.cli.runner import environment, wait_for
 from tests.lab.dispositions import WITH_DEFAULTS
 from tests.programs import MARK, alive, gate, marked, sh, wait_for_none
@@ -31,7 +30,7 @@ def mark(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who ignores SIGTERM in a test is going to do so for ever."""
-    monkeypatch.setattr(process, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(process, "_GRACE_SECONDS", 0.2)
 
 
 PYTHON = [*WITH_DEFAULTS, sys.executable, "-c"]
@@ -39,7 +38,7 @@ PYTHON = [*WITH_DEFAULTS, sys.executable, "-c"]
 GUARDED = """if True:
     import os, signal, sys
     from backy.system import process
-    from backy.system.guard import guarding
+    from backy.system.process import guarding
     from backy.system.signals import cancellable
     def sh(script):
         command = ("/bin/sh", "-c", script, "sh", sys.argv[1])
