@@ -59,25 +59,25 @@ _NEW_OPERATIONS = (
 BUDGETS = (
     Budget(
         "core",
-        6912,
+        6675,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
             "model/", "system/", "image/", "stores/", "repository/", "operations/",
         ),
     ),
-    Budget("config, policy, monitoring", 1019, ("config/", "policy/", "monitoring/")),
-    Budget("daemon", 1050, ("daemon/",)),
+    Budget("config, policy, monitoring", 1005, ("config/", "policy/", "monitoring/")),
+    Budget("daemon", 980, ("daemon/",)),
     Budget("cluster", 0, ("cluster/",)),
-    Budget("cli", 2223, ("cli/", "model/answers.py", "model/messages.py")),
+    Budget("cli", 1980, ("cli/", "model/answers.py", "model/messages.py")),
     Budget("api", 0, ("api/",)),
     Budget("access", 0, ("access/",)),
     Budget("web", 0, ("web/",)),
-    Budget("nbd", 1068, ("nbd/",)),
-    Budget("clients", 777, ("clients/",)),
-    Budget("sources", 1302, ("sources/",)),
-    Budget("targets", 691, ("targets/",)),
+    Budget("nbd", 970, ("nbd/",)),
+    Budget("clients", 1280, ("clients/",)),
+    Budget("sources", 1200, ("sources/",)),
+    Budget("targets", 690, ("targets/",)),
     Budget("objects", 0, ("stores/objects/",)),
-    Budget("new operations", 458, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
+    Budget("new operations", 720, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
 MAX_SOURCE = 15_500
 
