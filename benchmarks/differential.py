@@ -1,11 +1,16 @@
 """What a restore costs to a target that has most of the disk already, beside a whole one.
 
-In one row: to a new file; to the same file after one block in a hundred was overwritten; and to a
-new file of which half was written before, as an interrupted restore leaves it.
+To each kind of target that needs no cluster, in one row: to a new file; to the same target after
+one block in a hundred was overwritten; and to one of which half is missing, as an interrupted
+restore leaves it.
 """
 
 import os
 import random
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError, output_of
@@ -14,49 +19,110 @@ from benchmarks.space import MIB
 from benchmarks.trial import Command, Trial
 from benchmarks.workload import SEED
 
-STEPS = ("restore", "restore 1 %", "restore resumed")
+WHOLE, ONE_PERCENT, RESUMED = "restore", "restore 1 %", "restore resumed"
+STEPS = tuple(
+    f"{kind}{step}" for kind in ("", "qcow2 ", "nbd ") for step in (WHOLE, ONE_PERCENT, RESUMED)
+)
 ONE_IN = 100
+PATIENCE_SECONDS = 10
 
 
 def differential(trial: Trial) -> None:
-    """The store is chunks; the target is on the file system of the work folder."""
-    base, target, image = trial.folder / "base", trial.folder / "target.img", trial.workload.image
+    """The store is chunks; the targets are on the file system of the work folder."""
+    base, image = trial.folder / "base", trial.workload.image
     backy: list[str | Path] = [trial.settings.backy, "--base-dir", base]
-    whole, one_percent, resumed = STEPS
     output_of([*map(str, backy), "backup", JOB, "--source", str(image), "--store", "chunks"])
-    restore = Command([*backy, "restore", JOB, target])
-    trial.read_back(whole, restore, base)
-    _compare(image, target)
-    _spoil(target)
-    over = Command([*restore.words, "--overwrite"])
-    trial.read_back(one_percent, over, base)
-    _compare(image, target)
+    restore: list[str | Path] = [*backy, "restore", JOB]
+    _to_a_file(trial, restore, base)
+    path = trial.folder / "target.qcow2"
+    _to_an_image(trial, restore, base, "qcow2 ", f"qcow2:{path}", ("qcow2", str(path)))
+    trial.drop(path)
+    with _exported(trial) as uri:
+        _to_an_image(trial, restore, base, "nbd ", uri, ("raw", uri))
+
+
+def _to_a_file(trial: Trial, restore: list[str | Path], base: Path) -> None:
+    target, image = trial.folder / "target.img", trial.workload.image
+    trial.read_back(WHOLE, Command([*restore, target]), base)
+    _compare(image, "raw", str(target))
+    with target.open("r+b", buffering=0) as file:
+        for place in _places(image):
+            os.pwrite(file.fileno(), random.randbytes(4096), place)
+        os.fsync(file.fileno())
+    trial.read_back(ONE_PERCENT, Command([*restore, target, "--overwrite"]), base)
+    _compare(image, "raw", str(target))
     os.truncate(target, trial.workload.size_bytes // 2)
     target.rename(target.with_name(f".{target.name}.partial"))
-    trial.read_back(resumed, restore, base)
+    trial.read_back(RESUMED, Command([*restore, target]), base)
     trial.compare(target, image)
 
 
-def _spoil(target: Path) -> None:
-    """Overwrite one MiB in a hundred of those that have data, durably."""
-    chance = random.Random(SEED)
-    with target.open("r+b", buffering=0) as file:
-        places, position, size = [], 0, target.stat().st_size
+def _to_an_image(
+    trial: Trial,
+    restore: Sequence[str | Path],
+    base: Path,
+    kind: str,
+    word: str,
+    opened: tuple[str, str],
+) -> None:
+    """The same to what QEMU opens as `opened`, its format and its name."""
+    image, size = trial.workload.image, trial.workload.size_bytes
+    half = size // 2 // MIB * MIB
+    over = Command([*restore, word, "--overwrite"])
+    trial.read_back(f"{kind}{WHOLE}", Command([*restore, word]), base)
+    _compare(image, *opened)
+    _change(opened, [f"write -q -P 7 {place} 4096" for place in _places(image)])
+    trial.read_back(f"{kind}{ONE_PERCENT}", over, base)
+    _compare(image, *opened)
+    pieces = range(half, size, 1024 * MIB)
+    _change(opened, [f"write -q -z -u {at} {min(1024 * MIB, size - at)}" for at in pieces])
+    trial.read_back(f"{kind}{RESUMED}", over, base)
+    _compare(image, *opened)
+
+
+def _places(image: Path) -> list[int]:
+    """The offsets of one MiB in a hundred of those that have data."""
+    with image.open("rb", buffering=0) as file:
+        places, position, size = [], 0, image.stat().st_size
         while position < size:
-            position = os.lseek(file.fileno(), position, os.SEEK_DATA) // MIB * MIB
-            places.append(position)
-            position += MIB
             try:
-                os.lseek(file.fileno(), position, os.SEEK_DATA)
+                position = os.lseek(file.fileno(), position, os.SEEK_DATA) // MIB * MIB
             except OSError:  # nothing follows
                 break
-        for place in chance.sample(places, max(1, len(places) // ONE_IN)):
-            os.pwrite(file.fileno(), chance.randbytes(4096), place)
-        os.fsync(file.fileno())
+            places.append(position)
+            position += MIB
+    return random.Random(SEED).sample(places, max(1, len(places) // ONE_IN))
 
 
-def _compare(image: Path, target: Path) -> None:
+def _change(opened: tuple[str, str], commands: Sequence[str]) -> None:
+    """Change a closed image durably by commands of qemu-io."""
+    words = ["qemu-io", "-f", opened[0], *(word for each in commands for word in ("-c", each))]
+    output_of([*words, "-c", "flush", opened[1]])
+
+
+def _compare(image: Path, image_format: str, name: str) -> None:
     try:
-        output_of(["cmp", str(image), str(target)])
+        output_of(["qemu-img", "compare", "-q", "-f", "raw", "-F", image_format, str(image), name])
     except BenchmarkError:
         raise BenchmarkError("the restored image differs from the source") from None
+
+
+@contextmanager
+def _exported(trial: Trial) -> Iterator[str]:
+    """The URI of a new raw file that a qemu-nbd serves past the page cache."""
+    path, socket = trial.folder / "exported.img", trial.folder / "exported.socket"
+    path.touch()
+    os.truncate(path, trial.workload.size_bytes)
+    command = ["qemu-nbd", "--persistent", "--shared=16", "--cache=none", "--discard=unmap"]
+    with subprocess.Popen([*command, "--format=raw", f"--socket={socket}", path]) as server:
+        try:
+            end = time.monotonic() + PATIENCE_SECONDS
+            while not socket.is_socket():
+                if server.poll() is not None or time.monotonic() > end:
+                    raise BenchmarkError("qemu-nbd does not listen")
+                time.sleep(0.01)
+            yield f"nbd+unix:///?socket={socket}"
+        finally:
+            server.terminate()
+            server.wait()
+            trial.drop(path)

@@ -18,6 +18,7 @@ PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-common",
     "qemu-nbd": "qemu-utils",
+    "qemu-io": "qemu-utils",
     "nbdcopy": "libnbd-bin",
     "nbdkit": "nbdkit",
     "zstd": "zstd",
@@ -134,7 +135,12 @@ def all_rows(settings: Settings) -> list[Row]:
         Row("fleet", "backy check, 10,000 jobs", ours.fleet),
         Row("mount", "backy mount", mount.mount, ("fusermount3",)),
         Row("nbd", "backy NBD client", nbd.nbd, ("qemu-nbd", "nbdcopy")),
-        Row("differential", "backy restore of what differs", differential.differential),
+        Row(
+            "differential",
+            "backy restore of what differs",
+            differential.differential,
+            ("qemu-img", "qemu-nbd", "qemu-io"),
+        ),
         Row(
             "serve",
             "backy NBD server",

@@ -55,6 +55,8 @@ RATIOS = (
     Target("images", "full", 1.0, "cp --sparse=always on XFS", "full"),
     Target("images", "changed", 0.15, "restic", "changed"),
     Target("differential", "restore 1 %", 0.30, "", "restore"),
+    Target("differential", "qcow2 restore 1 %", 0.30, "", "qcow2 restore"),
+    Target("differential", "nbd restore 1 %", 0.30, "", "nbd restore"),
     Target("mount", "cached", 2.0, "", "plain"),
     Target("together", "four restores", 4 / 0.95, "", "restore"),
     Target("latency", "restore", 1 / 8, "", "one read after the other"),

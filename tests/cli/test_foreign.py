@@ -27,7 +27,7 @@ USES = [
     "restore vm1 {folder}/all/", "verify vm1", "scrub", "reports", "reports --json",
     "reports show vm1 {report}", "backup vm1", "run vm1", "expire vm1", "check", "config check",
     "config show", "config schema", "init", "undo vm1", "remove vm1 -r first", "purge vm1",
-    "reports delete vm1 {report}", "history vm1", "purge --job vm2",
+    "reports delete vm1 {report}", "history vm1", "purge --job vm2", "boot vm1 --run print",
 ]  # fmt: skip
 NO_DAEMON = {"check": 2}
 

@@ -11,12 +11,13 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backy.clients.qmp import connect
 from backy.clients.rbd import Rbd
 from backy.clients.virsh import Virsh
 from backy.errors import SourceError
@@ -209,6 +210,21 @@ class Proxy:
         return line
 
 
+class Late(Proxy):
+    """Gives the first `late` clients first what somebody before them had asked."""
+
+    def __init__(self, path: Path, late: int) -> None:
+        super().__init__(path)
+        self._late = late
+
+    def _line(self, line: bytes, asked: dict[object, str]) -> bytes:
+        if b'"QMP"' in line or not self._late:
+            return line
+        self._late -= 1
+        error = {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation"}
+        return json.dumps({"error": error, "id": "killed"}).encode() + b"\n" + line
+
+
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A folder with a short path: that of a Unix socket may have 107 bytes."""
@@ -245,3 +261,17 @@ def test_whatever_qemu_answers_is_no_bug(short: Path) -> None:
             source.remove_all_except([])  # as each backup does first
             with opened(source, Request(ID)) as snapshot:
                 assert snapshot.disks["qa"].size == 256 * 1024
+
+
+@needs_storage_daemon
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_an_answer_to_a_client_that_was_killed_is_not_taken_for_ours(
+    short: Path, late: int
+) -> None:
+    with (
+        storage_daemon(short, qa=sample(4096)) as daemon,
+        listening(short / "proxy", Late(daemon.socket, late)) as path,
+        pytest.raises(SourceError, match="greeting") if late > 2 else nullcontext(),
+        connect(path, 10) as monitor,
+    ):
+        assert monitor.version() > (1, 0, 0)

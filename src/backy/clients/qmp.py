@@ -8,12 +8,13 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp.qmp_client import NegotiationError
 
 from backy.clients.qmp_answers import Status, Versions
 from backy.errors import SourceError, translated
@@ -22,6 +23,7 @@ from backy.system import signals
 Value = TypeVar("Value")
 Work = Coroutine[Any, Any, object]
 
+_ATTEMPTS = 3  # to be greeted
 _LOOK_SECONDS = 0.2  # so often we look whether a signal told us to stop
 _HINT = "Is QEMU running, and is no other program connected to this monitor?"
 # Errors are raised, so they need not be printed, too.
@@ -113,6 +115,24 @@ def connect(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
 
     Raises NotRunningError where nobody listens, SourceError where it does not greet in time.
     """
+    with ExitStack() as stack:
+        yield _entered(stack, path, timeout_seconds, _ATTEMPTS)
+
+
+def _entered(stack: ExitStack, path: Path, timeout_seconds: float, attempts: int) -> Monitor:
+    try:
+        return stack.enter_context(_greeted(path, timeout_seconds))
+    except SourceError as error:
+        # QEMU may answer first what a client before us had asked, one that was killed.
+        is_refused = isinstance(getattr(error.__cause__, "exc", None), NegotiationError)
+        if attempts == 1 or not is_refused:
+            raise
+    return _entered(stack, path, timeout_seconds, attempts - 1)
+
+
+@contextmanager
+def _greeted(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
+    """As `connect`, with one attempt."""
     with socket.socket(socket.AF_UNIX) as connected, asyncio.Runner() as runner:
         connected.settimeout(signals.allowed(timeout_seconds))
         with translated(SourceError, f"connecting to QEMU at {path}", _HINT):
