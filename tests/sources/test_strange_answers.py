@@ -211,18 +211,17 @@ class Proxy:
 
 
 class Late(Proxy):
-    """Gives the first `late` clients first what somebody before them had asked."""
+    """Gives the first `late` clients what is meant for somebody before them, greeting or answer."""
 
-    def __init__(self, path: Path, late: int) -> None:
+    def __init__(self, path: Path, late: int, place: bytes) -> None:
         super().__init__(path)
-        self._late = late
+        self._late, self._place = late, place
 
     def _line(self, line: bytes, asked: dict[object, str]) -> bytes:
-        if b'"QMP"' in line or not self._late:
+        if self._place not in line or not self._late:
             return line
         self._late -= 1
-        error = {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation"}
-        return json.dumps({"error": error, "id": "killed"}).encode() + b"\n" + line
+        return b'{"error": {"class": "CommandNotFound", "desc": "no"}, "id": "killed"}\n' + line
 
 
 @pytest.fixture
@@ -264,13 +263,14 @@ def test_whatever_qemu_answers_is_no_bug(short: Path) -> None:
 
 
 @needs_storage_daemon
+@pytest.mark.parametrize("place", [b'"QMP"', b'"return"'], ids=["greeting", "answer"])
 @pytest.mark.parametrize("late", [1, 2, 3])
-def test_an_answer_to_a_client_that_was_killed_is_not_taken_for_ours(
-    short: Path, late: int
+def test_what_is_meant_for_a_client_before_us_is_not_taken_for_ours(
+    short: Path, late: int, place: bytes
 ) -> None:
     with (
         storage_daemon(short, qa=sample(4096)) as daemon,
-        listening(short / "proxy", Late(daemon.socket, late)) as path,
+        listening(short / "proxy", Late(daemon.socket, late, place)) as path,
         pytest.raises(SourceError, match="greeting") if late > 2 else nullcontext(),
         connect(path, 10) as monitor,
     ):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from qemu.qmp import ExecuteError, QMPClient, QMPError
-from qemu.qmp.qmp_client import NegotiationError
+from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from backy.clients.qmp_answers import Status, Versions
 from backy.errors import SourceError, translated
@@ -123,9 +123,9 @@ def _entered(stack: ExitStack, path: Path, timeout_seconds: float, attempts: int
     try:
         return stack.enter_context(_greeted(path, timeout_seconds))
     except SourceError as error:
-        # QEMU may answer first what a client before us had asked, one that was killed.
-        is_refused = isinstance(getattr(error.__cause__, "exc", None), NegotiationError)
-        if attempts == 1 or not is_refused:
+        # What QEMU says first may be meant for the client before us: an answer, or an event.
+        odd = isinstance(getattr(error.__cause__, "exc", None), (GreetingError, NegotiationError))
+        if attempts == 1 or not odd:
             raise
     return _entered(stack, path, timeout_seconds, attempts - 1)
 
