@@ -36,7 +36,7 @@ def in_parallel(
     The first exception stops all threads before their next step, and is raised here. So does a
     CancelledError that a signal raises meanwhile. No thread is left on return: it could use a
     descriptor that was closed and is now another file. If a thread cannot be stopped, since it is
-    in a call to a file system that hangs, `last_resort` ends the process.
+    in a call to a file system that hangs, `signals.ends_in_time` ends the process.
     """
     pool = _Pool(steps, take, buffer_size, workers or _MOST)
     with pool:
