@@ -7,13 +7,11 @@ restore leaves it.
 
 import os
 import random
-import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError, output_of
+from benchmarks.nbd import qemu_nbd
 from benchmarks.ours import JOB
 from benchmarks.space import MIB
 from benchmarks.trial import Command, Trial
@@ -24,7 +22,6 @@ STEPS = tuple(
     f"{kind}{step}" for kind in ("", "qcow2 ", "nbd ") for step in (WHOLE, ONE_PERCENT, RESUMED)
 )
 ONE_IN = 100
-PATIENCE_SECONDS = 10
 
 
 def differential(trial: Trial) -> None:
@@ -37,8 +34,13 @@ def differential(trial: Trial) -> None:
     path = trial.folder / "target.qcow2"
     _to_an_image(trial, restore, base, "qcow2 ", f"qcow2:{path}", ("qcow2", str(path)))
     trial.drop(path)
-    with _exported(trial) as uri:
+    path = trial.folder / "exported.img"
+    path.touch()
+    os.truncate(path, trial.workload.size_bytes)
+    options = ("--shared=16", "--cache=none", "--discard=unmap")
+    with qemu_nbd(path, trial.folder / "exported.socket", *options) as uri:
         _to_an_image(trial, restore, base, "nbd ", uri, ("raw", uri))
+    trial.drop(path)
 
 
 def _to_a_file(trial: Trial, restore: list[str | Path], base: Path) -> None:
@@ -105,24 +107,3 @@ def _compare(image: Path, image_format: str, name: str) -> None:
         output_of(["qemu-img", "compare", "-q", "-f", "raw", "-F", image_format, str(image), name])
     except BenchmarkError:
         raise BenchmarkError("the restored image differs from the source") from None
-
-
-@contextmanager
-def _exported(trial: Trial) -> Iterator[str]:
-    """The URI of a new raw file that a qemu-nbd serves past the page cache."""
-    path, socket = trial.folder / "exported.img", trial.folder / "exported.socket"
-    path.touch()
-    os.truncate(path, trial.workload.size_bytes)
-    command = ["qemu-nbd", "--persistent", "--shared=16", "--cache=none", "--discard=unmap"]
-    with subprocess.Popen([*command, "--format=raw", f"--socket={socket}", path]) as server:
-        try:
-            end = time.monotonic() + PATIENCE_SECONDS
-            while not socket.is_socket():
-                if server.poll() is not None or time.monotonic() > end:
-                    raise BenchmarkError("qemu-nbd does not listen")
-                time.sleep(0.01)
-            yield f"nbd+unix:///?socket={socket}"
-        finally:
-            server.terminate()
-            server.wait()
-            trial.drop(path)

@@ -26,7 +26,8 @@ def nbd(trial: Trial) -> None:
     """The two in turn, so that what else the machine does meets both."""
     program = [sys.executable, "-m", "benchmarks.nbd"]
     root = Path(__file__).resolve().parent.parent
-    with _served(trial) as uri:
+    options = ("--read-only", f"--shared={2 * CONNECTIONS}")
+    with qemu_nbd(trial.workload.image, trial.folder / "nbd.socket", *options) as uri:
         words = ["nbdcopy", f"--connections={CONNECTIONS}", uri, "null:"]
         copy = Command(words, reads=trial.workload.image)
         cache(trial.workload.image)
@@ -39,12 +40,10 @@ def nbd(trial: Trial) -> None:
 
 
 @contextmanager
-def _served(trial: Trial) -> Iterator[str]:
-    """The URI of the image, served by a qemu-nbd."""
-    path, image = trial.folder / "nbd.socket", trial.workload.image
-    command = ["qemu-nbd", "--read-only", "--persistent", f"--shared={2 * CONNECTIONS}"]
-    command += ["--format=raw", f"--socket={path}", str(image)]
-    with subprocess.Popen(command) as server:
+def qemu_nbd(image: Path, path: Path, *options: str) -> Iterator[str]:
+    """The URI of a raw image that a qemu-nbd serves at the socket `path`."""
+    command = ["qemu-nbd", "--persistent", "--format=raw", f"--socket={path}", *options]
+    with subprocess.Popen([*command, str(image)]) as server:
         try:
             end = time.monotonic() + PATIENCE_SECONDS
             while not path.is_socket():
@@ -53,7 +52,7 @@ def _served(trial: Trial) -> Iterator[str]:
                 time.sleep(0.01)
             yield f"nbd+unix:///?socket={path}"
         finally:
-            server.kill()
+            server.terminate()
 
 
 def main() -> int:
