@@ -19,7 +19,7 @@ from backy.system import process, signals
 from backy.system.process import Outcome, Program, serving
 from tests.cli.runner import wait_for
 from tests.lab import dispositions
-from tests.programs import alive, gate, marked, sh, wait_for_none
+from tests.programs import alive, gate, sh, wait_for_none
 
 STOPPING = pytest.mark.parametrize("number", dispositions.STOPPING, ids=lambda number: number.name)
 
@@ -181,18 +181,6 @@ def test_a_sleep_ends_when_the_process_is_stopped() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         signals.sleep(3600)
     assert not signals.is_stopping()
-
-
-@pytest.fixture
-def mark(tmp_path: Path) -> Iterator[str]:
-    with marked(str(tmp_path)) as mark:
-        yield mark
-
-
-@pytest.fixture
-def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who ignores SIGTERM in a test is going to do so for ever."""
-    monkeypatch.setattr(process, "_GRACE_SECONDS", 0.2)
 
 
 def test_a_program_hears_its_input_and_all_that_it_says_is_kept(

@@ -5,7 +5,6 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,11 @@ from backy.system import process
 from backy.system.process import Outcome, guarding
 from tests.cli.runner import environment, wait_for
 from tests.lab.dispositions import WITH_DEFAULTS
-from tests.programs import MARK, alive, gate, marked, sh, wait_for_none
+from tests.programs import MARK, alive, gate, sh, wait_for_none
 
 STOPPING = pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
 )
-
-
-@pytest.fixture
-def mark(tmp_path: Path) -> Iterator[str]:
-    with marked(str(tmp_path)) as mark:
-        yield mark
-
-
-@pytest.fixture
-def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who ignores SIGTERM in a test is going to do so for ever."""
-    monkeypatch.setattr(process, "_GRACE_SECONDS", 0.2)
 
 
 PYTHON = [*WITH_DEFAULTS, sys.executable, "-c"]
