@@ -52,7 +52,7 @@ class Monitor:
         """
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         about = " ".join([command, *(value for value in named.values() if isinstance(value, str))])
-        return self.wait_for(about, self.client.execute(command, named), within)
+        return self.wait_for(about, lambda: self.client.execute(command, named), within)
 
     def query(self, kind: type[Value], command: str) -> Value:
         """As `ask`, but the answer is a `kind`. Raises SourceError where it is not."""
@@ -76,14 +76,19 @@ class Monitor:
             return self.query(Status, "query-status").status
         return ""
 
-    def wait_for(self, about: str, work: Work, within: float | None = None) -> object:
-        """Give the result of a coroutine of the client. Raises SourceError, as `ask` does."""
+    def wait_for(
+        self, about: str, work: Callable[[], Work], within: float | None = None
+    ) -> object:
+        """Give the result of a coroutine of the client. Raises SourceError, as `ask` does.
+
+        `work` makes the coroutine where no signal can come between that and waiting for it.
+        """
         is_cleanup = signals.is_stopping()
         seconds = signals.allowed(self._timeout if within is None else within)
         try:
             # An exception of a signal handler could be lost in the event loop.
             with signals.shielded():
-                return self._runner.run(_finished(work, seconds, is_cleanup=is_cleanup))
+                return self._runner.run(_finished(work(), seconds, is_cleanup=is_cleanup))
         # AssertionError: of the library, if QEMU ends meanwhile.
         except (QMPError, OSError, EOFError, AssertionError) as error:
             why = f"no answer within {seconds:.1f} s" if isinstance(error, TimeoutError) else error
@@ -143,7 +148,7 @@ def _greeted(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
                 raise NotRunningError(why, "Start the VM, or set `images`.") from error
         monitor = Monitor(path, runner, timeout_seconds)
         try:
-            monitor.wait_for("greeting", monitor.client.connect(connected))
+            monitor.wait_for("greeting", lambda: monitor.client.connect(connected))
             yield monitor
         finally:
             # An error of the connection was raised before.
