@@ -1,6 +1,8 @@
 """A bad block comes back from wherever its content still is; else exactly who names it is told."""
 
+import gc
 import os
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -548,3 +550,21 @@ class TestReports:
         broken.mkdir()
         (broken / "report.json").write_text("{")
         assert len(list(quarantine_reports.reports(made.repository))) == 1
+
+
+def test_what_a_bad_block_was_read_into_is_free_as_soon_as_it_is_done_with(made: Made) -> None:
+    revision = made.backup(DISK)
+    damage(made, revision)
+
+    def read(stored: heal.StoredDisk) -> weakref.ref[memoryview]:
+        buffer = memoryview(bytearray(BLOCK))
+        error = stored.damage(BLOCK, buffer)  # whoever heals keeps it beside the buffer
+        assert error
+        return weakref.ref(buffer)
+
+    gc.disable()  # which would free it much later, after as much again for each block
+    try:
+        with made.repository.store.open(revision, "vda") as image:
+            assert read(heal.StoredDisk(revision, "vda", image))() is None
+    finally:
+        gc.enable()

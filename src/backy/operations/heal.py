@@ -59,9 +59,10 @@ class StoredDisk:
         try:
             self.image.readinto(offset, buffer)
         except StoreError as error:
-            if error.is_damage:
-                return error
-            raise
+            if not error.is_damage:
+                raise
+            # A new one: the frames of this one would keep the caller's buffers, and the caller it.
+            return type(error)(error.message, error.hint)
         return None
 
     def digest(self, number: int) -> str | None:
