@@ -19,10 +19,10 @@ WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test soak check bench demo deb man schemas completion format lock clean
+.PHONY: help install test test-newest soak check bench demo deb man schemas completion format lock clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 install: $(VENV)/.installed ## make .venv/bin/backy, and make backy and backy-restore commands in PREFIX/bin (/usr/local or ~/.local)
 	@tools/link-program $(BIN)/backy $(PREFIX)/bin
@@ -31,7 +31,9 @@ install: $(VENV)/.installed ## make .venv/bin/backy, and make backy and backy-re
 test: $(VENV)/.dev ## run all tests; as root on real file systems and programs
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
-	@$(if $(ARGS),,tools/test-on-pythons $(VENV) $(WORKERS) $(NEWEST_PYTHON))
+
+test-newest: $(VENV)/.dev ## run the unit tests on the newest Python that is supported, if it is here
+	@tools/test-on-pythons $(VENV) $(WORKERS) $(NEWEST_PYTHON)
 
 # With -rP each test says at the end how much it did: docs/reliability.md has the figures of the last run.
 SOAK := BACKY_SEEDS=50 BACKY_ALL_CALLS=1 BACKY_ROUNDS=10 BACKY_KILLS=1000 BACKY_FLIPS=1000
