@@ -172,7 +172,7 @@ def test_a_restore_to_a_pipe_that_nobody_reads_can_be_stopped(
         assert running.process.stdout.read(1) == DISK[:1]
         running.signal(number)
         # Nothing is read from the pipe until it has ended.
-        assert running.process.wait(timeout=20) == 130
+        assert running.process.wait(timeout=120) == 130
 
 
 def test_a_killed_restore_is_not_taken_for_a_whole_disk(backy: Backy, tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def descriptors() -> list[str]:
 
 def descriptors_that_stay(expected: list[str]) -> list[str]:
     """What is open, at the latest after 10 s: a thread closes the pipe of a program that ended."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (found := descriptors()) != expected and time.monotonic() < deadline:
         time.sleep(0.01)
     return found

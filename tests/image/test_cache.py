@@ -28,7 +28,7 @@ class CountingImage(BytesImage):
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         self.reads.append(offset // BLOCK)
-        self.may_go.wait(30)
+        self.may_go.wait(60)
         if offset // BLOCK in self.bad:
             raise DamagedError("damaged")
         super().readinto(offset, buffer)
@@ -53,7 +53,7 @@ def cached(image: CountingImage, cache: BlockCache) -> CachedImage:
 def loaded(cached: CachedImage, offset: int) -> None:
     """Wait until a block is in memory. Raises what reading it raises."""
     if done := cached.start(offset):
-        done.result(30)
+        done.result(60)
 
 
 def test_a_block_is_read_once_for_many_small_reads(

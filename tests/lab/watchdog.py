@@ -7,7 +7,7 @@ from types import FrameType
 
 
 @contextmanager
-def ends(seconds: float = 5) -> Iterator[None]:
+def ends(seconds: float = 60) -> Iterator[None]:
     """Fail where the body, in the main thread, is still running after so long; may be nested."""
 
     def fail(_number: int, _frame: FrameType | None) -> None:

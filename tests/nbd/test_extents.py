@@ -79,7 +79,7 @@ def test_extents_are_those_of_the_server_however_it_cuts_them(
     script = Script(go=go, contexts={ALLOCATION: content, BITMAP: changes})
     with (
         scripted(script) as uri,
-        open_image(parse_uri(uri), bitmap="backy-1", timeout_seconds=9) as image,
+        open_image(parse_uri(uri), bitmap="backy-1", timeout_seconds=60) as image,
     ):
         assert image.tracks_changes
         found = list(merge(image.extents()))
@@ -100,7 +100,7 @@ def kind_of(allocation: int, dirty: int) -> Kind:
 def extents_of(script: Script, bitmap: str | None = None, most: int = 100) -> list[Extent]:
     with (
         scripted(script) as uri,
-        open_image(parse_uri(uri), bitmap=bitmap, timeout_seconds=9) as image,
+        open_image(parse_uri(uri), bitmap=bitmap, timeout_seconds=60) as image,
     ):
         return list(islice(image.extents(), most))
 

@@ -43,7 +43,7 @@ CONTENT = sample(3 * MIB)
 def image_of(*command: Argument, query: str = "") -> Iterator[NbdImage]:
     with (
         unix_server(*command, query=query) as uri,
-        open_image(parse_uri(uri), timeout_seconds=5) as image,
+        open_image(parse_uri(uri), timeout_seconds=60) as image,
     ):
         yield image
 
@@ -138,7 +138,7 @@ class TestTls(TestQemuNbd):
         write_sparse(path, content)
         with (
             tls_server(folder, path) as uri,
-            open_image(parse_uri(uri), timeout_seconds=5) as image,
+            open_image(parse_uri(uri), timeout_seconds=60) as image,
         ):
             yield image
 
@@ -213,7 +213,7 @@ def test_an_export_is_found_by_its_name(disk: Path, export: str) -> None:
     command = qemu_nbd("--format=raw", f"--export-name={export}", disk)
     with (
         unix_server(*command, export=export) as uri,
-        open_image(parse_uri(uri), timeout_seconds=5) as image,
+        open_image(parse_uri(uri), timeout_seconds=60) as image,
     ):
         assert read(image, 0, image.size) == CONTENT
 
@@ -257,7 +257,7 @@ def test_a_socket_with_a_long_path_is_refused_by_name(tmp_path: Path) -> None:
 def test_extents_are_those_that_nbdinfo_finds(plugin: tuple[str, ...]) -> None:
     with (
         unix_server(*nbdkit(*plugin)) as uri,
-        open_image(parse_uri(uri), timeout_seconds=5) as image,
+        open_image(parse_uri(uri), timeout_seconds=60) as image,
     ):
         kinds = [Kind.DATA, Kind.DATA, Kind.ZERO, Kind.ZERO]
         if image.size < 1 << 62:  # of which nbdinfo makes more steps than we have time for
@@ -275,7 +275,7 @@ def test_extents_of_a_qcow2_are_those_of_qemu(tmp_path: Path) -> None:
         write(uri, "write -P 1 0 64k", "write -P 2 1023M 3M", "write -z 5M 2M", "write -P 3 2G 9k")
     with (
         unix_server(*qemu_nbd("--format=qcow2", path)) as uri,
-        open_image(parse_uri(uri), timeout_seconds=5) as image,
+        open_image(parse_uri(uri), timeout_seconds=60) as image,
     ):
         oracle = [
             Extent(start, length, Kind.ZERO if flags & 2 else Kind.DATA)
@@ -347,7 +347,7 @@ def test_extents_that_the_server_cannot_tell_are_an_error(disk: Path) -> None:
 def test_a_server_that_hangs_is_given_up_and_not_asked_again(disk: Path) -> None:
     command = nbdkit("--filter=delay", "file", disk, "delay-read=60")
     with unix_server(*command) as uri, open_image(parse_uri(uri), timeout_seconds=1) as image:
-        with ends(30), pytest.raises(SourceError, match="timed out"):
+        with ends(60), pytest.raises(SourceError, match="timed out"):
             read(image, 0, 512)
         with pytest.raises(SourceError, match="a connection was lost earlier"):
             list(image.extents())
@@ -374,7 +374,7 @@ def test_connections_are_made_on_demand_used_again_and_ended(disk: Path) -> None
     """As many as threads read at once, and 8 at most."""
     with unix_server(*nbdkit("file", disk, "--filter=delay", "delay-read=200ms")) as uri:
         before = sockets()
-        with open_image(parse_uri(uri), timeout_seconds=5) as image:
+        with open_image(parse_uri(uri), timeout_seconds=60) as image:
             assert sockets() == before + 1
             read(image, 0, 512)
             assert sockets() == before + 1

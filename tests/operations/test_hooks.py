@@ -254,7 +254,7 @@ def test_the_hooks_after_run_once_when_a_required_one_before_fails(
     made: Callable[..., Runner], tmp_path: Path, then: str
 ) -> None:
     hooks = made(
-        before_snapshot=noted(tmp_path, "before", then, required=True, timeout=1),
+        before_snapshot=noted(tmp_path, "before", then, required=True, timeout=3),
         after_snapshot=noted(tmp_path, "after"),
     )
     with pytest.raises(HookError), around_snapshot(hooks, REVISION):

@@ -43,7 +43,7 @@ def source(daemon: StorageDaemon, **more: object) -> QemuSource:
     scratch.mkdir(exist_ok=True)
     settings = {"qmp": str(daemon.socket), "scratch": str(scratch), "server": SERVER}
     named = {name: name for name in daemon.disks}
-    return QemuSource(**settings | {"disks": named, "timeout": "10s"} | more)
+    return QemuSource(**settings | {"disks": named, "timeout": "60s"} | more)
 
 
 def name(number: int) -> str:

@@ -99,7 +99,7 @@ def test_what_a_killed_backup_left_is_removed_by_the_next_one(machine: Machine) 
         assert servers_of(machine.ceph, machine.images["vda"])
         os.kill(process.pid, signal.SIGKILL)
     assert len(machine.points()) == 2
-    with ends(20):
+    with ends(60):
         while servers_of(machine.ceph, machine.images["vda"]):
             pass
     machine.write("write -P 3 0 64k")

@@ -99,8 +99,8 @@ def test_a_cluster_that_hangs_fails_the_backup_and_leaves_nothing_hanging(machin
 def test_a_cluster_that_hangs_later_does_no_harm_either(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    monkeypatch.setattr(qemu_nbd, "open_image", partial(open_image, timeout_seconds=2))
-    with ends(60), machine.taken(timeout=2) as taken, ExitStack() as stack:
+    monkeypatch.setattr(qemu_nbd, "open_image", partial(open_image, timeout_seconds=5))
+    with ends(60), machine.taken(timeout=5) as taken, ExitStack() as stack:
         if moment == "opening":
             stack.enter_context(machine.ceph.hangs())
             with pytest.raises(SourceError, match=machine.images["vda"]), taken.open():

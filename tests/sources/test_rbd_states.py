@@ -168,7 +168,7 @@ def locked_by_the_dead(machine: Machine) -> Iterator[None]:
         assert process.stdin
         process.stdin.write(b"write -P 5 0 64k\n")
         process.stdin.flush()
-        with ends(30):
+        with ends(60):
             while not machine.ceph.json("lock", "ls", machine.images["vda"]):
                 pass
         os.kill(process.pid, signal.SIGKILL)

@@ -98,8 +98,14 @@ def test_a_guard_that_was_not_disarmed_fires_at_the_end_of_its_body(tmp_path: Pa
 def test_a_guard_runs_all_of_its_programs_whatever_becomes_of_each(
     tmp_path: Path, mark: str
 ) -> None:
-    scripts = ["echo 1 >>$1; exit 3", "trap '' TERM; while :; do sleep 1; done", "echo 3 >>$1"]
-    programs = [sh(each, tmp_path / "fired", seconds=0.5, mark=mark) for each in scripts]
+    programs = [
+        sh(script, tmp_path / "fired", seconds=seconds, mark=mark)
+        for script, seconds in (
+            ("echo 1 >>$1; exit 3", 60),
+            ("trap '' TERM; while :; do sleep 1; done", 0.5),
+            ("echo 3 >>$1", 60),
+        )
+    ]
     with guarding(programs):
         pass
     assert (tmp_path / "fired").read_text() == "1\n3\n"

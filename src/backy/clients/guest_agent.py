@@ -34,7 +34,7 @@ class Agent:
             with translated(SourceError, f"connecting to {self._name}", _HINT):
                 self._socket.connect(str(path))
             self.ask("guest-ping", timeout_seconds)
-        except SourceError:
+        except BaseException:
             self.close()
             raise
 

@@ -76,9 +76,7 @@ class Monitor:
             return self.query(Status, "query-status").status
         return ""
 
-    def wait_for(
-        self, about: str, work: Callable[[], Work], within: float | None = None
-    ) -> object:
+    def wait_for(self, about: str, work: Callable[[], Work], within: float | None = None) -> object:
         """Give the result of a coroutine of the client. Raises SourceError, as `ask` does.
 
         `work` makes the coroutine where no signal can come between that and waiting for it.
@@ -138,7 +136,7 @@ def _entered(stack: ExitStack, path: Path, timeout_seconds: float, attempts: int
 @contextmanager
 def _greeted(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
     """As `connect`, with one attempt."""
-    with socket.socket(socket.AF_UNIX) as connected, asyncio.Runner() as runner:
+    with socket.socket(socket.AF_UNIX) as connected, ExitStack() as stack:
         connected.settimeout(signals.allowed(timeout_seconds))
         with translated(SourceError, f"connecting to QEMU at {path}", _HINT):
             try:
@@ -146,11 +144,13 @@ def _greeted(path: Path, timeout_seconds: float) -> Iterator[Monitor]:
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 why = f"nobody listens on {path}: the VM is off"
                 raise NotRunningError(why, "Start the VM, or set `images`.") from error
+        with signals.shielded():  # a loop that is made or closed by half warns
+            runner = stack.enter_context(asyncio.Runner())
         monitor = Monitor(path, runner, timeout_seconds)
         try:
             monitor.wait_for("greeting", lambda: monitor.client.connect(connected))
             yield monitor
         finally:
-            # An error of the connection was raised before.
-            with suppress(Exception), signals.shielded():
+            # An error of the connection was raised before; a signal is raised at the end.
+            with signals.shielded(), runner, suppress(Exception):
                 runner.run(asyncio.wait_for(monitor.client.disconnect(), 1))

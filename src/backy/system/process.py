@@ -364,9 +364,10 @@ def guarding(programs: Iterable[Program]) -> Iterator[Guard]:
         if not others_may_write_program(program.command[0])
     ]
     script = resources.files("backy.system").joinpath("guard.sh").read_text()
-    with shielded():
-        child = _spawn(("/bin/sh", "-c", script, "guard", *lines), {}, PIPE, DEVNULL)
-    with child:
+    with ExitStack() as stack:
+        with shielded():
+            command = ("/bin/sh", "-c", script, "guard", *lines)
+            child = stack.enter_context(_spawn(command, {}, PIPE, DEVNULL))
         assert child.stdin and child.stdout  # noqa: PT018 - this is no test
         child.stdout.readline()  # from here on it ignores the signals
         guard = Guard(child.stdin)
