@@ -12,7 +12,7 @@ from typer import Option
 
 from backy.cli.app import Context, app
 from backy.clients import daemon_client
-from backy.errors import BackyError, StoreError, UsageError
+from backy.errors import BackyError, CancelledError, StoreError, UsageError
 from backy.monitoring import overview
 from backy.monitoring.health import Judge, Promise, Server
 from backy.monitoring.space import space
@@ -66,6 +66,8 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
         has_daemon = site.globals.daemon
         reply = daemon_client.promises(site.globals.socket) if has_daemon else None
         is_running = reply is not None or not has_daemon
+    except CancelledError:
+        raise
     except BackyError as error:
         problem = error.message
     if not reply:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from statistics import linear_regression
 
+from backy.errors import CancelledError
 from backy.model.revision import is_ahead
 from backy.monitoring.space import Space
 from backy.repository.summary import Summary
@@ -124,6 +125,8 @@ class Judge:
         findings = [Finding(state, job, texts[job]) for state, texts in told if job in texts]
         try:
             return sorted([*findings, *self.job(summary, promise)], key=_urgency)
+        except CancelledError:
+            raise
         except Exception as error:  # noqa: BLE001 - the other jobs must be judged
             return [Finding(State.CRITICAL, job, f"a bug in backy: {error!r:.200}"), *findings]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from backy.config.settings import Config
-from backy.errors import BackyError
+from backy.errors import ConfigError, SourceError
 from backy.model.answers import LookedSource
 from backy.sources import open_source
 
@@ -14,5 +14,5 @@ def look_at_sources(config: Config) -> Iterator[LookedSource]:
         try:
             disks = sorted(open_source(settings.source).look())
             yield LookedSource(job=job, disks=disks, error="")
-        except BackyError as error:
+        except (ConfigError, SourceError) as error:
             yield LookedSource(job=job, disks=[], error=error.message)

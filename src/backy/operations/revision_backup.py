@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from backy.errors import BackyError, DamagedError, FullError, SourceError, StoreError, translated
+from backy.errors import DamagedError, FullError, NotFoundError, SourceError, StoreError, translated
 from backy.image.image import LARGEST, SIZE_HINT
 from backy.image.progress import Watcher, warned
 from backy.model.names import check_disk_name
@@ -56,7 +56,7 @@ class RevisionBackup:
             try:
                 return self._make(parent)
             except FullError:
-                with suppress(BackyError):  # the user must see that the store is full
+                with suppress(StoreError):  # the user must see that the store is full
                     trash.sweep(self.repository)
                 raise
             except DamagedError:
@@ -207,7 +207,7 @@ def _suspicion(repository: Repository, revision: Revision) -> str:
     "" if it seems fine, or if the parent cannot be read. This warns of backups that succeed, but
     of an emptied disk or of the wrong one.
     """
-    with suppress(BackyError):
+    with suppress(NotFoundError, StoreError):
         if revision.parent:
             parent = repository.find(revision.parent)
             return next(_losses(repository, revision, parent), "")

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from backy.errors import BackyError, NotFoundError, StoreError
+from backy.errors import ConfigError, NotFoundError, StoreError
 from backy.image.cache import BlockCache
 from backy.image.extent_map import ExtentMap
 from backy.image.progress import Watcher
@@ -113,7 +113,7 @@ class ServedJobs:
         for job, ids in self._ids.items():
             try:
                 history = self._repository(job).history().revisions[::-1]
-            except BackyError as error:
+            except (ConfigError, NotFoundError, StoreError) as error:
                 self.readers.watcher.warn(f"not offered: {error.message}")
                 continue
             history = [each for each in history if not ids.isdisjoint({None, each.id})]

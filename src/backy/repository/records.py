@@ -93,7 +93,7 @@ def read_record(
     A class with NEWEST_FORMAT has a field `format`, of 1 to that; other records have format 1.
 
     A file of more than 1 MiB is refused without reading it. `check` gets the value when its types
-    are right, and raises BackyError or ValueError if it is not acceptable. A file that
+    are right, and raises ConfigError or ValueError if it is not acceptable. A file that
     `may_be_missing` counts as a value without arguments.
     """
     try:
@@ -129,7 +129,7 @@ def read_record(
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise kind(f"{path}: {where:.200}: {first['msg']}", hint) from error
-    except (BackyError, ValueError) as error:
+    except (ConfigError, ValueError) as error:
         raise kind(f"{path}: {error}", hint) from error
     return value
 

@@ -22,6 +22,9 @@ Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLEANUP_SECONDS = 6  # from a signal until the last call of the clean-up has to end
 _END_SECONDS = 9  # from a signal until the process is ended
+# Python prints what these functions raise, and goes on, so a signal has to come again a bit later.
+_DESTRUCTORS = ("__del__", "_remove")
+_SOON_SECONDS = 0.01
 # The signals that `cancellable` handles now, or ignores since the first one arrived.
 _handled: list[signal.Signals] = []
 
@@ -80,8 +83,11 @@ def cancellable() -> Iterator[None]:
     Later signals are ignored: clean-up takes a few seconds at most; see `allowed`.
     """
 
-    def cancel(number: int, _: FrameType | None) -> None:
+    def cancel(number: int, frame: FrameType | None) -> None:
         _stop()
+        if frame and frame.f_code.co_name in _DESTRUCTORS:
+            threading.Timer(_SOON_SECONDS, os.kill, (os.getpid(), number)).start()
+            return
         for other in _STOPPING:
             signal.signal(other, signal.SIG_IGN)
         name = signal.Signals(number).name
