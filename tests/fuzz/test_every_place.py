@@ -190,7 +190,7 @@ def attacks(lab: Lab, kinds: int, randomly: random.Random) -> Iterator[Attack]:
 
 def test_nothing_that_a_verb_touches_is_a_bug_a_hang_or_a_way_out(lab: Lab) -> None:
     before, count = counted(lab.device), 0
-    for attack in attacks(lab, 2, random.Random(SEED)):
+    for attack in attacks(lab, 1, random.Random(SEED)):
         sandbox = lab.copy()
         path = sandbox.root / attack.place
         path.parent.mkdir(parents=True, exist_ok=True)

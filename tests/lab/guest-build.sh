@@ -57,7 +57,7 @@ for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev vir
     insmod "/modules/$module.ko"
 done
 tries=0
-while [ ! -b /dev/vda ] && [ $tries -lt 100 ]; do usleep 100000; tries=$((tries + 1)); done
+while [ ! -b /dev/vda ] && [ $tries -lt 1000 ]; do usleep 100000; tries=$((tries + 1)); done
 mkdir -p /dev/virtio-ports
 ln -sf /proc/mounts /etc/mtab
 for port in /sys/class/virtio-ports/*; do

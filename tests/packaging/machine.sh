@@ -6,7 +6,7 @@ state() { systemctl is-active backy.service; }
 main() { systemctl show backy.service -p MainPID --value; }
 revisions() { backy list vm1 --json 2>/dev/null | grep -o '"id"' | wc -l; }
 # Gives up after some time: what is said next then tells what went wrong.
-until_true() { for try in $(seq 100); do eval "$1" && return; sleep 0.1; done; }
+until_true() { for try in $(seq 1000); do eval "$1" && return; sleep 0.1; done; }
 install() { dpkg --force-unsafe-io --install /backy.deb >/dev/null; }
 trap 'say "done" yes; systemctl poweroff' EXIT
 touch /tmp/of-others

@@ -10,10 +10,10 @@ from backy.units import MiB
 from tests.lab.ceph import Cluster
 from tests.sources.rbd_machine import OBJECTS, SIZE, Machine, commands, unique
 
-# `make soak` takes 10 images of each kind, with 20 deltas instead of 7.
+# `make soak` takes 10 images of each kind, with 20 deltas instead of 4.
 ROUNDS = int(os.environ.get("BACKY_ROUNDS", "1"))
 SEED = int(os.environ.get("BACKY_SEED", "1"))
-DELTAS = 20 if "BACKY_ROUNDS" in os.environ else 7
+DELTAS = 20 if "BACKY_ROUNDS" in os.environ else 4
 
 
 def made(ceph: Cluster, kind: str, chance: Random) -> str:
