@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_close = ctypes.CDLL(None).close
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -39,7 +39,7 @@ class Root:
     def __del__(self) -> None:
         # An error is ignored: nothing was written through it, and nobody could handle it here.
         if "descriptor" in vars(self):
-            _libc.close(self.descriptor)
+            _close(self.descriptor)
 
 
 class Place:
