@@ -20,6 +20,7 @@ import pytest
 
 from tests.cli.runner import MIB, SMALL, Argument, Backy, Running, image, wait_for
 from tests.lab.needs import absent, need
+from tests.lab.ports import free_port
 from tests.nbd.servers import certificates, content_of, map_of, nbdkit, short_folder, unix_server
 
 KIB64 = 64 * 1024
@@ -314,12 +315,6 @@ def test_with_tls_only_clients_with_a_certificate_read(aged: Backy, tmp_path: Pa
                 == 1
             )
         assert "a client was lost" in served.end()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_the_socket_is_for_its_owner_or_also_for_a_group(aged: Backy, path: Path) -> None:

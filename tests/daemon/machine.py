@@ -250,11 +250,3 @@ def talk(path: Path, sent: bytes, *, is_listening: bool = True) -> bytes:
             while is_listening and (more := channel.recv(65536)):
                 answer += more
         return answer
-
-
-def free_port() -> int:
-    """A port of the loopback device that nobody has at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -17,7 +17,8 @@ import pytest
 from backy.repository import status
 from backy.repository.status import Status
 from tests.cli.runner import wait_for
-from tests.daemon.machine import Daemon, Server, free_port, talk
+from tests.daemon.machine import Daemon, Server, talk
+from tests.lab.ports import free_port
 from tests.programs import marked
 
 OFTEN = {"often": {"tick": {"interval": "1s", "keep": 3}}}

@@ -15,7 +15,8 @@ import pytest
 
 from backy.model.revision import time_of
 from tests.cli.runner import MIB, data, overwrite, wait_for
-from tests.daemon.machine import Daemon, Server, free_port
+from tests.daemon.machine import Daemon, Server
+from tests.lab.ports import free_port
 from tests.programs import marked
 
 INTERVAL, KEEP = 2, 5

@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.lab.needs import absent, need
+from tests.lab.ports import free_port
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 PROGRAMS = ("ceph-mon", "ceph-osd", "ceph", "rbd", "qemu-io", "qemu-nbd", "setpriv")
@@ -114,7 +114,7 @@ def _started() -> tuple[Path, "subprocess.Popen[str]"]:
     for _ in range(3):  # somebody may take a port before the monitor does
         folder = Path(tempfile.mkdtemp(prefix="backy-ceph-"))
         process = subprocess.Popen(
-            [SCRIPT, folder, str(_free_port())],
+            [SCRIPT, folder, str(free_port(2))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -126,17 +126,6 @@ def _started() -> tuple[Path, "subprocess.Popen[str]"]:
             return folder, process
         said = process.communicate(timeout=_LIMIT)[1]
     raise RuntimeError(f"the cluster does not start: {said}")
-
-
-def _free_port() -> int:
-    """A port that is free, as is the one after it."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
 
 
 @pytest.fixture(scope="session")
