@@ -40,7 +40,7 @@ SOAK := BACKY_SEEDS=50 BACKY_ALL_CALLS=1 BACKY_ROUNDS=10 BACKY_KILLS=1000 BACKY_
 soak: $(VENV)/.dev ## run the tests of crashes, faults and random sequences for hours
 	@tools/apt-install tests/lab/apt-packages.txt
 	@$(SOAK) HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n $(WORKERS) -rP tests/faults tests/sources \
-		$$(grep -rl --include='test_*.py' '^from hypothesis' tests | sort) $(ARGS)
+		$$(grep -rlE --include='test_*.py' '^from hypothesis|"(BACKY_ROUNDS|HYPOTHESIS_PROFILE)"' tests | sort) $(ARGS)
 	@$(if $(ARGS),,tools/test-on-pythons $(VENV) $(WORKERS) $(PYTHONS_BETWEEN))
 
 check: $(VENV)/.dev ## check format, lint, types, layers, doors and sizes
