@@ -34,7 +34,7 @@ def built() -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
-            subprocess.run([SCRIPT, folder], check=True, stdout=subprocess.DEVNULL, timeout=300)
+            subprocess.run([SCRIPT, folder], check=True, stdout=subprocess.DEVNULL, timeout=900)
             (folder / "done").touch()
     return folder
 
