@@ -15,6 +15,7 @@ from backy.system import files, signals
 from backy.system.permissions import others_may_write_program
 
 _START_SECONDS = 60  # that it may take on a very busy machine
+_CONNECT = struct.pack("ll", 5, 0)  # struct timeval: so long a connection may take
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
 
 
@@ -66,12 +67,18 @@ def start(command: Sequence[str], log: Path, path: Path) -> Detached:
 
 
 def listening_at(path: Path) -> Detached | None:
-    """The program that listens at a Unix socket; None if nobody does. Raises OSError."""
+    """The program that listens at a Unix socket; None if nobody does. Raises OSError.
+
+    One that hangs, so that its queue of connections is full, is an error after some seconds.
+    """
     with socket.socket(socket.AF_UNIX) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _CONNECT)
         try:
             client.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             return None
+        except BlockingIOError as error:
+            raise TimeoutError(None, f"nobody answers at {path}") from error
         peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     with suppress(ProcessLookupError):
         return Detached(_CREDENTIALS.unpack(peer)[0])

@@ -41,7 +41,9 @@ def refuse_living(path: Path) -> None:
     """Raise OSError if somebody listens at a Unix socket."""
     with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
         if path.is_socket():
-            client.connect(str(path))
+            client.setblocking(False)  # a listener that hangs has a queue that may be full
+            with suppress(BlockingIOError):
+                client.connect(str(path))
             raise OSError(errno.EADDRINUSE, "another server listens there")
 
 
