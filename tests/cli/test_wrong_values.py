@@ -1,6 +1,7 @@
 """What is typed wrong is wrong usage, exit code 2: every option and argument of every command."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,3 +190,14 @@ def test_check_says_unknown_where_what_is_wrong_stands_before_it(backy: Backy) -
     result = backy.run("--nonsense", "check")
     assert (result.code, result.err) == (3, "")
     assert result.out.startswith("BACKY UNKNOWN - no such option: --nonsense")
+
+
+@pytest.mark.parametrize("option", ["--base-dir", "--config"])
+def test_a_folder_that_is_called_like_a_command_is_not_taken_for_it(
+    backy: Backy, option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unknown = backy.run(option, "list", "check", "--nonsense")
+    assert (unknown.code, unknown.err) == (3, "")
+    assert unknown.out.startswith("BACKY UNKNOWN - ")
+    assert refusal(backy.run(option, "check", "list", "--nonsense"), 2)
