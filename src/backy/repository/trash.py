@@ -189,7 +189,7 @@ def erase(repository: Repository) -> None:
             try:
                 folders.locked(folder).close()
             except BlockingIOError:
-                why = f"{action}: {folder.name} is being read"
+                why = f"{action}: {folder.name} is read"
                 raise BusyError(why, "Try again later.") from None
         hidden = base / f".{repository.name}{_GONE}"
         folders.rename(repository.folder, hidden)

@@ -15,7 +15,6 @@ from backy.system import files, signals
 from backy.system.permissions import others_may_write_program
 
 _START_SECONDS = 60  # that it may take on a very busy machine
-_CONNECT = struct.pack("ll", 5, 0)  # struct timeval: so long a connection may take
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
 
 
@@ -69,10 +68,10 @@ def start(command: Sequence[str], log: Path, path: Path) -> Detached:
 def listening_at(path: Path) -> Detached | None:
     """The program that listens at a Unix socket; None if nobody does. Raises OSError.
 
-    One that hangs, so that its queue of connections is full, is an error after some seconds.
+    One that hangs, so that its queue of connections is full, is an error, too.
     """
     with socket.socket(socket.AF_UNIX) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _CONNECT)
+        client.setblocking(False)
         try:
             client.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
