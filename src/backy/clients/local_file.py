@@ -1,5 +1,6 @@
 """Files and block devices of this host, as images."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -64,11 +65,12 @@ def open_local(path: Path, clone: File | None = None) -> Iterator[LocalImage]:
         yield image
 
 
-def clone(path: Path, stack: ExitStack) -> File | None:
+def clone(path: Path, stack: ExitStack, failures: list[str]) -> File | None:
     """Clone a file: the clone has no name, and does not change when the file is written to.
 
     `stack` closes the clone. None where there is none: for a device, on a file system that cannot
-    clone, without the right to make files beside it, or where the file cannot be opened at all.
+    clone, without the right or the space to make files beside it, or where the file cannot be
+    opened at all. `failures` gets the reason, unless the file system cannot clone.
     """
     try:
         with files.open_to_read(path) as original:
@@ -77,5 +79,8 @@ def clone(path: Path, stack: ExitStack) -> File | None:
             made = files.create_unnamed(path.resolve().parent, Cache.SPARE)
             stack.enter_context(made)
             return made if made.clone_from(original) else None
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:  # of O_TMPFILE
+            why = error.strerror
+            failures.append(f"{path} was not cloned, so it may change while it is read: {why}")
         return None
