@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runner import SMALL, Backy, environment, image, overwrite, ran
+from tests.daemon.machine import Server
 
 GIB = 1024**3
 BUG = """
@@ -44,6 +45,29 @@ def test_a_repository_that_cannot_be_opened_does_not_hide_the_reports_of_others(
     result = aged.run("reports")
     assert result.code == 3
     assert "\nvm1  " in result.out
+
+
+SICK = """
+import sys
+from backy.cli import main
+from backy.sources.file import FileSource
+look = FileSource.look
+FileSource.look = lambda source: 1 / 0 if "vm1" in str(source.paths) else look(source)
+sys.exit(main())
+"""
+
+
+def test_a_bug_with_one_source_does_not_hide_what_is_wrong_with_the_others(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    for job in ("vm1", "vm2", "vm3"):
+        server.job(job)
+    (tmp_path / "vm2.img").unlink()
+    words = server.command("config", "check", "--sources")[3:]
+    result = ran([sys.executable, "-c", SICK, *words], environment())
+    assert result.code == 70
+    assert "source of vm2: opening the source" in result.out
+    assert "source of vm3: vda" in result.out
+    assert "ZeroDivisionError: division by zero" in result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

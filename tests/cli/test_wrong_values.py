@@ -200,4 +200,5 @@ def test_a_folder_that_is_called_like_a_command_is_not_taken_for_it(
     unknown = backy.run(option, "list", "check", "--nonsense")
     assert (unknown.code, unknown.err) == (3, "")
     assert unknown.out.startswith("BACKY UNKNOWN - ")
-    assert refusal(backy.run(option, "check", "list", "--nonsense"), 2)
+    said = refusal(backy.run(option, "check", "list", "--nonsense"), 2)
+    assert said.message == "no such option: --nonsense"

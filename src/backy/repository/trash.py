@@ -189,8 +189,7 @@ def erase(repository: Repository) -> None:
             try:
                 folders.locked(folder).close()
             except BlockingIOError:
-                why = f"{action}: {folder.name} is read"
-                raise BusyError(why, "Try again later.") from None
+                raise BusyError(f"{action}: {folder.name} is read", "Try again later.") from None
         hidden = base / f".{repository.name}{_GONE}"
         folders.rename(repository.folder, hidden)
         folders.sync_folder(base)

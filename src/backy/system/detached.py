@@ -71,7 +71,7 @@ def listening_at(path: Path) -> Detached | None:
     One that hangs, so that its queue of connections is full, is an error, too.
     """
     with socket.socket(socket.AF_UNIX) as client:
-        client.setblocking(False)
+        client.settimeout(0)
         try:
             client.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):

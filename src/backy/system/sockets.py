@@ -40,7 +40,7 @@ def unix_listener(path: Path, group: int | None = None) -> Iterator[socket.socke
 def refuse_living(path: Path) -> None:
     """Raise OSError if somebody listens at a Unix socket."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.setblocking(False)  # who hangs listens, too, but its queue may be full
+        client.settimeout(0)  # who hangs listens, too, but its queue may be full
         if path.is_socket() and client.connect_ex(str(path)) != errno.ECONNREFUSED:
             raise OSError(errno.EADDRINUSE, "another server listens there")
 
