@@ -106,7 +106,7 @@ def test_where_a_clone_fails_that_the_file_system_could_make_the_reason_is_told(
     try:
         with opened(source(path), REQUEST) as snapshot:
             assert snapshot.consistency is Consistency.NONE
-            why = "so it may change while it is read: Operation not permitted"
+            why = "and may change meanwhile: Operation not permitted"
             assert snapshot.warnings() == [f"{path} was not cloned, {why}"]
     finally:
         subprocess.run(["chattr", "-i", reflink_folder], check=True)

@@ -12,6 +12,7 @@ from backy.system.files import Cache, File
 
 _OPEN_HINT = "Is the path right, and may you read it?"
 _READ_HINT = "Check the disk behind it (dmesg); nothing was published, older revisions are intact."
+_CANNOT_CLONE = {errno.EOPNOTSUPP, errno.EROFS}  # of O_TMPFILE: a read-only snapshot is fine
 
 
 class LocalImage:
@@ -70,7 +71,7 @@ def clone(path: Path, stack: ExitStack, failures: list[str]) -> File | None:
 
     `stack` closes the clone. None where there is none: for a device, on a file system that cannot
     clone, without the right or the space to make files beside it, or where the file cannot be
-    opened at all. `failures` gets the reason, unless the file system cannot clone.
+    opened at all. `failures` gets the reason, unless the file system can have no clone.
     """
     try:
         with files.open_to_read(path) as original:
@@ -80,7 +81,6 @@ def clone(path: Path, stack: ExitStack, failures: list[str]) -> File | None:
             stack.enter_context(made)
             return made if made.clone_from(original) else None
     except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:  # of O_TMPFILE
-            why = error.strerror
-            failures.append(f"{path} was not cloned, so it may change while it is read: {why}")
+        if error.errno not in _CANNOT_CLONE:
+            failures.append(f"{path} was not cloned, and may change meanwhile: {error.strerror}")
         return None
