@@ -69,7 +69,17 @@ def put(folder: Path) -> list[Path]:
         listener.bind("socket")  # by a short path: a long one is refused
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/\xff\x1b[2J"))
     odd.write_text("not UTF-8")
-    return [*kinds, folder / "fifo", folder / "socket", odd]
+    return [*kinds, folder / "fifo", folder / "socket", odd, *put_like_ours(folder)]
+
+
+def put_like_ours(folder: Path) -> list[Path]:
+    """In the trash, what is called like a batch or a removed revision, and is no folder."""
+    if folder.name != "trash" and folder.parent.name != "trash":
+        return []
+    file, link = (folder / f"20250101T00000{number}Z-aaaa" for number in (0, 1))
+    file.write_text("a list of what was removed")
+    link.symlink_to(folder.parent)
+    return [file, link]
 
 
 class Folder:
@@ -124,11 +134,22 @@ def test_what_backy_did_not_make_is_named_once_by_a_purge(aged: Backy) -> None:
     shelf = next((aged.base / "vm1" / "chunks").iterdir())
     for path in (batch.with_name(".nfs0001"), batch / "a note", shelf / "b", shelf.with_name("c")):
         path.touch()
+    ours = [path.relative_to(aged.base / "vm1") for place in (batch.parent, batch)
+            for path in put_like_ours(place)]  # fmt: skip
     said = aged.ok("purge", "vm1").err
     assert said.startswith("vm1: not made by backy, left alone: ")
     named = ["trash/.nfs0001", f"trash/{batch.name}/a note", f"chunks/{shelf.name}/b", "chunks/c"]
+    assert all(said.count(f"'{name}'") == 1 for name in ours)
     assert all(said.count(f"'{name}'") == 1 for name in named)
     assert "'chunks/c'" in aged.ok("purge", "vm1").err
+
+
+def test_a_job_is_deleted_with_a_file_that_is_called_like_a_revision(aged: Backy) -> None:
+    (aged.base / "vm1" / "revisions" / "20250101T000000Z-aaaa").touch()
+    config = aged.base.parent / "backy.yaml"
+    config.write_text("jobs: {}")
+    aged.quiet("--config", config, "purge", "--job", "vm1")
+    assert not (aged.base / "vm1").exists()
 
 
 def test_drafts_of_chunks_and_revisions_are_no_strangers(aged: Backy) -> None:

@@ -1,5 +1,6 @@
 """Every restore is in the history of its job: what, where to, who asked, how it ended."""
 
+import fcntl
 import getpass
 import json
 import os
@@ -60,6 +61,19 @@ def test_tells_why_a_restore_failed(backy: Backy, tmp_path: Path) -> None:
     first, second = history(backy)
     assert "block 0" in str(first["result"])
     assert second["result"] == "1 range lost"
+
+
+def test_tells_what_was_written_before_a_restore_failed(two_disks: Backy, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    partial = folder / ".vdb.img.partial"
+    partial.touch(mode=0o600)
+    with partial.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another restore has it
+        assert two_disks.run("restore", "vm1", folder).code == 10
+    [kept] = history(two_disks)
+    assert "another restore is writing" in str(kept["result"])
+    assert (kept["data"], kept["written"]) == (len(SMALL[1]), len(SMALL[1]))
 
 
 @pytest.mark.parametrize(

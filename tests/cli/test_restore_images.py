@@ -1,6 +1,8 @@
 """What was backed up from a qcow2 comes back as a qcow2, unless somebody asks for another."""
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -87,3 +89,21 @@ def test_the_image_that_is_the_source_is_refused(qcow2: Backy, tmp_path: Path) -
     refused = qcow2.run("restore", "vm1", f"qcow2:{tmp_path}/vda.qcow2", "--disk", "vda")
     assert refused.code == 10
     assert "is the source of disk vda" in refused.err
+
+
+@pytest.mark.parametrize("kind_of_image", ["qcow2", "vmdk", "vhdx"])
+def test_a_restore_that_was_killed_before_qemu_img_made_the_image_is_simply_run_again(
+    aged: Backy, tmp_path: Path, kind_of_image: str
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "qemu-img").write_text("#!/bin/sh\nkill -KILL $PPID\n")
+    (programs / "qemu-img").chmod(0o755)
+    path = tmp_path / f"new.{kind_of_image}"
+    words = ["restore", "vm1", f"{kind_of_image}:{path}", "-r", "first"]
+    killed = aged.run_program(*words, env={"PATH": f"{programs}:{os.environ['PATH']}"})
+    assert killed.code == -signal.SIGKILL
+    assert (tmp_path / f".{path.name}.partial" / path.name).stat().st_size == 0
+    aged.quiet(*words)
+    assert kind(path) == kind_of_image
+    assert not (tmp_path / f".{path.name}.partial").exists()

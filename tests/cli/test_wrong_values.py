@@ -1,6 +1,7 @@
 """What is typed wrong is wrong usage, exit code 2: every option and argument of every command."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,35 @@ def test_a_wrong_value_is_wrong_usage_and_leaves_no_trace(
     assert tree(aged.base.parent) == before
 
 
+# What else must be typed before anybody looks at a revision word.
+OPTIONS = {"serve": ["--socket=x.sock"]}
+REST = {"purge": ["vm1"], "restore": ["new.img"]}
+
+
+@pytest.mark.parametrize("word", ["nosuch,,latest", "latest,", "tag:", ""])
+@pytest.mark.parametrize(
+    ("command", "parameter"),
+    [
+        pytest.param(command, parameter, id=f"{command} {parameter.name}")
+        for command, parameter in parameters()
+        if metavar(parameter) in {"-r", "REV"} or parser_of(parameter) == "job_word"
+    ],
+)
+def test_a_malformed_revision_word_is_wrong_usage_even_where_it_names_what_is_missing(
+    aged: Backy,
+    command: str,
+    parameter: Any,  # noqa: ANN401 - typer's
+    word: str,
+) -> None:
+    before = tree(aged.base.parent)
+    value = f"vm1@{word}" if parser_of(parameter) == "job_word" else word
+    typed = [*words(command, parameter, value), *REST.get(command, [])]
+    said = refusal(aged.run(typed[0], *OPTIONS.get(command, []), *typed[1:]), 2)
+    assert said.message.startswith(f"{word!r} is not a revision word: ")
+    assert said.hint.startswith("Examples: latest, 1, ")
+    assert tree(aged.base.parent) == before
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -160,3 +190,15 @@ def test_check_says_unknown_where_what_is_wrong_stands_before_it(backy: Backy) -
     result = backy.run("--nonsense", "check")
     assert (result.code, result.err) == (3, "")
     assert result.out.startswith("BACKY UNKNOWN - no such option: --nonsense")
+
+
+@pytest.mark.parametrize("option", ["--base-dir", "--config"])
+def test_a_folder_that_is_called_like_a_command_is_not_taken_for_it(
+    backy: Backy, option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unknown = backy.run(option, "list", "check", "--nonsense")
+    assert (unknown.code, unknown.err) == (3, "")
+    assert unknown.out.startswith("BACKY UNKNOWN - ")
+    said = refusal(backy.run(option, "check", "list", "--nonsense"), 2)
+    assert said.message == "no such option: --nonsense"

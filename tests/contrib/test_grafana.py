@@ -45,7 +45,6 @@ def test_every_metric_is_shown_but_for_times_of_which_the_age_is() -> None:
     asked = " ".join(expressions())
     hidden = {name for name in views.exported() if name not in asked}
     assert hidden == {
-        "backy_job_future_revisions",  # an alert tells of it
         "backy_job_last_success_timestamp_seconds",
         "backy_job_last_verification_timestamp_seconds",
     }

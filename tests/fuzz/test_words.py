@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backy.errors import BackyError, ConfigError, NotFoundError
+from backy.errors import BackyError, ConfigError, NotFoundError, UsageError
 from backy.model.names import check_disk_name, check_job, check_tag
 from backy.model.revision import (
     Consistency,
@@ -63,7 +63,7 @@ def find(word: str) -> None:
     """A word names some of the history, each once, or is refused with the word in the message."""
     try:
         found = select(word, HISTORY)
-    except NotFoundError as error:
+    except (NotFoundError, UsageError) as error:
         assert error.message  # noqa: PT017 - either is fine
         assert error.hint  # noqa: PT017
         return

@@ -97,6 +97,21 @@ def test_a_file_without_a_clone_is_as_it_is_when_it_is_opened(tmp_path: Path) ->
             assert snapshot.consistency is Consistency.NONE
 
 
+def test_where_a_clone_fails_that_the_file_system_could_make_the_reason_is_told(
+    reflink_folder: Path,
+) -> None:
+    path = reflink_folder / "vm1.img"
+    path.write_bytes(CONTENT)
+    subprocess.run(["chattr", "+i", reflink_folder], check=True)  # no file can be made in it
+    try:
+        with opened(source(path), REQUEST) as snapshot:
+            assert snapshot.consistency is Consistency.NONE
+            why = "and may change meanwhile: Operation not permitted"
+            assert snapshot.warnings() == [f"{path} was not cloned, {why}"]
+    finally:
+        subprocess.run(["chattr", "-i", reflink_folder], check=True)
+
+
 def test_what_was_just_written_and_not_yet_synced_is_in_the_clone(reflink_folder: Path) -> None:
     path = reflink_folder / "vm1.img"
     with path.open("wb") as file:

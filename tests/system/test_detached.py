@@ -3,12 +3,13 @@
 import os
 import socket
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 
-from backy.system import detached
+from backy.system import detached, sockets
 
 LISTEN = """
 import os, signal, socket, sys, time
@@ -68,6 +69,30 @@ def test_nobody_listens_at_what_is_left_of_a_socket(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
     assert detached.listening_at(path) is None
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Path]:
+    """A socket whose listener accepts nobody, and whose queue is full."""
+    path = tmp_path / "socket"
+    with ExitStack() as stack:
+        listener, *clients = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3))
+        listener.bind(str(path))
+        listener.listen(0)
+        for client in clients:
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                client.connect(str(path))
+        yield path
+
+
+def test_a_program_that_hangs_is_an_error_and_does_not_hang_who_looks_for_it(
+    hanging: Path,
+) -> None:
+    with pytest.raises(TimeoutError, match=f"nobody answers at {hanging}"):
+        detached.listening_at(hanging)
+    with pytest.raises(OSError, match="another server listens there"):
+        sockets.refuse_living(hanging)
 
 
 def test_a_program_that_is_missing_is_an_error(tmp_path: Path) -> None:

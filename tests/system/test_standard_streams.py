@@ -67,6 +67,33 @@ open({str(tmp_path / "trouble")!r}, "w").write(standard_streams.trouble())
     assert (tmp_path / "trouble").read_text() == trouble
 
 
+def test_what_is_written_after_a_failure_arrives_and_the_failure_is_not_forgotten(
+    tmp_path: Path,
+) -> None:
+    """A log may not grow beyond 1,000 bytes, until the operator makes room."""
+    code = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))
+for stream in (sys.stdout, sys.stderr):
+    print("1" * 999, file=stream, flush=True)
+    print("2" * 999, file=stream, flush=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, most)
+print("3", flush=True)
+print("4", file=sys.stderr)
+with open({str(tmp_path / "trouble")!r}, "w") as file:
+    file.write(standard_streams.trouble())
+"""
+    out, err = tmp_path / "out", tmp_path / "err"
+    assert run(code, f">{out} 2>{err}").returncode == 0
+    assert out.read_text() == "1" * 999 + "\n3\n"
+    assert err.read_text() == "1" * 999 + "\n4\n"
+    why = "File too large"
+    trouble = f"standard output: {why}, standard error: {why}"
+    assert (tmp_path / "trouble").read_text() == trouble
+
+
 def test_a_reader_that_is_gone_is_no_trouble() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -76,17 +76,18 @@ def all_jobs(context: Context) -> list[str]:
     return jobs(context.obj.base, lambda name: warn(f"{why}: {name!a}"))
 
 
-def each_job(jobs: Iterable[str], do: Callable[[str], None]) -> list[tuple[str, BackyError]]:
-    """Call `do` with each job; an error does not stop the others. The errors, by job.
+def each_job(jobs: Iterable[str], do: Callable[[str], None]) -> list[tuple[str, Exception]]:
+    """Call `do` with each job; an error, or a bug, does not stop the others.
 
-    Raises CancelledError.
+    The errors by job, bugs first: who raises the first one does not hide a bug. Raises
+    CancelledError.
     """
-    failed: list[tuple[str, BackyError]] = []
+    failed: list[tuple[str, Exception]] = []
     for job in jobs:
         try:
             do(job)
         except CancelledError:
             raise
-        except BackyError as error:
+        except Exception as error:  # noqa: BLE001 - raised by the caller, after the other jobs
             failed.append((job, error))
-    return failed
+    return sorted(failed, key=lambda each: isinstance(each[1], BackyError))

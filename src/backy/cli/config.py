@@ -5,15 +5,14 @@ from typing import Annotated
 from typer import Option
 
 from backy.cli import values
-from backy.cli.app import AsJson, Context, app
+from backy.cli.app import AsJson, Context, app, each_job
 from backy.cli.output import answer, print_document
 from backy.cli.program import Application, CommandGroup
 from backy.config.loader import Problem, ProblemsError
 from backy.config.loader import schema as json_schema
 from backy.config.review import warnings
-from backy.errors import ConfigError, NotFoundError, SourceError, visible
+from backy.errors import BackyError, ConfigError, NotFoundError, SourceError, visible
 from backy.model.answers import ConfigCheckAnswer, ConfigProblem, LookedSource
-from backy.operations.look import look_at_sources
 from backy.operations.site import Site
 from backy.sources import open_source
 from backy.units import counted, listed
@@ -34,13 +33,21 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
     """Name every problem in the configuration, with file and line, and what looks wrong."""
     site: Site = context.obj
     path = site.needed_path()
+    looks: list[LookedSource] = []
+    failed: list[tuple[str, Exception]] = []
+
+    def look(job: str) -> None:
+        disks = sorted(open_source(loaded.config.jobs[job].source).look())
+        looks.append(LookedSource(job=job, disks=disks, error=""))
+
     try:
         loaded = site.loaded
         problems, count, files = loaded.problems, len(loaded.config.jobs), len(loaded.files)
         odd = warnings(loaded, lambda settings: open_source(settings).paths, site.asked)
-        looks = [*look_at_sources(loaded.config)] if sources else []
+        failed = each_job(loaded.config.jobs if sources else (), look)
     except ProblemsError as error:
-        problems, count, files, odd, looks = error.problems, 0, 1, [], []
+        problems, count, files, odd = error.problems, 0, 1, []
+    looks += [LookedSource(job=job, disks=[], error=str(error)) for job, error in failed]
     lines = [visible(str(problem)) for problem in problems]
     if not problems:
         lines = [f"{path}: {counted(count, 'job')} in {counted(files, 'file')}, no problems"]
@@ -54,8 +61,10 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
     if problems:
         what = counted(len(problems), "problem")
         raise ConfigError(f"{path}: {what}", "A running daemon keeps the jobs it has.")
-    if failed := [look["job"] for look in looks if look["error"]]:
-        why = f"sources that cannot be opened: {listed(failed, 'job')}"
+    for _, first in failed:
+        if not isinstance(first, BackyError):
+            raise first
+        why = f"sources that cannot be opened: {listed([job for job, _ in failed], 'job')}"
         raise SourceError(why, "Their backups would fail now; the lines above say why.")
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 
@@ -15,7 +16,9 @@ _UNKNOWN = 3  # exit code UNKNOWN of Nagios plug-ins
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments` and return its exit code."""
-    is_check = next(filter(COMMANDS.__contains__, arguments), "") == "check"
+    pairs = pairwise(("", *arguments))  # a folder may be called like a command
+    words = (word for before, word in pairs if before not in {"--base-dir", "--config"})
+    is_check = next(filter(COMMANDS.__contains__, words), "") == "check"
     as_json = "--json" in arguments
     with signals.ends_in_time(lambda: _say_last(as_json=as_json)):
         try:

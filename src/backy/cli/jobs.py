@@ -63,7 +63,7 @@ def list_(
         warn(f"backy: there is no repository in {context.obj.base}")
     if as_json:
         items.end(
-            unusable=[answers.UnusableJob(job=name, error=each.message) for name, each in unusable]
+            unusable=[answers.UnusableJob(job=name, error=str(each)) for name, each in unusable]
         )
     elif not job:
         print_lines(table(("job", "store", "revisions", "newest (UTC)", "size"), rows))

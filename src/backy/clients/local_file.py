@@ -1,5 +1,6 @@
 """Files and block devices of this host, as images."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from backy.system.files import Cache, File
 
 _OPEN_HINT = "Is the path right, and may you read it?"
 _READ_HINT = "Check the disk behind it (dmesg); nothing was published, older revisions are intact."
+_CANNOT_CLONE = {errno.EOPNOTSUPP, errno.EROFS}  # of O_TMPFILE: a read-only snapshot is fine
 
 
 class LocalImage:
@@ -64,11 +66,12 @@ def open_local(path: Path, clone: File | None = None) -> Iterator[LocalImage]:
         yield image
 
 
-def clone(path: Path, stack: ExitStack) -> File | None:
+def clone(path: Path, stack: ExitStack, failures: list[str]) -> File | None:
     """Clone a file: the clone has no name, and does not change when the file is written to.
 
     `stack` closes the clone. None where there is none: for a device, on a file system that cannot
-    clone, without the right to make files beside it, or where the file cannot be opened at all.
+    clone, without the right or the space to make files beside it, or where the file cannot be
+    opened at all. `failures` gets the reason, unless the file system can have no clone.
     """
     try:
         with files.open_to_read(path) as original:
@@ -77,5 +80,7 @@ def clone(path: Path, stack: ExitStack) -> File | None:
             made = files.create_unnamed(path.resolve().parent, Cache.SPARE)
             stack.enter_context(made)
             return made if made.clone_from(original) else None
-    except OSError:
+    except OSError as error:
+        if error.errno not in _CANNOT_CLONE:
+            failures.append(f"{path} was not cloned, and may change meanwhile: {error.strerror}")
         return None

@@ -134,9 +134,10 @@ class DaemonState:
                 self.news.set()
 
     async def _look_at(self, job: str) -> None:
-        before, now = fingerprint(self.setup.base, job), datetime.now(UTC)
-        observation, summary = await asyncio.to_thread(
-            observe, self.setup, job, now, self.planner.verbs
+        setup, verbs, now = self.setup, self.planner.verbs, datetime.now(UTC)
+        # In a thread from the first look on: a file server that hangs must not stop the loop.
+        before, (observation, summary) = await asyncio.to_thread(
+            lambda: (fingerprint(setup.base, job), observe(setup, job, now, verbs))
         )
         if job in self.setup.config.jobs:  # still
             self.summaries[job] = summary

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from backy.errors import NotFoundError
+from backy.errors import NotFoundError, UsageError
 from backy.model.revision import Revision, Trust
 
 _TOKEN = re.compile(r"\s*(\.\.|[(),&]|(?:(?!\.\.)[^\s(),&])+)")
@@ -55,14 +55,18 @@ _Word = tuple[Sequence[datetime], _Revisions]
 def select(spec: str, history: Sequence[Revision]) -> list[Revision]:
     """The revisions that `spec` names. `history` must be sorted by id, oldest first.
 
-    Raises NotFoundError if `spec` is malformed or a word names no revision; the error quotes the
-    word and lists the revisions. Sets ("all", "tag:x", a date, a range) may be empty.
+    Raises UsageError if `spec` is malformed, whatever the history has; else NotFoundError if a word
+    names no revision: it quotes the word and lists the revisions. Sets ("all", "tag:x", a date, a
+    range) may be empty.
     """
     return _Parser(spec, list(history)).parse()
 
 
 def select_one(spec: str, history: Sequence[Revision]) -> Revision:
-    """The one revision that `spec` names. Raises NotFoundError if it names none or several."""
+    """The one revision that `spec` names.
+
+    Raises NotFoundError if it names none or several, and UsageError if it is malformed.
+    """
     selected = select(spec, history)
     if not selected:
         raise NotFoundError(f"{spec!r} names no revision", _choices(history))
@@ -91,23 +95,23 @@ class _Parser:
         self._spec = spec
         self._history = history
         self._depth = 0
+        self._missing: NotFoundError | None = None
         if len(spec) > _LONGEST:
             why = f"a revision word of {len(spec)} characters"
-            raise NotFoundError(why, f"{_LONGEST} is the limit.")
+            raise UsageError(why, f"{_LONGEST} is the limit.")
         self._tokens = [*_TOKEN.findall(spec.rstrip()), ""]  # which ends it
 
     def parse(self) -> _Revisions:
         selected = self._list()
         if self._tokens[0]:
             raise self._malformed(f"{self._tokens[0]!r} was not expected")
+        if self._missing:
+            raise self._missing
         return selected
 
-    def _malformed(self, why: str) -> NotFoundError:
+    def _malformed(self, why: str) -> UsageError:
         hint = "Examples: latest, 1, 2026-11-23, tag:daily, last(tag:daily & 2026-11-01..)."
-        return NotFoundError(f"{self._spec!r} is not a revision word: {why}", hint)
-
-    def _unknown(self, word: str, why: str = "names no revision") -> NotFoundError:
-        return NotFoundError(f"{word!r} {why}", _choices(self._history))
+        return UsageError(f"{self._spec!r} is not a revision word: {why}", hint)
 
     def _take(self, token: str) -> bool:
         if self._tokens[0] != token:
@@ -172,27 +176,29 @@ class _Parser:
             return list(history)
         if word == "clean":
             return [revision for revision in history if revision.trust is not Trust.DISTRUSTED]
-        if kind == "tag" and value:
+        if kind == "tag":
+            if not value:
+                raise self._malformed("tag: needs a tag")
             return [revision for revision in history if value in revision.tags]
         if kind == "trust":
             if value not in {trust.value for trust in Trust}:
                 why = "is none of trust:trusted, trust:verified, trust:distrusted"
-                raise self._unknown(word, why)
+                raise self._malformed(f"{word!r} {why}")
             return [revision for revision in history if revision.trust.value == value]
-        return [self._single(word)]
+        return self._single(word)
 
-    def _single(self, word: str) -> Revision:
+    def _single(self, word: str) -> _Revisions:
         history = self._history
         if word in {"latest", "last", "first"} and history:
-            return history[0 if word == "first" else -1]
+            return [history[0 if word == "first" else -1]]
         if word.isascii() and word.isdigit() and int(word) < len(history):
-            return history[-1 - int(word)]
+            return [history[-1 - int(word)]]
         selected = [revision for revision in history if revision.id.startswith(word)]
-        if len(selected) > 1 and word not in {revision.id for revision in selected}:
-            raise self._unknown(word, f"is the beginning of {len(selected)} ids")
-        if not selected:
-            raise self._unknown(word)
-        return selected[0]
+        if not selected or (len(selected) > 1 and word not in {each.id for each in selected}):
+            why = f"is the beginning of {len(selected)} ids" if selected else "names no revision"
+            # All else is parsed before this is raised: a malformed word is wrong in any history.
+            self._missing = self._missing or NotFoundError(f"{word!r} {why}", _choices(history))
+        return selected[:1]
 
 
 def _span(word: str) -> Sequence[datetime]:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -31,6 +31,7 @@ def restore_recorded(
     began = time.monotonic()
     repository = site.repository(job)
     kept: list[RestoreRecord] = []
+    disks: list[RestoredDisk] = []  # that are complete, also where the next one fails
 
     def keep(record: RestoreRecord) -> None:
         with warned(watcher, "this restore is not in backy history"):
@@ -43,7 +44,11 @@ def restore_recorded(
         name = id_for(now, secrets.token_hex(2))
         keep(RestoreRecord(name, now, revision.id, targets.strip(), asker()))
 
-    def end(result: str, disks: Sequence[RestoredDisk] = ()) -> None:
+    def hear(disk: RestoredDisk) -> None:
+        disks.append(disk)
+        on_disk(disk)
+
+    def end(result: str) -> None:
         seconds = round(time.monotonic() - began, 3)
         data, written = sum(disk.read for disk in disks), sum(disk.written for disk in disks)
         for record in kept[:]:
@@ -51,10 +56,10 @@ def restore_recorded(
 
     try:
         done = restore_job(
-            site, job, target, options, watcher=watcher, on_start=begin, on_disk=on_disk
+            site, job, target, options, watcher=watcher, on_start=begin, on_disk=hear
         )
     except BaseException as error:
         end(getattr(error, "message", repr(error)))
         raise
-    end(f"{counted(done.lost, 'range')} lost" if done.lost else DONE, done.disks)
+    end(f"{counted(done.lost, 'range')} lost" if done.lost else DONE)
     return done

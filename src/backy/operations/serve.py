@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from backy.errors import ConfigError, NotFoundError, StoreError
+from backy.errors import ConfigError, NotFoundError, StoreError, UsageError
 from backy.image.cache import BlockCache
 from backy.image.extent_map import ExtentMap
 from backy.image.progress import Watcher
@@ -178,7 +178,7 @@ class ServedDisk(OpenDisk):
                 if context == ALLOCATION:
                     self._maps[context] = ExtentMap(self.extents(), _ALLOCATED, self.size)
                 elif context.startswith(_CHANGED):
-                    with suppress(NotFoundError):
+                    with suppress(NotFoundError, UsageError):
                         self._maps[context] = self._changed(context.removeprefix(_CHANGED))
             return self._maps.get(context)
 

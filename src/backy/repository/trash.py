@@ -106,7 +106,7 @@ def _batches(trash: Place) -> list[str]:
     unknown, they would never be purged, and neither would those after them.
     """
     batches: list[str] = []
-    for name in filter(is_id, folders.list_folder(trash)):
+    for name in (folder.name for folder in _folders_in(trash)):
         batch = name
         if is_ahead(time_of(name), datetime.now(UTC)):
             batch = _new_batch(batches, name[-4:])
@@ -185,11 +185,11 @@ def erase(repository: Repository) -> None:
     base, revisions = repository.folder.parent, repository.root / "revisions"
     action = f"{repository.name}: deleting it"
     with repository.exclusive("purge"), translated(StoreError, action), repository.history_lock():
-        for name in filter(is_id, folders.list_folder(revisions)):
+        for folder in _folders_in(revisions):
             try:
-                folders.locked(revisions / name).close()
+                folders.locked(folder).close()
             except BlockingIOError:
-                raise BusyError(f"{action}: {name} is being read", "Try again later.") from None
+                raise BusyError(f"{action}: {folder.name} is read", "Try again later.") from None
         hidden = base / f".{repository.name}{_GONE}"
         folders.rename(repository.folder, hidden)
         folders.sync_folder(base)
@@ -230,11 +230,13 @@ def sweep(
 def _foreign(root: Place) -> Iterator[Place]:
     """What backy did not make in the folders of a repository; the store knows those of chunks."""
     trash = root / "trash"
-    for folder in (root, root / "revisions", root / "quarantine", trash, *_revisions_in(trash)):
+    for folder in (root, root / "revisions", root / "quarantine", trash, *_folders_in(trash)):
+        in_trash = folder.parts[:1] == trash.parts
         for name in folders.list_folder(folder):
-            plain = name.removeprefix(".")
-            if not (plain.removesuffix(".new") in _OWN if folder == root else is_id(plain)):
-                yield folder / name
+            plain, path = name.removeprefix("."), folder / name
+            is_own = plain.removesuffix(".new") in _OWN if folder == root else is_id(plain)
+            if not is_own or (in_trash and not path.is_folder()):
+                yield path
 
 
 def _unwanted(
@@ -250,7 +252,7 @@ def _unwanted(
     before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
     newest = f"{before:{ID_TIME}}" if older_than_seconds else "a"
     for name in _batches(trash):
-        for folder in _revisions_in(trash / name):
+        for folder in _folders_in(trash / name):
             yield folder, name < newest
         if not folders.list_folder(trash / name):
             folders.remove_empty_folder(trash / name)
@@ -287,9 +289,14 @@ def all_folders(root: Place) -> Iterator[Place]:
 
 def _removed(trash: Place) -> Iterator[tuple[Place, list[Place]]]:
     """The batches in the trash, oldest first, each with its revisions."""
-    for batch in _revisions_in(trash):  # their names are like those of revisions
-        yield batch, _revisions_in(batch)
+    for batch in _folders_in(trash):  # their names are like those of revisions
+        yield batch, _folders_in(batch)
 
 
 def _revisions_in(folder: Place) -> list[Place]:
     return [folder / name for name in folders.list_folder(folder) if is_id(name)]
+
+
+def _folders_in(folder: Place) -> list[Place]:
+    """The same without files and links, which somebody else put there."""
+    return [each for each in _revisions_in(folder) if each.is_folder()]

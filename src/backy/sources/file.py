@@ -57,7 +57,8 @@ class FileSource:
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Clones what can be cloned. Needs no parent: hashes tell what changed."""
         with ExitStack() as stack:
-            clones = {name: clone(path, stack) for name, path in self.paths.items()}
+            failures: list[str] = []
+            clones = {name: clone(path, stack, failures) for name, path in self.paths.items()}
             is_cloned = None not in clones.values()
             consistency = request.consistency(clones) if is_cloned else Consistency.NONE
 
@@ -66,7 +67,8 @@ class FileSource:
                     image = data.open(name, open_local(path, clones[name]))
                     data.final_checks.append(image.warnings)
 
-            yield SnapshotData(request, consistency).taken(open_disks)
+            data = SnapshotData(request, consistency, early_warnings=failures)
+            yield data.taken(open_disks)
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """Do nothing: a clone has no name, so it goes with the process."""

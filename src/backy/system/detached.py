@@ -66,12 +66,18 @@ def start(command: Sequence[str], log: Path, path: Path) -> Detached:
 
 
 def listening_at(path: Path) -> Detached | None:
-    """The program that listens at a Unix socket; None if nobody does. Raises OSError."""
+    """The program that listens at a Unix socket; None if nobody does. Raises OSError.
+
+    One that hangs, so that its queue of connections is full, is an error, too.
+    """
     with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(0)
         try:
             client.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             return None
+        except BlockingIOError as error:
+            raise TimeoutError(None, f"nobody answers at {path}") from error
         peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     with suppress(ProcessLookupError):
         return Detached(_CREDENTIALS.unpack(peer)[0])

@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from backy.errors import ConfigError, translated
@@ -39,9 +39,9 @@ def unix_listener(path: Path, group: int | None = None) -> Iterator[socket.socke
 
 def refuse_living(path: Path) -> None:
     """Raise OSError if somebody listens at a Unix socket."""
-    with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
-        if path.is_socket():
-            client.connect(str(path))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(0)  # who hangs listens, too, but its queue may be full
+        if path.is_socket() and client.connect_ex(str(path)) != errno.ECONNREFUSED:
             raise OSError(errno.EADDRINUSE, "another server listens there")
 
 

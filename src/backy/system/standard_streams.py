@@ -1,7 +1,8 @@
 """Standard input, output and error: an error on them does not stop the command.
 
 A backup must not fail because a log is full or a pager was closed. Output that cannot be written
-is dropped, and `trouble` reports it at the end.
+is dropped, and `trouble` reports it at the end. What comes later is written if it can be: the
+daemon's log goes on when its file system has space again.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def say_last(text: str) -> None:
 
 
 class _Stream(io.FileIO):
-    """A file that drops everything written after an error."""
+    """A file that drops what cannot be written; `error` is the first reason."""
 
     def __init__(self, descriptor: int, title: str) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -96,16 +97,15 @@ class _Stream(io.FileIO):
 
     def write(self, content: ReadableBuffer) -> int:
         """Write some of `content`, or drop all of it. Return the number of bytes."""
-        while not self.error:
+        while True:
             try:
                 written: int | None = super().write(content)
             except OSError as error:
-                self.error = error
-            else:
-                if written is not None:
-                    return written
-                select([], [self], [])  # another process may have made it non-blocking
-        return memoryview(content).nbytes
+                self.error = self.error or error
+                return memoryview(content).nbytes
+            if written is not None:
+                return written
+            select([], [self], [])  # another process may have made it non-blocking
 
 
 def _protected(descriptor: int, title: str, opened: TextIO | None) -> TextIO:

@@ -82,7 +82,8 @@ class QemuImageTarget(RemoteTarget):
             if os.path.lexists(folder) and not folders.is_own_folder(folder):
                 why = f"{folder} is no folder that is only yours"
                 raise TargetError(why, "Remove it, or name another target.")
-            return self._partial.exists()
+            # One that is empty was made by a process that was killed before qemu-img filled it.
+            return self._partial.exists() and self._partial.stat().st_size > 0
 
     def _current(self) -> Path:
         return self._path if not self._is_new and self._exists() else self._partial
