@@ -11,6 +11,8 @@ from backy.units import KiB
 def test_others_get_their_turn_while_a_client_sends_faster_than_it_is_answered() -> None:
     """One that reads its replies, too, would keep all others waiting for ever."""
 
+    had_a_turn = False
+
     async def answer_until_others_had_a_turn() -> None:
         def others() -> None:
             nonlocal had_a_turn
@@ -18,7 +20,7 @@ def test_others_get_their_turn_while_a_client_sends_faster_than_it_is_answered()
 
         client, ours = socket.socketpair()
         with client:
-            channel, had_a_turn = Channel(ours), False
+            channel = Channel(ours)
             asyncio.get_running_loop().call_later(0.1, others)
             deadline = time.monotonic() + 30
             while not had_a_turn:
