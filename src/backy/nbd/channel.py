@@ -52,10 +52,7 @@ class Channel:
     async def skip(self, length: int) -> None:
         """Drop the next `length` bytes, however many."""
         while length:
-            await self.fill(1)
-            dropped = min(length, len(self.received))
-            del self.received[:dropped]
-            length -= dropped
+            length -= len(await self.receive(min(length, _PIECE)))
 
     async def fill(self, length: int) -> None:
         """Wait until `received` has `length` bytes. Other clients get their turn.
