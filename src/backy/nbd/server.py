@@ -106,7 +106,7 @@ class Server:
                     await self._speak(channel, stack)
             except ConnectionError:  # clients may leave without a word
                 pass
-            except OSError as error:
+            except (OSError, BackyError) as error:
                 self._complain(f"a client was lost: {str(error) or 'it took too long'}")
 
     async def _speak(self, channel: Channel, stack: AsyncExitStack) -> None:
