@@ -21,7 +21,7 @@ EX_SOFTWARE and EX_IOERR of sysexits.h.
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Self
 
 BUG = 70
 
@@ -53,6 +53,10 @@ class BackyError(Exception):
         self.message = visible(message)
         self.hint = visible(hint)
         super().__init__(self.message)
+
+    def without_frames(self) -> Self:
+        """A new one that can be kept: the frames of this one would keep the buffers of callers."""
+        return type(self)(self.message, self.hint)
 
 
 class UsageError(BackyError, exit_code=2):

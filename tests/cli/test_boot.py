@@ -169,6 +169,11 @@ def copying(vm: Vm) -> list[Any]:
     return []
 
 
+def is_held(backy: Backy) -> bool:
+    """Whether a tag keeps the revision from being removed."""
+    return "manual:boot:" in backy.ok("list", "vm1").out
+
+
 def boot(backy: Backy, vm: Vm, *options: str) -> str:
     return backy.ok("boot", "vm1", "--state", str(vm.folder), *options).out
 
@@ -305,6 +310,7 @@ def test_a_disk_of_something_else_is_left_alone(backy: Backy, vm: Vm) -> None:
     assert refused.message == f"{vm.overlay('vdb')} exists"
     assert vm.overlay("vdb").read_bytes() == before
     assert not vm.qemu()
+    assert not is_held(backy)
 
 
 def test_one_folder_takes_one_boot_at_a_time(backy: Backy, vm: Vm) -> None:
@@ -459,6 +465,7 @@ def test_a_target_that_exists_is_left_alone(backy: Backy, vm: Vm, tmp_path: Path
     assert refused.message == f"{existing} exists"
     assert existing.read_bytes() == b"mine"
     assert not vm.qemu()
+    assert not is_held(backy)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root refuses")
@@ -478,6 +485,7 @@ def test_a_target_that_is_a_link_to_nothing_is_left_alone(
     refused = backy.refuses(10, "boot", "vm1", "--state", vm.folder, into)
     assert refused.message == f"{tmp_path / 'link'} exists"
     assert not (tmp_path / "elsewhere").exists()
+    assert not is_held(backy)
 
 
 def test_a_disk_moves_into_ceph(ceph: Cluster, backy: Backy, vm: Vm) -> None:

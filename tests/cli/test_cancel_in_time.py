@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -31,8 +32,10 @@ from tests.cli.runner import (
     refusal,
     wait_for,
 )
+from tests.lab.needs import absent, need
 from tests.lab.storage_daemon import needs_storage_daemon, storage_daemon
 from tests.nbd.scripted import Answer, Request, Script, everything, scripted
+from tests.nbd.servers import short_folder
 from tests.programs import MARK, alive, marked, wait_for_none
 from tests.sources.test_qemu_hostile import GREETING, OK, Talk, listening, says, silent, trickling
 
@@ -298,6 +301,25 @@ def test_a_command_ends_though_a_file_system_hangs(tmp_path: Path, verb: str) ->
     backy.ok("backup", "vm1")
     assert len(backy.revisions("vm1")) == 2
     assert backy.drafts("vm1") == []
+
+
+@needs_storage_daemon
+def test_a_server_ends_though_a_file_system_hangs(tmp_path: Path) -> None:
+    """A client waits for a block that could be healed from there."""
+    need(absent("nbdcopy"))
+    backy = Hasty(tmp_path / "base")
+    with hung_file(tmp_path, CONTENT) as (path, hang), short_folder() as folder:
+        backy.configure(type="file", disks={"vda": str(path)})
+        backy.ok("backup", "vm1", "--store", "chunks")
+        backy.damage("vm1", backy.revisions("vm1")[0], 0)
+        hang()
+        with backy.started("serve", "vm1", "--socket", folder / "s") as running:
+            wait_for((folder / "s").is_socket, "it listens")
+            uri = f"nbd+unix:///vm1/latest/vda?socket={folder / 's'}"
+            with subprocess.Popen(["nbdcopy", uri, "null:"], stderr=subprocess.DEVNULL):
+                wait_for(lambda: is_stuck(running.process.pid), "it waits for the file system")
+                running.signal(signal.SIGTERM)
+                assert "does not answer" in refusal(running.end(), 130).message
 
 
 @needs_storage_daemon

@@ -204,6 +204,8 @@ def test_data_and_holes_are_those_of_the_disk(view: View) -> None:
         with path.open("rb") as file:
             told = list(data_of(file.fileno(), len(content)))
             assert os.lseek(file.fileno(), len(content) - 1, os.SEEK_HOLE) >= len(content) - 1
+            with pytest.raises(OSError, match="No such device or address"):  # and no damage
+                os.lseek(file.fileno(), -1, os.SEEK_DATA)
         blocks = {start for part in told for start in range(part.start, part.stop, BLOCK)}
         true = {at for at in range(0, len(content), BLOCK) if any(content[at : at + BLOCK])}
         assert blocks == true

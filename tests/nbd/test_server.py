@@ -14,6 +14,7 @@ from backy.errors import SourceError
 from backy.image.image import Image
 from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
+from tests.cli.runner import wait_for
 from tests.conformance.image import ImageSuite, read
 from tests.nbd.servers import certificates, content_of, map_of
 from tests.nbd.serving import BLOCK, CHANGED, Client, Serving, packed, serving
@@ -322,6 +323,17 @@ def test_with_certificates_nothing_is_told_in_the_open(tmp_path: Path) -> None:
         with Client(made.path) as client:
             client.send(b"IHAVEOPT" + struct.pack(">II", 1, 4) + b"disk")
             assert client.is_hung_up()
+
+
+def test_a_renewed_certificate_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    keys = certificates(tmp_path / "keys")
+    with serving(CONTENTS, keys) as made:
+        (keys / "server-cert.pem").unlink()
+        with Client(made.path) as client:
+            client.option(5)
+            assert client.is_hung_up()
+        wait_for(lambda: bool(made.log), "it was told")
+        assert f"reading the certificates in {keys}" in made.log[0]
 
 
 def test_bytes_that_somebody_slips_in_before_tls_end_the_connection(tmp_path: Path) -> None:

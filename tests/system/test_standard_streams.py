@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from select import select
 
 import pytest
 
@@ -130,3 +131,18 @@ def test_what_the_encoding_lacks_is_escaped_and_what_was_no_text_stays_as_it_was
         done = subprocess.run(command, env=env, capture_output=True, check=True)
         assert done.stderr == shown + b" \xff\n"
         assert done.stdout == b"\\ud800\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_on_standard_error_can_be_read_at_once(unbuffered: str) -> None:
+    """Logs of a server that runs for months go to a pipe."""
+    code = BEGIN + "sys.stderr.write('a block is lost\\n'); sys.stdin.read()"
+    env = environment(PYTHONUNBUFFERED=unbuffered)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stdin
+        assert program.stderr
+        is_there = bool(select([program.stderr], [], [], 30)[0])
+        program.stdin.close()
+    assert is_there

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Self
 
-from backy.errors import StoreError
+from backy.errors import BackyError, StoreError
 from backy.image.image import Image
 from backy.system import files, process
 from backy.units import MiB
@@ -123,15 +123,15 @@ class BlockCache:
 
     def _fill(self, image: CachedImage, number: int, done: Future[None], *, is_ahead: bool) -> None:
         key, length = (image.number, number), image.length_of(number)
-        buffer = self._room(image.block_size)
         try:
+            buffer = self._room(image.block_size)
             image.image.readinto(number * image.block_size, buffer[:length])
         except BaseException as error:  # noqa: BLE001 - raised in the threads that wait
             with self._lock:
-                self._size -= len(buffer)
-                self._ahead -= len(buffer) if is_ahead else 0
+                self._size -= image.block_size
+                self._ahead -= image.block_size if is_ahead else 0
                 del self._reads[key]
-            done.set_exception(error)
+            done.set_exception(error.without_frames() if isinstance(error, BackyError) else error)
             return
         with self._lock:
             self._blocks[key] = _Block(buffer, length, is_ahead=is_ahead)

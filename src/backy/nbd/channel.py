@@ -14,6 +14,7 @@ from backy.units import KiB
 Result = TypeVar("Result")
 
 _PIECE = 64 * KiB  # bytes that are received at once
+_TURN_SECONDS = 0.01  # of one client that sends faster than it is answered
 _MOST_ENCRYPTED = 256 * KiB  # bytes that are encrypted at once, with no look at other clients
 
 
@@ -26,6 +27,7 @@ class Channel:
         self.is_encrypted = False
         self._socket = connection
         self._loop = asyncio.get_running_loop()
+        self._turn_ends = 0.0
 
     def close(self) -> None:
         """Close the connection."""
@@ -50,13 +52,16 @@ class Channel:
     async def skip(self, length: int) -> None:
         """Drop the next `length` bytes, however many."""
         while length:
-            await self.fill(1)
-            dropped = min(length, len(self.received))
-            del self.received[:dropped]
-            length -= dropped
+            length -= len(await self.receive(min(length, _PIECE)))
 
     async def fill(self, length: int) -> None:
-        """Wait until `received` has `length` bytes. Raises ConnectionError at the end."""
+        """Wait until `received` has `length` bytes. Other clients get their turn.
+
+        Raises ConnectionError at the end.
+        """
+        if self._loop.time() > self._turn_ends:
+            await asyncio.sleep(0)
+            self._turn_ends = self._loop.time() + _TURN_SECONDS
         while len(self.received) < length:
             data = await self._finished(partial(self._socket.recv, _PIECE))
             if not data:

@@ -113,7 +113,8 @@ class Negotiation:
     async def run(self) -> Session | None:
         """Answer options until the client chooses an export; None if it goes without.
 
-        Raises OSError if the connection is lost, or the client does not follow the protocol.
+        Raises OSError if the connection is lost, or the client does not follow the protocol, and
+        what `tls` raises.
         """
         flags = nbd.FIXED_NEWSTYLE | nbd.NO_ZEROES
         await self.channel.send(struct.pack(">8s8sH", nbd.NBD_MAGIC, nbd.OPTION_MAGIC, flags))
@@ -132,6 +133,8 @@ class Negotiation:
             elif option == nbd.ABORT:
                 await self._reply(option, nbd.ACK)
                 return None
+            elif option == nbd.STARTTLS:
+                await self._start_tls(data)
             elif option == nbd.EXPORT_NAME:
                 return await self._choose_old(data, chosen)
             elif session := await self._answer(option, data):
@@ -141,8 +144,6 @@ class Negotiation:
         """Answer an option; give the session if that was the last one."""
         try:
             match option:
-                case nbd.STARTTLS:
-                    await self._start_tls(data)
                 case nbd.LIST:
                     await self._list(data)
                 case nbd.STRUCTURED_REPLY:

@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +32,7 @@ _IN_FLIGHT = 16  # requests of a client for which blocks are read at once
 _MOST_EXTENTS = 8192  # in a block status; the client asks again for the rest
 _LONGEST_TEXT = 1000  # bytes of an error
 _WRITES = {nbd.WRITE, nbd.TRIM, nbd.WRITE_ZEROES}
+_MOST_NOTES = 4096  # lines about blocks that are not repeated
 _LOG_SECONDS = 1  # between two lines about clients that failed: strangers could fill the log
 
 
@@ -49,6 +50,7 @@ class Server:
         self._exports = OpenExports(exports)
         self._tls = partial(tls_context, certificates) if certificates else None
         self._log = log
+        self._log_once = lru_cache(_MOST_NOTES)(log)  # clients try again and again
         self._logged_at = 0.0
         self._strangers: dict[asyncio.Task[None], None] = {}
         self._clients: set[asyncio.Task[None]] = set()
@@ -104,7 +106,7 @@ class Server:
                     await self._speak(channel, stack)
             except ConnectionError:  # clients may leave without a word
                 pass
-            except OSError as error:
+            except (OSError, BackyError) as error:
                 self._complain(f"a client was lost: {str(error) or 'it took too long'}")
 
     async def _speak(self, channel: Channel, stack: AsyncExitStack) -> None:
@@ -114,7 +116,7 @@ class Server:
         if task := asyncio.current_task():
             self._strangers.pop(task, None)
         if session:
-            await Transmission(channel, session, self._log).run()
+            await Transmission(channel, session, self._log_once).run()
 
     def _complain(self, text: str) -> None:
         if time.monotonic() - self._logged_at > _LOG_SECONDS:

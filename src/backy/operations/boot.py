@@ -75,6 +75,8 @@ class _Boot:
     def run(self) -> BootFinished:
         """See boot_job."""
         plan = self._plan
+        if not (plan.folder / STATE).exists():
+            self._refuse_what_exists()
         self._hold(is_held=True)
         partial = self._prepare()
         if partial:
@@ -100,6 +102,14 @@ class _Boot:
             agent_seconds=self._agent_seconds,
             seconds=time.monotonic() - self._began,
         )
+
+    def _refuse_what_exists(self) -> None:
+        """Nothing is done then, not even the revision is held."""
+        for overlay in self._plan.overlays:
+            if overlay.path.exists():
+                raise TargetError(f"{overlay.path} exists", "Use another folder with --state.")
+            if overlay.target and overlay.target.exists():
+                raise TargetError(f"{overlay.target.word} exists", "Name one that does not.")
 
     def _hold(self, *, is_held: bool) -> None:
         """Keep the revision from being removed, also while its server is dead; or let it go."""
@@ -133,12 +143,6 @@ class _Boot:
 
     def _make(self) -> None:
         plan = self._plan
-        if not (plan.folder / STATE).exists():
-            for overlay in plan.overlays:
-                if overlay.path.exists():
-                    raise TargetError(f"{overlay.path} exists", "Use another folder with --state.")
-                if overlay.target and overlay.target.exists():
-                    raise TargetError(f"{overlay.target.word} exists", "Name one that does not.")
         self._remember(self._state)  # from now on they are ours
         for overlay in plan.overlays:
             with translated(TargetError, f"making {overlay.path}"):

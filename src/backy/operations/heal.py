@@ -61,8 +61,7 @@ class StoredDisk:
         except StoreError as error:
             if not error.is_damage:
                 raise
-            # A new one: the frames of this one would keep the caller's buffers, and the caller it.
-            return type(error)(error.message, error.hint)
+            return error.without_frames()
         return None
 
     def digest(self, number: int) -> str | None:

@@ -191,7 +191,7 @@ class Tree:
     def lseek(self, path: str, offset: int, whence: int, number: int) -> int:
         """The next data or hole in an open file, by SEEK_DATA and SEEK_HOLE."""
         file = self._files[number]
-        if offset >= file.size:
+        if not 0 <= offset < file.size:
             raise OSError(errno.ENXIO, path)
         is_hole = whence == os.SEEK_HOLE
         found = (each for each in file.extents(offset) if (each.kind is Kind.ZERO) == is_hole)

@@ -58,7 +58,7 @@ class OpenDisk:
     def _heal(self, offset: int, buffer: memoryview, error: StoreError) -> None:
         """Fill `buffer` with good bytes. Raises DamagedError if they are lost."""
         if offset in self._lost:
-            raise error
+            raise error.without_frames()
         readers, origins = self._readers, self._readers.site.origins(self.repository)
         try:
             # What healing opens is closed at once: it locks all revisions of the job.

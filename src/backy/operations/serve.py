@@ -23,6 +23,7 @@ from backy.operations.site import Site
 from backy.repository.records import Settings
 from backy.repository.repository import Repository, codec_for
 from backy.stores.codec import Codec
+from backy.system import signals
 from backy.system.async_process import on_signals
 from backy.units import MiB
 
@@ -59,7 +60,12 @@ def serve_jobs(
 
         async def run() -> None:
             serving = asyncio.create_task(server.run(listener))
-            on_signals(reload=serving.cancel, stop=serving.cancel)
+
+            def stop() -> None:
+                signals.stop()
+                serving.cancel()
+
+            on_signals(reload=stop, stop=stop)
             on_ready(uris)
             with suppress(asyncio.CancelledError):
                 await serving

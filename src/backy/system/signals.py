@@ -70,7 +70,8 @@ def allowed(seconds: float) -> float:
     return min(seconds, max(0.1, _stopped_at[0] + _CLEANUP_SECONDS - time.monotonic()))
 
 
-def _stop() -> None:
+def stop() -> None:
+    """Note that a signal told this process to stop: it has to end in time from now on."""
     if not _stopped.is_set():
         _stopped_at[0] = time.monotonic()
         _stopped.set()
@@ -84,7 +85,7 @@ def cancellable() -> Iterator[None]:
     """
 
     def cancel(number: int, frame: FrameType | None) -> None:
-        _stop()
+        stop()
         if frame and frame.f_code.co_name in _DESTRUCTORS:
             threading.Timer(_SOON_SECONDS, os.kill, (os.getpid(), number)).start()
             return
@@ -117,7 +118,7 @@ def shielded() -> Iterator[None]:
     arrived: list[int] = []
 
     def remember(number: int, _: FrameType | None) -> None:
-        _stop()
+        stop()
         arrived.append(number)
 
     handled = _handled if threading.current_thread() is threading.main_thread() else ()

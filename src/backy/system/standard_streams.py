@@ -118,7 +118,8 @@ def _protected(descriptor: int, title: str, opened: TextIO | None) -> TextIO:
         io.BufferedWriter(stream),
         encoding=opened.encoding if opened else "utf-8",
         errors=_ESCAPING,
-        line_buffering=not opened or bool(opened.line_buffering),
+        # With PYTHONUNBUFFERED Python says that no stream has lines; logs must not wait for 8 KiB.
+        line_buffering=descriptor == 2 or bool(opened and opened.line_buffering),  # noqa: PLR2004
     )
 
 
