@@ -43,6 +43,7 @@ class FileTarget(PathTarget):
     def _overwritten(self, size: int, block_size: int) -> Iterator[RawDraft]:
         with translated(TargetError, f"opening {self._path}", _HINT):
             file = files.open_to_write(self._place, Cache.SPARE)
+        self._check_unused(file)
         with closing(file):
             with translated(TargetError, f"resizing {self._path}", _HINT):
                 file.resize(size)
