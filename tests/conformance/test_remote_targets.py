@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from backy.errors import TargetError, UsageError
+from backy.image.copy import copy
 from backy.targets import Target, open_target
 from backy.units import MiB
 from tests.cli.machine import ext4
@@ -20,7 +21,7 @@ from tests.conformance.image import read
 from tests.conformance.target import BLOCK, OLD, TargetSuite, Trial, restore
 from tests.lab.ceph import Cluster
 from tests.lab.devices import needs_loop_devices
-from tests.memory_source import sample
+from tests.memory_source import BytesImage, sample
 from tests.nbd.servers import (
     nbdkit,
     qemu_nbd,
@@ -297,6 +298,37 @@ def test_a_new_image_goes_to_where_a_link_leads(tmp_path: Path, kind: str) -> No
     assert raw.read_bytes() == disk
 
 
+@pytest.mark.parametrize("kind", ["file", "qcow2", "vmdk", "vhdx"])
+def test_what_appears_under_its_name_meanwhile_stays(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "disk"
+    target = open_target(f"{kind}:{path}")
+
+    def filled() -> None:
+        with target.open(MiB, BLOCK) as draft:
+            copy(BytesImage(sample(MiB)), draft)
+            path.write_bytes(b"somebody's")
+
+    with pytest.raises(TargetError, match=f"{path} has appeared meanwhile"):
+        filled()
+    assert path.read_bytes() == b"somebody's"
+    path.unlink()
+    restore(target, sample(MiB))
+    assert path.exists()
+
+
+def test_an_rbd_image_that_appears_meanwhile_stays(ceph: Cluster) -> None:
+    target = open_target(f"rbd:rbd/appears?conf={ceph.conf}")
+
+    def filled() -> None:
+        with target.open(MiB, BLOCK) as draft:
+            copy(BytesImage(sample(MiB)), draft)
+            ceph.create("rbd/appears", MiB)
+
+    with pytest.raises(TargetError, match="File exists"):
+        filled()
+    assert ceph.export("rbd/appears") == bytes(MiB)
+
+
 @pytest.mark.parametrize("name", ["a\nb", "a\x1bb", os.fsdecode(b"a\xffb")])
 @pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx", "luks"])
 def test_a_path_that_qemu_cannot_be_told_is_refused(tmp_path: Path, kind: str, name: str) -> None:
@@ -449,6 +481,11 @@ def test_an_rbd_image_that_somebody_watches_is_refused(ceph: Cluster) -> None:
             target.check(MiB)
 
 
+def fill(target: Target, disk: bytes) -> None:
+    with target.open(len(disk), BLOCK) as draft:
+        copy(BytesImage(disk), draft)
+
+
 def test_an_rbd_image_that_somebody_opens_after_the_check_is_refused(ceph: Cluster) -> None:
     """Two restores that begin together could both write, and both succeed, otherwise."""
     image = ceph.create("rbd/raced", MiB)
@@ -457,10 +494,10 @@ def test_an_rbd_image_that_somebody_opens_after_the_check_is_refused(ceph: Clust
     one.check(MiB)
     other.check(MiB)
     with one.open(MiB, BLOCK):
-        with pytest.raises(TargetError, match=r"rbd/raced is open: .* watches it"):
-            restore(other, sample(MiB))
+        with pytest.raises(TargetError, match=r"rbd/raced is open: .*, .* watches it"):
+            fill(other, sample(MiB))
         assert ceph.export(image) == bytes([OLD]) * MiB
-    restore(other, sample(MiB))
+    fill(other, sample(MiB))
     assert ceph.export(image) == sample(MiB)
 
 

@@ -69,6 +69,8 @@ class FileTarget(PathTarget):
             with translated(TargetError, f"writing {self._partial}", _HINT):
                 file.sync()
             with translated(TargetError, f"renaming {self._partial} to {self._path}"):
+                if self._place.exists():
+                    raise TargetError(f"{self._path} has appeared meanwhile", "Move it away.")
                 # While it is locked, so that nobody else continues a file that is complete.
                 folders.rename(self._partial, self._place)
                 folders.sync_folder(self._place.parent)

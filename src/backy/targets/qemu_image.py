@@ -124,6 +124,8 @@ class QemuImageTarget(RemoteTarget):
         with translated(TargetError, f"renaming {self._partial} to {self._path}", _HINT):
             with files.open_to_write(self._partial) as file:
                 file.sync()  # what qemu-nbd wrote when it closed the image
+            if self._exists():
+                raise TargetError(f"{self._path} has appeared meanwhile", "Move it away.")
             folders.rename(self._partial, self._path)
             folders.sync_folder(self._path.parent)
             folders.remove_empty_folder(self._partial.parent)

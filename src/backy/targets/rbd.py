@@ -97,7 +97,6 @@ class RbdTarget(RemoteTarget):
         """See RemoteTarget."""
         size += -size % _SECTOR
         if self._has_content():
-            self._refuse_watched(self._partial)
             with self._connected() as connections:
                 if connections.export.size == size:
                     return False
