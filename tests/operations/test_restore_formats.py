@@ -209,7 +209,7 @@ def test_what_a_restore_overwrites_no_vm_and_no_other_restore_can_open(
     with ExitStack() as stack:
         if way == "device":
             path = stack.enter_context(loop_device(path))
-        command = ["qemu-io", "-f", "raw", "-c", "read 0 512", path]
+        command = ["qemu-io", "-f", "raw", "-c", "read 0 512", str(path)]
         with open_target(str(path)).open(MiB, BLOCK):
             with pytest.raises(TargetError, match=f"{path} is locked: .* or a restore|busy"):
                 open_target(str(path)).check(MiB)
