@@ -154,7 +154,7 @@ def test_a_repository_of_another_base_directory_is_protected_too(
     [
         pytest.param("missing/disk.img", "there is no folder", id="no-folder"),
         pytest.param("folder", "is a folder", id="folder-in-the-way"),
-        pytest.param("fifo", "neither a file nor a block device", id="fifo"),
+        pytest.param("fifo", "is no regular file", id="fifo"),
         pytest.param("x" * 300, "File name too long", id="long-name"),
         pytest.param("file/disk.img", "no folder", id="file-as-folder"),
     ],

@@ -19,6 +19,7 @@ from backy.model.extent import Kind
 from tests.cli.runner import wait_for
 from tests.conformance.image import read
 from tests.memory_source import sample
+from tests.nbd.servers import nbdkit, unix_server
 from tests.programs import MARK, alive, marked, wait_for_none
 
 MIB = 1024**2
@@ -260,3 +261,21 @@ def test_a_persistent_bitmap_tells_what_is_the_same(tmp_path: Path) -> None:
     assert sum(length for _, length, kind in kinds if kind is Kind.SAME) == 4 * MIB - 64 * 1024
     with pytest.raises(SourceError, match="gone"), serve(arguments, "vm1", bitmap="gone"):
         pytest.fail("it was opened")
+
+
+def test_one_that_is_still_opening_an_image_does_not_outlive_us(tmp_path: Path, mark: str) -> None:
+    """It forgets a SIGTERM that comes then, and would keep the image locked for ever."""
+    opening = tmp_path / "opening"
+    slow = nbdkit("eval", "get_size=echo 1M", f"open=touch {opening}; sleep 2")
+    code = """if True:
+        import sys
+        from backy.clients.qemu_nbd import run_server
+        with run_server(["-f", "raw", sys.argv[1]], "disk", timeout_seconds=60):
+            raise SystemExit("it has been opened already")
+    """
+    with unix_server(*slow) as uri, subprocess.Popen([sys.executable, "-c", code, uri]) as child:
+        wait_for(opening.exists, "it is opening the image")
+        assert others(mark)
+        child.kill()
+        child.wait()
+        wait_for(lambda: not others(mark), "it has ended")

@@ -13,12 +13,15 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from backy.errors import TargetError, UsageError
+from backy.image.copy import copy
 from backy.targets import Target, open_target
 from backy.units import MiB
+from tests.cli.machine import ext4
 from tests.conformance.image import read
 from tests.conformance.target import BLOCK, OLD, TargetSuite, Trial, restore
 from tests.lab.ceph import Cluster
-from tests.memory_source import sample
+from tests.lab.devices import needs_loop_devices
+from tests.memory_source import BytesImage, sample
 from tests.nbd.servers import (
     nbdkit,
     qemu_nbd,
@@ -281,6 +284,69 @@ class TestOldRbd(RbdSuite):
             yield trial
 
 
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx"])
+def test_a_new_image_goes_to_where_a_link_leads(tmp_path: Path, kind: str) -> None:
+    disk, link, place = sample(MiB), tmp_path / "link", tmp_path / "folder" / "disk"
+    place.parent.mkdir()
+    place.touch()
+    link.symlink_to("folder/disk")
+    restore(open_target(f"{kind}:{link}"), disk)
+    assert link.is_symlink()
+    assert [each.name for each in place.parent.iterdir()] == ["disk"]
+    raw = tmp_path / "raw"
+    subprocess.run(["qemu-img", "convert", "-f", kind, "-O", "raw", link, raw], check=True)
+    assert raw.read_bytes() == disk
+
+
+@pytest.mark.parametrize("kind", ["file", "qcow2", "vmdk", "vhdx"])
+def test_what_appears_under_its_name_meanwhile_stays(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "disk"
+    target = open_target(f"{kind}:{path}")
+
+    def filled() -> None:
+        with target.open(MiB, BLOCK) as draft:
+            copy(BytesImage(sample(MiB)), draft)
+            path.write_bytes(b"somebody's")
+
+    with pytest.raises(TargetError, match=f"{path} has appeared meanwhile"):
+        filled()
+    assert path.read_bytes() == b"somebody's"
+    path.unlink()
+    restore(target, sample(MiB))
+    assert path.exists()
+
+
+def test_an_rbd_image_that_appears_meanwhile_stays(ceph: Cluster) -> None:
+    target = open_target(f"rbd:rbd/appears?conf={ceph.conf}")
+
+    def filled() -> None:
+        with target.open(MiB, BLOCK) as draft:
+            copy(BytesImage(sample(MiB)), draft)
+            ceph.create("rbd/appears", MiB)
+
+    with pytest.raises(TargetError, match="File exists"):
+        filled()
+    assert ceph.export("rbd/appears") == bytes(MiB)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1bb", os.fsdecode(b"a\xffb")])
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx", "luks"])
+def test_a_path_that_qemu_cannot_be_told_is_refused(tmp_path: Path, kind: str, name: str) -> None:
+    for place in (f"{tmp_path}/{name}?key-file=key", f"{tmp_path}/x?key-file={name}"):
+        with pytest.raises(UsageError, match="is not printable"):
+            open_target(f"{kind}:{place}")
+
+
+@needs_loop_devices
+def test_a_full_file_system_is_named_as_the_reason(tmp_path: Path) -> None:
+    """QEMU itself only says: writing to file failed."""
+    with (
+        ext4(tmp_path, 16 * MiB) as folder,
+        pytest.raises(TargetError, match="No space left on device"),
+    ):
+        restore(open_target(f"qcow2:{folder}/disk.qcow2"), sample(20 * MiB))
+
+
 @pytest.mark.parametrize("server", ["qemu-nbd", "nbdkit"])
 def test_a_server_that_dies_ends_the_restore_for_good(tmp_path: Path, server: str) -> None:
     disk, path = sample(4 * MiB), tmp_path / "export"
@@ -413,6 +479,26 @@ def test_an_rbd_image_that_somebody_watches_is_refused(ceph: Cluster) -> None:
         subprocess.run(["nbdinfo", "--size", uri], check=True, capture_output=True)
         with pytest.raises(TargetError, match=r"rbd/watched is open: .* watches it"):
             target.check(MiB)
+
+
+def fill(target: Target, disk: bytes) -> None:
+    with target.open(len(disk), BLOCK) as draft:
+        copy(BytesImage(disk), draft)
+
+
+def test_an_rbd_image_that_somebody_opens_after_the_check_is_refused(ceph: Cluster) -> None:
+    """Two restores that begin together could both write, and both succeed, otherwise."""
+    image = ceph.create("rbd/raced", MiB)
+    ceph.write(image, f"write -q -P {OLD} 0 {MiB}")
+    one, other = (open_target(f"rbd:{image}?conf={ceph.conf}") for _ in range(2))
+    one.check(MiB)
+    other.check(MiB)
+    with one.open(MiB, BLOCK):
+        with pytest.raises(TargetError, match=r"rbd/raced is open: .*, .* watches it"):
+            fill(other, sample(MiB))
+        assert ceph.export(image) == bytes([OLD]) * MiB
+    fill(other, sample(MiB))
+    assert ceph.export(image) == sample(MiB)
 
 
 def test_an_rbd_image_is_made_as_it_was_asked_for(ceph_pools: Cluster) -> None:

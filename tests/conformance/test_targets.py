@@ -160,7 +160,7 @@ class TestWhatIsNoFile:
         [
             pytest.param("missing/disk.img", "there is no folder .*/missing", id="no-folder"),
             pytest.param("folder", "/folder is a folder", id="folder"),
-            pytest.param("fifo", "/fifo is neither a file nor a block device", id="fifo"),
+            pytest.param("fifo", "/fifo is no regular file", id="fifo"),
             pytest.param("file/disk.img", "there is no folder .*/file", id="file-as-folder"),
         ],
     )

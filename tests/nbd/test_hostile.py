@@ -250,7 +250,7 @@ STATUS: dict[str, tuple[Callable[[Request], Answer], str]] = {
     "twice": (lambda r: [r.extents(0, [(9, 0)], last=False)] * 2, "we did not ask for"),
     "data": (lambda r: [r.data(0, CONTENT)], "type 1"),
     "simple": (lambda r: [r.simple()], "a block status has type"),
-    "an-error": (lambda r: [r.error(22, b"what?")], "the server says: what?"),
+    "an-error": (lambda r: [r.error(28, b"what?")], "says: what?; No space left on device"),
     "a-simple-error": (lambda r: [r.simple(22)], "Invalid argument"),
     "a-large-error": (lambda r: [r.error(2**32 - 1)], "the server says"),
     "as-many-as-there-may-be": (

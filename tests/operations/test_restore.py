@@ -130,11 +130,33 @@ def test_each_disk_can_have_a_target_of_its_own(site: Site, tmp_path: Path) -> N
     assert (tmp_path / "b.img").read_bytes() == VDB
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param("{}/x.img", "{}/x.img", id="file"),
+        pytest.param("{}/x.img", "{}/./x.img", id="longer"),
+        pytest.param("file:{}/x.img", "{}/folder/../x.img", id="kind"),
+        pytest.param("{}/folder/x.img", "{}/link/x.img", id="link"),
+        pytest.param("qcow2:{}/x", "vmdk:{}/folder/../x", id="images"),
+        pytest.param("luks:{}/x?key-file=a", "luks:{}/x?key-file=b", id="keys"),
+        pytest.param("nbd://localhost/x", "nbd://localhost:10809/x", id="nbd"),
+        pytest.param("rbd:rbd/a/x", "rbd:rbd/x@a?user=me", id="rbd"),
+        pytest.param("-", "-", id="stream"),
+    ],
+)
 @pytest.mark.usefixtures("revision")
-def test_two_disks_do_not_go_to_one_target(site: Site, tmp_path: Path) -> None:
+def test_two_disks_do_not_go_to_one_target(
+    site: Site, tmp_path: Path, one: str, other: str
+) -> None:
+    """Also where it has two names. The second disk would replace the first, which seems done."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    before = names(tmp_path)
+    targets = zip(CONTENT, (one.format(tmp_path), other.format(tmp_path)), strict=True)
     with pytest.raises(UsageError, match="two disks cannot go to one target"):
-        restore_job(site, "vm1", dict.fromkeys(CONTENT, str(tmp_path / "x.img")))
-    assert not (tmp_path / "x.img").exists()
+        restore_job(site, "vm1", dict(targets))
+    assert names(tmp_path) == before
+    assert names(tmp_path / "folder") == []
 
 
 @pytest.mark.usefixtures("revision")

@@ -14,7 +14,7 @@ from backy.errors import TargetError
 from backy.operations.restore import RestoreOptions, restore_job
 from backy.operations.site import Site
 from backy.system import files
-from backy.system.folders import is_open_in_qemu
+from backy.system.folders import lock_out_qemu
 from backy.targets import open_target
 from backy.targets.formats import backing_files, format_of
 from backy.units import KiB, MiB
@@ -194,16 +194,38 @@ def test_what_a_vm_has_open_is_not_overwritten(tmp_path: Path, way: str) -> None
             options = ["-f", "qcow2"]
         target.check(MiB)
         with qemu(opened, tmp_path, *options):
-            with pytest.raises(TargetError, match=f"{path} is open in QEMU") as caught:
+            with pytest.raises(TargetError, match=f"{path} is locked: a VM") as caught:
                 target.check(MiB)
             assert "Stop" in caught.value.hint
         restore(target, DISK)
 
 
-def test_looking_for_the_locks_of_qemu_does_not_take_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["file", pytest.param("device", marks=needs_loop_devices)])
+def test_what_a_restore_overwrites_no_vm_and_no_other_restore_can_open(
+    tmp_path: Path, way: str
+) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(MiB))
-    with files.open_to_read(path) as file:
-        assert not is_open_in_qemu(file)
-        with qemu(path, tmp_path, "-f", "raw"):
-            assert is_open_in_qemu(file)
+    with ExitStack() as stack:
+        if way == "device":
+            path = stack.enter_context(loop_device(path))
+        command = ["qemu-io", "-f", "raw", "-c", "read 0 512", str(path)]
+        with open_target(str(path)).open(MiB, BLOCK):
+            with pytest.raises(TargetError, match=f"{path} is locked: .* or a restore|busy"):
+                open_target(str(path)).check(MiB)
+            with pytest.raises(TargetError, match=f"{path} is locked: .* or a restore|busy"):
+                stack.enter_context(open_target(str(path)).open(2 * MiB, BLOCK))
+            said = subprocess.run(command, check=False, capture_output=True, text=True)
+            assert said.returncode
+            assert "lock" in said.stderr
+        open_target(str(path)).check(MiB)
+        subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "disk.img").stat().st_size == MiB
+
+
+def test_a_lock_against_qemu_is_not_taken_twice(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(MiB))
+    with files.open_to_write(path) as file, files.open_to_write(path) as other:
+        assert lock_out_qemu(file)
+        assert not lock_out_qemu(other)

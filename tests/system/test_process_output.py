@@ -116,6 +116,8 @@ def test_one_that_cannot_be_started_is_one_that_ended() -> None:
     "runs",
     [
         pytest.param('with serving(("sh", "-c", sleep)): input()', id="serving"),
+        pytest.param('with serving(("sh", "-c", forgets)): input()', id="forgets-a-SIGTERM"),
+        pytest.param('with serving(("sh", "-c", ignores)): input()', id="ignores-SIGTERM"),
         pytest.param(
             'process.run(process.Program(("sh", "-c", sleep), {}, b"", 600), limit=1)', id="asked"
         ),
@@ -126,6 +128,8 @@ def test_a_program_dies_when_we_are_killed(runs: str, tmp_path: Path, mark: str)
         from backy.system import process
         from backy.system.process import serving
         sleep = "echo $$ >{tmp_path}/pid; exec sleep 600"
+        forgets = "trap 'trap - TERM' TERM; echo $$ >{tmp_path}/pid; while :; do sleep 1; done"
+        ignores = "trap '' TERM; echo $$ >{tmp_path}/pid; exec sleep 600"
         print("ready", flush=True)
         {runs}
     """

@@ -50,7 +50,9 @@ class RefusedError(OSError):
 
     def __init__(self, error: int, text: str) -> None:
         shown = "".join(each if each.isprintable() else "?" for each in text[:200])
-        super().__init__(error, f"the server says: {shown or os.strerror(error & 0xFFFF)}")
+        # qemu-nbd only says "writing to file failed" where the file system is full.
+        reason = os.strerror(error & 0xFFFF) if error else ""
+        super().__init__(error, f"the server says: {'; '.join(filter(None, (shown, reason)))}")
 
 
 class Wire:

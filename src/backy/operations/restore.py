@@ -192,7 +192,7 @@ def _words(
             # Who put it there may mean another file.
             raise TargetError(f"{link} is a link", "Remove it, or name what it leads to.")
     words = {name: in_format(word, formats[name]) for name, word in words.items()}
-    if len(set(words.values())) < len(words):
+    if len({open_target(word).identity for word in words.values()}) < len(words):
         raise UsageError("two disks cannot go to one target", "Name another target for each.")
     return words
 

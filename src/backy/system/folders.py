@@ -267,17 +267,16 @@ def _is_own(status: os.stat_result) -> bool:
     return is_ours and stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077
 
 
-def is_open_in_qemu(file: files.File) -> bool:
-    """Whether a QEMU, or one of its tools, has this file or device open, perhaps as a backing file.
+def lock_out_qemu(file: files.File) -> bool:
+    """Keep QEMU and its tools from opening a file or device, which is open for writing.
 
-    False where the file system has no locks.
+    The lock ends when `file` is closed. False if one of them has it open, perhaps as a backing
+    file, or if it is locked like this already. True where the file system has no locks.
     """
     for start in _QEMU_LOCKS:
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, _QEMU_RIGHTS, 0)
         try:
-            found = fcntl.fcntl(file.descriptor, fcntl.F_OFD_GETLK, wanted)
-        except OSError:
-            return False
-        if _FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
-            return True
-    return False
+            fcntl.fcntl(file.descriptor, fcntl.F_OFD_SETLK, wanted)
+        except OSError as error:
+            return error.errno not in {errno.EAGAIN, errno.EACCES}
+    return True

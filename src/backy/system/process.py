@@ -16,11 +16,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 from threading import Event, Thread, current_thread, main_thread
 from typing import IO
@@ -215,9 +214,13 @@ def _end(child: Popen[bytes], guard: Guard | None) -> None:
             guard.tell("")
 
 
-def _attend(child: Popen[bytes], data: bytes, kept: bytearray) -> Thread:
-    """Have threads feed a program, and keep the end of its stderr in `kept`; return the latter."""
-    Thread(target=_feed, args=(child.stdin, data), daemon=True).start()
+def _attend(child: Popen[bytes], data: bytes | None, kept: bytearray) -> Thread:
+    """Have threads feed a program, and keep the end of its stderr in `kept`; return the latter.
+
+    Without `data` its stdin stays open.
+    """
+    if data is not None:
+        Thread(target=_feed, args=(child.stdin, data), daemon=True).start()
     reader = Thread(target=_keep_end, args=(child.stderr, kept), daemon=True)
     reader.start()
     return reader
@@ -301,31 +304,21 @@ class RunningProgram:
 
 @contextmanager
 def serving(command: Sequence[str]) -> Iterator[RunningProgram]:
-    """Run a program during the body, and end it afterwards. It gets SIGTERM if we are killed.
+    """Run a program during the body, and end it afterwards.
+
+    If we are killed its process group gets SIGTERM each second, and SIGKILL after 5 seconds.
 
     Raises OSError if no process can be started. A missing program counts as one that has ended.
     """
-    output, started = bytearray(), SimpleQueue[Popen[bytes] | Exception]()
-
-    def start_and_wait() -> None:
-        # PR_SET_PDEATHSIG refers to the thread that starts the child, so that thread must stay.
-        try:
-            child = _spawn((*_DIES_WITH_US, *command), {}, DEVNULL, PIPE)
-        except Exception as error:  # noqa: BLE001 - raised again in the calling thread
-            started.put(error)
-        else:
-            started.put(child)
-            child.wait()
-
+    output = bytearray()
+    script = resources.files("backy.system").joinpath("serving.sh").read_text()
     with ExitStack() as stack:
         with shielded():
-            Thread(target=start_and_wait, daemon=True).start()
-            child = started.get()
-            if isinstance(child, Exception):
-                raise child
-            stack.callback(_end, child, None)
-            stderr_reader = _attend(child, b"", output)
+            child = _spawn(("/bin/sh", "-c", script, "sh", *command), {}, DEVNULL, PIPE)
+            stack.enter_context(child.stdin or nullcontext())
+            stderr_reader = _attend(child, None, output)
             stack.callback(stderr_reader.join, 0.5)
+            stack.callback(_end, child, None)
         yield RunningProgram(child, stderr_reader, output)
 
 

@@ -36,6 +36,10 @@ class Target(Protocol):
     def is_sequential(self) -> bool:
         """Whether its draft must be written in ascending order, so by one thread."""
 
+    @property
+    def identity(self) -> str:
+        """The same for two words that lead to one place."""
+
     def refuse(self, sources: Mapping[str, Path | str]) -> None:
         """Raise TargetError if a restore would destroy what has to stay, such as a repository.
 

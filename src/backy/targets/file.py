@@ -43,6 +43,7 @@ class FileTarget(PathTarget):
     def _overwritten(self, size: int, block_size: int) -> Iterator[RawDraft]:
         with translated(TargetError, f"opening {self._path}", _HINT):
             file = files.open_to_write(self._place, Cache.SPARE)
+        self._check_unused(file)
         with closing(file):
             with translated(TargetError, f"resizing {self._path}", _HINT):
                 file.resize(size)
@@ -68,6 +69,8 @@ class FileTarget(PathTarget):
             with translated(TargetError, f"writing {self._partial}", _HINT):
                 file.sync()
             with translated(TargetError, f"renaming {self._partial} to {self._path}"):
+                if self._place.exists():
+                    raise TargetError(f"{self._path} has appeared meanwhile", "Move it away.")
                 # While it is locked, so that nobody else continues a file that is complete.
                 folders.rename(self._partial, self._place)
                 folders.sync_folder(self._place.parent)

@@ -17,7 +17,7 @@ class NbdTarget(RemoteTarget):
             self._address = parse_uri(place)
         except ConfigError as error:
             raise UsageError(error.message, error.hint) from error
-        self._place = self._address.place
+        self.identity = self._address.place
 
     def _served(self) -> AbstractContextManager[Address]:
         """See RemoteTarget."""

@@ -1,5 +1,6 @@
 """Raw files and block devices as targets: what they have in common, as a Draft and an Image."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from backy.errors import TargetError, UsageError, translated
 from backy.model.extent import Extent
 from backy.system import files
 from backy.system.files import AnyPath, Cache, File
-from backy.system.folders import is_open_in_qemu
+from backy.system.folders import lock_out_qemu
 from backy.targets.formats import LENGTH, backing_files, format_of
 
 
@@ -23,6 +24,7 @@ class PathTarget:
         if not place or "\0" in place:
             raise UsageError(f"{place!a} cannot be a path", "Name a file or a block device.")
         self._path = Path(place)
+        self.identity = os.path.realpath(place)
         self._looking = f"looking at the target {place}"
 
     def refuse(self, sources: Mapping[str, Path | str]) -> None:
@@ -63,8 +65,8 @@ class PathTarget:
             if path.is_dir():
                 raise TargetError(f"{path} is a folder", f"Name a file in it: {path / 'disk.img'}.")
             if path.exists() and not path.is_file():
-                why = f"{path} is neither a file nor a block device"
-                raise TargetError(why, "Use - for a stream.")
+                why = f"{path} is no regular file"
+                raise TargetError(why, "Write - for a stream, or the path of a raw block device.")
             is_new = not path.exists()
             if is_new and _is_for_devices(path.resolve()):
                 raise TargetError(f"there is no device {path}", "Is the name right?")
@@ -84,10 +86,13 @@ class PathTarget:
                 raise TargetError(why, f"{hint} Or {erase}.")
 
     def _check_unused(self, file: File) -> None:
-        """Raise TargetError, and close the file, if a VM may be using what is to be written."""
-        if is_open_in_qemu(file):
+        """Raise TargetError, and close the file, if a VM may be using what is to be written.
+
+        Until it is closed, no VM can use it, and no other restore.
+        """
+        if not lock_out_qemu(file):
             file.close()
-            why = f"{self._path} is open in QEMU: a VM or a program uses it"
+            why = f"{self._path} is locked: a VM, a program of QEMU or a restore uses it"
             raise TargetError(why, "Stop that first, or name another target.")
 
 

@@ -36,9 +36,12 @@ class QemuImageTarget(RemoteTarget):
         if kind == "luks" and not key:
             why = f"{self._name} names no file with its key"
             raise UsageError(why, f"Write luks:PATH{_KEY}FILE.")
+        if not place.isprintable():
+            raise UsageError(f"{place!a:.200} is not printable", "QEMU needs another path.")
         self._beside = PathTarget(path)
+        self.identity = self._beside.identity
         self._kind = kind
-        self._path = Path(path).absolute()
+        self._path = Path(self.identity)  # a new image goes to where a link leads
         self._key = Path(key).absolute() if key else None
         self._partial = self._path.with_name(f".{self._path.name}.partial") / self._path.name
 
@@ -122,6 +125,8 @@ class QemuImageTarget(RemoteTarget):
         with translated(TargetError, f"renaming {self._partial} to {self._path}", _HINT):
             with files.open_to_write(self._partial) as file:
                 file.sync()  # what qemu-nbd wrote when it closed the image
+            if self._exists():
+                raise TargetError(f"{self._path} has appeared meanwhile", "Move it away.")
             folders.rename(self._partial, self._path)
             folders.sync_folder(self._path.parent)
             folders.remove_empty_folder(self._partial.parent)

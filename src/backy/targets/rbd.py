@@ -1,12 +1,14 @@
 """Target "rbd": an image of a Ceph cluster, which is made if it is missing."""
 
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from urllib.parse import parse_qsl
 
 from backy.clients.rbd import Rbd
 from backy.errors import TargetError, UsageError
 from backy.model.extent import Kind
+from backy.nbd.remote_image import NbdDraft
 from backy.nbd.uri import Address
 from backy.targets.remote import RemoteTarget, as_target_error, served_by_qemu
 
@@ -39,7 +41,7 @@ class RbdTarget(RemoteTarget):
         above = [part for part in (found[1], found[2] or found[4]) if part]
         self._short = found[3]
         self._image = "/".join((*above, self._short))
-        self._place = f"rbd:{self._image}"
+        self.identity = f"rbd:{self._image}"
         self._partial = "/".join((*above, f".{self._short}.partial"))
         self._options = {word: given[key] for key, word in _CREATION.items() if key in given}
         self._rbd = Rbd(given.get("conf", ""), given.get("user", ""), _TIMEOUT_SECONDS)
@@ -59,10 +61,17 @@ class RbdTarget(RemoteTarget):
         self._refuse_watched(self._current())
         super().check(size)
 
+    @contextmanager
+    def open(self, size: int, block_size: int) -> Iterator[NbdDraft]:
+        """See Target. Whoever opened it since `check` is noticed now: we watch it, too."""
+        with super().open(size, block_size) as draft:
+            self._refuse_watched(self._current(), most=1)
+            yield draft
+
     @as_target_error(_HINT)
-    def _refuse_watched(self, image: str) -> None:
+    def _refuse_watched(self, image: str, *, most: int = 0) -> None:
         watchers = self._rbd.watchers(image) if self._rbd.exists(image) else []
-        if watchers:
+        if len(watchers) > most:
             why = f"{image} is open: {', '.join(watchers)} watches it"
             raise TargetError(why, f"Stop the VM or program that uses it: rbd status {image}.")
 
@@ -88,7 +97,6 @@ class RbdTarget(RemoteTarget):
         """See RemoteTarget."""
         size += -size % _SECTOR
         if self._has_content():
-            self._refuse_watched(self._partial)
             with self._connected() as connections:
                 if connections.export.size == size:
                     return False

@@ -32,7 +32,7 @@ class RemoteTarget:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._place = ""  # what a Source that reads the same has among its `paths`
+        self.identity = ""  # also what a Source that reads the same has among its `paths`
         self._users = 0
         self._is_new = False  # while a draft is open that will get its name at the end
 
@@ -58,7 +58,7 @@ class RemoteTarget:
     def refuse(self, sources: Mapping[str, Path | str]) -> None:
         """See Target."""
         for disk, source in sources.items():
-            if source == self._place and self._exists():
+            if source == self.identity and self._exists():
                 why = f"{self._name} is the source of disk {disk}; a restore would overwrite it"
                 raise TargetError(why, "If you want that, stop the VM and add --over-source.")
 

@@ -13,6 +13,7 @@ class StreamTarget:
     """A Target; see there for the contract. Durable is what the reader makes of it."""
 
     is_sequential = True
+    identity = "-"
 
     def __init__(self, place: str = "") -> None:
         """There is only one standard output, so it has no place."""
