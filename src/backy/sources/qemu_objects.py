@@ -57,7 +57,8 @@ class QemuObjects:
         for name in self._ours(node.node_name for node in nodes):
             monitor.ask("blockdev-del", node_name=name)
         for node in monitor.query(list[Node], "query-named-block-nodes"):
-            for name in [bitmap.name for bitmap in node.dirty_bitmaps]:
+            # One that is stored in the image below an external snapshot cannot be removed now.
+            for name in [bitmap.name for bitmap in node.dirty_bitmaps if not node.ro]:
                 revision = self._names.revision_of(name.removesuffix(CHANGES))
                 if revision and (name.endswith(CHANGES) or is_unwanted(revision)):
                     monitor.ask("block-dirty-bitmap-remove", node=node.node_name, name=name)
