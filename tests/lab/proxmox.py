@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from backy.errors import SourceError
 from tests.lab.guest import Guest
 
 VMID = 100
@@ -45,6 +46,7 @@ class Node(Guest):
         self.cdrom.write_bytes(bytes(65536))
         self.own_monitor = run / f"{VMID}.backy"
         self.more_options: list[str] = []
+        self.filter = ""  # a driver between throttle and image
         self.has_uefi = False
         self.configuration = self.etc / f"{VMID}.conf"
         self.write_configuration()
@@ -97,6 +99,15 @@ class Node(Guest):
             machine = "type=q35,pflash0=pflash0,pflash1=drive-efidisk0"
         return [*command, "-machine", machine, *self.more_options]
 
+    def plug(self, disk: str, node: Mapping[str, Any]) -> None:
+        """Attach a raw disk while the VM is on, as PVE does since 10.0; a left-over group stays."""
+        _, group, _, block = self._drive(disk, "raw", node)
+        with suppress(SourceError):
+            self.ask("object-add", **json.loads(group))
+        self.ask("blockdev-add", **json.loads(block))
+        place = {"bus": "scsihw0.0", "scsi-id": int(disk[4:]) + 100, "drive": f"drive-{disk}"}
+        self.ask("device_add", driver="scsi-hd", id=disk, **place)
+
     def _cdrom(self) -> dict[str, object]:
         file = {"driver": "file", "filename": str(self.cdrom), "read-only": True}
         return {"driver": "raw", "node-name": "drive-ide2", "read-only": True, "file": file}
@@ -110,6 +121,8 @@ class Node(Guest):
         common = {"discard": "unmap", "detect-zeroes": "unmap", "read-only": False}
         lowest = {**file, "node-name": f"e{key}", **common}
         middle = {"driver": driver, "file": lowest, "node-name": f"f{key}", **common}
+        if self.filter:  # after a disk has moved PVE's is "zeroinit", which Debian's QEMU lacks
+            middle = {"driver": self.filter, "file": middle, "node-name": f"z{key}"}
         top = {"driver": "throttle", "throttle-group": f"throttle-drive-{disk}", "file": middle}
         group = {"id": f"throttle-drive-{disk}", "limits": {}, "qom-type": "throttle-group"}
         node = json.dumps(top | {"node-name": f"drive-{disk}", **common})

@@ -33,14 +33,15 @@ from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
-from backy.sources.qemu_objects import CHANGES, QemuObjects
+from backy.sources.qemu_objects import QemuObjects
 from backy.sources.scratch import SCRATCH_HINT, check_space, default_scratch, make_private
 from backy.sources.snapshot_data import SnapshotData
 from backy.system import folders
 
 Answer = dict[str, Any]  # one JSON object of QEMU's
 _SAFE_WITH_THREADS, _HAS_BREAK_SNAPSHOT = (8, 2, 3), (10, 1, 0)
-_FILTERS, _MOST_FILTERS = {"throttle", "copy-before-write"}, 4  # on top of each other
+_FILTERS = {"throttle", "copy-before-write", "copy-on-read", "zeroinit"}  # the last is Proxmox'
+_MOST_FILTERS = 4  # on top of each other
 _MOVING = {"inmigrate", "finish-migrate", "postmigrate"}
 _THREADS_HINT = "Upgrade to QEMU 8.2.3 or later, or remove the VM's iothreads."
 
@@ -67,6 +68,8 @@ class _Disk:
     """A disk to back up. `id` is the id of its scratch node, its job and its export.
 
     `bitmap` and `parent` are names of bitmaps: the new one, and the parent's, "" for a full read.
+    The changes since the parent are in a bitmap of the scratch node: QEMU aborts, and the guest
+    with it, if a disk is resized while one of its bitmaps is exported.
     """
 
     id: str
@@ -76,20 +79,20 @@ class _Disk:
 
     @property
     def changes(self) -> str | None:
-        """The bitmap of this backup alone: the changes since the parent."""
-        return self.bitmap + CHANGES if self.parent else None
+        """The name of the bitmap with the changes since the parent."""
+        return "changes" if self.parent else None
 
     def actions(self, options: Mapping[str, str], *, store: bool) -> Iterator[Answer]:
         """Its part of the transaction. The parent's bitmap stays: the backup may still fail."""
         name = self.node.node_name
         compat = self.node.image.format_specific.data.get("compat")
         store &= self.node.drv == "qcow2" and compat != "0.10"
-        add = "block-dirty-bitmap-add"
+        add, merge = "block-dirty-bitmap-add", "block-dirty-bitmap-merge"
         yield _action(add, node=name, name=self.bitmap, persistent=store)
         if self.parent:
-            yield _action(add, node=name, name=self.changes, disabled=True)
-            merge = "block-dirty-bitmap-merge"
-            yield _action(merge, node=name, target=self.changes, bitmaps=[self.parent])
+            parent = {"node": name, "name": self.parent}
+            yield _action(add, node=self.id, name=self.changes, disabled=True)
+            yield _action(merge, node=self.id, target=self.changes, bitmaps=[parent])
         ids = {"job-id": self.id, "device": name, "target": self.id}
         yield _action("blockdev-backup", **ids, sync="none", **options)
 
@@ -245,8 +248,8 @@ class QemuSource:
         """
         version, status = monitor.version(), monitor.status()
         if status in _MOVING:  # without locks, the disks may have changed on the other host
-            why = f"the VM is moving from or to another host ({status})"
-            raise SourceError(f"{self._title}: {why}", "Run it where the VM is, when it is there.")
+            why = f"the VM is moving from or to another host, or its RAM is being saved ({status})"
+            raise SourceError(f"{self._title}: {why}", "Run it where the VM is, when that is over.")
         if status and version < _SAFE_WITH_THREADS and monitor.ask("query-iothreads"):
             why = "this version can crash when a disk with an iothread is backed up"
             raise SourceError(f"{self._title}: {why}", _THREADS_HINT)
@@ -304,7 +307,8 @@ def _nodes(monitor: Monitor) -> dict[str, Node]:
     """All nodes, by name; for a filter, the node below it.
 
     A throttle limits the guest and not its backup, and only a node below it can store a bitmap.
-    The filter of somebody else's backup job goes away with that job, and bitmaps on it.
+    The filter of somebody else's backup job goes away with that job, and bitmaps on it. After
+    Proxmox VE has moved a disk there is a filter that the other host would not have.
     """
     nodes = {node.node_name: node for node in monitor.query(list[Node], "query-named-block-nodes")}
     if filters := [name for name, node in nodes.items() if node.drv in _FILTERS]:
