@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -553,9 +554,12 @@ def test_with_a_monitor_of_its_own_backy_waits_for_nobody(folder: Path) -> None:
 def on_the_page(vm: Node, **more: object) -> Path:
     """The configuration that the page shows, for this node; `more` of the source."""
     yaml_blocks = [each.text for each in blocks(PAGE.read_text()) if each.language == "yaml"]
-    shown, _, locks = map(yaml.safe_load, yaml_blocks)
-    text = json.dumps(shown | locks)
-    for place in ("/run/qemu-server", "/etc/pve", "/var/lib/vz", "/mnt/backy"):
+    shown, _, check, _ = map(yaml.safe_load, yaml_blocks)
+    text = json.dumps(shown | check)
+    hook = vm.folder / "usr/local/lib/backy/proxmox-lock"
+    hook.parent.mkdir(parents=True)
+    shutil.copy(PROJECT / "contrib/proxmox/proxmox-lock", hook)
+    for place in ("/run/qemu-server", "/etc/pve", "/var/lib/vz", "/mnt/backy", "/usr/local"):
         text = text.replace(place, f"{vm.folder}{place}")
     configuration = json.loads(text)
     settings = configuration["jobs"]["100-shop"]["source"] | more
@@ -576,7 +580,8 @@ def test_a_guest_is_backed_up_and_restored_in_place_as_the_page_says(folder: Pat
         config = on_the_page(vm)
 
         def backy(*words: str, code: int = 0) -> str:
-            done = ran([*PROGRAM, "--config", str(config), *words], environment())
+            settings = environment(PVE_VMS=str(vm.etc), BACKY_HELD=str(folder / "held"))
+            done = ran([*PROGRAM, "--config", str(config), *words], settings)
             assert done.code == code, done
             return done.out + done.err
 
