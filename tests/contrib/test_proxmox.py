@@ -20,7 +20,7 @@ from backy.sources import Request, open_source
 from tests.cli.runner import wait_for
 from tests.docs.markdown import PROJECT, blocks
 from tests.lab.guest import needs_guest
-from tests.lab.proxmox import node
+from tests.lab.proxmox import make_qm, node
 from tests.snapshots import opened
 
 JOBS = PROJECT / "contrib/proxmox/proxmox-jobs"
@@ -41,6 +41,9 @@ rbd: ceph
 nfs: shared
 \tpath /mnt/pve/shared
 \tserver nfs.example.com
+lvm: san
+\tvgname san
+\tsnapshot-as-volume-chain 1
 """
 
 
@@ -183,6 +186,17 @@ def test_the_variables_of_uefi_are_only_there_with_uefi(root: Path, bios: str) -
     assert found["disks"] == variables | {"scsi0": "scsi0"}
 
 
+def test_a_vm_with_volume_chains_is_locked_and_others_are_only_asked(root: Path) -> None:
+    configure(root, "scsi0: local:100/a.raw", "unused0: san:vm-100-disk-1.qcow2")
+    configure(root, "scsi0: local:101/a.raw", "scsi1: san:vm-101-disk-1.qcow2", number=101)
+    jobs = {name: job["hooks"] for name, job in written(root)[0].items()}
+    assert jobs["100-vm"].keys() == {"before-snapshot"}
+    assert jobs["100-vm"]["before-snapshot"]["command"] == [str(LOCK), "check"]
+    assert jobs["101-vm"]["before-snapshot"]["command"] == [str(LOCK), "hold"]
+    assert jobs["101-vm"]["after-backup"] == jobs["101-vm"]["on-failure"]
+    assert jobs["101-vm"]["on-failure"]["command"] == [str(LOCK), "release"]
+
+
 def test_snapshots_comments_and_odd_lines_are_no_settings(root: Path) -> None:
     lines = ["#scsi9: local:100/no.raw", "scsi0: local:100/a.raw", "", "nonsense", ": x"]
     lines += ["[snap]", "scsi1: local:100/old.raw", "name: old", "[PENDING]", "scsi2: local:1/b"]
@@ -224,17 +238,8 @@ class Locks:
 
     def __init__(self, root: Path) -> None:
         self.vms, self.base = root / "etc/pve/qemu-server", root / "base"
-        (root / "bin").mkdir()
-        qm = root / "bin/qm"
-        qm.write_text(
-            "#!/bin/sh -e\n"
-            'f="$PVE_VMS/$2.conf"; case $1 in\n'
-            'set) ! grep -q "^lock:" "$f"; sed -i "1i lock: $4" "$f";;\n'
-            'unlock) sed -i "/^lock:/d" "$f";; esac\n'
-        )
-        qm.chmod(0o755)
         self.environment = {
-            "PATH": f"{root}/bin:{os.environ['PATH']}",
+            "PATH": f"{make_qm(root / 'bin')}:{os.environ['PATH']}",
             "BACKY_BASE": str(self.base),
             "BACKY_HELD": str(root / "held"),
             "PVE_VMS": str(self.vms),

@@ -129,6 +129,22 @@ class Node(Guest):
         return ["-object", json.dumps(group), "-blockdev", node]
 
 
+def make_qm(folder: Path) -> Path:
+    """A `qm` in a folder of its own, for PATH: it changes locks in the VM's file, as PVE's does."""
+    folder.mkdir()
+    program = folder / "qm"
+    program.write_text(
+        "#!/bin/sh -e\n"
+        'f="$PVE_VMS/$2.conf"\n'
+        "case $1 in\n"
+        'set) ! sed "/^\\[/,\\$d" "$f" | grep -q "^lock:"; sed -i "1i lock: $4" "$f" ;;\n'
+        'unlock) sed -i "/^lock:/d" "$f" ;;\n'
+        "esac\n"
+    )
+    program.chmod(0o755)
+    return folder
+
+
 @contextmanager
 def node(root: Path, *, is_blockdev: bool = True, **more: Mapping[str, Any]) -> Iterator[Node]:
     """A node whose VM is off; nothing of it runs after the body."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tests.docs.markdown import PROJECT, blocks
 from tests.lab.ceph import Cluster
 from tests.lab.devices import loop_device, needs_loop_devices
 from tests.lab.guest import needs_guest
-from tests.lab.proxmox import Node, node
+from tests.lab.proxmox import Node, make_qm, node
 from tests.snapshots import opened, pulled
 from tests.sources.rbd_machine import unique
 from tests.sources.test_qemu_hostile import listening
@@ -219,12 +220,19 @@ def vzdump(vm: Node) -> Iterator[None]:
 
 def test_a_backup_that_begins_during_a_vzdump_is_right_and_so_is_the_vzdump(vm: Node) -> None:
     before = backed_up(vm, 0)
-    raw = vm.folder / "vzdump.raw"
-    with vzdump(vm):
+    with ExitStack() as theirs:
+        theirs.enter_context(vzdump(vm))
         write(vm, "virtio0", "write -P 7 40M 64k")
-        during = backed_up(vm, 1, before)
+        with opened(source(vm), Request(name(1), parent(0, before))) as snapshot:
+            write(vm, "virtio0", "write -P 6 40M 64k")
+            theirs.close()  # it ends first
+            write(vm, "virtio0", "write -P 6 41M 64k")
+            during = pulled(snapshot, before)
+            assert list(snapshot.warnings()) == []
+            snapshot.keep_checkpoint()
     assert during["virtio0"][40 * MIB : 40 * MIB + 65536] == b"\7" * 65536
-    assert raw.read_bytes() == before["virtio0"]
+    assert during["virtio0"][41 * MIB :] == before["virtio0"][41 * MIB :]
+    assert (vm.folder / "vzdump.raw").read_bytes() == before["virtio0"]
     write(vm, "virtio0", "write -P 8 40M 64k")
     last = backed_up(vm, 2, during)  # the bitmap was not lost with their job
     assert last["virtio0"][40 * MIB : 40 * MIB + 65536] == b"\10" * 65536
@@ -551,11 +559,14 @@ def test_with_a_monitor_of_its_own_backy_waits_for_nobody(folder: Path) -> None:
             assert set(backed_up(vm, 0, qmp=str(vm.own_monitor))) == {"virtio0", "virtio1"}
 
 
-def on_the_page(vm: Node, **more: object) -> Path:
-    """The configuration that the page shows, for this node; `more` of the source."""
+def on_the_page(vm: Node, *, hold: bool = False, **more: object) -> Path:
+    """The configuration that the page shows, for this node; `more` of the source.
+
+    `hold`: with the hooks that lock the VM.
+    """
     yaml_blocks = [each.text for each in blocks(PAGE.read_text()) if each.language == "yaml"]
-    shown, _, check, _ = map(yaml.safe_load, yaml_blocks)
-    text = json.dumps(shown | check)
+    shown, _, check, holds = map(yaml.safe_load, yaml_blocks)
+    text = json.dumps(shown | (holds if hold else check))
     hook = vm.folder / "usr/local/lib/backy/proxmox-lock"
     hook.parent.mkdir(parents=True)
     shutil.copy(PROJECT / "contrib/proxmox/proxmox-lock", hook)
@@ -619,6 +630,34 @@ def test_a_guest_is_backed_up_and_restored_in_place_as_the_page_says(folder: Pat
         backy("backup", "100-shop")
         reasons = {disk: each.get("whole") for disk, each in newest()["disks"].items()}
         assert all("is gone" in str(reason) for reason in reasons.values())
+
+
+def test_pve_cannot_touch_a_vm_while_its_backup_holds_the_lock(folder: Path) -> None:
+    with node(folder) as vm:
+        vm.start()
+        config = on_the_page(vm, hold=True, freeze=False)
+        settings = json.loads(config.read_text())
+        during = folder / "during"
+        look = {"command": ["/bin/cp", str(vm.configuration), str(during)]}
+        settings["hooks"]["after-snapshot"] = look
+        config.write_text(json.dumps(settings))
+        path = f"{make_qm(folder / 'bin')}:{os.environ['PATH']}"
+        given = environment(PVE_VMS=str(vm.etc), BACKY_HELD=str(folder / "held"), PATH=path)
+
+        def backup() -> int:
+            return ran([*PROGRAM, "--config", str(config), "backup", "100-shop"], given).code
+
+        assert backup() == 0
+        assert during.read_text().startswith("lock: backup")
+        assert "lock:" not in vm.configuration.read_text()
+        vm.write_configuration(lock="backup")  # by vzdump
+        assert backup() == 11
+        assert "lock: backup" in vm.configuration.read_text()
+        vm.write_configuration()
+        settings["jobs"]["100-shop"]["source"]["disks"] = {"gone": "gone"}
+        config.write_text(json.dumps(settings))
+        assert backup() == 4
+        assert "lock:" not in vm.configuration.read_text()
 
 
 @contextmanager
