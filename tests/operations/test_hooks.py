@@ -50,7 +50,7 @@ def made(tmp_path: Path, log: list[str]) -> Callable[..., Runner]:
 class Settings(TypedDict, total=False):
     timeout: int
     required: bool
-    consistency: Literal["application", "filesystem"]
+    consistency: Literal["application", "filesystem", "crash"]
 
 
 def sh(script: str, *arguments: object, **settings: Unpack[Settings]) -> Hook:
@@ -220,6 +220,8 @@ APPLICATION, FILESYSTEM = Consistency.APPLICATION, Consistency.FILESYSTEM
         pytest.param([sh("true", consistency="filesystem")], FILESYSTEM, id="filesystem"),
         pytest.param([sh("true"), sh("true", consistency="filesystem")], FILESYSTEM, id="both"),
         pytest.param([sh("true", consistency="filesystem"), sh("true")], FILESYSTEM, id="both-2"),
+        pytest.param([sh("true", consistency="crash")], None, id="a-check"),
+        pytest.param([sh("true"), sh("true", consistency="crash")], APPLICATION, id="and-a-check"),
         pytest.param([sh("true"), sh("false")], None, id="one-failed"),
     ],
 )

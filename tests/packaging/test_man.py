@@ -100,7 +100,7 @@ def test_every_setting_is_explained_and_nothing_else(model: str) -> None:
         pytest.param("rate", "(size)", id="size"),
         pytest.param("nice", "(number; default: 10)", id="number"),
         pytest.param("expire", "(true or false; default: true)", id="switch"),
-        pytest.param("consistency", "(one of application, filesystem;", id="choice"),
+        pytest.param("consistency", "(one of application, filesystem, crash;", id="choice"),
         pytest.param("command", "(list; text; required)", id="required"),
         pytest.param("base-dir", "(text; default: /srv/backy)", id="path"),
         pytest.param("jobs", "(mapping; mapping as in JOB)", id="mapping"),

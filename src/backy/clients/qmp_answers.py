@@ -63,6 +63,28 @@ class Node(Answer):
     dirty_bitmaps: list[Bitmap] = Field(alias="dirty-bitmaps", default=[])
 
 
+class GraphNode(Answer):
+    """A node, or what uses one, in a Graph."""
+
+    id: int
+    name: str
+
+
+class GraphEdge(Answer):
+    """What has another node below it, by their ids; `name` says what for: "file", "backing"."""
+
+    parent: int
+    child: int
+    name: str
+
+
+class Graph(Answer):
+    """All nodes, and which is below which."""
+
+    nodes: list[GraphNode]
+    edges: list[GraphEdge]
+
+
 class Drive(Answer):
     """A drive or device of the guest."""
 

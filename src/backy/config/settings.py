@@ -129,13 +129,14 @@ Schedule = Annotated[dict[Tag, Interval], Field(min_length=1)]
 class Hook(Values):
     """A program that runs before or after a step.
 
-    `consistency` is the state of the disks after a successful hook before the snapshot.
+    `consistency` is the state of the disks after a successful hook before the snapshot; "crash" is
+    for one that does not care for it, such as a check.
     """
 
     command: Annotated[tuple[str, ...], AfterValidator(_program), _Listed]
     timeout: Seconds = Field(default=60, ge=1, le=_DAY)
     required: bool = False
-    consistency: Literal["application", "filesystem"] = "application"
+    consistency: Literal["application", "filesystem", "crash"] = "application"
 
 
 _Programs = Annotated[tuple[Annotated[Hook, BeforeValidator(_hook)], ...], _Listed]

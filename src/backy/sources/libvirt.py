@@ -4,7 +4,6 @@ A running domain is read through a backup job in pull mode. The job begins with 
 base of the next delta. The disks of a domain that is off are read like those of source "image".
 """
 
-import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import zstandard
 from pydantic import AfterValidator, Field
 
 from backy.clients.qemu_nbd import ImageFile
@@ -26,11 +24,9 @@ from backy.sources.checkpoint import CheckpointNames
 from backy.sources.libvirt_job import BITMAP, BackupJob
 from backy.sources.scratch import check_space
 from backy.sources.snapshot_data import SnapshotData
-from backy.system import files, signals
-from backy.units import MiB
+from backy.system import signals
 
 _SAFE_WITH_THREADS = (8, 2, 3)  # the first version of QEMU without the bug of `_check_harmless`
-_LARGEST = 64 * MiB  # bytes of a file that is saved: the NVRAM of a machine of aarch64
 _TPM = {"1.2": "tpm1.2/tpm-00.permall", "2.0": "tpm2/tpm2-00.permall"}  # where swtpm keeps it
 _DISK_HINT = "Exclude it, and back it up in another way; see docs/sources/libvirt.md."
 _OFF_HINT = "Start the domain, or back it up with the source of its storage, such as rbd."
@@ -165,12 +161,7 @@ class LibvirtSource:
         state = f"{self.settings.swtpm}/{uuid}/{tpm}" if tpm else ""
         for name, path in (("nvram.fd", nvram.strip()), ("tpm.permall", state)):
             if path:
-                try:
-                    suffix, content = _content(Path(path))
-                    data.files[name + suffix] = content
-                except OSError as error:
-                    why = error.strerror or str(error)
-                    data.early_warnings.append(f"{path} was not saved: {why}")
+                data.save_file(name, Path(path))
 
     def _image_file(self, job: BackupJob, name: str) -> ImageFile:
         disk, image_format = job.domain.disks()[name], job.formats[name]
@@ -203,17 +194,3 @@ class LibvirtSource:
             job.abort()
             if not data.keeps_checkpoint:
                 job.remove_checkpoint(checkpoint)
-
-
-def _content(path: Path) -> tuple[str, bytes]:
-    """A suffix for the name, and the content of a file, compressed where it is large.
-
-    A hostile QEMU may have written it, so no link is followed.
-    """
-    with files.File(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
-        content = file.read_bytes(0, _LARGEST + 1)
-    is_small = len(content) <= MiB
-    packed = content if is_small else zstandard.compress(content)
-    if len(content) > _LARGEST or len(packed) > MiB:
-        raise OSError("it is too large")
-    return "" if is_small else ".zst", packed

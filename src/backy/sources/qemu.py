@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,7 +25,7 @@ from backy.clients.guest_agent import frozen
 from backy.clients.program import output_of
 from backy.clients.qemu_nbd import ImageFileOrPath
 from backy.clients.qmp import Monitor, NotRunningError, connect
-from backy.clients.qmp_answers import Drive, Node
+from backy.clients.qmp_answers import Drive, Graph, Node
 from backy.config.settings import AbsolutePath, DiskName, Seconds
 from backy.errors import SourceError, translated
 from backy.model.revision import Consistency
@@ -32,13 +33,16 @@ from backy.nbd.remote_image import open_image
 from backy.nbd.uri import parse_uri
 from backy.sources import Request, SourceSettings, TakenSnapshot, checked
 from backy.sources.checkpoint import CheckpointNames
-from backy.sources.qemu_objects import CHANGES, QemuObjects
+from backy.sources.qemu_objects import QemuObjects
 from backy.sources.scratch import SCRATCH_HINT, check_space, default_scratch, make_private
 from backy.sources.snapshot_data import SnapshotData
 from backy.system import folders
 
 Answer = dict[str, Any]  # one JSON object of QEMU's
 _SAFE_WITH_THREADS, _HAS_BREAK_SNAPSHOT = (8, 2, 3), (10, 1, 0)
+_FILTERS = {"throttle", "copy-before-write", "copy-on-read", "zeroinit"}  # the last is Proxmox'
+_MOST_FILTERS = 4  # on top of each other
+_MOVING = {"inmigrate", "finish-migrate", "postmigrate"}
 _THREADS_HINT = "Upgrade to QEMU 8.2.3 or later, or remove the VM's iothreads."
 
 
@@ -50,7 +54,9 @@ class QemuSettings(SourceSettings):
     disks: tuple[DiskName, ...] | dict[DiskName, str] = ()
     exclude: tuple[DiskName, ...] = ()
     images: dict[DiskName, ImageFileOrPath] = Field(default={})
+    files: dict[DiskName, AbsolutePath] = Field(default={})
     scratch: AbsolutePath = Field(default_factory=default_scratch)
+    store_bitmaps: bool = True
     freeze: bool = True
     freeze_timeout: Seconds = Field(default=10, ge=1)
     timeout: Seconds = Field(default=60, ge=1)
@@ -62,6 +68,8 @@ class _Disk:
     """A disk to back up. `id` is the id of its scratch node, its job and its export.
 
     `bitmap` and `parent` are names of bitmaps: the new one, and the parent's, "" for a full read.
+    The changes since the parent are in a bitmap of the scratch node: QEMU aborts, and the guest
+    with it, if a disk is resized while one of its bitmaps is exported.
     """
 
     id: str
@@ -71,19 +79,20 @@ class _Disk:
 
     @property
     def changes(self) -> str | None:
-        """The bitmap of this backup alone: the changes since the parent."""
-        return self.bitmap + CHANGES if self.parent else None
+        """The name of the bitmap with the changes since the parent."""
+        return "changes" if self.parent else None
 
-    def actions(self, options: Mapping[str, str]) -> Iterator[Answer]:
+    def actions(self, options: Mapping[str, str], *, store: bool) -> Iterator[Answer]:
         """Its part of the transaction. The parent's bitmap stays: the backup may still fail."""
         name = self.node.node_name
         compat = self.node.image.format_specific.data.get("compat")
-        add, can_store = "block-dirty-bitmap-add", self.node.drv == "qcow2" and compat != "0.10"
-        yield _action(add, node=name, name=self.bitmap, persistent=can_store)
+        store &= self.node.drv == "qcow2" and compat != "0.10"
+        add, merge = "block-dirty-bitmap-add", "block-dirty-bitmap-merge"
+        yield _action(add, node=name, name=self.bitmap, persistent=store)
         if self.parent:
-            yield _action(add, node=name, name=self.changes, disabled=True)
-            merge = "block-dirty-bitmap-merge"
-            yield _action(merge, node=name, target=self.changes, bitmaps=[self.parent])
+            parent = {"node": name, "name": self.parent}
+            yield _action(add, node=self.id, name=self.changes, disabled=True)
+            yield _action(merge, node=self.id, target=self.changes, bitmaps=[parent])
         ids = {"job-id": self.id, "device": name, "target": self.id}
         yield _action("blockdev-backup", **ids, sync="none", **options)
 
@@ -118,6 +127,8 @@ class QemuSource:
     def snapshot(self, request: Request) -> Iterator[TakenSnapshot]:
         """See Source. Takes nothing where the VM is off; opening locks its images then."""
         data = SnapshotData(request)
+        for name, path in self.settings.files.items():
+            data.save_file(name, path)
         with ExitStack() as stack:
             try:
                 taken = self._take(data, stack)
@@ -130,7 +141,15 @@ class QemuSource:
         images, timeout = self.settings.images, self.settings.timeout
         if not images:
             raise error
+        data.final_checks.append(self._check_off)
         return data.taken(lambda data: data.open_files(images, timeout, "the VM is off"))
+
+    def _check_off(self) -> list[str]:
+        """Nothing. Raises SourceError where the VM is on: some builds of QEMU lock no images."""
+        with suppress(NotRunningError), self._connected():
+            why = "the VM was started while its images were read: they are not of one moment"
+            raise SourceError(f"{self._title}: {why}", "Run the backup again.")
+        return []
 
     def remove_all_except(self, revisions: Collection[str]) -> None:
         """See Source."""
@@ -157,8 +176,9 @@ class QemuSource:
             options = self._options(monitor, disks)
             folder = self._make_scratch(disks)
             self._add_scratch(monitor, disks, folder)
-            actions = [action for disk in disks.values() for action in disk.actions(options)]
-            self._transact(monitor, actions, data)
+            store = self.settings.store_bitmaps
+            actions = [disk.actions(options, store=store) for disk in disks.values()]
+            self._transact(monitor, list(chain.from_iterable(actions)), data)
         return data.taken(partial(self._open, disks, folder))
 
     def _open(self, disks: Mapping[str, _Disk], folder: Path, data: SnapshotData) -> None:
@@ -193,8 +213,7 @@ class QemuSource:
 
     def _disks(self, monitor: Monitor, data: SnapshotData) -> dict[str, _Disk]:
         """The disks to back up, by name. Fills `full_read_reasons`, see Snapshot."""
-        named = monitor.query(list[Node], "query-named-block-nodes")
-        nodes, devices = {node.node_name: node for node in named}, _devices(monitor)
+        devices, nodes = _devices(monitor), _nodes(monitor)
         request, disks = data.request, {}
         bitmap = self._names.name(request.revision)
         for number, (name, place) in enumerate(self._chosen(devices).items()):
@@ -227,9 +246,11 @@ class QemuSource:
         8.2.3 may abort, and the VM with them, when a client closes a connection to a disk that
         has an iothread: https://gitlab.com/qemu-project/qemu/-/commit/f816310d0c32
         """
-        version = monitor.version()
-        is_vm = bool(monitor.status())
-        if is_vm and version < _SAFE_WITH_THREADS and monitor.ask("query-iothreads"):
+        version, status = monitor.version(), monitor.status()
+        if status in _MOVING:  # without locks, the disks may have changed on the other host
+            why = f"the VM is moving from or to another host, or its RAM is being saved ({status})"
+            raise SourceError(f"{self._title}: {why}", "Run it where the VM is, when that is over.")
+        if status and version < _SAFE_WITH_THREADS and monitor.ask("query-iothreads"):
             why = "this version can crash when a disk with an iothread is backed up"
             raise SourceError(f"{self._title}: {why}", _THREADS_HINT)
         if version >= _HAS_BREAK_SNAPSHOT:
@@ -280,6 +301,24 @@ class QemuSource:
             monitor.ask("transaction", limit / 2, actions=actions)
         data.early_warnings += failures[:1]
         data.consistency = Consistency.CRASH if failures else Consistency.FILESYSTEM
+
+
+def _nodes(monitor: Monitor) -> dict[str, Node]:
+    """All nodes, by name; for a filter, the node below it.
+
+    A throttle limits the guest and not its backup, and only a node below it can store a bitmap.
+    The filter of somebody else's backup job goes away with that job, and bitmaps on it. After
+    Proxmox VE has moved a disk there is a filter that the other host would not have.
+    """
+    nodes = {node.node_name: node for node in monitor.query(list[Node], "query-named-block-nodes")}
+    if filters := [name for name, node in nodes.items() if node.drv in _FILTERS]:
+        graph = monitor.query(Graph, "x-debug-query-block-graph")
+        names = {node.id: node.name for node in graph.nodes}
+        edges = [edge for edge in graph.edges if edge.name == "file"]
+        below = {names.get(edge.parent): names.get(edge.child, "") for edge in edges}
+        for _ in range(_MOST_FILTERS):
+            nodes |= {name: nodes.get(below.get(name, ""), nodes[name]) for name in filters}
+    return nodes
 
 
 def _devices(monitor: Monitor) -> dict[str, str]:

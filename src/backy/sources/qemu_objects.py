@@ -11,8 +11,6 @@ from backy.sources.checkpoint import CheckpointNames
 from backy.sources.scratch import SCRATCH_HINT, is_ours
 from backy.system import folders
 
-CHANGES = "-changes"  # suffix of a bitmap with the changes since the parent, for one backup
-
 
 class QemuObjects:
     """The nodes, jobs, exports, bitmaps and folders of this server's backups of one QEMU.
@@ -57,9 +55,10 @@ class QemuObjects:
         for name in self._ours(node.node_name for node in nodes):
             monitor.ask("blockdev-del", node_name=name)
         for node in monitor.query(list[Node], "query-named-block-nodes"):
-            for name in [bitmap.name for bitmap in node.dirty_bitmaps]:
-                revision = self._names.revision_of(name.removesuffix(CHANGES))
-                if revision and (name.endswith(CHANGES) or is_unwanted(revision)):
+            # One that is stored in the image below an external snapshot cannot be removed now.
+            for name in [bitmap.name for bitmap in node.dirty_bitmaps if not node.ro]:
+                revision = self._names.revision_of(name)
+                if revision and is_unwanted(revision):
                     monitor.ask("block-dirty-bitmap-remove", node=node.node_name, name=name)
         # QEMU stopped the guest because a scratch image could not grow. Now it can go on.
         if jobs and monitor.status() == "io-error":

@@ -1,15 +1,23 @@
 """SnapshotData: what the sources here fill in."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
+
+import zstandard
 
 from backy.clients.qemu_nbd import ImageFile, open_image_file
 from backy.image.image import Image
 from backy.model.extent import Extent
 from backy.model.revision import Consistency
 from backy.sources import Request, TakenSnapshot
+from backy.system import files
+from backy.units import MiB
+
+_LARGEST = 64 * MiB  # bytes of a file that is saved: the NVRAM of a machine of aarch64
 
 ImageT = TypeVar("ImageT", bound=Image)
 
@@ -69,6 +77,14 @@ class SnapshotData:
             if why_full and self.request.parent_of(disk):
                 self.full_read_reasons[disk] = why_full
 
+    def save_file(self, name: str, path: Path) -> None:
+        """Save a small file, as NAME.zst if it is larger than 1 MiB; or warn."""
+        try:
+            suffix, content = _content(path)
+            self.files[name + suffix] = content
+        except OSError as error:
+            self.early_warnings.append(f"{path} was not saved: {error.strerror or error}")
+
     def warnings(self) -> Sequence[str]:
         """See Snapshot."""
         late_warnings = (warning for check in self.final_checks for warning in check())
@@ -77,3 +93,17 @@ class SnapshotData:
     def keep_checkpoint(self) -> None:
         """See Snapshot."""
         self.keeps_checkpoint = True
+
+
+def _content(path: Path) -> tuple[str, bytes]:
+    """A suffix for the name, and the content of a file, compressed where it is large.
+
+    A hostile QEMU may have written it, so no link is followed.
+    """
+    with files.File(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
+        content = file.read_bytes(0, _LARGEST + 1)
+    is_small = len(content) <= MiB
+    packed = content if is_small else zstandard.compress(content)
+    if len(content) > _LARGEST or len(packed) > MiB:
+        raise OSError("it is too large")
+    return "" if is_small else ".zst", packed
