@@ -116,6 +116,11 @@ class Repository:
             folders.write_file(self.root / "repository.json", encode_record(settings))
         self.settings = settings
 
+    def ids(self) -> list[str]:
+        """The ids of all revisions that are published now, oldest first. Raises StoreError."""
+        with translated(StoreError, f"{self.name}: listing revisions"):
+            return [*filter(is_id, folders.list_folder(self.root / "revisions"))]
+
     def history(self) -> History:
         """All revisions that are published now. Raises StoreError if they cannot be listed.
 
@@ -125,9 +130,7 @@ class Repository:
         revisions, unreadable, left = [], {}, _MOST_RECORDS
         why = "older revisions are not read, because all revision.json together exceed 64 MiB"
         too_many = DamagedError(f"{why}; remove revisions that nobody needs")
-        with translated(StoreError, f"{self.name}: listing revisions"):
-            names = folders.list_folder(self.root / "revisions")
-        for name in filter(is_id, reversed(names)):
+        for name in reversed(self.ids()):
             folder = self.root / "revisions" / name
             try:
                 with suppress(OSError):
