@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from backy.errors import DamagedError, FullError, NotFoundError, SourceError, StoreError, translated
@@ -27,6 +28,9 @@ from backy.system.signals import shielded
 from backy.units import format_size
 
 _SUSPICIOUS_FACTOR = 2  # warn if the parent has more than this many times as much data
+# Revisions that are tried as parent: each that cannot be used is a warning in the new one, whose
+# revision.json must stay below 1 MiB.
+_MOST_TRIED = 500
 
 
 @dataclass
@@ -150,12 +154,11 @@ class RevisionBackup:
         A distrusted revision can be the parent if it says which ranges are damaged; the backup
         stores those again.
         """
-        history = self.repository.history()
-        for text in history.problems:
-            self.warnings.append(f"ignored a revision: {text}")
-        for revision in reversed(history.revisions):
+        for revision_id, revision in islice(self.repository.newest_first(), _MOST_TRIED):
             why = "it is distrusted"
-            if revision.trust is not Trust.DISTRUSTED or revision.damaged:
+            if isinstance(revision, DamagedError):
+                why = revision.message
+            elif revision.trust is not Trust.DISTRUSTED or revision.damaged:
                 try:
                     with ExitStack() as stack:
                         for name in revision.disks:
@@ -165,7 +168,7 @@ class RevisionBackup:
                     why = error.message
                 else:
                     return revision
-            self.warnings.append(f"revision {revision.id} is not used as parent: {why}")
+            self.warnings.append(f"revision {revision_id} is not used as parent: {why}")
         return None
 
 
@@ -209,7 +212,7 @@ def _suspicion(repository: Repository, revision: Revision) -> str:
     """
     with suppress(NotFoundError, StoreError):
         if revision.parent:
-            parent = repository.find(revision.parent)
+            parent = repository.revision(revision.parent)
             return next(_losses(repository, revision, parent), "")
     return ""
 

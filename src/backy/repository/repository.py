@@ -15,6 +15,7 @@ from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, St
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
+from backy.repository.known_revisions import KnownRevisions
 from backy.repository.records import Settings, encode_record, read_revision, read_settings
 from backy.stores import Store, store_class
 from backy.stores.codec import Codec
@@ -24,6 +25,7 @@ from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
 _MOST_RECORDS = 64 * MiB  # of revision.json in a history: 3,000 with 20 KiB each
+_FEW = 64  # revisions that cannot have more, and are read again in no time
 PATIENCE = 30  # seconds to wait for the locks that are only held for moments: history, reports
 
 
@@ -116,28 +118,52 @@ class Repository:
             folders.write_file(self.root / "repository.json", encode_record(settings))
         self.settings = settings
 
-    def history(self) -> History:
+    def history(self, known: KnownRevisions | None = None) -> History:
         """All revisions that are published now. Raises StoreError if they cannot be listed.
 
-        Beyond 64 MiB of revision.json, which take some 150 MiB of memory, older revisions are
-        unreadable: who can write to one repository must not stop the backups of all others.
+        If there are many, those in `known` are not read again, and the others are added to it.
         """
-        revisions, unreadable, left = [], {}, _MOST_RECORDS
-        why = "older revisions are not read, because all revision.json together exceed 64 MiB"
-        too_many = DamagedError(f"{why}; remove revisions that nobody needs")
-        with translated(StoreError, f"{self.name}: listing revisions"):
-            names = folders.list_folder(self.root / "revisions")
-        for name in filter(is_id, reversed(names)):
-            folder = self.root / "revisions" / name
-            try:
-                with suppress(OSError):
-                    left -= min((folder / "revision.json").status().st_size, MiB)
-                if left < 0:
-                    raise too_many
-                revisions.append(self.revision(name))
-            except DamagedError as error:
-                unreadable[name] = error
+        revisions, unreadable = list[Revision](), dict[str, DamagedError]()
+        for name, read in self.newest_first(known):
+            if isinstance(read, Revision):
+                revisions.append(read)
+            else:
+                unreadable[name] = read
         return History(revisions[::-1], dict(reversed(unreadable.items())))
+
+    def newest_first(
+        self, known: KnownRevisions | None = None
+    ) -> Iterator[tuple[str, Revision | DamagedError]]:
+        """Each id of the history, newest first, with the revision, or why it is unreadable.
+
+        Reads only as far as it is asked. Beyond 64 MiB of revision.json, which take some 150 MiB
+        of memory, older revisions are unreadable: who can write to one repository must not stop
+        the backups of all others. Raises StoreError if they cannot be listed.
+        """
+        with translated(StoreError, f"{self.name}: listing revisions"):
+            folder = self.root / "revisions"
+            ids = [*filter(is_id, folders.list_folder(folder))]
+            folder = folder.as_root() if ids else folder
+        block_size, left = self.settings.block_size, _MOST_RECORDS
+        why = "older revisions are not read, because all revision.json together exceed 64 MiB"
+        read: Revision | DamagedError
+        for name in reversed(ids):
+            path, file = folder / name / "revision.json", None
+            if len(ids) > _FEW:
+                with suppress(OSError):
+                    file = path.status()
+                    left -= min(file.st_size, MiB)
+            if left < 0:
+                yield name, DamagedError(f"{why}; remove revisions that nobody needs")
+                continue
+            try:
+                if known and file:
+                    read = known.revision(path, file, block_size)
+                else:
+                    read = read_revision(path, block_size)
+            except DamagedError as error:
+                read = error
+            yield name, read
 
     def revision(self, revision_id: str) -> Revision:
         """The published revision with this id, read alone. Raises DamagedError."""
