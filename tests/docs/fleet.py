@@ -71,6 +71,9 @@ class Fleet:
         assert done.returncode == 0, done.stderr
         (self.mass / "plan").write_text(done.stdout)
 
+    def plan_lines(self) -> list[list[str]]:
+        return [line.split() for line in (self.mass / "plan").read_text().splitlines()]
+
     def environment(self, **more: str) -> dict[str, str]:
         configuration = self.root / "backy.yaml"
         return {
