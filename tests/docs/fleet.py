@@ -116,12 +116,12 @@ class Fleet:
             finally:
                 process.kill()
 
-    def kill(self, *names: str) -> None:
-        """Kill -9 what was started here: programs with these names, or all."""
-        for number in alive(str(self.root)):
+    def kill(self, *names: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to what was started here: to programs with these names, or to all."""
+        for process in alive(str(self.root)):
             with suppress(OSError):
-                if not names or Path(f"/proc/{number}/comm").read_text().strip() in names:
-                    os.kill(number, signal.SIGKILL)
+                if not names or Path(f"/proc/{process}/comm").read_text().strip() in names:
+                    os.kill(process, number)
 
     def power_cut(self) -> None:
         """Kill -9 everything that was started here, and wait until it is gone."""

@@ -5,6 +5,7 @@ BACKY_ROUNDS is how many times the mass restore is killed; with it there are 64 
 
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -172,6 +173,26 @@ def test_a_vm_that_was_half_written_gets_only_the_rest_even_if_newer_backups_wer
     history = fleet.backy.ok("history", "vm1", "--json").record()["restores"]
     assert history[-1]["result"] == "done"
     assert 0 < history[-1]["written"] <= 2 * MIB  # of the four of both disks
+
+
+def test_a_mass_restore_can_be_told_to_end_what_runs_and_to_start_nothing_more(
+    fleet: Fleet,
+) -> None:
+    for name in ("vm1", "vm2"):
+        fleet.add(name)
+    planned(fleet, "vm1", "vm2")
+    with (
+        leased(fleet.backy.chunk("vm1", fleet.backy.revisions("vm1")[0], 0)) as lease,
+        fleet.started("mass-restore", "1") as process,
+    ):
+        lease.wait()
+        fleet.kill("parallel", number=signal.SIGHUP)
+        lease.release()
+        process.wait(120)
+    assert fleet.complete() == {"vm1"}
+    planned(fleet, "vm2", "vm1")
+    assert fleet.run("mass-restore", "1").returncode == 0
+    assert fleet.complete() == {"vm1", "vm2"}
 
 
 def test_what_lies_at_the_target_is_never_overwritten_however_often_it_is_tried(

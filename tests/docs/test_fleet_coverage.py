@@ -1,6 +1,7 @@
 """The scripts of docs/fleet.md that compare backy with a real libvirt and a real Ceph."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,8 +192,11 @@ def test_a_libvirt_that_fails_or_is_empty_is_unknown_and_changes_no_job(host: Ho
 
 def test_backups_that_cannot_be_listed_are_unknown_too(host: Host) -> None:
     with host.libvirtd.domain("vm1", "vda.qcow2"):
-        assert host.coverage()[0] == 2
-        host.fleet.backy.base.rmdir()
+        repository = host.fleet.backy.base / "vm1"
+        repository.mkdir()
+        (repository / "repository.json").write_text("{")
+        assert host.coverage()[0] == 2  # one that cannot be read is no backup
+        shutil.rmtree(host.fleet.backy.base)
         assert host.coverage() == (3, ["UNKNOWN - backy could not list its jobs"])
         assert host.jobs().returncode not in {0, 1}
         assert json.loads(generated(host.fleet).read_text()) == {}
@@ -219,6 +223,7 @@ def test_images_of_ceph_without_backup_are_found_and_get_jobs(
     assert coverage("data")[0] == 3  # the pool has no image
     ceph_pools.create("data/vm1-root", 4 * 1024**2)
     ceph_pools.create("rbd/customers/vm1-data", 4 * 1024**2)
+    ceph_pools.write("data/vm1-root", "write -P 7 0 1M")
     ceph_pools.create("data/my vm", 4 * 1024**2)
     ceph_pools.create("data/tmp", 4 * 1024**2)
     ceph_pools.rbd("create", "--size", "4M", "--pool", "data", "--image=-vm")
@@ -244,6 +249,14 @@ def test_images_of_ceph_without_backup_are_found_and_get_jobs(
     for job in jobs:
         assert (made := fleet.run("backy", "backup", job)).returncode == 0, made.stderr
     assert coverage(*places)[0] == 1
+
+    # A mass restore to images of their own, by a template.
+    fleet.plan("vm1")
+    target = f"rbd:rbd/{{job}}-{{disk}}?conf={ceph_pools.conf}"
+    done = fleet.run("mass-restore", "2", env={**env, "TARGET": target})
+    assert done.returncode == 0, done.stderr
+    for disk, image in {"vda": "data/vm1-root", "vdb": "rbd/customers/vm1-data"}.items():
+        assert ceph_pools.export(f"rbd/vm1-{disk}") == ceph_pools.export(image)
 
 
 def test_a_configuration_with_a_problem_leaves_the_jobs_as_they_were(fleet: Fleet) -> None:
