@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -79,8 +80,8 @@ class Host:
 
     @contextmanager
     def odd_domain(self, name: str) -> Iterator[None]:
-        """A domain that virsh takes for an option where somebody names it."""
-        uuid = "a2e5d1a0-7a3f-4b0c-9f51-0123456789ab"
+        """A domain that is found only by its UUID: virsh takes its name for something else."""
+        uuid = str(uuid4())
         disk = "<disk type='file'><source file='/nowhere.img'/><target dev='vda'/></disk>"
         self.libvirtd.virsh(
             "define",
@@ -112,14 +113,10 @@ def test_machines_of_libvirt_without_backup_are_found_and_get_jobs(host: Host) -
         host.odd_domain("--help"),
     ):
         vm1.start()
-        following = int(vm1.virsh("domid")) + 1
-        vm1.stop()
-        with host.libvirtd.domain(str(following), "vdz.qcow2") as numbered:
-            vm1.start()  # virsh now takes the name of the other one for the number of this one
-            assert vm1.virsh("domid").strip() == numbered.name
+        number = vm1.virsh("domid").strip()
+        with host.odd_domain(number):  # virsh takes this name for the running one
             lines = host.fleet.run("fleet-libvirt", env=host.env).stdout.splitlines()
-            assert [numbered.name, "vdz"] in [json.loads(line) for line in lines]
-            vm1.stop()
+            assert [number, "vda"] in [json.loads(line) for line in lines]
         build.virsh("desc", "--config", "backy.no-backup=made anew | every night")
         assert host.coverage() == (
             2,
@@ -162,6 +159,11 @@ def test_a_new_disk_is_missed_and_what_disappears_keeps_its_job_until_it_is_not_
         assert set(json.loads(before)) == {"vm2"}
         host.back_up("vm1")
         host.back_up("vm2")
+        host.fleet.plan("vm2")  # a mass restore can make new domains
+        target = f"libvirt:{{job}}-new?folder={vm2.folder}&uri={host.libvirtd.uri}"
+        done = host.fleet.run("mass-restore", "1", env={**host.env, "TARGET": target})
+        assert done.returncode == 0, done.stderr
+        host.libvirtd.virsh("undefine", "vm2-new")
         gone = ['WARNING: job vm9: "vm9" does not exist any more']
         assert host.coverage() == (1, ["WARNING - 2 machines, 1 problems", *gone])
         vm1.define(vm1.folder / "vda.qcow2", vm1.make("vdb.qcow2"))
@@ -274,6 +276,11 @@ def test_a_configuration_with_a_problem_leaves_the_jobs_as_they_were(fleet: Flee
     )  # another file has the name
     before = generated(fleet).read_bytes()
     assert set(json.loads(before)) == {"vm.1", "vm2"}
+    generated(fleet).write_text("{}\n")
+    assert fleet.run(*run, env={"RELOAD": "false"}).returncode == 1  # the daemon was not told,
+    done = fleet.run(*run, env={"RELOAD": f"touch {fleet.root}/told"})
+    assert (fleet.root / "told").exists()  # so the next run tells it, though it changes nothing
+    assert generated(fleet).read_bytes() == before
     lister.write_text("""#!/bin/sh\necho '["vm3","vda"]'\n""")
     text = (fleet.root / "backy.yaml").read_text()
     (fleet.root / "backy.yaml").write_text(text.replace('"default"', '"other"'))

@@ -166,12 +166,13 @@ def test_the_units_of_the_page_are_valid(fleet: Fleet) -> None:
     need(absent("systemd-analyze"))
     text = (markdown.PROJECT / "docs" / "fleet.md").read_text()
     units = [each.text for each in markdown.blocks(text) if each.text.startswith("# /etc/systemd")]
-    paths = []
+    paths: list[str | Path] = []
     for unit in units:
         path = fleet.root / Path(unit.splitlines()[0].removeprefix("# ")).name
         path.write_text(unit.replace("/usr/local/sbin", f"{fleet.root}/bin"))
         paths.append(path)
     assert len(paths) == 2
-    command = ["systemd-analyze", "verify", *paths]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
