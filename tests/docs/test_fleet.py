@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,8 @@ def test_the_most_urgent_vms_are_restored_first_in_the_order_of_the_plan(fleet: 
     for name in ("vm1", "vm2", "vm3"):
         fleet.add(name)
     fleet.plan("vm3 5", "vm1", "vm3", "", "vm2 60")
+    today = {"REVISION": f"last(..{datetime.now(UTC):%Y-%m-%d})"}
+    assert fleet.run("mass-plan", stdin="vm1\n", env=today).stdout.startswith("vm1 ")
     assert fleet.run("mass-restore", "1").returncode == 0
     assert [words[8].split()[1] for words in attempts(fleet)] == ["vm3", "vm1", "vm2"]
     assert [words[3] for words in fleet.plan_lines()] == ["5", "-", "60"]

@@ -230,6 +230,9 @@ def test_images_of_ceph_without_backup_are_found_and_get_jobs(
     ceph_pools.create("data/tmp", 4 * 1024**2)
     ceph_pools.rbd("create", "--size", "4M", "--pool", "data", "--image=-vm")
     ceph_pools.rbd("image-meta", "set", "data/tmp", "backy.no-backup", "$(scratch)")
+    for number in range(3):  # more than one argument of a program holds
+        key = f"note{number}"
+        ceph_pools.rbd("image-meta", "set", "rbd/customers/vm1-data", key, "x" * 60000)
     assert fleet.run("backy", "backup", "vm1", env=env).returncode == 0
     assert coverage(*places) == (
         2,
