@@ -5,6 +5,7 @@ BACKY_ROUNDS is how many times the mass restore is killed; with it there are 64 
 
 import os
 import random
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -196,6 +197,26 @@ def test_a_mass_restore_can_be_told_to_end_what_runs_and_to_start_nothing_more(
     planned(fleet, "vm2", "vm1")
     assert fleet.run("mass-restore", "1").returncode == 0
     assert fleet.complete() == {"vm1", "vm2"}
+
+
+def test_a_restore_that_outlived_its_parents_is_waited_for_and_its_work_is_not_done_twice(
+    fleet: Fleet,
+) -> None:
+    revision = fleet.add("vm1")
+    planned(fleet, "vm1")
+    with leased(chunk(fleet, "vm1", revision, "vda")) as lease:
+        with fleet.started("mass-restore", "1"):
+            lease.wait()
+            fleet.kill("mass-restore", "parallel", "mass-restore-on")
+        with fleet.started("mass-restore-one", "vm1") as second:
+            inode = (fleet.mass / "locks" / "vm1").stat().st_ino
+            waiting = re.compile(rf"-> FLOCK .*:{inode} ")
+            wait_for(lambda: bool(waiting.search(Path("/proc/locks").read_text())), "it waits")
+            lease.release()
+            assert second.wait(120) == 0
+    assert fleet.is_back("vm1")
+    history = fleet.backy.ok("history", "vm1", "--json").record()["restores"]
+    assert [each["written"] for each in history] == [2 * MIB, 0]
 
 
 def test_what_lies_at_the_target_is_never_overwritten_however_often_it_is_tried(
