@@ -83,6 +83,13 @@ def scenes(text: str) -> list[Scene]:
     return [Scene(stage, tuple(inside)) for stage, inside in found if inside]
 
 
+def scripts(page: str) -> dict[str, str]:
+    """The blocks in `bash` of a page in docs/, by the name that the second line of each has."""
+    text = (PROJECT / "docs" / page).read_text()
+    found = [block.text for block in blocks(text) if block.language == "bash"]
+    return {script.split("\n")[1].split()[1].rstrip(":"): f"{script}\n" for script in found}
+
+
 def headings(text: str) -> list[str]:
     """The text of each heading, in order."""
     return [match[2] for line in prose(text).splitlines() if (match := _HEADING.match(line))]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import backy
-from tests.docs.markdown import PROJECT, Block
+from tests.docs.markdown import PROJECT, Block, scripts
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MARK = "@@@ next command @@@"
@@ -37,13 +37,7 @@ class Stage:
         """Make the folders, the program, and a disk of 64 MiB with a real file system."""
         for name in ("bin", "home/you", "images", "srv/backy", "etc/backy"):
             (self.root / name).mkdir(parents=True)
-        program = self.root / "bin" / "backy"
-        source = Path(backy.__file__).parents[1]
-        call = "import sys; from backy.cli import main; sys.exit(main())"
-        program.write_text(
-            f'#!/bin/sh\nPYTHONPATH="{source}" exec "{sys.executable}" -c "{call}" "$@"\n'
-        )
-        program.chmod(0o755)
+        self.install_backy()
         # Always the same content, so that the pages can show which ranges changed.
         self.sh("""mkdir files; seq 400000 >files/numbers
             mkfs.ext4 -q -d files /images/vm1.img 64M; rm -r files""")
@@ -59,7 +53,23 @@ class Stage:
     def prepare(self, wanted: str) -> None:
         """Do what a stage comment asks for, such as "chunks, change"."""
         for word in wanted.split(", "):
-            self.sh(_ACTIONS[word])
+            if word == "scripts":
+                self.install(scripts("fleet.md"))
+            else:
+                self.sh(_ACTIONS[word])
+
+    def install_backy(self) -> None:
+        """Put the backy under test in the path."""
+        source = Path(backy.__file__).parents[1]
+        call = "import sys; from backy.cli import main; sys.exit(main())"
+        program = f'PYTHONPATH="{source}" exec "{sys.executable}" -c "{call}" "$@"'
+        self.install({"backy": f"#!/bin/sh\n{program}\n"})
+
+    def install(self, programs: dict[str, str]) -> None:
+        """Put these in the path, by name."""
+        for name, text in programs.items():
+            (self.root / "bin" / name).write_text(text)
+            (self.root / "bin" / name).chmod(0o755)
 
     def sh(self, script: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a script; output and error messages come together, with the pages' paths in them."""

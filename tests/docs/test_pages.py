@@ -9,7 +9,7 @@ from tests.docs.stage import Stage, session, steady
 from tests.lab.volumes import Mounts
 
 PAGES = ["README.md", "docs/commands.md", "docs/formats.md", "docs/reliability.md"]
-PAGES += ["docs/disaster.md", "docs/mount.md", "docs/unattended.md"]
+PAGES += ["docs/disaster.md", "docs/fleet.md", "docs/mount.md", "docs/unattended.md"]
 SCENES = [
     pytest.param(scene, id=f"{page}:{scene.line}")
     for page in PAGES

@@ -172,9 +172,9 @@ def removed(repository: Repository) -> tuple[datetime, datetime] | None:
     Raises StoreError if the trash cannot be listed.
     """
     with translated(StoreError, f"{repository.name}: listing the trash"):
-        batches = _revisions_in(repository.root / "trash")  # undo leaves empty ones
-        oldest = next(filter(_revisions_in, batches), None)
-        newest = next(filter(_revisions_in, reversed(batches)), None)
+        batches = _folders_in(repository.root / "trash")  # undo leaves empty ones
+        oldest = next(filter(_folders_in, batches), None)
+        newest = next(filter(_folders_in, reversed(batches)), None)
     return (time_of(oldest.name), time_of(newest.name)) if oldest and newest else None
 
 
