@@ -15,11 +15,10 @@ import pytest
 from qemu.qmp import QMPClient
 
 import backy as package
+from backy.cli.app import each_job
 from backy.clients.guest_agent import Agent
 from backy.clients.qmp import connect
-from backy.config.settings import Config
 from backy.errors import CancelledError, DamagedError
-from backy.operations import look
 from backy.repository.records import read_record
 from backy.repository.status import Status
 from backy.system import process
@@ -129,23 +128,9 @@ def test_a_signal_while_a_record_is_checked_does_not_make_it_a_bad_one(tmp_path:
         read_record(tmp_path / "status.json", Status, DamagedError, "", lambda _: stop_us())
 
 
-CONFIG: dict[str, Any] = {
-    "schedules": {"default": {"daily": {"interval": "1d", "keep": 7}}},
-    "jobs": {name: {"source": {"type": "x"}, "schedule": "default"} for name in ("vm1", "vm2")},
-}
-
-
-def test_a_signal_while_a_source_is_looked_at_ends_the_look_at_all(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Looked:
-        def look(self) -> None:
-            stop_us()
-
-    monkeypatch.setattr(look, "open_source", lambda _: Looked())
-    config = Config(**CONFIG)
+def test_a_signal_while_one_job_is_done_ends_the_work_for_all() -> None:
     with pytest.raises(CancelledError), cancellable():
-        list(look.look_at_sources(config))
+        each_job(["vm1", "vm2"], lambda _: stop_us())
 
 
 # A signal raises CancelledError in the main thread, which only `run` may end there. In these it
@@ -157,7 +142,6 @@ ELSEWHERE = {
     "nbd/negotiation.py",
     "nbd/server.py",
     "operations/mount.py: call",
-    "system/process.py: start_and_wait",
 }
 WIDE = {"BackyError", "Exception"}
 
