@@ -178,12 +178,13 @@ def test_limits_of_the_guest_do_not_slow_its_backup(folder: Path) -> None:
         assert len(content["virtio0"]) == 48 * MIB
 
 
+@THROTTLE
 def test_bitmaps_of_pbs_and_of_replication_survive_untouched(vm: Node) -> None:
     places = [below(vm, "qcow2"), below(vm, "raw")]
     for place in places:
         vm.ask("block-dirty-bitmap-add", node=place, name=THEIRS)
-    if vm.is_blockdev:  # on top, as the migration of a replicated disk adds it
-        vm.ask("block-dirty-bitmap-add", node="drive-virtio0", name="repl_virtio0")
+    # On top, as the migration of a replicated disk adds it.
+    vm.ask("block-dirty-bitmap-add", node="drive-virtio0", name="repl_virtio0")
     write(vm, "virtio0", "write -P 7 10M 192k")
 
     def theirs() -> list[Any]:
@@ -192,12 +193,12 @@ def test_bitmaps_of_pbs_and_of_replication_survive_untouched(vm: Node) -> None:
         return [each for each in every if not each.get("name", "backy-").startswith("backy-")]
 
     found = theirs()
-    assert [each["count"] for each in found if each["count"]] == [196608] * (1 + vm.is_blockdev)
+    assert [each["count"] for each in found if each["count"]] == [196608] * 2
     before = backed_up(vm, 0)
     backed_up(vm, 1, before)
     source(vm).remove_all_except([])
     assert theirs() == found
-    assert len(found) == 2 + vm.is_blockdev
+    assert len(found) == 3
 
 
 @contextmanager
@@ -218,6 +219,7 @@ def vzdump(vm: Node) -> Iterator[None]:
     vm.ask("blockdev-del", node_name="vzdump")
 
 
+@THROTTLE
 def test_a_backup_that_begins_during_a_vzdump_is_right_and_so_is_the_vzdump(vm: Node) -> None:
     before = backed_up(vm, 0)
     with ExitStack() as theirs:
@@ -333,6 +335,7 @@ def revert(vm: Node) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
+@THROTTLE
 def test_a_rollback_works_and_the_disk_is_then_read_in_full(vm: Node) -> None:
     write(vm, "virtio0", "write -P 1 10M 64k")
     vm.ask("blockdev-snapshot-internal-sync", device="drive-virtio0", name="before")
@@ -679,6 +682,7 @@ def migrating(vm: Node, to: str) -> Iterator[Node]:
         other.stop()
 
 
+@THROTTLE
 def test_the_bitmaps_move_with_the_vm_to_another_node(vm: Node) -> None:
     vm.ask("block-dirty-bitmap-add", node=below(vm, "raw"), name=THEIRS)
     vm.ask("cont")
