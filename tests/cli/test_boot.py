@@ -232,6 +232,16 @@ def test_after_a_kill_the_same_command_goes_on_and_no_write_is_lost(
     assert vm.content("vdb") == changed(2, (3 * MIB, 8))
 
 
+def test_when_the_command_has_ended_the_disks_are_whole_whatever_happens_to_qemu(
+    backy: Backy, vm: Vm
+) -> None:
+    """A guest that flushes nothing had only the memory of QEMU know where its data is."""
+    boot(backy, vm)
+    vm.kill(vm.qemu())
+    assert vm.content("vda") == data(1, SIZE)
+    assert vm.content("vdb") == data(2, SIZE)
+
+
 def test_a_server_that_dies_is_started_again_while_the_command_runs(backy: Backy, vm: Vm) -> None:
     with booting(backy, vm, rate="2MiB") as running:
         before = vm.server()

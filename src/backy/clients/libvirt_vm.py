@@ -4,6 +4,7 @@ import grp
 import os
 import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
@@ -120,7 +121,14 @@ class LibvirtDomain(Machine):
         return overlay.size, True
 
     def finish(self, overlay: Overlay) -> None:
-        """See Machine. libvirt has forgotten the export already."""
+        """See Machine. libvirt has forgotten the export already.
+
+        A guest that stands still has its disks flushed: else only QEMU's memory may know where the
+        copied clusters are.
+        """
+        with suppress(SourceError):  # it may be off
+            self._virsh.call("suspend", self._uuid)
+        self.find()
 
     def ping(self) -> None:
         """See Machine."""

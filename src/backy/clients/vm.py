@@ -307,13 +307,13 @@ class Emulator(Machine):
         """See Machine."""
         job, disk, name = self._job(overlay), overlay.name, f"{overlay.name}-target"
         if job and not job.error:
-            if job.status != "concluded":
+            if job.status not in {"pending", "concluded"}:
                 self._monitor.ask("block-job-set-speed", device=disk, speed=rate)
             return
         if job:
             self._monitor.ask("job-dismiss", id=disk)
         if not overlay.target:
-            self._monitor.ask("block-stream", **overlay.stream(rate))
+            self._monitor.ask("block-stream", **overlay.stream(rate), auto_finalize=False)
             return
         with suppress(SourceError):  # it is there if an earlier job failed
             self._monitor.ask("blockdev-del", node_name=name)
@@ -332,7 +332,15 @@ class Emulator(Machine):
         if job.status == "ready":
             self._monitor.ask("stop")  # so that nothing is written until it is noted who has it
             self._monitor.ask("job-complete", id=job.id)
+        if job.status == "pending":  # else the overlay would name no export before it has all
+            self._flush()
+            self._monitor.ask("job-finalize", id=job.id)
         return job.current_progress, job.status == "concluded"
+
+    def _flush(self) -> None:
+        """Make durable what QEMU has in memory: also where the copied clusters of a qcow2 are."""
+        self._monitor.ask("stop")
+        self._go_on()
 
     def _job(self, overlay: Overlay) -> BackgroundJob | None:
         jobs = self._monitor.query(list[BackgroundJob], "query-jobs")
@@ -346,7 +354,7 @@ class Emulator(Machine):
         for name in (overlay.name, overlay.backing_name):
             with suppress(SourceError):
                 self._monitor.ask("blockdev-del", node_name=name)
-        self._go_on()
+        self._flush()
 
     def _go_on(self) -> None:
         if self._monitor.status() == "paused":  # not if the guest has shut down

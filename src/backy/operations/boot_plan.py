@@ -206,5 +206,5 @@ def commands(plan: Plan) -> Iterator[str]:
     yield f"# For each disk, at {plan.folder / vm.MONITOR}, after qmp_capabilities:"
     for overlay in plan.overlays:
         yield f"# {json.dumps({'execute': 'block-stream', 'arguments': overlay.stream(0)})}"
-    yield "# When query-jobs has no job any more, end the server, and:"
+    yield "# When all of query-jobs are concluded: stop and cont (they flush), end the server, and:"
     yield shlex.join([*tag, f"-{plan.hold}"])
