@@ -289,7 +289,8 @@ def nested(depth: int) -> bytes:
 
 def test_no_depth_of_nesting_is_a_bug(room: Room) -> None:
     accepted = 0
-    for depth in range(sys.getrecursionlimit() - 250, sys.getrecursionlimit() + 5):
+    deep = range(sys.getrecursionlimit() - 20, sys.getrecursionlimit() + 5)
+    for depth in (*range(190, 210), *deep):  # the parser of pydantic stops at 200
         try:
             settings = read_settings(room.put("other/repository.json", nested(depth)))
         except ConfigError as error:

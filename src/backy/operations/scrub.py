@@ -22,7 +22,7 @@ from backy.operations.site import Site
 from backy.operations.survey import Range, Survey, check_pages, largest, opened
 from backy.operations.verify import Findings, check_script
 from backy.repository import status
-from backy.repository.records import LARGEST_DISK, encode_record, read_record
+from backy.repository.records import LARGEST_DISK, AwareTime, encode_record, read_record
 from backy.repository.repository import Repository
 from backy.stores.index import Index, block_count
 from backy.system import files, folders
@@ -42,7 +42,7 @@ class Slice:
     was never read.
     """
 
-    read: datetime | None = None
+    read: AwareTime | None = None
     upto: str = ""
     bytes: int = 0
 

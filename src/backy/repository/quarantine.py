@@ -8,12 +8,12 @@ quarantine/ID/source        only of early builds: what the source had in the sam
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from backy.errors import BusyError, DamagedError, StoreError, translated
 from backy.model.names import check_disk_name
 from backy.model.revision import id_for, is_id
-from backy.repository.records import HASH, LARGEST_DISK, encode_record, read_record
+from backy.repository.records import HASH, LARGEST_DISK, AwareTime, encode_record, read_record
 from backy.repository.repository import PATIENCE, Repository
 from backy.system import folders
 from backy.system.place import Place
@@ -44,7 +44,7 @@ class Report:
     """
 
     id: str
-    time: datetime
+    time: AwareTime
     verb: str
     digest: str
     reason: str
