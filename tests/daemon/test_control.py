@@ -7,8 +7,8 @@ import json
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import pytest
 from backy import errors
 from backy.clients import daemon_client
 from backy.daemon import control
+from backy.daemon.daemon import Daemon
+from backy.daemon.log import open_log
 from backy.errors import BackyError, ConfigError, SourceError, StoreError
 from backy.model.answers import DaemonRequest
 from backy.model.messages import ERRORS, error_event, error_from
+from tests.daemon.machine import Server
 
 STATUS = DaemonRequest(do="status")
 Reply = Mapping[str, object]
@@ -201,3 +204,24 @@ def test_a_request_that_is_none_is_a_wrong_usage(tmp_path: Path, request_: bytes
     with daemon(tmp_path / "socket", dict):
         reply = talk(tmp_path / "socket", request_)
     assert (reply["event"], reply["error"], reply["exit_code"]) == ("error", "UsageError", 2)
+
+
+def test_a_job_that_is_asked_for_as_soon_as_the_daemon_listens_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, listening, states = Server(tmp_path), control.listening, list[object]()
+    server.job("vm1")
+
+    @asynccontextmanager
+    async def asked_at_once(path: Path, answer: control.Answer) -> AsyncIterator[None]:
+        async with listening(path, answer):
+            assert await answer({"do": "run", "job": "vm1"}) == {"job": "vm1"}
+            jobs: Any = (await answer({"do": "status"}))["jobs"]
+            states.extend(job["state"] for job in jobs)
+            daemon._stop()
+            yield
+
+    monkeypatch.setattr(control, "listening", asked_at_once)
+    daemon = Daemon(server.path, None, open_log(as_json=True))
+    asyncio.run(daemon.run())
+    assert states == ["waiting"]

@@ -69,6 +69,7 @@ class Daemon:
             is_strict = setup.config.global_.base_dir_must_be_mounted
             (require_base if is_strict else mark_base)(setup.base)
             _lock(setup.base, stack)
+            jobs = self._state.configure()  # before anybody can ask for one
             listening = control.listening(setup.config.global_.socket, requests.answer)
             await stack.enter_async_context(listening)
             if setup.config.global_.metrics_listen:
@@ -78,7 +79,7 @@ class Daemon:
             self._log.info("daemon started", jobs=len(setup.config.jobs), base=str(setup.base))
             if setup.problem:
                 self._log.error("jobs left out", problem=setup.problem)
-            self._spawn(self._keep_house(self._state.configure()))
+            self._spawn(self._keep_house(jobs))
             await self._loop()
         self._log.info("daemon stopped")
 
