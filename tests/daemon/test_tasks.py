@@ -123,8 +123,11 @@ def revision(age: timedelta) -> Revision:
     return Revision(id_for(time, "aaaa"), time, None, 1, Consistency.CRASH, {}, ("daily",))
 
 
-def situation(settings: Job, *ages: timedelta, removed: datetime | None = None) -> Situation:
-    return Situation(settings, TAGS, [revision(age) for age in ages], Status(), removed, NOW)
+def situation(settings: Job, *ages: timedelta, removed: Sequence[datetime] = ()) -> Situation:
+    """`removed`: when the batches in the trash were, oldest first."""
+    history = [revision(age) for age in ages]
+    ends = (removed[0], removed[-1]) if removed else None
+    return Situation(settings, TAGS, history, Status(), ends, NOW)
 
 
 def due(verb: str, given: Situation) -> datetime | None:
@@ -140,9 +143,23 @@ def test_expire_is_due_when_something_has_expired() -> None:
     assert due("expire", situation(job(expire=False), *ages)) is None
 
 
+def test_expire_is_due_at_most_once_an_hour_because_each_removal_costs_a_purge() -> None:
+    ages, hour = [9 * DAY, 8 * DAY, 7 * DAY, 6 * DAY], timedelta(hours=1)
+    just_now = [NOW - 3 * DAY, NOW - hour / 3]
+    assert due("expire", situation(job(), *ages, removed=just_now)) == NOW + hour * 2 / 3
+    assert due("expire", situation(job(), *ages, removed=[NOW])) == NOW + hour
+    assert due("expire", situation(job(), *ages, removed=[NOW - hour])) == NOW
+    # A clock that was ahead must not put it off for years.
+    assert due("expire", situation(job(), *ages, removed=[NOW + 300 * DAY])) == NOW
+    # Nothing has expired, so nothing is started an hour after the last time.
+    assert due("expire", situation(job(), *ages[1:], removed=just_now)) is None
+
+
 def test_purge_is_due_when_the_trash_has_been_kept_for_long_enough() -> None:
     assert due("purge", situation(job(trash="2d"))) is None
-    assert due("purge", situation(job(trash="2d"), removed=NOW)) == NOW + 2 * DAY
+    assert due("purge", situation(job(trash="2d"), removed=[NOW])) == NOW + 2 * DAY
+    oldest = NOW - DAY
+    assert due("purge", situation(job(trash="2d"), removed=[oldest, NOW])) == oldest + 2 * DAY
 
 
 def test_scrub_is_due_where_something_is_stored_and_its_reading_is_promised() -> None:

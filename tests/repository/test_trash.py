@@ -10,7 +10,7 @@ from typing import Self
 import pytest
 
 from backy.errors import BusyError, NotFoundError
-from backy.model.revision import Revision
+from backy.model.revision import Revision, time_of
 from backy.repository import trash
 from tests.lab.paged import place
 from tests.lab.repositories import BLOCK, Made, names
@@ -68,6 +68,20 @@ def test_undo_brings_back_one_batch_at_a_time_the_newest_first(made: Made) -> No
     assert trash.undo(made.repository) == [revisions[2].id, revisions[3].id]
     with pytest.raises(NotFoundError, match="vm1: the trash is empty"):
         trash.undo(made.repository)
+
+
+def test_the_trash_says_when_its_oldest_and_its_newest_revisions_were_removed(made: Made) -> None:
+    revisions = [made.backup(sample(1000, seed)) for seed in range(3)]
+    assert trash.removed(made.repository) is None
+    for revision in revisions:
+        trash.remove(made.repository, [revision])
+    times = [time_of(name) for name in names(made.root / "trash")]
+    assert trash.removed(made.repository) == (times[0], times[2])
+    trash.undo(made.repository)  # which leaves an empty folder
+    assert trash.removed(made.repository) == (times[0], times[1])
+    trash.undo(made.repository)
+    trash.undo(made.repository)
+    assert trash.removed(made.repository) is None
 
 
 def test_what_was_removed_twice_over_is_undone_as_one_batch_again(made: Made) -> None:

@@ -25,11 +25,13 @@ from backy.policy.deadline import allowed_seconds
 from backy.policy.retention import dated_by
 from backy.policy.schedule import last_by_tag
 from backy.repository import trash
+from backy.repository.known_revisions import KnownRevisions
 from backy.repository.repository import Repository
 from backy.repository.summary import Summary, fingerprint, summarize
 from backy.units import format_duration
 
 _DAY = 86400  # seconds
+_known = KnownRevisions()  # read in an earlier look at a job with a long history
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +187,8 @@ def observe(
     due: dict[str, datetime] = {}
     try:
         repository = Repository(setup.base / job)
-        history = repository.history().revisions
-        removed = trash.oldest(repository)
+        history = repository.history(_known).revisions
+        removed = trash.removed(repository)
         situation = Situation(settings, schedule, history, summary.status, removed, now)
         times = {name: verb.due(situation) for name, verb in verbs.items() if verb.due}
         due = {name: time for name, time in times.items() if time}

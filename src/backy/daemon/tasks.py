@@ -46,14 +46,15 @@ class Task:
 class Situation:
     """Everything from which the due times of a job follow.
 
-    `history` is ascending. `oldest_removed` is when the oldest revision in the trash was removed.
+    `history` is ascending. `removed` is when the oldest and the newest revision in the trash were
+    removed; None if it is empty.
     """
 
     settings: Job
     schedule: Schedule
     history: Sequence[Revision]
     status: Status
-    oldest_removed: datetime | None
+    removed: tuple[datetime, datetime] | None
     now: datetime
 
 
@@ -87,18 +88,23 @@ class Verb:
 
 
 def _expire_due(situation: Situation) -> datetime | None:
+    """At most once an hour: each removal costs a purge, which reads all indexes of the history."""
     settings, now = situation.settings, situation.now
-    is_due = settings.expire and expiries(
+    if not settings.expire or not expiries(
         situation.history, situation.schedule, now, settings.minimum
-    )
-    return now if is_due else None
+    ):
+        return None
+    last = situation.removed[1] if situation.removed else now - _LATER
+    return last + _LATER if now - _LATER < last <= now else now
 
 
 def _purge_due(situation: Situation) -> datetime | None:
-    removed, now = situation.oldest_removed, situation.now
-    if removed and is_ahead(removed, now):
+    if not situation.removed:
+        return None
+    oldest, now = situation.removed[0], situation.now
+    if is_ahead(oldest, now):
         return now  # a purge dates it right, and keeps it
-    return removed and removed + timedelta(seconds=situation.settings.trash)
+    return oldest + timedelta(seconds=situation.settings.trash)
 
 
 def _scrub_due(situation: Situation) -> datetime | None:

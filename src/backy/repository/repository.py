@@ -15,6 +15,7 @@ from backy.errors import BusyError, ConfigError, DamagedError, NotFoundError, St
 from backy.model.revision import Revision, is_id
 from backy.model.selector import select_one
 from backy.repository import status
+from backy.repository.known_revisions import KnownRevisions
 from backy.repository.records import Settings, encode_record, read_revision, read_settings
 from backy.stores import Store, store_class
 from backy.stores.codec import Codec
@@ -23,6 +24,7 @@ from backy.system.place import Place
 from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
+_FEW = 64  # revisions that are read again in no time
 _MOST_RECORDS = 64 * MiB  # of revision.json in a history: 3,000 with 20 KiB each
 PATIENCE = 30  # seconds to wait for the locks that are only held for moments: history, reports
 
@@ -121,8 +123,10 @@ class Repository:
         with translated(StoreError, f"{self.name}: listing revisions"):
             return [*filter(is_id, folders.list_folder(self.root / "revisions"))]
 
-    def history(self) -> History:
+    def history(self, known: KnownRevisions | None = None) -> History:
         """All revisions that are published now. Raises StoreError if they cannot be listed.
+
+        If there are many, those in `known` are not read again, and the others are added to it.
 
         Beyond 64 MiB of revision.json, which take some 150 MiB of memory, older revisions are
         unreadable: who can write to one repository must not stop the backups of all others.
@@ -130,14 +134,23 @@ class Repository:
         revisions, unreadable, left = [], {}, _MOST_RECORDS
         why = "older revisions are not read, because all revision.json together exceed 64 MiB"
         too_many = DamagedError(f"{why}; remove revisions that nobody needs")
-        for name in reversed(self.ids()):
-            folder = self.root / "revisions" / name
+        ids = self.ids()
+        if len(ids) <= _FEW:
+            known = None
+        for name in reversed(ids):
+            path, file = self.root / "revisions" / name / "revision.json", None
             try:
                 with suppress(OSError):
-                    left -= min((folder / "revision.json").status().st_size, MiB)
+                    file = path.status()
+                    left -= min(file.st_size, MiB)
                 if left < 0:
                     raise too_many
-                revisions.append(self.revision(name))
+                block_size = self.settings.block_size
+                revisions.append(
+                    known.revision(path, file, block_size)
+                    if known and file
+                    else read_revision(path, block_size)
+                )
             except DamagedError as error:
                 unreadable[name] = error
         return History(revisions[::-1], dict(reversed(unreadable.items())))

@@ -166,14 +166,16 @@ def purge(
     return Purged(tuple(purged), tuple(kept), freed, tuple(map(str, shown)), tuple(unknown))
 
 
-def oldest(repository: Repository) -> datetime | None:
-    """When the oldest batch in the trash was removed; None if the trash is empty.
+def removed(repository: Repository) -> tuple[datetime, datetime] | None:
+    """When the oldest and the newest batch in the trash were removed; None if the trash is empty.
 
     Raises StoreError if the trash cannot be listed.
     """
-    trash = repository.root / "trash"
     with translated(StoreError, f"{repository.name}: listing the trash"):
-        return next((time_of(batch.name) for batch, removed in _removed(trash) if removed), None)
+        batches = _revisions_in(repository.root / "trash")  # undo leaves empty ones
+        oldest = next(filter(_revisions_in, batches), None)
+        newest = next(filter(_revisions_in, reversed(batches)), None)
+    return (time_of(oldest.name), time_of(newest.name)) if oldest and newest else None
 
 
 def erase(repository: Repository) -> None:
