@@ -329,6 +329,7 @@ def test_a_repository_that_was_made_is_opened_with_its_settings(tmp_path: Path) 
     create(tmp_path, "vm1", settings)
     assert Repository(tmp_path / "vm1").settings == settings
     assert jobs(tmp_path) == ["vm1"]
+    assert jobs(tmp_path, known={"vm1", "vm2"}) == []
     assert os.access(tmp_path / "vm1" / "restore.sh", os.X_OK)
 
 

@@ -79,6 +79,6 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
         left = space(base)
     if is_running:
         require_base(base)  # which the daemon has marked
-    unknown = sorted(set(jobs(base)) - promises.keys()) if base.exists() else []
+    unknown = jobs(base, known=promises) if base.exists() else []
     told = (reply.get("broken", {}), reply.get("slow", {}))
     return promises, Server(is_running, left, reply["problem"], unknown, *told), base

@@ -126,7 +126,7 @@ def list_jobs(
     """Show the configured jobs, and the repositories without a job."""
     site: Site = context.obj
     config, is_shown = site.loaded.config, _chosen(site, names, failed=failed)
-    left = sorted(set(listing.jobs(site.base)) - config.jobs.keys()) if site.base.exists() else []
+    left = listing.jobs(site.base, known=config.jobs) if site.base.exists() else []
     left, shown = [*filter(is_shown, left)], [*filter(is_shown, config.jobs)]
     records = {name: config.jobs[name].model_dump(mode="json") for name in shown}
     rows = [_configured_row(config, name) for name in shown]

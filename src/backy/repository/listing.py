@@ -1,6 +1,6 @@
 """Which jobs have a repository in a base directory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from backy.errors import StoreError, translated
@@ -9,8 +9,10 @@ from backy.system import folders
 from backy.system.place import Place
 
 
-def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]:
-    """The jobs that have a repository in a base directory, sorted.
+def jobs(
+    base: Path, leave: Callable[[str], None] = lambda _: None, known: Container[str] = ()
+) -> list[str]:
+    """The jobs that have a repository in a base directory, but not the `known` ones; sorted.
 
     Raises StoreError if it cannot be listed, or does not exist: its name may be wrong.
 
@@ -25,7 +27,8 @@ def jobs(base: Path, leave: Callable[[str], None] = lambda _: None) -> list[str]
             return name != "lost+found"  # which mkfs makes
 
     with translated(StoreError, f"listing {base}"):
-        names = [name for name in folders.list_folder(base) if is_repository(name)]
+        unknown = [name for name in folders.list_folder(base) if name not in known]
+        names = [*filter(is_repository, unknown)]
         if not names and not base.exists():
             hint = "Is the name right, and the file system mounted? backy init makes the folder."
             raise StoreError(f"there is no folder {base}", hint)
