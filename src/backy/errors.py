@@ -36,6 +36,8 @@ def visible(text: str) -> str:
     neither steer a terminal nor fill a log.
     """
     shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+    if shown.isprintable():  # nearly all are, and a table has many of them
+        return shown
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
 
 
