@@ -2,6 +2,7 @@
 
 import errno
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import pytest
 
 from backy.config.settings import Hook, Hooks
 from backy.errors import SourceError
+from backy.model.revision import Revision, Trust
+from backy.operations import revision_backup
 from backy.operations.backup import backup
 from backy.operations.hooks import Runner
 from backy.repository import status
@@ -36,6 +39,43 @@ def test_checkpoints_but_the_parents_go_before_and_all_but_the_new_one_after(
     second = backup(made.repository, source)
     assert source.kept_only == [[first.id], [second.id]]
     assert source.kept == 1
+
+
+def spoil(made: Made, *revisions: Revision) -> None:
+    for revision in revisions:
+        (made.folder(revision) / "revision.json").write_bytes(b"no record")
+
+
+def test_a_backup_reads_the_record_of_no_revision_older_than_its_parent(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    revisions = [made.backup(**DISKS) for _ in range(4)]
+    spoil(made, *revisions[:3])
+    new = made.backup(**DISKS)
+    assert (new.parent, new.warnings) == (revisions[3].id, ())
+
+
+def test_each_newer_revision_that_cannot_be_the_parent_is_told(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    revisions = [made.backup(**DISKS) for _ in range(4)]
+    spoil(made, revisions[3])
+    made.repository.change(revisions[2], lambda old: replace(old, trust=Trust.DISTRUSTED))
+    new = made.backup(**DISKS)
+    assert new.parent == revisions[1].id
+    unreadable, distrusted = new.warnings
+    assert unreadable.startswith(f"revision {revisions[3].id} is not used as parent: ")
+    assert "is cut short or was not written by backy" in unreadable
+    assert distrusted == f"revision {revisions[2].id} is not used as parent: it is distrusted"
+
+
+def test_a_history_of_which_nothing_can_be_the_parent_does_not_make_a_record_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revision_backup, "_MOST_TRIED", 2)
+    made = Made(tmp_path)
+    spoil(made, *[made.backup(**DISKS) for _ in range(4)])
+    new = made.backup(**DISKS)
+    assert (new.parent, len(new.warnings)) == (None, 2)
+    assert made.read(new) == DISKS["vda"]
 
 
 def test_after_a_failed_backup_the_source_keeps_what_the_parent_needs(tmp_path: Path) -> None:
