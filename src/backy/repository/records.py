@@ -59,9 +59,9 @@ _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     """Checks and converts values of a class. Made when first used, because that takes long."""
-    from pydantic import TypeAdapter
-
     if kind not in _adapters:
+        from pydantic import TypeAdapter
+
         _adapters[kind] = TypeAdapter(kind)
     return _adapters[kind]
 
