@@ -72,9 +72,10 @@ def distrust_by_hand(repository: Repository, revision: Revision) -> None:
     """In place, with as many bytes and the old time of modification."""
     path = record(repository, revision)
     before = path.stat()
-    content = path.read_bytes().replace(b'"trusted"', b'"distrusted"').replace(b"  ", b" ", 2)
+    content = path.read_bytes().replace(b'"trusted"', b'"distrusted"').replace(b"  ", b" ", 9)
     path.write_bytes(content + b" " * (before.st_size - len(content)))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
 
 
 def next_one(repository: Repository, revision: Revision) -> Revision:
