@@ -76,9 +76,7 @@ class Monitor:
             return self.query(Status, "query-status").status
         return ""
 
-    def wait_for(
-        self, about: str, work: Callable[[], Work], within: float | None = None
-    ) -> object:
+    def wait_for(self, about: str, work: Callable[[], Work], within: float | None = None) -> object:
         """Give the result of a coroutine of the client. Raises SourceError, as `ask` does.
 
         `work` makes the coroutine where no signal can come between that and waiting for it.
