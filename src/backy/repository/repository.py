@@ -24,8 +24,8 @@ from backy.system.place import Place
 from backy.units import MiB
 
 DEFAULT_BLOCK = MiB  # bytes; docs/decisions/0002-block-size.md
-_FEW = 64  # revisions that are read again in no time
 _MOST_RECORDS = 64 * MiB  # of revision.json in a history: 3,000 with 20 KiB each
+_FEW = 64  # revisions that cannot have more, and are read again in no time
 PATIENCE = 30  # seconds to wait for the locks that are only held for moments: history, reports
 
 
@@ -134,18 +134,16 @@ class Repository:
         revisions, unreadable, left = [], {}, _MOST_RECORDS
         why = "older revisions are not read, because all revision.json together exceed 64 MiB"
         too_many = DamagedError(f"{why}; remove revisions that nobody needs")
-        ids = self.ids()
-        if len(ids) <= _FEW:
-            known = None
+        ids, block_size = self.ids(), self.settings.block_size
         for name in reversed(ids):
             path, file = self.root / "revisions" / name / "revision.json", None
             try:
-                with suppress(OSError):
-                    file = path.status()
-                    left -= min(file.st_size, MiB)
+                if len(ids) > _FEW:
+                    with suppress(OSError):
+                        file = path.status()
+                        left -= min(file.st_size, MiB)
                 if left < 0:
                     raise too_many
-                block_size = self.settings.block_size
                 revisions.append(
                     known.revision(path, file, block_size)
                     if known and file
