@@ -7,7 +7,7 @@ from statistics import median
 
 from benchmarks import boot, differential
 from benchmarks.results import Results
-from benchmarks.rows import READER, Row
+from benchmarks.rows import OWN_LIMITS, READER, Row
 from benchmarks.space import MIB, show_size
 from benchmarks.targets import judge
 from benchmarks.workload import Workload
@@ -90,7 +90,7 @@ def _loop_device(results: Results) -> list[str]:
 
 
 # Rows that have lines of their own below.
-_WITHOUT_TIMES = {"version", "fleet", "floor", "mount", "nbd", "serve", "growth", *READER}
+_WITHOUT_TIMES = {"version", "fleet", "floor", "mount", "nbd", "serve", *OWN_LIMITS, *READER}
 
 
 def _times(report: Report) -> list[str]:
@@ -128,7 +128,7 @@ def _rates(report: Report) -> list[str]:
     sizes = report.workload.size_bytes, report.workload.data_bytes
     lines = []
     for row in report.rows:
-        if row.key.startswith("sparse") or row.key in {"floor", "growth", *READER}:
+        if row.key.startswith("sparse") or row.key in {"floor", *OWN_LIMITS, *READER}:
             continue
         medians = [report.results.median(row.name, step) for step in steps]
         if any(medians):

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks import boot, delta, differential, growth, mount, nbd, ours, peers, reader, serve
+from benchmarks import (
+    boot,
+    delta,
+    differential,
+    frequency,
+    growth,
+    mount,
+    nbd,
+    ours,
+    peers,
+    reader,
+    serve,
+)
 from benchmarks.space import show_size
 from benchmarks.trial import Settings, Trial, on_floor
 
@@ -35,9 +47,10 @@ XFS_PROGRAMS = ("mkfs.xfs", "losetup")
 TOLD_PROGRAMS = ("qemu-storage-daemon", "qemu-img")
 TOLD = ("told-chunks", "told-images", "sparse-told-chunks", "sparse-told-images")
 SPARSE = ("sparse-chunks", "sparse-images")
+OWN_LIMITS = ("growth", "frequency")
 SERVERS = ("mount", "nbd", "serve")
 READER = ("together", "latency", "differential", "boot")
-OURS = ("chunks", "images", *TOLD, *SPARSE, "growth", *READER, "version", "fleet", *SERVERS)
+OURS = ("chunks", "images", *TOLD, *SPARSE, *OWN_LIMITS, *READER, "version", "fleet", *SERVERS)
 PEERS = ("restic", "borg", "qemu-img", "zstd", "cp", "dd", "cp-xfs")
 KEYS = (*OURS, *PEERS, "floor")
 ARITHMETIC = ("blake3", "zstandard")
@@ -47,6 +60,7 @@ NEEDED = {
     "floor": ARITHMETIC,
     "nbd": ("backy",),
     "growth": ("backy",),
+    "frequency": ("backy",),
     "latency": (*ARITHMETIC, "pytest"),
     "boot": ("backy", "pytest"),
 }
@@ -123,6 +137,7 @@ def all_rows(settings: Settings) -> list[Row]:
             ("mkfs.ext4", "losetup"),
             on_ext4=True,
         ),
+        Row("frequency", "backy, long histories and many jobs", frequency.frequency),
         Row("together", "backy chunks, four restores", reader.together),
         Row(
             "latency",

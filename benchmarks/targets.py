@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks import growth
+from benchmarks import frequency, growth
 from benchmarks.delta import DELTA_BYTES
 from benchmarks.results import Results
 from benchmarks.rows import Row
@@ -99,8 +99,8 @@ def judge(results: Results, rows: list[Row], workload: Workload) -> Iterator[Ver
             yield Verdict(f"{row.name}: growth", "bytes that changed", share, GROWTH_LIMIT)
         if row.key.startswith("sparse"):
             yield _sparse(results, row, workload)
-        if row.key in ("growth", "mount"):
-            yield from (_limits if row.key == "growth" else _rates)(results, row, workload)
+        if row.key in MORE:
+            yield from MORE[row.key](results, row, workload)
         if row.key in ONE_STEP:
             step, limit_seconds = ONE_STEP[row.key]
             yield Verdict(row.name, "-", results.median(row.name, step), limit_seconds, "s")
@@ -127,7 +127,9 @@ def _sparse(results: Results, row: Row, workload: Workload) -> Verdict:
 
 
 def _limits(results: Results, row: Row, _: Workload) -> Iterator[Verdict]:
-    for figure, (limit, unit, factor) in growth.LIMITS.items():
+    """The limits of a row that has its own."""
+    limits = {"growth": growth.LIMITS, "frequency": frequency.LIMITS}[row.key]
+    for figure, (limit, unit, factor) in limits.items():
         value = results.median(row.name, figure)
         measured = None if value is None else value / factor
         yield Verdict(figure, "-", measured, limit, unit)
@@ -162,3 +164,6 @@ def _ratio(results: Results, row: Row, target: Target) -> Verdict:
     ratio = None if ours is None or not theirs else ours / theirs
     subject = f"{row.name}: {target.step}"
     return Verdict(subject, f"{reference}: {target.reference_step}", ratio, target.limit)
+
+
+MORE = {"growth": _limits, "frequency": _limits, "mount": _rates}

@@ -218,10 +218,10 @@ def test_a_job_that_is_asked_for_as_soon_as_the_daemon_listens_is_not_forgotten(
             assert await answer({"do": "run", "job": "vm1"}) == {"job": "vm1"}
             jobs: Any = (await answer({"do": "status"}))["jobs"]
             states.extend(job["state"] for job in jobs)
-            daemon._stop()
+            ours._stop()
             yield
 
     monkeypatch.setattr(control, "listening", asked_at_once)
-    daemon = Daemon(server.path, None, open_log(as_json=True))
-    asyncio.run(daemon.run())
+    ours = Daemon(server.path, None, open_log(as_json=True))
+    asyncio.run(ours.run())
     assert states == ["waiting"]
