@@ -12,12 +12,17 @@ from backy.config.settings import Hook, Hooks
 from backy.errors import SourceError
 from backy.model.revision import Revision, Trust
 from backy.operations import revision_backup
-from backy.operations.backup import backup
+from backy.operations.backup import backup, backup_job
 from backy.operations.hooks import Runner
-from backy.repository import status
+from backy.operations.site import Site
+from backy.repository import repository, status, trash
+from backy.repository.records import read_revision
+from backy.repository.repository import Repository
 from backy.sources import TakenSnapshot
 from backy.sources.file import FileSource
 from backy.sources.snapshot_data import SnapshotData
+from backy.system.place import Place
+from tests.daemon.machine import Server
 from tests.lab.repositories import BLOCK, Made
 from tests.memory_source import BytesImage, FailingSource, MemorySource, changed, sample
 
@@ -52,6 +57,31 @@ def test_a_backup_reads_the_record_of_no_revision_older_than_its_parent(tmp_path
     spoil(made, *revisions[:3])
     new = made.backup(**DISKS)
     assert (new.parent, new.warnings) == (revisions[3].id, ())
+
+
+def test_a_backup_by_hand_reads_the_history_as_far_as_the_tags_of_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(tmp_path)
+    server.configure({"rare": {tag: {"interval": "365d", "keep": 9} for tag in ("one", "two")}})
+    server.job("vm1", schedule="rare")
+    for tag in ("old", "two", "one", "one"):
+        server.ok("backup", "vm1", "--tag", tag)
+    oldest, *wanted = server.revisions("vm1")
+    read = set[str]()
+
+    def noted(path: Place, block_size: int | None = None) -> Revision:
+        read.add(path.parent.name)
+        return read_revision(path, block_size)
+
+    monkeypatch.setattr(repository, "read_revision", noted)
+    new = backup_job(Site(path=server.path), "vm1")
+    assert read == {*wanted}
+    made = Repository(server.base / "vm1")
+    trash.remove(made, [made.revision(wanted[0]), new])
+    read.clear()
+    assert backup_job(Site(path=server.path), "vm1").tags == ("two",)  # which no revision has
+    assert oldest in read
 
 
 def test_each_newer_revision_that_cannot_be_the_parent_is_told(tmp_path: Path) -> None:

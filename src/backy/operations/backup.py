@@ -9,11 +9,10 @@ from typing import Any
 
 from backy.errors import BusyError, CancelledError, ConfigError, StoreError, UsageError
 from backy.image.progress import SILENCE, Watcher
-from backy.model.revision import Revision
+from backy.model.revision import Revision, is_ahead
 from backy.operations.hooks import Runner
 from backy.operations.revision_backup import RevisionBackup
 from backy.operations.site import Site
-from backy.policy.retention import dated_by
 from backy.repository import backup_status, status
 from backy.repository.create import create, discard_empty
 from backy.repository.records import Settings
@@ -127,14 +126,18 @@ def _given(owner: object, names: Iterable[str]) -> dict[str, Any]:
 
 def _due_tags(site: Site, repository: Repository) -> tuple[str, ...]:
     """The tags of a backup by hand: those that the next scheduled backup would get."""
-    from backy.policy.schedule import last_by_tag, next_run, spread  # noqa: PLC0415
+    from backy.policy.schedule import next_run, spread  # noqa: PLC0415
 
     job, now = repository.name, datetime.now(UTC)
     if not (config := site.config_of(job)):
         return ()
-    schedule = config.intervals(job)
-    revisions = dated_by(repository.history().revisions, now)
-    last, has_history = last_by_tag(revisions), bool(revisions)
+    schedule, last, has_history = config.intervals(job), dict[str, datetime](), False
+    for _, revision in repository.newest_first():
+        if isinstance(revision, Revision) and not is_ahead(revision.time, now):
+            last = dict.fromkeys(revision.tags, revision.time) | last
+            has_history = True
+        if schedule.keys() <= last.keys():
+            break
     return tuple(sorted(next_run(schedule, spread(job, schedule), last, has_history, now).tags))
 
 

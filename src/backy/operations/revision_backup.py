@@ -154,18 +154,20 @@ class RevisionBackup:
         A distrusted revision can be the parent if it says which ranges are damaged; the backup
         stores those again.
         """
-        for revision_id in islice(reversed(self.repository.ids()), _MOST_TRIED):
+        for revision_id, revision in islice(self.repository.newest_first(), _MOST_TRIED):
             why = "it is distrusted"
-            try:
-                revision = self.repository.revision(revision_id)
-                if revision.trust is not Trust.DISTRUSTED or revision.damaged:
+            if isinstance(revision, DamagedError):
+                why = revision.message
+            elif revision.trust is not Trust.DISTRUSTED or revision.damaged:
+                try:
                     with ExitStack() as stack:
                         for name in revision.disks:
                             opened = self.repository.store.open(revision, name, Cache.USE)
                             stack.enter_context(opened)
+                except DamagedError as error:
+                    why = error.message
+                else:
                     return revision
-            except DamagedError as error:
-                why = error.message
             self.warnings.append(f"revision {revision_id} is not used as parent: {why}")
         return None
 

@@ -118,40 +118,52 @@ class Repository:
             folders.write_file(self.root / "repository.json", encode_record(settings))
         self.settings = settings
 
-    def ids(self) -> list[str]:
-        """The ids of all revisions that are published now, oldest first. Raises StoreError."""
-        with translated(StoreError, f"{self.name}: listing revisions"):
-            return [*filter(is_id, folders.list_folder(self.root / "revisions"))]
-
     def history(self, known: KnownRevisions | None = None) -> History:
         """All revisions that are published now. Raises StoreError if they cannot be listed.
 
         If there are many, those in `known` are not read again, and the others are added to it.
-
-        Beyond 64 MiB of revision.json, which take some 150 MiB of memory, older revisions are
-        unreadable: who can write to one repository must not stop the backups of all others.
         """
-        revisions, unreadable, left = [], {}, _MOST_RECORDS
-        why = "older revisions are not read, because all revision.json together exceed 64 MiB"
-        too_many = DamagedError(f"{why}; remove revisions that nobody needs")
-        ids, block_size = self.ids(), self.settings.block_size
-        for name in reversed(ids):
-            path, file = self.root / "revisions" / name / "revision.json", None
-            try:
-                if len(ids) > _FEW:
-                    with suppress(OSError):
-                        file = path.status()
-                        left -= min(file.st_size, MiB)
-                if left < 0:
-                    raise too_many
-                revisions.append(
-                    known.revision(path, file, block_size)
-                    if known and file
-                    else read_revision(path, block_size)
-                )
-            except DamagedError as error:
-                unreadable[name] = error
+        revisions, unreadable = list[Revision](), dict[str, DamagedError]()
+        for name, read in self.newest_first(known):
+            if isinstance(read, Revision):
+                revisions.append(read)
+            else:
+                unreadable[name] = read
         return History(revisions[::-1], dict(reversed(unreadable.items())))
+
+    def newest_first(
+        self, known: KnownRevisions | None = None
+    ) -> Iterator[tuple[str, Revision | DamagedError]]:
+        """Each id of the history, newest first, with the revision, or why it is unreadable.
+
+        Reads only as far as it is asked. Beyond 64 MiB of revision.json, which take some 150 MiB
+        of memory, older revisions are unreadable: who can write to one repository must not stop
+        the backups of all others. Raises StoreError if they cannot be listed.
+        """
+        with translated(StoreError, f"{self.name}: listing revisions"):
+            folder = self.root / "revisions"
+            ids = [*filter(is_id, folders.list_folder(folder))]
+            folder = folder.as_root() if ids else folder
+        block_size, left = self.settings.block_size, _MOST_RECORDS
+        why = "older revisions are not read, because all revision.json together exceed 64 MiB"
+        read: Revision | DamagedError
+        for name in reversed(ids):
+            path, file = folder / name / "revision.json", None
+            if len(ids) > _FEW:
+                with suppress(OSError):
+                    file = path.status()
+                    left -= min(file.st_size, MiB)
+            if left < 0:
+                yield name, DamagedError(f"{why}; remove revisions that nobody needs")
+                continue
+            try:
+                if known and file:
+                    read = known.revision(path, file, block_size)
+                else:
+                    read = read_revision(path, block_size)
+            except DamagedError as error:
+                read = error
+            yield name, read
 
     def revision(self, revision_id: str) -> Revision:
         """The published revision with this id, read alone. Raises DamagedError."""

@@ -100,6 +100,12 @@ class Place:
         """
         return _opened(self.root, self.parts, flags | os.O_CLOEXEC, mode)
 
+    def as_root(self) -> Place:
+        """The same folder, opened now: what is in it is found without the way to it."""
+        root = Root(self.path)
+        root.descriptor = self.open(_FOLDER)
+        return Place(root)
+
     def folder(self) -> AbstractContextManager[int]:
         """A descriptor of the folder that contains it, for calls with `dir_fd`."""
         return closing(_opened(self.root, self.parts[:-1], _FOLDER, 0))
