@@ -3,6 +3,7 @@
 import errno
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,13 @@ import pytest
 
 from backy.config.settings import Hook, Hooks
 from backy.errors import SourceError
-from backy.model.revision import Revision, Trust
+from backy.model.revision import Revision, Trust, id_for, time_of
 from backy.operations import revision_backup
 from backy.operations.backup import backup, backup_job
 from backy.operations.hooks import Runner
 from backy.operations.site import Site
 from backy.repository import repository, status, trash
-from backy.repository.records import read_revision
+from backy.repository.records import encode_record, read_revision
 from backy.repository.repository import Repository
 from backy.sources import TakenSnapshot
 from backy.sources.file import FileSource
@@ -65,9 +66,14 @@ def test_a_backup_by_hand_reads_the_history_as_far_as_the_tags_of_its_schedule(
     server = Server(tmp_path)
     server.configure({"rare": {tag: {"interval": "365d", "keep": 9} for tag in ("one", "two")}})
     server.job("vm1", schedule="rare")
-    for tag in ("old", "two", "one", "one"):
+    for tag in ("one", "two", "one", "one"):
         server.ok("backup", "vm1", "--tag", tag)
+    made = Repository(server.base / "vm1")
     oldest, *wanted = server.revisions("vm1")
+    aged = id_for(time_of(oldest) - timedelta(days=800), "aged")
+    changed = replace(made.revision(oldest), id=aged, time=time_of(aged))
+    (made.folder / "revisions" / oldest).rename(made.folder / "revisions" / aged)
+    (made.folder / "revisions" / aged / "revision.json").write_bytes(encode_record(changed))
     read = set[str]()
 
     def noted(path: Place, block_size: int | None = None) -> Revision:
@@ -77,11 +83,10 @@ def test_a_backup_by_hand_reads_the_history_as_far_as_the_tags_of_its_schedule(
     monkeypatch.setattr(repository, "read_revision", noted)
     new = backup_job(Site(path=server.path), "vm1")
     assert read == {*wanted}
-    made = Repository(server.base / "vm1")
     trash.remove(made, [made.revision(wanted[0]), new])
     read.clear()
     assert backup_job(Site(path=server.path), "vm1").tags == ("two",)  # which no revision has
-    assert oldest in read
+    assert aged in read
 
 
 def test_each_newer_revision_that_cannot_be_the_parent_is_told(tmp_path: Path) -> None:
