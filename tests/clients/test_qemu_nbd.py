@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -54,7 +54,12 @@ def qcow2(path: Path, content: bytes = CONTENT) -> Path:
 
 def others(mark: str) -> list[int]:
     """The children that run qemu-nbd."""
-    return [pid for pid in alive(mark) if "qemu-nbd" in Path(f"/proc/{pid}/comm").read_text()]
+    found = []
+    for pid in alive(mark):
+        with suppress(OSError):  # it has ended meanwhile
+            if "qemu-nbd" in Path(f"/proc/{pid}/comm").read_text():
+                found.append(pid)
+    return found
 
 
 def test_what_qemu_opens_is_an_image(tmp_path: Path) -> None:
@@ -273,7 +278,10 @@ def test_one_that_is_still_opening_an_image_does_not_outlive_us(tmp_path: Path, 
         with run_server(["-f", "raw", sys.argv[1]], "disk", timeout_seconds=60):
             raise SystemExit("it has been opened already")
     """
-    with unix_server(*slow) as uri, subprocess.Popen([sys.executable, "-c", code, uri]) as child:
+    with unix_server(*slow) as uri, ExitStack() as stack:
+        variables = os.environ | {"TMPDIR": str(tmp_path)}
+        command = [sys.executable, "-c", code, uri]
+        child = stack.enter_context(subprocess.Popen(command, env=variables))
         wait_for(opening.exists, "it is opening the image")
         assert others(mark)
         child.kill()
