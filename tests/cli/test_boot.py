@@ -451,24 +451,6 @@ def test_a_move_that_is_killed_goes_on_with_the_same_command(
     assert vm.content("vdb") == data(2, SIZE)
 
 
-@pytest.mark.parametrize("kind", ["", "qcow2:"], ids=["raw", "qcow2"])
-def test_a_boot_that_is_killed_before_a_target_is_filled_goes_on_with_the_same_command(
-    backy: Backy, vm: Vm, tmp_path: Path, kind: str
-) -> None:
-    programs, path = tmp_path / "programs", tmp_path / "image"
-    programs.mkdir()
-    (programs / "qemu-img").write_text("#!/bin/sh\nkill -KILL $PPID\n")
-    (programs / "qemu-img").chmod(0o755)
-    words = ["boot", "vm1", "--state", str(vm.folder), f"--into=vda={kind}{path}"]
-    killed = backy.run_program(*words, env={"PATH": f"{programs}:{os.environ['PATH']}"})
-    assert killed.code == -signal.SIGKILL
-    assert path.stat().st_size == 0
-    backy.ok(*words)
-    vm.ask("quit")
-    wait_for(lambda: not vm.qemu(), "QEMU ended")
-    assert raw(path) == changed(1)
-
-
 def test_a_target_that_exists_is_left_alone(backy: Backy, vm: Vm, tmp_path: Path) -> None:
     existing = image(tmp_path / "existing", b"mine")
     refused = backy.refuses(10, "boot", "vm1", "--state", vm.folder, f"--into=vda={existing}")

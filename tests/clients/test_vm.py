@@ -1,6 +1,5 @@
 """The images that a VM of ours gets."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -40,22 +39,3 @@ def test_what_appears_under_its_name_meanwhile_is_left_alone(tmp_path: Path, kin
     with pytest.raises(SourceError, match=f"making {tmp_path / 'image'}: File exists"):
         KINDS[kind](tmp_path / "image")
     assert not (tmp_path / "elsewhere").exists()
-
-
-@pytest.mark.parametrize("word", ["{}", "qcow2:{}"])
-def test_an_empty_file_is_removed_and_nothing_else(tmp_path: Path, word: str) -> None:
-    """So a call that was killed before qemu-img filled the file leaves it."""
-    path = tmp_path / "image"
-    target = Destination(word.format(path))
-    target.remove_empty()
-    path.touch()
-    target.remove_empty()
-    assert not os.path.lexists(path)
-    (tmp_path / "other").touch()
-    path.symlink_to(tmp_path / "other")
-    target.remove_empty()
-    assert path.is_symlink()
-    path.unlink()
-    path.write_bytes(b"x")
-    target.remove_empty()
-    assert path.read_bytes() == b"x"

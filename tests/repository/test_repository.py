@@ -29,9 +29,9 @@ from backy.operations.backup import backup
 from backy.operations.restore import restore
 from backy.operations.verify import verify
 from backy.repository import repository, trash
+from backy.repository.base import jobs
 from backy.repository.create import create
 from backy.repository.draft import draft_revision
-from backy.repository.listing import jobs
 from backy.repository.records import Settings, encode_record
 from backy.repository.repository import Repository
 from backy.repository.tags import retag

@@ -70,7 +70,7 @@ def program() -> Program:
 def all_jobs(context: Context) -> list[str]:
     """The jobs that have a repository; warns of folders that look like one. Raises StoreError."""
     from backy.cli.output import warn
-    from backy.repository.listing import jobs
+    from backy.repository.base import jobs
 
     why = "left alone, since no job has such a name"
     return jobs(context.obj.base, lambda name: warn(f"{why}: {name!a}"))

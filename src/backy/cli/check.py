@@ -12,13 +12,12 @@ from typer import Option
 
 from backy.cli.app import Context, app
 from backy.clients import daemon_client
-from backy.errors import BackyError, CancelledError, StoreError, UsageError
+from backy.errors import ConfigError, NotFoundError, StoreError, UsageError
 from backy.monitoring import overview
 from backy.monitoring.health import Judge, Promise, Server
 from backy.monitoring.space import space
 from backy.operations.site import Site
-from backy.repository.base import NotMountedError, require_base
-from backy.repository.listing import jobs
+from backy.repository.base import NotMountedError, jobs, require_base
 from backy.repository.summary import summarize
 
 _SLA = "Age allowed for the newest revision, in intervals."
@@ -66,9 +65,7 @@ def _ask(site: Site) -> tuple[dict[str, Promise], Server, Path]:
         has_daemon = site.globals.daemon
         reply = daemon_client.promises(site.globals.socket) if has_daemon else None
         is_running = reply is not None or not has_daemon
-    except CancelledError:
-        raise
-    except BackyError as error:
+    except (ConfigError, NotFoundError, StoreError) as error:
         problem = error.message
     if not reply:
         problem = problem or "; ".join(map(str, site.loaded.problems))

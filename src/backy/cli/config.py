@@ -33,8 +33,7 @@ def check(context: Context, sources: Sources = False, as_json: AsJson = False) -
     """Name every problem in the configuration, with file and line, and what looks wrong."""
     site: Site = context.obj
     path = site.needed_path()
-    looks: list[LookedSource] = []
-    failed: list[tuple[str, Exception]] = []
+    looks, failed = list[LookedSource](), list[tuple[str, Exception]]()
 
     def look(job: str) -> None:
         disks = sorted(open_source(loaded.config.jobs[job].source).look())

@@ -16,7 +16,7 @@ from backy.cli.output import answer, print_lines, table, warn
 from backy.errors import CancelledError, visible
 from backy.model import answers
 from backy.operations.site import Site
-from backy.repository import listing
+from backy.repository import base as base_directory
 from backy.repository.records import revision_record
 from backy.repository.repository import History, Repository
 from backy.system import signals
@@ -90,7 +90,7 @@ def _overviews(site: Site) -> Iterator[answers.JobOverview]:
 
     config = site.loaded.config if site.path else None
     now = datetime.now(UTC)
-    for job in config.jobs if config else listing.jobs(site.base):
+    for job in config.jobs if config else base_directory.jobs(site.base):
         schedule = config.intervals(job) if config else None
         yield overview(summarize(site.base, job, now), schedule, now)
 
@@ -126,7 +126,7 @@ def list_jobs(
     """Show the configured jobs, and the repositories without a job."""
     site: Site = context.obj
     config, is_shown = site.loaded.config, _chosen(site, names, failed=failed)
-    left = listing.jobs(site.base, known=config.jobs) if site.base.exists() else []
+    left = base_directory.jobs(site.base, known=config.jobs) if site.base.exists() else []
     left, shown = [*filter(is_shown, left)], [*filter(is_shown, config.jobs)]
     records = {name: config.jobs[name].model_dump(mode="json") for name in shown}
     rows = [_configured_row(config, name) for name in shown]

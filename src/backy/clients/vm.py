@@ -19,7 +19,7 @@ from backy.clients.qmp import NotRunningError, connect
 from backy.clients.qmp_answers import BackgroundJob, ImageHeader
 from backy.clients.rbd import Rbd
 from backy.errors import SourceError, UsageError, translated
-from backy.system import detached, files, folders
+from backy.system import detached, files
 from backy.units import MiB
 
 # Unix sockets in its folder. A monitor serves one connection at a time: CONTROL is ours.
@@ -87,12 +87,6 @@ class Destination:
         """Whether there is something of this name, even if that is a link that leads nowhere."""
         place = self._rbd()
         return place[0].exists(place[1]) if place else os.path.lexists(self._file[1])
-
-    def remove_empty(self) -> None:
-        """Remove an empty file: what `make` leaves if it is killed before qemu-img has begun."""
-        path = None if self._rbd() else self._file[1]
-        if path and path.is_file() and not path.is_symlink() and not path.stat().st_size:
-            folders.remove_file(path)
 
     def make(self, size: int) -> None:
         """Make the image, for a disk of `size` bytes; a file is for its owner only."""

@@ -145,11 +145,9 @@ class _Boot:
         plan = self._plan
         self._remember(self._state)  # from now on they are ours
         for overlay in plan.overlays:
+            if overlay.target and not overlay.target.exists():
+                overlay.target.make(overlay.size)
             with translated(TargetError, f"making {overlay.path}"):
-                if overlay.target:
-                    overlay.target.remove_empty()
-                    if not overlay.target.exists():
-                        overlay.target.make(overlay.size)
                 folders.remove_file(overlay.path)
                 overlay.make()
                 with files.open_to_write(overlay.path) as file:

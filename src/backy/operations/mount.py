@@ -24,7 +24,7 @@ from backy.model.revision import Revision, is_id
 from backy.operations.open_disk import OpenDisk, Readers
 from backy.operations.restore import saved_files
 from backy.operations.site import Site
-from backy.repository.listing import jobs
+from backy.repository.base import jobs
 from backy.repository.repository import Repository
 from backy.stores.data import data_bytes
 from backy.stores.index import Index

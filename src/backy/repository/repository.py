@@ -146,7 +146,6 @@ class Repository:
             folder = folder.as_root() if ids else folder
         block_size, left = self.settings.block_size, _MOST_RECORDS
         why = "older revisions are not read, because all revision.json together exceed 64 MiB"
-        read: Revision | DamagedError
         for name in reversed(ids):
             path, file = folder / name / "revision.json", None
             if len(ids) > _FEW:
@@ -158,12 +157,11 @@ class Repository:
                 continue
             try:
                 if known and file:
-                    read = known.revision(path, file, block_size)
+                    yield name, known.revision(path, file, block_size)
                 else:
-                    read = read_revision(path, block_size)
+                    yield name, read_revision(path, block_size)
             except DamagedError as error:
-                read = error
-            yield name, read
+                yield name, error
 
     def revision(self, revision_id: str) -> Revision:
         """The published revision with this id, read alone. Raises DamagedError."""
