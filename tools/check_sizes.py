@@ -59,7 +59,7 @@ _NEW_OPERATIONS = (
 BUDGETS = (
     Budget(
         "core",
-        6675,
+        6660,
         (
             "__init__.py", "__main__.py", "errors.py", "plugins.py", "units.py",
             "model/", "system/", "image/", "stores/", "repository/", "operations/",
@@ -68,16 +68,16 @@ BUDGETS = (
     Budget("config, policy, monitoring", 1005, ("config/", "policy/", "monitoring/")),
     Budget("daemon", 980, ("daemon/",)),
     Budget("cluster", 0, ("cluster/",)),
-    Budget("cli", 1980, ("cli/", "model/answers.py", "model/messages.py")),
+    Budget("cli", 1960, ("cli/", "model/answers.py", "model/messages.py")),
     Budget("api", 0, ("api/",)),
     Budget("access", 0, ("access/",)),
     Budget("web", 0, ("web/",)),
-    Budget("nbd", 970, ("nbd/",)),
-    Budget("clients", 1280, ("clients/",)),
-    Budget("sources", 1200, ("sources/",)),
-    Budget("targets", 690, ("targets/",)),
+    Budget("nbd", 972, ("nbd/",)),
+    Budget("clients", 1303, ("clients/",)),
+    Budget("sources", 1214, ("sources/",)),
+    Budget("targets", 692, ("targets/",)),
     Budget("objects", 0, ("stores/objects/",)),
-    Budget("new operations", 720, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
+    Budget("new operations", 714, tuple(f"operations/{name}.py" for name in _NEW_OPERATIONS)),
 )  # fmt: skip
 MAX_SOURCE = 15_500
 
