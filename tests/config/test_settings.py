@@ -129,7 +129,7 @@ def test_programs_can_be_written_short(said: object, meant: list[str]) -> None:
         pytest.param({"command": "/bin/a\0b"}, id="zero-byte"),
         pytest.param({"command": "/bin/a", "timeout": 0}, id="no-time"),
         pytest.param({"command": "/bin/a", "timeout": "25h"}, id="more-than-a-day"),
-        pytest.param({"command": "/bin/a", "consistency": "crash"}, id="consistency"),
+        pytest.param({"command": "/bin/a", "consistency": "none"}, id="consistency"),
         pytest.param({"command": "/bin/a", "shell": True}, id="unknown-key"),
         pytest.param(5, id="number"),
     ],
