@@ -204,66 +204,66 @@ def test_backups_that_cannot_be_listed_are_unknown_too(host: Host) -> None:
         assert json.loads(generated(host.fleet).read_text()) == {}
 
 
-def test_images_of_ceph_without_backup_are_found_and_get_jobs(
-    fleet: Fleet, ceph_pools: Cluster
-) -> None:
+def test_images_of_ceph_without_backup_are_found_and_get_jobs(fleet: Fleet, ceph: Cluster) -> None:
     need(absent("rbd"))
-    env = {"CEPH_CONF": str(ceph_pools.conf), "RELOAD": "true"}
-    places = ["data", "rbd/customers"]
+    ceph.pool("fleet")  # other tests have images in the other pools
+    ceph.rbd("namespace", "create", "rbd/fleet")
+    env = {"CEPH_CONF": str(ceph.conf), "RELOAD": "true"}
+    places = ["fleet", "rbd/fleet"]
 
     def coverage(*where: str) -> tuple[int, list[str]]:
         done = fleet.run("fleet-coverage", "rbd", "fleet-rbd", *where, env=env)
         return done.returncode, done.stdout.splitlines()
 
-    conf = {"type": "rbd", "conf": str(ceph_pools.conf)}
+    conf = {"type": "rbd", "conf": str(ceph.conf)}
     configure(
         fleet,
-        vm1={**conf, "disks": {"vda": "data/vm1-root", "vdb": "rbd/customers/vm1-data"}},
-        vm2={"type": "ceph-rbd", "conf": str(ceph_pools.conf), "pool": "data", "image": "vm2"},
+        vm1={**conf, "disks": {"vda": "fleet/vm1-root", "vdb": "rbd/fleet/vm1-data"}},
+        vm2={"type": "ceph-rbd", "conf": str(ceph.conf), "pool": "fleet", "image": "vm2"},
     )
-    assert coverage("data", "nowhere")[0] == 3
-    assert coverage("data")[0] == 3  # the pool has no image
-    ceph_pools.create("data/vm1-root", 4 * 1024**2)
-    ceph_pools.create("rbd/customers/vm1-data", 4 * 1024**2)
-    ceph_pools.write("data/vm1-root", "write -P 7 0 1M")
-    ceph_pools.create("data/my vm", 4 * 1024**2)
-    ceph_pools.create("data/tmp", 4 * 1024**2)
-    ceph_pools.rbd("create", "--size", "4M", "--pool", "data", "--image=-vm")
-    ceph_pools.rbd("image-meta", "set", "data/tmp", "backy.no-backup", "$(scratch)")
+    assert coverage("fleet", "nowhere")[0] == 3
+    assert coverage("fleet")[0] == 3  # the pool has no image
+    ceph.create("fleet/vm1-root", 4 * 1024**2)
+    ceph.create("rbd/fleet/vm1-data", 4 * 1024**2)
+    ceph.write("fleet/vm1-root", "write -P 7 0 1M")
+    ceph.create("fleet/my vm", 4 * 1024**2)
+    ceph.create("fleet/tmp", 4 * 1024**2)
+    ceph.rbd("create", "--size", "4M", "--pool", "fleet", "--image=-vm")
+    ceph.rbd("image-meta", "set", "fleet/tmp", "backy.no-backup", "$(scratch)")
     for number in range(3):  # more than one argument of a program holds
         key = f"note{number}"
-        ceph_pools.rbd("image-meta", "set", "rbd/customers/vm1-data", key, "x" * 60000)
+        ceph.rbd("image-meta", "set", "rbd/fleet/vm1-data", key, "x" * 60000)
     assert fleet.run("backy", "backup", "vm1", env=env).returncode == 0
     assert coverage(*places) == (
         2,
         [
             "CRITICAL - 5 machines, 3 problems",
-            'CRITICAL: "data/-vm" has no job',
-            'CRITICAL: "data/my vm" has no job',
-            'WARNING: job vm2: "data/vm2" does not exist any more',
-            'OK: no backup of "data/tmp" is wanted: "$(scratch)"',
+            'CRITICAL: "fleet/-vm" has no job',
+            'CRITICAL: "fleet/my vm" has no job',
+            'WARNING: job vm2: "fleet/vm2" does not exist any more',
+            'OK: no backup of "fleet/tmp" is wanted: "$(scratch)"',
         ],
     )
     done = fleet.run("fleet-jobs", "rbd", generated(fleet), "fleet-rbd", *places, env=env)
     assert done.returncode == 0, done.stderr
     jobs = json.loads(generated(fleet).read_text())
-    assert set(jobs) == {"data+my+vm", "data+-vm"}
+    assert set(jobs) == {"fleet+my+vm", "fleet+-vm"}
     for job in jobs:
-        jobs[job]["source"]["conf"] = str(ceph_pools.conf)
+        jobs[job]["source"]["conf"] = str(ceph.conf)
     generated(fleet).write_text(json.dumps(jobs))
-    done = fleet.run("backy", "backup", "data+my+vm")
+    done = fleet.run("backy", "backup", "fleet+my+vm")
     assert done.returncode == 0, done.stderr
     said = coverage(*places)[1]
-    assert 'CRITICAL: disk of "data/-vm" is in no newest revision of data+-vm' in said
+    assert 'CRITICAL: disk of "fleet/-vm" is in no newest revision of fleet+-vm' in said
     assert not [line for line in said if "my vm" in line]
 
     # A mass restore to images of their own, by a template.
     fleet.plan("vm1")
-    target = f"rbd:rbd/{{job}}-{{disk}}?conf={ceph_pools.conf}"
+    target = f"rbd:rbd/{{job}}-{{disk}}?conf={ceph.conf}"
     done = fleet.run("mass-restore", "2", env={**env, "TARGET": target})
     assert done.returncode == 0, done.stderr
-    for disk, image in {"vda": "data/vm1-root", "vdb": "rbd/customers/vm1-data"}.items():
-        assert ceph_pools.export(f"rbd/vm1-{disk}") == ceph_pools.export(image)
+    for disk, image in {"vda": "fleet/vm1-root", "vdb": "rbd/fleet/vm1-data"}.items():
+        assert ceph.export(f"rbd/vm1-{disk}") == ceph.export(image)
 
 
 def test_a_configuration_with_a_problem_leaves_the_jobs_as_they_were(fleet: Fleet) -> None:

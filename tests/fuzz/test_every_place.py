@@ -34,7 +34,13 @@ from tests.lab.volumes import Mounts
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 SEED = int(os.environ.get("BACKY_SEED", "1"))
 STORES = ["chunks", "images"]
-UNTOUCHED = {"config", "init", "run", "top"}  # they show or change what is not in it
+UNTOUCHED = {
+    "config",
+    "configured-jobs",
+    "init",
+    "run",
+    "top",
+}  # they show or change what is not in it
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-z]{4}")
 MODES = ["before", "after", "both"]
 

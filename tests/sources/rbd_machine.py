@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -122,7 +122,10 @@ def servers_of(ceph: Cluster, image: str) -> list[int]:
     Other tests may have an image of that name at this time, in another cluster.
     """
     word, cluster = image.rpartition("/")[2].encode(), str(ceph.conf).encode()
-    lines = {path: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    lines: dict[Path, bytes] = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            lines[path] = path.read_bytes()
     return [
         int(path.parent.name) for path, line in lines.items() if word in line and cluster in line
     ]
