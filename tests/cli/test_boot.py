@@ -75,6 +75,18 @@ class Vm:
         with connect(self.folder / "monitor.sock", 60) as monitor:
             return monitor.ask(command, **arguments)
 
+    def events_until(self, *last: str) -> list[str]:
+        """The events of QEMU, from now to one of these."""
+        names: list[str] = []
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(60)
+            client.connect(str(self.folder / "monitor.sock"))
+            client.sendall(b'{"execute": "qmp_capabilities"}\n')
+            with client.makefile() as lines:
+                while not {*names} & {*last}:
+                    names += filter(None, [json.loads(next(lines)).get("event")])
+        return names
+
     def write(self, disk: int, offset: int, byte: int) -> None:
         """Write 64 KiB as the guest would do it, and wait until they are durable."""
         device = f"-d /machine/peripheral/device{disk}/virtio-backend"
@@ -158,7 +170,7 @@ def booting(backy: Backy, vm: Vm, *options: str, rate: str = "1MiB") -> Iterator
     """A boot that copies slowly, once its VM runs."""
     words = ("boot", "vm1", "--state", str(vm.folder), "--rate", rate, *options)
     with backy.started(*words) as running:
-        wait_for(lambda: running.process.poll() is not None or bool(copying(vm)), "it copies")
+        wait_for(lambda: running.process.poll() is not None or is_copying(vm), "it copies")
         assert running.process.poll() is None, running.end()
         yield running
 
@@ -167,6 +179,11 @@ def copying(vm: Vm) -> list[Any]:
     with suppress(SourceError):
         return list(vm.ask("query-jobs"))
     return []
+
+
+def is_copying(vm: Vm) -> bool:
+    """Whether it copies while the guest runs: when a move begins the guest stands still."""
+    return bool(copying(vm)) and vm.ask("query-status")["status"] == "running"
 
 
 def is_held(backy: Backy) -> bool:
@@ -478,6 +495,21 @@ def test_a_target_that_is_a_link_to_nothing_is_left_alone(
     assert refused.message == f"{tmp_path / 'link'} exists"
     assert not (tmp_path / "elsewhere").exists()
     assert not is_held(backy)
+
+
+def test_a_guest_stands_still_until_its_move_knows_all_blocks(backy: Backy, tmp_path: Path) -> None:
+    """QEMU does not mirror a write that is under way meanwhile."""
+    seen: list[str] = []
+    for number in range(5):  # we may look too late
+        machine = Vm(tmp_path / f"vm{number}")
+        words = ("--state", str(machine.folder), "--rate", "1MiB")
+        with backy.started("boot", "vm1", *words, f"--into=vda={tmp_path / str(number)}"):
+            wait_for(lambda vm=machine: vm.qemu() > 0, "QEMU listens")  # type: ignore[misc]
+            seen = machine.events_until("RESUME", "BLOCK_JOB_READY")
+        machine.kill(*filter(None, (machine.server(), machine.qemu())))
+        if seen[-1] == "RESUME":
+            break
+    assert seen[-1] == "RESUME"
 
 
 def test_a_disk_moves_into_ceph(ceph: Cluster, backy: Backy, vm: Vm) -> None:

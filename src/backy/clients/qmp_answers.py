@@ -106,6 +106,7 @@ class BackgroundJob(Answer):
     id: str
     status: str
     current_progress: int = Field(alias="current-progress", ge=0)
+    total_progress: int = Field(alias="total-progress")
     error: str = ""
 
 

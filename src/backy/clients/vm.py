@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ from backy.clients.qmp import NotRunningError, connect
 from backy.clients.qmp_answers import BackgroundJob, ImageHeader
 from backy.clients.rbd import Rbd
 from backy.errors import SourceError, UsageError, translated
-from backy.system import detached, files
+from backy.system import detached, files, signals
 from backy.units import MiB
 
 # Unix sockets in its folder. A monitor serves one connection at a time: CONTROL is ours.
@@ -29,7 +29,6 @@ RECONNECT_SECONDS = 7 * 24 * 3600  # for so long requests of the guest wait for 
 _SECTOR = 512  # bytes; sizes of QEMU's images are multiples of it
 _IMG_SECONDS = 60
 _QMP_SECONDS = 60
-_AGENT_SECONDS = 0.25
 _DEVICES = {"scsi": "scsi-hd", "sata": "ide-hd", "ide": "ide-hd"}  # by libvirt's word for the bus
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -157,14 +156,9 @@ class Overlay:
         except ValidationError as error:
             raise SourceError(f"{self.path}: qemu-img printed something unexpected") from error
 
-    def is_of(self, backing: str) -> bool:
-        """Whether `backing` is the export, whatever the path of the socket was."""
-        return backing.partition("?")[0] == self.uri.partition("?")[0]
-
     def stream(self, rate: int) -> dict[str, object]:
         """The arguments of QEMU's command block-stream."""
-        job = {"device": self.name, "job-id": self.name, "auto-dismiss": False}
-        return job | {"speed": rate}
+        return {"device": self.name, "job-id": self.name, "auto-dismiss": False, "speed": rate}
 
     def arguments(self, *, is_whole: bool, has_moved: bool = False) -> Iterator[str]:
         """The arguments of QEMU for this disk; `is_whole`: it needs nothing of the export."""
@@ -282,8 +276,7 @@ class Emulator(Machine):
     def find(self) -> bool:
         """See Machine."""
         try:
-            monitor = connect(self._folder / CONTROL, _QMP_SECONDS)
-            self._monitor = self._stack.enter_context(monitor)
+            self._monitor = self._stack.enter_context(connect(self._folder / CONTROL, _QMP_SECONDS))
         except NotRunningError:
             return False
         if self._monitor.status() == "io-error":
@@ -301,7 +294,8 @@ class Emulator(Machine):
         """See Machine."""
         job, disk, name = self._job(overlay), overlay.name, f"{overlay.name}-target"
         if job and not job.error:
-            if job.status not in {"pending", "concluded"}:
+            if job.status == "running":
+                self._go_on()  # we may have been killed when it began
                 self._monitor.ask("block-job-set-speed", device=disk, speed=rate)
             return
         if job:
@@ -314,7 +308,11 @@ class Emulator(Machine):
         self._monitor.ask("blockdev-add", **overlay.target.node(), node_name=name)
         wanted = {"job_id": disk, "device": disk, "target": name, "sync": "full", "speed": rate}
         modes = {"copy_mode": "write-blocking", "auto_dismiss": False}
-        self._monitor.ask("blockdev-mirror", **wanted, **modes)
+        # A write that is under way until the job knows all blocks would not get to the target.
+        with self._standing_still():
+            self._monitor.ask("blockdev-mirror", **wanted, **modes)
+            while (job := self._job(overlay)) and not (job.total_progress or job.error):
+                signals.sleep(0.02)
 
     def progress(self, overlay: Overlay) -> tuple[int, bool]:
         """See Machine."""
@@ -327,14 +325,21 @@ class Emulator(Machine):
             self._monitor.ask("stop")  # so that nothing is written until it is noted who has it
             self._monitor.ask("job-complete", id=job.id)
         if job.status == "pending":  # else the overlay would name no export before it has all
-            self._flush()
-            self._monitor.ask("job-finalize", id=job.id)
+            with self._standing_still():
+                self._monitor.ask("job-finalize", id=job.id)
         return job.current_progress, job.status == "concluded"
 
-    def _flush(self) -> None:
-        """Make durable what QEMU has in memory: also where the copied clusters of a qcow2 are."""
+    @contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Stop the guest during the body. Before it QEMU ends what is under way.
+
+        It also makes durable what it has in memory, such as where the clusters of a qcow2 are.
+        """
         self._monitor.ask("stop")
-        self._go_on()
+        try:
+            yield
+        finally:
+            self._go_on()
 
     def _job(self, overlay: Overlay) -> BackgroundJob | None:
         jobs = self._monitor.query(list[BackgroundJob], "query-jobs")
@@ -345,10 +350,10 @@ class Emulator(Machine):
         self._monitor.ask("job-dismiss", id=overlay.name)
         # An overlay that is in use stays. QEMU 7.2 refuses both if the guest powered off at that
         # moment; then `quit` makes it crash, after all is written.
-        for name in (overlay.name, overlay.backing_name):
-            with suppress(SourceError):
-                self._monitor.ask("blockdev-del", node_name=name)
-        self._flush()
+        with self._standing_still():
+            for name in (overlay.name, overlay.backing_name):
+                with suppress(SourceError):
+                    self._monitor.ask("blockdev-del", node_name=name)
 
     def _go_on(self) -> None:
         if self._monitor.status() == "paused":  # not if the guest has shut down
@@ -356,7 +361,7 @@ class Emulator(Machine):
 
     def ping(self) -> None:
         """See Machine."""
-        Agent(self._folder / AGENT, _AGENT_SECONDS).close()
+        Agent(self._folder / AGENT, 0.25).close()
 
     def let_go(self) -> bool:
         """See Machine. If the guest has shut down, QEMU ends now."""

@@ -135,7 +135,8 @@ class _Boot:
                 why = f"{overlay.path} is missing, which had what the guest wrote"
                 raise TargetError(why, f"Bring it back, or remove {plan.folder} to begin anew.")
             if backing := overlay.backing():
-                if not overlay.is_of(backing):
+                # The path of the socket may be another one.
+                if backing.partition("?")[0] != overlay.uri.partition("?")[0]:
                     why = f"{overlay.path} is not of this revision: it needs {backing}"
                     raise TargetError(why, "Use another folder with --state.")
                 partial.append(overlay)

@@ -129,8 +129,8 @@ def undo(repository: Repository) -> list[str]:
     """Bring the newest batch back; return its ids. Raises NotFoundError if the trash is empty."""
     trash = repository.root / "trash"
     with repository.history_lock(), translated(StoreError, f"{repository.name}: undoing"):
-        for batch, removed in reversed(list(_removed(trash))):
-            for folder in removed:
+        for batch in reversed(_folders_in(trash)):
+            for folder in (removed := _folders_in(batch)):
                 folders.rename(folder, repository.root / "revisions" / folder.name)
             if removed:
                 _sync(repository, batch)
@@ -285,14 +285,8 @@ def all_folders(root: Place) -> Iterator[Place]:
     Raises OSError if one of them cannot be listed.
     """
     yield from _revisions_in(root / "revisions")
-    for _, removed in _removed(root / "trash"):
-        yield from removed
-
-
-def _removed(trash: Place) -> Iterator[tuple[Place, list[Place]]]:
-    """The batches in the trash, oldest first, each with its revisions."""
-    for batch in _folders_in(trash):  # their names are like those of revisions
-        yield batch, _folders_in(batch)
+    for batch in _folders_in(root / "trash"):  # their names are like those of revisions
+        yield from _folders_in(batch)
 
 
 def _revisions_in(folder: Place) -> list[Place]:
