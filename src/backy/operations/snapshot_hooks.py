@@ -69,5 +69,4 @@ def _refuse_unsafe(hooks: Runner) -> None:
 def _reached(hooks: Runner) -> Consistency | None:
     """The weakest consistency that a hook before the snapshot is configured with, if it is one."""
     reached = {Consistency(hook.consistency) for hook in hooks.of("before-snapshot")}
-    reached.discard(Consistency.CRASH)
-    return max(reached, key=list(Consistency).index, default=None)
+    return max(reached - {Consistency.CRASH}, key=list(Consistency).index, default=None)

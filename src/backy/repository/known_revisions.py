@@ -16,7 +16,6 @@ _MOST = 32 * MiB  # of revision.json, each with 1 KiB more: 20,000 with one disk
 # A file that is younger can change again, and have the same times: file systems measure them in
 # steps, of up to two seconds.
 _SETTLED = 2 * 10**9  # nanoseconds
-_Key = tuple[str, int, int, int, int, int, int]
 
 
 class KnownRevisions:
@@ -26,7 +25,7 @@ class KnownRevisions:
         """Remember revisions until their revision.json have `most` bytes together."""
         self._most = most
         self._left = most
-        self._known: dict[_Key, Revision] = {}
+        self._known: dict[tuple[str | int, ...], Revision] = {}
 
     def revision(self, path: Place, status: os.stat_result, block_size: int) -> Revision:
         """The revision at `path`, as `read_revision` gives it; `status` is from just before."""

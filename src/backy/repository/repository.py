@@ -141,8 +141,9 @@ class Repository:
         the backups of all others. Raises StoreError if they cannot be listed.
         """
         with translated(StoreError, f"{self.name}: listing revisions"):
-            folder = (self.root / "revisions").as_root()
+            folder = self.root / "revisions"
             ids = [*filter(is_id, folders.list_folder(folder))]
+            folder = folder.as_root() if ids else folder  # which may be missing
         block_size, left = self.settings.block_size, _MOST_RECORDS
         why = "older revisions are not read, because all revision.json together exceed 64 MiB"
         for name in reversed(ids):

@@ -24,8 +24,9 @@ class PathTarget:
         if not place or "\0" in place:
             raise UsageError(f"{place!a} cannot be a path", "Name a file or a block device.")
         self._path = Path(place)
-        self.identity = os.path.realpath(place)
         self._looking = f"looking at the target {place}"
+        with translated(TargetError, self._looking):  # a link may be exchanged at this moment
+            self.identity = os.path.realpath(place)
 
     def refuse(self, sources: Mapping[str, Path | str]) -> None:
         """See Target. A path inside any repository is refused, too."""
