@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -229,3 +230,14 @@ def test_a_lock_against_qemu_is_not_taken_twice(tmp_path: Path) -> None:
     with files.open_to_write(path) as file, files.open_to_write(path) as other:
         assert lock_out_qemu(file)
         assert not lock_out_qemu(other)
+
+
+def test_a_link_that_is_exchanged_while_it_is_followed_is_a_target_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def realpath(_: str) -> str:
+        raise OSError(errno.EINVAL, "Invalid argument")  # of readlink(2): it is no link any more
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    with pytest.raises(TargetError, match="looking at the target /images/vm1: Invalid argument"):
+        open_target("/images/vm1")
